@@ -1,0 +1,1 @@
+"""Figures of merit: per image, by Fourier ring, against independent images, and on pure noise."""

@@ -1,0 +1,97 @@
+"""How much signal a denoised stack holds, judged on independent noisy images of the same particles.
+
+Some frames of an exposure are denoised and compared with the others, which no filter has seen. The noise of
+the two is independent, so it adds nothing to the expected correlation: whatever raises it is signal that the
+filter kept, or noise that it removed. No clean truth is needed. A perfect denoiser reaches the square root of
+the share of signal in the variance of the noisy twin, which is far below 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .fourier import band_correlation
+from .image import correlation
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over images and its standard error."""
+
+    mean: float
+    standard_error: float
+    n_images: int
+    #: micrographs, or images where each stands alone
+    n_groups: int
+
+
+def independent_correlation(
+    denoised: Tensor,
+    twin: Tensor,
+    *,
+    pixel_size_angstrom: float | None = None,
+    coarsest_angstrom: float | None = None,
+) -> Tensor:
+    """Pearson correlation of each denoised image with its noisy twin: `(n, y, x)` both, `(n,)` out.
+
+    With `coarsest_angstrom` only finer frequencies count: gradients of ice thickness are common to both
+    halves of an exposure and would pass for signal.
+
+    Raises
+    ------
+    ValueError
+        When the stacks differ in shape, or a band is asked for without a pixel size.
+    """
+    if denoised.shape != twin.shape:
+        raise ValueError(
+            f"expected stacks of one shape, found {tuple(denoised.shape)} and {tuple(twin.shape)}"
+        )
+    if coarsest_angstrom is None:
+        return correlation(denoised, twin)
+    if pixel_size_angstrom is None:
+        raise ValueError("a band in Å needs pixel_size_angstrom")
+    return band_correlation(denoised, twin, pixel_size_angstrom, coarsest_angstrom=coarsest_angstrom)
+
+
+def bootstrap_score(
+    values: Tensor,
+    groups: Sequence[str] | None = None,
+    *,
+    n_resamples: int = 2000,
+    generator: torch.Generator | None = None,
+) -> Score:
+    """Mean of `values` `(n,)` with the standard error that a bootstrap over groups finds.
+
+    Images of one micrograph share its ice, defocus and overlapping neighbours, so whole micrographs are
+    drawn: `groups` names the micrograph of each image. Without it every image is drawn for itself. To compare
+    two filters, pass the difference of their values: what is common to both then cancels.
+
+    Raises
+    ------
+    ValueError
+        When there are fewer than two groups, or not one name per value.
+    """
+    if groups is None:
+        group_index = torch.arange(len(values))
+    else:
+        if len(groups) != len(values):
+            raise ValueError(
+                f"expected one group name per image, found {len(groups)} for {len(values)} images"
+            )
+        order = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+        group_index = torch.tensor([order[name] for name in groups])
+    n_groups = int(group_index.max()) + 1
+    if n_groups < 2:
+        raise ValueError("a standard error needs images from at least two micrographs")
+    values = values.detach().cpu().double()
+    sums = torch.zeros(n_groups, dtype=torch.float64).index_add_(0, group_index, values)
+    counts = torch.bincount(group_index, minlength=n_groups).double()
+    if generator is None:
+        generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(n_groups, (n_resamples, n_groups), generator=generator)
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    return Score(float(values.mean()), float(means.std()), len(values), n_groups)

@@ -1,0 +1,127 @@
+"""The classical filters against scipy, closed forms and brute force."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from cryohush.core.imaging import filters
+
+SHAPES = [(16, 16), (15, 15), (12, 17), (9, 8)]
+
+
+def white_noise(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def full_rings(shape: tuple[int, int]) -> np.ndarray:
+    rows, columns = np.fft.fftfreq(shape[0]), np.fft.fftfreq(shape[1])
+    return np.round(np.hypot(rows[:, None], columns[None, :]) * min(shape)).astype(int)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ring_mean_equals_a_plain_mean_over_the_full_transform(shape: tuple[int, int]) -> None:
+    image = white_noise(*shape)
+    power = np.abs(np.fft.fft2(image.numpy())) ** 2
+    rings = full_rings(shape)
+    expected = [power[rings == ring].mean() for ring in range(rings.max() + 1)]
+    found = filters.ring_mean(torch.fft.rfft2(image).abs().square(), shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)  # float64 both, another order of summation
+
+
+@pytest.mark.parametrize("sigma_px", [0.4, 1.0, 3.7, 9.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gaussian_filter_is_that_of_scipy(shape: tuple[int, int], sigma_px: float) -> None:
+    # sigma 9 reaches 36 pixels: further than the image is wide
+    ndimage = pytest.importorskip("scipy.ndimage")
+    images = white_noise(3, *shape)
+    expected = ndimage.gaussian_filter(images.numpy(), (0, sigma_px, sigma_px))
+    np.testing.assert_allclose(filters.gaussian_filter(images, sigma_px), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("width_px", [1, 3, 7])
+def test_mean_filter_is_that_of_scipy(width_px: int) -> None:
+    ndimage = pytest.importorskip("scipy.ndimage")
+    images = white_noise(2, 10, 13)
+    expected = ndimage.uniform_filter(images.numpy(), (0, width_px, width_px))
+    np.testing.assert_allclose(filters.mean_filter(images, width_px), expected, atol=1e-12)
+
+
+def test_filters_keep_a_constant_image_and_the_dtype() -> None:
+    images = torch.full((2, 16, 16), 3.0)
+    gain = torch.ones(13)
+    for filtered in (
+        filters.mean_filter(images, 5),
+        filters.gaussian_filter(images, 2.0),
+        filters.low_pass(images, 10.0, 1.0),
+        filters.radial_filter(images, gain),
+    ):
+        assert filtered.dtype == torch.float32
+        torch.testing.assert_close(filtered, images, rtol=1e-6, atol=0.0)  # float32 rounding
+
+
+@pytest.mark.parametrize("edge_rings", [0.0, 2.0])
+def test_low_pass_keeps_coarser_waves_and_removes_finer_ones(edge_rings: float) -> None:
+    side, pixel_size = 64, 2.0
+    column = torch.arange(side, dtype=torch.float64)
+    # cut-off at ring 10, that is at 64 * 2 / 10 = 12.8 Å
+    for ring, gain in ((8, 1.0), (12, 0.0)):
+        wave = torch.cos(2 * math.pi * ring * column / side).expand(side, side)
+        found = filters.low_pass(wave, side * pixel_size / 10, pixel_size, edge_rings)
+        torch.testing.assert_close(found, gain * wave, rtol=0.0, atol=1e-7)  # the gain is float32
+
+
+def test_low_pass_halves_the_wave_at_its_cut_off() -> None:
+    wave = torch.cos(2 * math.pi * 10 * torch.arange(64) / 64).expand(64, 64)
+    found = filters.low_pass(wave, 64 / 10, 1.0, edge_rings=4.0)
+    torch.testing.assert_close(found, 0.5 * wave, rtol=0.0, atol=1e-5)  # float32 transform
+
+
+def test_radial_filter_scales_each_ring_by_its_gain() -> None:
+    images = white_noise(2, 16, 16)
+    gain = torch.rand(12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    spectrum = np.fft.fft2(images.numpy()) * gain.numpy()[full_rings((16, 16))]
+    np.testing.assert_allclose(filters.radial_filter(images, gain), np.fft.ifft2(spectrum).real, atol=1e-12)
+
+
+def test_wiener_gain_is_signal_over_total_and_never_negative() -> None:
+    total = torch.tensor([4.0, 2.0, 1.0, 0.0])
+    noise = torch.tensor([1.0, 1.0, 1.5, 1.0])
+    torch.testing.assert_close(filters.wiener_gain(noise, total), torch.tensor([0.75, 0.5, 0.0, 0.0]))
+
+
+def test_oracle_gain_is_the_least_squares_gain_of_each_ring() -> None:
+    clean = filters.gaussian_filter(white_noise(6, 16, 16), 1.5)
+    images, twin = clean + 0.1 * white_noise(6, 16, 16, seed=2), clean + 0.1 * white_noise(6, 16, 16, seed=3)
+    gain = filters.oracle_gain(images, twin)
+
+    def distance(candidate: torch.Tensor) -> float:
+        return float((filters.radial_filter(images, candidate) - twin).square().sum())
+
+    best = distance(gain)
+    for ring in range(len(gain)):
+        for change in (-1e-3, 1e-3):
+            moved = gain.clone()
+            moved[ring] += change
+            assert distance(moved) > best
+
+
+def test_oracle_gain_finds_the_wiener_filter_of_known_powers() -> None:
+    # signal of variance 3, noise of variance 1, both white: the gain is 3/4 in every ring
+    clean = math.sqrt(3.0) * white_noise(400, 16, 16)
+    images, twin = clean + white_noise(400, 16, 16, seed=2), clean + white_noise(400, 16, 16, seed=3)
+    gain = filters.oracle_gain(images, twin)
+    # ring 0 holds one number per image, so its error is about 1 / sqrt(400)
+    torch.testing.assert_close(gain, torch.full_like(gain, 0.75), rtol=0.0, atol=0.2)
+    torch.testing.assert_close(gain[3:9], torch.full((6,), 0.75, dtype=gain.dtype), rtol=0.0, atol=0.03)
+
+
+def test_filters_refuse_impossible_sizes() -> None:
+    images = torch.zeros(1, 8, 8)
+    for width_px in (0, 4):
+        with pytest.raises(ValueError, match="odd"):
+            filters.mean_filter(images, width_px)
+    with pytest.raises(ValueError, match="positive"):
+        filters.gaussian_filter(images, 0.0)
