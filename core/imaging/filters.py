@@ -42,7 +42,7 @@ def hermitian_weight(shape: tuple[int, int], device: torch.device | None = None)
 
 
 def ring_mean(values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """`(..., rings)` mean of real `values` `(..., y, x // 2 + 1)` over each Fourier ring of images of `shape`."""
+    """`(..., rings)` mean of real `values` `(..., y, x // 2 + 1)` over the Fourier rings of images of `shape`."""
     ring = ring_index(shape, values.device).flatten()
     weight = hermitian_weight(shape, values.device).expand(shape[0], -1).flatten().to(values.dtype)
     rings = int(ring.max()) + 1
@@ -109,7 +109,7 @@ def radial_filter(images: Tensor, ring_gain: Tensor) -> Tensor:
 
 
 def wiener_gain(noise_power: Tensor, total_power: Tensor) -> Tensor:
-    """`(rings,)` Wiener gain `max(0, 1 - noise / total)`; `total_power` is that of signal and noise together."""
+    """`(rings,)` Wiener gain `max(0, 1 - noise / total)`; `total_power` is that of signal plus noise."""
     return (1.0 - noise_power / total_power.clamp_min(torch.finfo(total_power.dtype).tiny)).clamp_min(0.0)
 
 
