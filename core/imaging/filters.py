@@ -42,7 +42,7 @@ def hermitian_weight(shape: tuple[int, int], device: torch.device | None = None)
 
 
 def ring_mean(values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """`(..., rings)` mean of real `values` `(..., y, x // 2 + 1)` over the Fourier rings of images of `shape`."""
+    """`(..., rings)` mean of real `values` `(..., y, x // 2 + 1)` over the rings of images of `shape`."""
     ring = ring_index(shape, values.device).flatten()
     weight = hermitian_weight(shape, values.device).expand(shape[0], -1).flatten().to(values.dtype)
     rings = int(ring.max()) + 1
