@@ -1,0 +1,102 @@
+"""Which RELION started this job, and the table in which it looks for the job's outputs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.io.files import part_path, rename_complete, writing_failed
+
+OUTPUT_NODES = "RELION_OUTPUT_NODES.star"
+
+# RELION 3.1 numbers the kinds of nodes, 4 and 5 name them; only 4 and 5 differ in the name for particles.
+PARTICLES_NUMBER, PDF_NUMBER = 3, 13
+PARTICLES_LABELS = {"4": "ParticlesData.star.relion", "5": "ParticleGroupMetadata.star.relion"}
+PDF_LABEL = "LogFile.pdf.relion"
+NODE_COLUMNS = ("_rlnPipeLineNodeName", "_rlnPipeLineNodeType", "_rlnPipeLineNodeTypeLabel")
+
+
+@dataclass(frozen=True)
+class Project:
+    """The RELION project that a job belongs to.
+
+    Attributes
+    ----------
+    version
+        ``"3.1"``, ``"4"``, ``"5"``, or None when the job was not started by RELION.
+    particles_label
+        The name of this RELION for a table of particles; None in 3.1, which has numbers only.
+    """
+
+    version: str | None
+    particles_label: str | None
+
+    @classmethod
+    def of_job(cls, directory: Path, particles: str) -> Project:
+        """Recognise the RELION that started the job in `directory`.
+
+        RELION writes ``job_pipeline.star`` before it starts a job; the row of the job's input carries the
+        label by which this RELION knows particles. ``job.star`` is the fallback: the input may be no node.
+        """
+        pipeline = _read(directory / "job_pipeline.star")
+        row = re.search(rf"^\s*{re.escape(particles)}\s+(\S+)", pipeline, re.MULTILINE)
+        kind = row[1].partition(".")[0] if row else ""
+        if kind == str(PARTICLES_NUMBER):
+            return cls("3.1", None)
+        for version, label in PARTICLES_LABELS.items():
+            # only what stands before the first dot decides in which menu of inputs a node appears
+            if kind == label.partition(".")[0]:
+                return cls(version, label)
+        job = _read(directory / "job.star")
+        if re.search(r"^\s*_rlnJobType\s", job, re.MULTILINE):
+            return cls("3.1", None)
+        if re.search(r"^\s*_rlnJobTypeLabel\s", job, re.MULTILINE):
+            # RELION 4 still writes the version of 3.1.
+            version = "5" if re.search(r"^# version 50001", job, re.MULTILINE) else "4"
+            return cls(version, PARTICLES_LABELS[version])
+        return cls(None, None)
+
+
+def write_output_nodes(directory: Path, project: Project, *, particles: str, pdf: str) -> Path:
+    """Write the table of outputs that RELION reads once, when it first sees the success marker.
+
+    Parameters
+    ----------
+    directory
+        The job directory, as RELION gave it: node names start with it.
+    project
+        Decides the columns. 3.1 needs the number and warns about a name, 4 and 5 need the name. Outside of
+        a project both are written, which all of them accept.
+    particles, pdf
+        File names in `directory`.
+
+    Raises
+    ------
+    OutputError
+        When the file cannot be written.
+    """
+    nodes = (
+        (f"{directory}/{particles}", str(PARTICLES_NUMBER), project.particles_label or PARTICLES_LABELS["5"]),
+        (f"{directory}/{pdf}", str(PDF_NUMBER), PDF_LABEL),
+    )
+    kept = {"3.1": (0, 1), None: (0, 1, 2)}.get(project.version, (0, 2))
+    text = "\ndata_output_nodes\n\nloop_\n"
+    text += "".join(f"{NODE_COLUMNS[column]} #{number}\n" for number, column in enumerate(kept, 1))
+    text += "".join(" ".join(node[column] for column in kept) + "\n" for node in nodes) + "\n"
+    path = directory / OUTPUT_NODES
+    part = part_path(path)
+    try:
+        part.write_text(text)
+        rename_complete(part, path)
+    except OSError as error:
+        raise writing_failed(path, error) from error
+    return path
+
+
+def _read(path: Path) -> str:
+    """Return the text of a file that RELION has written, or nothing where there is none."""
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
