@@ -1,0 +1,529 @@
+"""The particle set: which image of which stack every row of a table means, without any image data."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ImageError, MrcError, StarError
+from .mrc import StackReader
+from .star import Table, quote, read_tables, rewrite, unquote
+
+STACK_SUFFIXES = (".mrcs", ".mrc")
+_IMAGE, _ORIGINAL, _PREVIOUS = "rlnImageName", "rlnImageOriginalName", "rlnCryohushPreviousOriginalName"
+_GROUP = "rlnOpticsGroup"
+_PARTICLE_TABLES = ("particles", "images", "")
+# The image's own pixel size first; the others are what RELION falls back on.
+_PIXEL_SIZES = (
+    "rlnImagePixelSize",
+    "rlnMicrographPixelSize",
+    "rlnMicrographOriginalPixelSize",
+    "rlnPixelSize",
+)
+# Before RELION 3.1 every row carried its optics; the rows that agree in all of these are one group.
+_ROW_OPTICS = (
+    "rlnVoltage",
+    "rlnSphericalAberration",
+    "rlnAmplitudeContrast",
+    "rlnMagnification",
+    "rlnDetectorPixelSize",
+    "rlnImagePixelSize",
+    "rlnPixelSize",
+)
+_LARGEST_INDEX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class OpticsGroup:
+    """What the images of one optics group share; None where the table does not say.
+
+    Attributes
+    ----------
+    number
+        As in the table.
+    name
+        As in the table.
+    pixel_size_angstrom
+        Pixel size of the particle images, Å.
+    box_px
+        Side of the particle images, pixels.
+    voltage_kv, cs_mm, amplitude_contrast
+        Of the microscope: kV, mm, a fraction.
+    """
+
+    number: int
+    name: str
+    pixel_size_angstrom: float | None
+    box_px: int | None
+    voltage_kv: float | None
+    cs_mm: float | None
+    amplitude_contrast: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class ParticleSet:
+    """A table of particle images, in the order of its rows.
+
+    Attributes
+    ----------
+    source
+        The STAR file, or the stack itself.
+    has_table
+        Whether `source` is a STAR file. A bare stack has one row per image and nothing to rewrite.
+    root
+        Folder against which relative image names were resolved.
+    stacks
+        Paths of the stacks; two spellings of a name (`x.mrcs`, `./x.mrcs`) are one stack.
+    stack_names
+        Their names as first written in the table.
+    stack
+        int32 `(n,)`: position in `stacks`, per row.
+    image
+        int32 `(n,)`: 0-based index in the stack, per row.
+    line
+        int32 `(n,)`: line of the STAR file, 1-based, per row; 0 for a bare stack.
+    optics_group
+        int32 `(n,)`: key into `optics`, per row.
+    optics
+        The optics groups by number.
+    """
+
+    source: Path
+    has_table: bool
+    root: Path
+    stacks: list[Path]
+    stack_names: list[str]
+    stack: NDArray[np.int32]
+    image: NDArray[np.int32]
+    line: NDArray[np.int32]
+    optics_group: NDArray[np.int32]
+    optics: dict[int, OpticsGroup]
+
+    def __len__(self) -> int:
+        return len(self.stack)
+
+    @classmethod
+    def read(cls, path: str | Path, *, root: Path | None = None) -> ParticleSet:
+        """Read a particle STAR file (RELION 3.0 to 5), or take a whole `.mrcs`/`.mrc` stack as a set.
+
+        Parameters
+        ----------
+        path
+            The STAR file or the stack.
+        root
+            The folder that image names are relative to. Without it the working directory is tried (RELION's
+            project directory), then the STAR file's folder and its parents.
+
+        Raises
+        ------
+        StarError
+            If the STAR file is malformed or empty, holds no 2D particles, or names a stack that is not there.
+        MrcError
+            If `path` is a stack that cannot be read.
+        """
+        path = Path(path)
+        if path.suffix.lower() in STACK_SUFFIXES:
+            return _whole_stack(path)
+        rows, optics = _read_star(path)
+        root = _find_root(path, rows, root)
+        return cls(
+            source=path,
+            has_table=True,
+            root=root,
+            stacks=[root / name for name in rows.stack_names],
+            stack_names=rows.stack_names,
+            stack=np.frombuffer(rows.stack, dtype=np.int32),
+            image=np.frombuffer(rows.image, dtype=np.int32),
+            line=np.frombuffer(rows.line, dtype=np.int32),
+            optics_group=np.frombuffer(rows.optics_group, dtype=np.int32),
+            optics=optics,
+        )
+
+    def pixel_size_angstrom(self, stack_index: int) -> float | None:
+        """Return the pixel size of a stack in Å, by the optics group of its first row; None if unknown."""
+        first_row = int(np.argmax(self.stack == stack_index))
+        return self.optics[int(self.optics_group[first_row])].pixel_size_angstrom
+
+    def distinct_images(self) -> list[NDArray[np.int32]]:
+        """Return, per stack, the 0-based indices of the images in use, ascending, each once.
+
+        They are what has to be denoised, and the order of the images in the denoised stack.
+        """
+        keys = np.unique(self._image_keys())
+        return np.split(
+            (keys & 0xFFFFFFFF).astype(np.int32),
+            np.searchsorted(keys, np.arange(1, len(self.stacks), dtype=np.int64) << 32),
+        )
+
+    def output_positions(self) -> NDArray[np.int32]:
+        """Return, per row, the 0-based position of its image in `distinct_images()[stack]`, int32 `(n,)`."""
+        keys, position = np.unique(self._image_keys(), return_inverse=True)
+        begin = np.searchsorted(keys, np.arange(len(self.stacks), dtype=np.int64) << 32)
+        return (position.reshape(-1) - begin[self.stack]).astype(np.int32)
+
+    def _image_keys(self) -> NDArray[np.int64]:
+        return (self.stack.astype(np.int64) << 32) | self.image
+
+    def check_images(self) -> list[tuple[int, int, int]]:
+        """Open each stack once, compare it with the table, and return the stacks' shapes `(n, y, x)`.
+
+        Raises
+        ------
+        MrcError
+            If a stack cannot be read, or a row asks for an image beyond its end.
+        ImageError
+            If an image is not square, its size disagrees with the table, or sizes differ inside one optics
+            group.
+        """
+        shapes = []
+        largest = np.full(len(self.stacks), -1, dtype=np.int32)
+        np.maximum.at(largest, self.stack, self.image)
+        for stack, path in enumerate(self.stacks):
+            with StackReader(path) as reader:
+                shapes.append(reader.shape)
+            if largest[stack] >= reader.n_images:
+                row = int(np.argmax((self.stack == stack) & (self.image >= reader.n_images)))
+                raise MrcError(
+                    f"the stack has {reader.n_images} images, but image {self.image[row] + 1} is wanted by "
+                    f"{self._row(row)}.",
+                    path=path,
+                )
+        self._check_boxes(shapes)
+        return shapes
+
+    def _check_boxes(self, shapes: list[tuple[int, int, int]]) -> None:
+        pairs = (self.optics_group.astype(np.int64) << 32) | self.stack
+        _, first_rows = np.unique(pairs, return_index=True)
+        first_of_group: dict[int, tuple[int, Path]] = {}
+        for row in first_rows.tolist():
+            stack, optics = int(self.stack[row]), self.optics[int(self.optics_group[row])]
+            path, (_, y, x) = self.stacks[stack], shapes[stack]
+            if x != y:
+                raise ImageError(f"expected square particle images, found {x} x {y} px.", path=path)
+            if optics.box_px is not None and optics.box_px != x:
+                raise ImageError(
+                    f"the images are {x} px wide, the table says {optics.box_px} px for optics group "
+                    f"{optics.number} ({self._row(row)}).",
+                    path=path,
+                )
+            box_px, first_path = first_of_group.setdefault(optics.number, (x, path))
+            if box_px != x:
+                raise ImageError(
+                    f"the images are {x} px wide, those of {first_path} in the same optics group "
+                    f"{optics.number} are {box_px} px wide.",
+                    path=path,
+                    remedy="Give each box size its own optics group.",
+                )
+
+    def _row(self, row: int) -> str:
+        return f"{self.source}, line {self.line[row]}" if self.has_table else f"row {row + 1}"
+
+    def write(self, path: str | Path, image_names: Iterable[str]) -> None:
+        """Write the table with other images: the source's text with only the image columns changed.
+
+        `rlnImageName` becomes the given name and `rlnImageOriginalName` the raw image's, so that RELION's
+        "revert to original particles" swaps them back. If the table already has original names, they move to
+        `rlnCryohushPreviousOriginalName` (`…2`, `…3` when taken).
+
+        Parameters
+        ----------
+        path
+            The new STAR file.
+        image_names
+            One `000001@stack.mrcs` per row, in order; an iterator is consumed as the rows are written.
+
+        Raises
+        ------
+        StarError
+            If the source was changed since it was read.
+        OutputError
+            If the file cannot be written, or is the source.
+        ValueError
+            If the set has no table, or there are not as many names as rows.
+        """
+        if not self.has_table:
+            raise ValueError(f"{self.source} is a bare stack: it has no table to rewrite")
+        table = next(table for table in read_tables(self.source) if _is_particle_table(table))
+        image_column = table.column(_IMAGE)
+        labels = [_IMAGE, _ORIGINAL]
+        original_column = table.labels.index(_ORIGINAL) if _ORIGINAL in table.labels else None
+        if original_column is not None:
+            labels.append(_free_label(table.labels))
+        names, n_rows = iter(image_names), 0
+
+        def edit(tokens: list[bytes]) -> tuple[bytes, ...]:
+            nonlocal n_rows
+            n_rows += 1
+            if n_rows > len(self):
+                raise self._changed()
+            name = next(names, None)
+            if name is None:
+                raise ValueError(f"{n_rows - 1} image names were given for {len(self)} rows")
+            if original_column is None:
+                return quote(name), tokens[image_column]
+            return quote(name), tokens[image_column], tokens[original_column]
+
+        def complete() -> None:
+            if n_rows != len(self):
+                raise self._changed()
+            if next(names, None) is not None:
+                raise ValueError(f"more image names were given than the {len(self)} rows")
+
+        rewrite(self.source, path, _is_particle_table, labels, edit, before_rename=complete)
+
+    def _changed(self) -> StarError:
+        return StarError("the file was changed while it was in use.", path=self.source)
+
+
+def _free_label(labels: list[str]) -> str:
+    label, number = _PREVIOUS, 1
+    while label in labels:
+        number += 1
+        label = f"{_PREVIOUS}{number}"
+    return label
+
+
+def _is_particle_table(table: Table) -> bool:
+    return table.name in _PARTICLE_TABLES and bool(table.labels)
+
+
+class _Rows:
+    """The columns of a `ParticleSet` while they grow."""
+
+    def __init__(self) -> None:
+        self.stack, self.image, self.line, self.optics_group = array("i"), array("i"), array("i"), array("i")
+        self.stack_names: list[str] = []
+        self._known: dict[bytes, int] = {}
+        self._normalised: dict[str, int] = {}
+
+    def stack_of(self, name: bytes) -> int:
+        """Return the position of a stack, by its name as written."""
+        position = self._known.get(name)
+        if position is None:
+            text = os.fsdecode(name)
+            position = self._normalised.setdefault(os.path.normpath(text), len(self.stack_names))
+            if position == len(self.stack_names):
+                self.stack_names.append(text)
+            self._known[name] = position
+        return position
+
+
+def _read_star(path: Path) -> tuple[_Rows, dict[int, OpticsGroup]]:
+    """Read the rows and the optics groups, in whichever order their tables stand."""
+    rows: _Rows | None = None
+    optics: dict[int, OpticsGroup] | None = None
+    row_optics: dict[int, OpticsGroup] = {}
+    met = []
+    for table in read_tables(path):
+        met += [f"data_{table.name}"] if table.line else []
+        _refuse_tomography(table)
+        if table.name == "optics":
+            optics = _read_optics(table)
+        elif _is_particle_table(table):
+            if rows is not None:
+                raise StarError("a second table of particles.", path=path, line=table.line)
+            rows, row_optics = _read_rows(table)
+    if rows is None:
+        raise StarError(
+            f"no table of particles (data_particles, data_images or data_) found, only {', '.join(met)}.",
+            path=path,
+            remedy="Give the particles.star of an extraction, selection or refinement job.",
+        )
+    if not rows.stack:
+        raise StarError("the table of particles has no rows.", path=path)
+    if optics is None:
+        return rows, row_optics
+    _check_groups(path, rows, optics)
+    return rows, optics
+
+
+def _refuse_tomography(table: Table) -> None:
+    two_d_stacks = table.values.get("rlnTomoSubTomosAre2DStacks", b"0")
+    if unquote(two_d_stacks) not in ("0", "") or "rlnTomoVisibleFrames" in table.labels:
+        raise StarError(
+            "subtomograms as stacks of 2D tilt images (RELION 5 tomography) are not supported.",
+            path=table.path,
+            line=table.line,
+        )
+
+
+def _read_rows(table: Table) -> tuple[_Rows, dict[int, OpticsGroup]]:
+    """Read the table of particles; return also the optics that its rows themselves tell."""
+    if _IMAGE not in table.labels:
+        kind = " It is a table of micrographs." if "rlnMicrographName" in table.labels else ""
+        raise StarError(
+            f"data_{table.name} has no column _{_IMAGE}.{kind}",
+            path=table.path,
+            line=table.line,
+            remedy="Give a table of extracted particles.",
+        )
+    rows, image_column = _Rows(), table.column(_IMAGE)
+    group_of, optics = _grouping(table)
+    for line, _, tokens in table.rows():
+        if not tokens:
+            continue
+        name = tokens[image_column]
+        if name[:1] in (b'"', b"'"):
+            name = os.fsencode(unquote(name))
+        index, at, stack_name = name.partition(b"@")
+        if not (at and stack_name and index.isdigit() and 0 < int(index) <= _LARGEST_INDEX):
+            raise StarError(
+                f"expected an image name like 000001@stack.mrcs, found {os.fsdecode(name)!r}.",
+                path=table.path,
+                line=line,
+                remedy="" if at else "Names without @ mean subtomograms or single images: not supported.",
+            )
+        rows.stack.append(rows.stack_of(stack_name))
+        rows.image.append(int(index) - 1)
+        rows.line.append(line)
+        rows.optics_group.append(group_of(tokens, line))
+    return rows, optics
+
+
+def _grouping(table: Table) -> tuple[Callable[[list[bytes], int], int], dict[int, OpticsGroup]]:
+    """Return a function from a row's values and line to its optics group, and the groups it has met."""
+    optics: dict[int, OpticsGroup] = {}
+    numbers: dict[tuple[bytes, ...], int] = {}
+    by_number = _GROUP in table.labels
+    labels = (_GROUP,) if by_number else tuple(label for label in _ROW_OPTICS if label in table.labels)
+    columns = [table.labels.index(label) for label in labels]
+
+    def group_of(tokens: list[bytes], line: int) -> int:
+        key = tuple([tokens[column] for column in columns])
+        number = numbers.get(key)
+        if number is None:
+            values = {} if by_number else dict(zip(labels, key, strict=True))
+            number = _integer(table.path, line, _GROUP, key[0]) if by_number else len(numbers) + 1
+            optics[number] = _optics_group(table.path, line, number, f"opticsGroup{number}", values)
+            numbers[key] = number
+        return number
+
+    return group_of, optics
+
+
+def _read_optics(table: Table) -> dict[int, OpticsGroup]:
+    """Read `data_optics`, written as a loop or as a list."""
+    optics: dict[int, OpticsGroup] = {}
+    if table.labels:
+        found = [
+            (line, dict(zip(table.labels, tokens, strict=True))) for line, _, tokens in table.rows() if tokens
+        ]
+    else:
+        found = [(table.line, table.values)]
+    for line, values in found:
+        if _GROUP not in values:
+            raise StarError(f"data_optics has no column _{_GROUP}.", path=table.path, line=line)
+        number = _integer(table.path, line, _GROUP, values[_GROUP])
+        if number in optics:
+            raise StarError(f"optics group {number} appears twice.", path=table.path, line=line)
+        if _text(values, "rlnImageDimensionality") == "3":
+            raise StarError(
+                "subtomograms (rlnImageDimensionality 3) are not supported.", path=table.path, line=line
+            )
+        name = _text(values, "rlnOpticsGroupName") or f"opticsGroup{number}"
+        optics[number] = _optics_group(table.path, line, number, name, values)
+    return optics
+
+
+def _optics_group(path: Path, line: int, number: int, name: str, values: dict[str, bytes]) -> OpticsGroup:
+    def real(label: str) -> float | None:
+        return _real(path, line, label, values[label]) if label in values else None
+
+    pixel_size = next((size for size in map(real, _PIXEL_SIZES) if size), None)
+    detector_um, magnification = real("rlnDetectorPixelSize"), real("rlnMagnification")
+    if pixel_size is None and detector_um and magnification:
+        pixel_size = detector_um * 1e4 / magnification
+    if pixel_size is not None and pixel_size <= 0:
+        raise StarError(f"expected a positive pixel size, found {pixel_size} Å.", path=path, line=line)
+    box = real("rlnImageSize")
+    return OpticsGroup(
+        number,
+        name,
+        pixel_size,
+        None if box is None else int(box),
+        real("rlnVoltage"),
+        real("rlnSphericalAberration"),
+        real("rlnAmplitudeContrast"),
+    )
+
+
+def _check_groups(path: Path, rows: _Rows, optics: dict[int, OpticsGroup]) -> None:
+    groups, first_rows = np.unique(np.frombuffer(rows.optics_group, dtype=np.int32), return_index=True)
+    for group, row in zip(groups.tolist(), first_rows.tolist(), strict=True):
+        if group not in optics:
+            raise StarError(
+                f"optics group {group} is not in data_optics, which has {sorted(optics)}.",
+                path=path,
+                line=rows.line[row],
+            )
+
+
+def _text(values: dict[str, bytes], label: str) -> str:
+    return unquote(values.get(label, b""))
+
+
+def _integer(path: Path, line: int, label: str, token: bytes) -> int:
+    number = _real(path, line, label, token)
+    if number != int(number) or abs(number) > _LARGEST_INDEX:
+        raise StarError(
+            f"expected a whole number in _{label}, found {unquote(token)!r}.", path=path, line=line
+        )
+    return int(number)
+
+
+def _real(path: Path, line: int, label: str, token: bytes) -> float:
+    try:
+        number = float(unquote(token))
+    except ValueError:
+        number = float("nan")
+    if not np.isfinite(number):
+        raise StarError(f"expected a number in _{label}, found {unquote(token)!r}.", path=path, line=line)
+    return number
+
+
+def _find_root(path: Path, rows: _Rows, root: Path | None) -> Path:
+    """Return the folder in which the stacks are: the first of the candidates that holds the first one."""
+    folder = path.absolute().parent
+    candidates = [root.absolute()] if root else list(dict.fromkeys([Path.cwd(), folder, *folder.parents]))
+    relative = next((name for name in rows.stack_names if not Path(name).is_absolute()), None)
+    if relative is None:
+        chosen = candidates[0]
+    else:
+        chosen = next((folder for folder in candidates if (folder / relative).is_file()), candidates[0])
+    missing = [name for name in rows.stack_names if not (chosen / name).is_file()]
+    if missing:
+        line = rows.line[rows.stack.index(rows.stack_names.index(missing[0]))]
+        tried = [chosen] if missing[0] != relative else candidates
+        places = "" if Path(missing[0]).is_absolute() else f" Looked in: {', '.join(map(str, tried))}."
+        raise StarError(
+            f"the stack {missing[0]} does not exist ({len(missing)} of {len(rows.stack_names)} are missing)."
+            f"{places}",
+            path=path,
+            line=line,
+            remedy="" if root else "Run in the project's directory.",
+        )
+    return chosen
+
+
+def _whole_stack(path: Path) -> ParticleSet:
+    with StackReader(path) as reader:
+        n, pixel_size, box = reader.n_images, reader.pixel_size_angstrom, reader.shape[2]
+    zeros = np.zeros(n, dtype=np.int32)
+    return ParticleSet(
+        source=path,
+        has_table=False,
+        root=path.absolute().parent,
+        stacks=[path.absolute()],
+        stack_names=[path.name],
+        stack=zeros,
+        image=np.arange(n, dtype=np.int32),
+        line=zeros,
+        optics_group=zeros + 1,
+        optics={1: OpticsGroup(1, "opticsGroup1", pixel_size, box, None, None, None)},
+    )
