@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import ImageError, MrcError, StarError
 from .mrc import StackReader
-from .star import Table, quote, read_tables, rewrite, unquote
+from .star import Table, decode, encode, quote, read_tables, rewrite, unquote
 
 STACK_SUFFIXES = (".mrcs", ".mrc")
 _IMAGE, _ORIGINAL, _PREVIOUS = "rlnImageName", "rlnImageOriginalName", "rlnCryohushPreviousOriginalName"
@@ -255,25 +255,25 @@ class ParticleSet:
         original_column = table.labels.index(_ORIGINAL) if _ORIGINAL in table.labels else None
         if original_column is not None:
             labels.append(_free_label(table.labels))
-        names, n_rows = iter(image_names), 0
+        names, n_rows, n_expected = iter(image_names), 0, len(self)
 
         def edit(tokens: list[bytes]) -> tuple[bytes, ...]:
             nonlocal n_rows
             n_rows += 1
-            if n_rows > len(self):
+            if n_rows > n_expected:
                 raise self._changed()
             name = next(names, None)
             if name is None:
-                raise ValueError(f"{n_rows - 1} image names were given for {len(self)} rows")
+                raise ValueError(f"{n_rows - 1} image names were given for {n_expected} rows")
             if original_column is None:
                 return quote(name), tokens[image_column]
             return quote(name), tokens[image_column], tokens[original_column]
 
         def complete() -> None:
-            if n_rows != len(self):
+            if n_rows != n_expected:
                 raise self._changed()
             if next(names, None) is not None:
-                raise ValueError(f"more image names were given than the {len(self)} rows")
+                raise ValueError(f"more image names were given than the {n_expected} rows")
 
         rewrite(self.source, path, _is_particle_table, labels, edit, before_rename=complete)
 
@@ -306,7 +306,7 @@ class _Rows:
         """Return the position of a stack, by its name as written."""
         position = self._known.get(name)
         if position is None:
-            text = os.fsdecode(name)
+            text = decode(name)
             position = self._normalised.setdefault(os.path.normpath(text), len(self.stack_names))
             if position == len(self.stack_names):
                 self.stack_names.append(text)
@@ -370,11 +370,11 @@ def _read_rows(table: Table) -> tuple[_Rows, dict[int, OpticsGroup]]:
             continue
         name = tokens[image_column]
         if name[:1] in (b'"', b"'"):
-            name = os.fsencode(unquote(name))
+            name = encode(unquote(name))
         index, at, stack_name = name.partition(b"@")
         if not (at and stack_name and index.isdigit() and 0 < int(index) <= _LARGEST_INDEX):
             raise StarError(
-                f"expected an image name like 000001@stack.mrcs, found {os.fsdecode(name)!r}.",
+                f"expected an image name like 000001@stack.mrcs, found {decode(name)!r}.",
                 path=table.path,
                 line=line,
                 remedy="" if at else "Names without @ mean subtomograms or single images: not supported.",

@@ -20,13 +20,16 @@ from .files import part_path, rename_complete, writing_failed
 _TOKEN = re.compile(
     rb"""(?P<comment>\#.*)|"(?:[^"]|"(?=\S))*"(?!\S)|'(?:[^']|'(?=\S))*'(?!\S)|\S+""", re.DOTALL
 )
-_NEEDS_QUOTES = re.compile(r"""\s|^["'#]|^$""")
-_READ_BUFFER_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 20
+
+
+def _is_special(text: bytes) -> bool:
+    return b'"' in text or b"'" in text or b"#" in text
 
 
 def tokenise(line: bytes) -> list[bytes]:
     """Return the values of a line as written, quotes included; none for a comment or a blank line."""
-    if b'"' in line or b"'" in line or b"#" in line:
+    if _is_special(line):
         return [line[begin:end] for begin, end in _spans(line)]
     return line.split()
 
@@ -35,56 +38,86 @@ def _spans(line: bytes) -> list[tuple[int, int]]:
     return [match.span() for match in _TOKEN.finditer(line) if match["comment"] is None]
 
 
+def decode(raw: bytes) -> str:
+    """Return bytes of a STAR file as text; `encode` brings back the same bytes, valid UTF-8 or not."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def encode(text: str) -> bytes:
+    """Return text as bytes of a STAR file."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def unquote(token: bytes) -> str:
     """Return the text of a value, without its quotes."""
     if len(token) > 1 and token[:1] in (b'"', b"'") and token[-1:] == token[:1]:
         token = token[1:-1]
-    return os.fsdecode(token)
+    return decode(token)
 
 
 def quote(text: str) -> bytes:
     """Return a text as a value of a STAR file, in quotes where RELION needs them."""
-    if not _NEEDS_QUOTES.search(text):
-        return os.fsencode(text)
-    mark = "'" if '"' in text else '"'
-    if mark in text or "\n" in text:
-        raise ValueError(
-            f"{text!r} cannot be written to a STAR file: it holds both kinds of quotes or a line end"
-        )
-    return os.fsencode(mark + text + mark)
+    raw = encode(text)
+    if raw.split() == [raw] and raw[0] not in b"\"'#":
+        return raw
+    mark = b"'" if b'"' in raw else b'"'
+    if mark in raw or b"\n" in raw or b"\r" in raw:
+        raise ValueError(f"{text!r} cannot stand in a STAR file: it holds both kinds of quotes or a line end")
+    return mark + raw + mark
 
 
 class _Lines:
-    """The numbered lines of a STAR file, with one step back."""
+    """The numbered lines of a STAR file, read block by block, with one step back.
+
+    What is rare among a million rows (quotes, comments, wrong line ends) is looked for once per block.
+    """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self.number = path, 0
-        self._file, self._again = file, b""
+        self.path = path
+        self.plain = False  # no quote and no comment in the current block: blanks alone separate its values
+        self._file = file
+        self._block: list[bytes] = []
+        self._before = self._position = 0  # lines before the block, lines of the block already given
+
+    @property
+    def number(self) -> int:
+        """Line number of the line given last, 1-based."""
+        return self._before + self._position
 
     def __iter__(self) -> Iterator[bytes]:
-        while True:
-            line, self._again = self._again or self._file.readline(), b""
-            if not line:
-                return
-            self.number += 1
-            if b"\r" in line or b"\0" in line:
-                raise self._not_text(line)
-            yield line
+        while self._position < len(self._block) or self._fill():
+            for position in range(self._position, len(self._block)):
+                self._position = position + 1
+                yield self._block[position]
 
-    def step_back(self, line: bytes) -> None:
-        self._again = line
-        self.number -= 1
+    def _fill(self) -> bool:
+        self._before += len(self._block)
+        self._position = 0
+        block = self._file.read(_BLOCK_BYTES)
+        self._check_text(block)
+        rest_of_line = self._file.readline()
+        self._check_text(rest_of_line)
+        block += rest_of_line
+        self.plain = not _is_special(block)
+        self._block = block.splitlines(keepends=True)
+        return bool(block)
+
+    def _check_text(self, block: bytes) -> None:
+        if b"\0" in block:
+            raise StarError("binary data: this is not a STAR file.", path=self.path)
+        if b"\r" in block:
+            raise StarError(
+                "the line ends in CR+LF, as files written on Windows do; RELION cannot read such files.",
+                path=self.path,
+                line=self._before + block[: block.index(b"\r")].count(b"\n") + 1,
+                remedy=f"Convert it with: sed -i 's/\\r$//' {self.path.name}",
+            )
+
+    def step_back(self) -> None:
+        self._position -= 1
 
     def error(self, problem: str, remedy: str | None = None) -> StarError:
         return StarError(problem, path=self.path, line=self.number, remedy=remedy)
-
-    def _not_text(self, line: bytes) -> StarError:
-        if b"\0" in line:
-            return self.error("binary data: this is not a STAR file.")
-        return self.error(
-            "the line ends in CR+LF, as files written on Windows do; RELION cannot read such files.",
-            f"Convert it with: sed -i 's/\\r$//' {self.path.name}",
-        )
 
 
 @dataclass
@@ -127,10 +160,10 @@ class Table:
         if lines is None or not width:
             return
         for line in lines:
-            tokens = tokenise(line)
+            tokens = line.split() if lines.plain else tokenise(line)
             if len(tokens) != width:
                 if line.isspace() or (tokens and (tokens[0] == b"loop_" or tokens[0].startswith(b"data_"))):
-                    lines.step_back(line)
+                    lines.step_back()
                     return
                 if tokens:
                     raise lines.error(
@@ -169,7 +202,7 @@ def read_tables(path: str | Path) -> Iterator[Table]:
     """
     path = Path(path)
     try:
-        with path.open("rb", buffering=_READ_BUFFER_BYTES) as file:
+        with path.open("rb") as file:
             lines, found = _Lines(path, file), False
             while True:
                 table = _read_header(lines)
@@ -196,9 +229,9 @@ def _read_header(lines: _Lines) -> Table:
         text = line.strip()
         if text.startswith(b"data_"):
             if table.line:
-                lines.step_back(line)
+                lines.step_back()
                 break
-            table.name, table.line = os.fsdecode(text.split()[0][5:]), lines.number
+            table.name, table.line = decode(text.split()[0][5:]), lines.number
         elif text and not text.startswith(b"#"):
             if not table.line:
                 raise lines.error(
@@ -210,7 +243,7 @@ def _read_header(lines: _Lines) -> Table:
             elif text.startswith(b"_"):
                 _add_label(table, lines, text, in_loop=in_loop)
             elif table.labels:
-                lines.step_back(line)
+                lines.step_back()
                 break
             else:
                 raise lines.error(f"expected loop_ or a label, found {_shown(text)}.")
@@ -220,7 +253,7 @@ def _read_header(lines: _Lines) -> Table:
 
 def _add_label(table: Table, lines: _Lines, text: bytes, *, in_loop: bool) -> None:
     tokens = tokenise(text)
-    label = os.fsdecode(tokens[0][1:])
+    label = decode(tokens[0][1:])
     if label in table.labels or label in table.values:
         raise lines.error(f"_{label} appears twice in data_{table.name}.")
     if in_loop:
@@ -232,7 +265,7 @@ def _add_label(table: Table, lines: _Lines, text: bytes, *, in_loop: bool) -> No
 
 
 def _shown(text: bytes) -> str:
-    return repr(os.fsdecode(text[:60] + b"..." if len(text) > 60 else text))
+    return repr(decode(text[:60] + b"..." if len(text) > 60 else text))
 
 
 def rewrite(
@@ -275,9 +308,9 @@ def rewrite(
         )
     part = part_path(destination)
     try:
-        with part.open("wb", buffering=_READ_BUFFER_BYTES) as file:
+        with part.open("wb", buffering=_BLOCK_BYTES) as file:
             for table in read_tables(source):
-                _copy_table(table, file, is_target, labels, edit)
+                file.writelines(_copied(table, is_target, labels, edit))
             before_rename()
             file.flush()
             os.fsync(file.fileno())
@@ -290,29 +323,30 @@ def rewrite(
         raise
 
 
-def _copy_table(
+def _copied(
     table: Table,
-    file: BinaryIO,
     is_target: Callable[[Table], bool],
     labels: Sequence[str],
     edit: Callable[[list[bytes]], Sequence[bytes]],
-) -> None:
-    """Copy one table, edited when it is the target."""
+) -> Iterator[bytes]:
+    """Yield the lines of one table, edited when it is the target."""
     if not is_target(table):
-        file.writelines(table.header)
-        file.writelines(line for _, line, _ in table.rows())
+        yield from table.header
+        for _, line, _ in table.rows():
+            yield line
         return
-    file.writelines(_header_with(table, [label for label in labels if label not in table.labels]))
+    yield from _header_with(table, [label for label in labels if label not in table.labels])
     present = sorted(
         (table.labels.index(label), k) for k, label in enumerate(labels) if label in table.labels
     )
     appended = [k for k, label in enumerate(labels) if label not in table.labels]
     for _, line, tokens in table.rows():
-        if tokens:
-            values = edit(tokens)
-            replaced = [(column, values[k]) for column, k in present]
-            line = _edited(line, tokens, replaced, b"".join(b" " + values[k] for k in appended))
-        file.write(line)
+        if not tokens:
+            yield line
+            continue
+        values = edit(tokens)
+        replaced = [(column, values[k]) for column, k in present]
+        yield _edited(line, tokens, replaced, b"".join([b" " + values[k] for k in appended]))
 
 
 def _header_with(table: Table, new_labels: Sequence[str]) -> Iterator[bytes]:
@@ -324,14 +358,14 @@ def _header_with(table: Table, new_labels: Sequence[str]) -> Iterator[bytes]:
         yield line
         if position == last:
             for number, label in enumerate(new_labels, start=len(table.labels) + 1):
-                yield os.fsencode(f"_{label} #{number} \n" if numbered else f"_{label}\n")
+                yield encode(f"_{label} #{number} \n" if numbered else f"_{label}\n")
 
 
 def _edited(
     line: bytes, tokens: list[bytes], replaced: Sequence[tuple[int, bytes]], appended: bytes
 ) -> bytes:
     """Return a row with some values replaced (in rising order of columns) and others appended."""
-    if b'"' in line or b"'" in line or b"#" in line:
+    if _is_special(line):
         spans = _spans(line)
         end = spans[-1][1]
         line = line[:end] + appended + line[end:]
