@@ -65,7 +65,7 @@ class Manifest:
         fingerprint
             Whatever the result depends on (input, model, options), JSON-able.
         resume
-            Whether to go on with the journal that is there. Without it, or when there is none, it begins anew.
+            Whether to go on with the journal that is there. Without it, or without a journal, it begins anew.
 
         Raises
         ------
