@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -204,7 +204,9 @@ class WriterState:
     written
         Number of images that are safely on disk.
     minimum, maximum, total, total_of_squares
-        Statistics of their pixel values.
+        Statistics of their finite pixel values.
+    pixels
+        Number of these values.
     """
 
     written: int = 0
@@ -212,6 +214,7 @@ class WriterState:
     maximum: float = float("-inf")
     total: float = 0.0
     total_of_squares: float = 0.0
+    pixels: int = 0
 
     def after(self, image: NDArray[np.floating[Any]]) -> WriterState:
         """Return the state with one more image counted.
@@ -222,10 +225,11 @@ class WriterState:
         values = image.astype(np.float64).reshape(-1)
         return WriterState(
             self.written + 1,
-            min(self.minimum, float(values.min())),
-            max(self.maximum, float(values.max())),
+            float(values.min(initial=self.minimum)),
+            float(values.max(initial=self.maximum)),
             self.total + float(values.sum()),
             self.total_of_squares + float(np.square(values).sum()),
+            self.pixels + values.size,
         )
 
 
@@ -301,8 +305,16 @@ class StackWriter:
     def _cannot_resume(self, reason: str) -> OutputError:
         return OutputError(f"{self.part}: {reason}, so the run cannot go on from it. Start the run anew.")
 
-    def write(self, images: ArrayLike) -> None:
+    def write(self, images: ArrayLike, *, unchecked: Collection[int] = ()) -> None:
         """Append float32 images `(k, y, x)`, all or none of them.
+
+        Parameters
+        ----------
+        images
+            The images.
+        unchecked
+            Positions in `images` of those that may hold NaN or infinite pixels, because the user wants them to
+            go through as they are. Such pixels do not enter the statistics.
 
         Raises
         ------
@@ -323,8 +335,8 @@ class StackWriter:
         with np.errstate(over="ignore", invalid="ignore"):
             values = np.ascontiguousarray(source, dtype=self._dtype)
             state = self.state
-            for image, original in zip(values, source, strict=True):
-                state = state.after(image)
+            for position, (image, original) in enumerate(zip(values, source, strict=True)):
+                state = state.after(image[np.isfinite(image)] if position in unchecked else image)
                 if not np.isfinite(state.total):
                     raise self._not_finite(state.written, original)
         try:
@@ -395,7 +407,7 @@ class StackWriter:
     def _header(self) -> NDArray[np.void]:
         n, ny, nx = self.shape
         state, pixel = self.state, self._pixel_size_angstrom or 0.0
-        count = n * ny * nx
+        count = max(1, state.pixels)
         mean = state.total / count
         header: NDArray[np.void] = np.zeros((), dtype=HEADER_DTYPE.newbyteorder("<"))
         header["nx"], header["ny"], header["nz"], header["mode"] = nx, ny, n, self._mode

@@ -224,7 +224,9 @@ class ParticleSet:
     def _row(self, row: int) -> str:
         return f"{self.source}, line {self.line[row]}" if self.has_table else f"row {row + 1}"
 
-    def write(self, path: str | Path, image_names: Iterable[str]) -> None:
+    def write(
+        self, path: str | Path, image_names: Iterable[str], *, absolute_originals: bool = False
+    ) -> None:
         """Write the table with other images: the source's text with only the image columns changed.
 
         `rlnImageName` becomes the given name and `rlnImageOriginalName` the raw image's, so that RELION's
@@ -237,6 +239,9 @@ class ParticleSet:
             The new STAR file.
         image_names
             One `000001@stack.mrcs` per row, in order; an iterator is consumed as the rows are written.
+        absolute_originals
+            Write the raw images' names with absolute paths, for a table outside `root`. Otherwise their text stays
+            as it is.
 
         Raises
         ------
@@ -265,9 +270,10 @@ class ParticleSet:
             name = next(names, None)
             if name is None:
                 raise ValueError(f"{n_rows - 1} image names were given for {n_expected} rows")
+            raw = self._absolute(tokens[image_column]) if absolute_originals else tokens[image_column]
             if original_column is None:
-                return quote(name), tokens[image_column]
-            return quote(name), tokens[image_column], tokens[original_column]
+                return quote(name), raw
+            return quote(name), raw, tokens[original_column]
 
         def complete() -> None:
             if n_rows != n_expected:
@@ -276,6 +282,11 @@ class ParticleSet:
                 raise ValueError(f"more image names were given than the {n_expected} rows")
 
         rewrite(self.source, path, _is_particle_table, labels, edit, before_rename=complete)
+
+    def _absolute(self, token: bytes) -> bytes:
+        """Return an image name with the absolute path of its stack."""
+        index, _, stack = unquote(token).partition("@")
+        return quote(f"{index}@{os.path.normpath(self.root / stack)}")
 
     def _changed(self) -> StarError:
         return StarError("the file was changed while it was in use.", path=self.source)
