@@ -1,0 +1,133 @@
+"""The page that a user opens first: `logfile.pdf`, and its pictures alone as `montage.png`."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure, SubFigure
+from numpy.typing import NDArray
+
+from ..io.files import part_path, rename_complete, writing_failed
+from .figures import draw_montage, draw_spectra
+
+PDF_NAME, PNG_NAME = "logfile.pdf", "montage.png"
+# A4 is 8.27 x 11.69 inches: the page gets longer only when there is much to say in text.
+PAGE_WIDTH, PICTURES_HEIGHT, SPECTRA_HEIGHT = 8.27, 4.0, 3.9
+LINE_HEIGHT, FIRST_FACT = 0.2, 2.15
+WARNING_LINE, FACT_LINE = 108, 92
+
+TRUST = (
+    "Look at, pick, sort and classify denoised particles. Refine, reconstruct, compute the FSC and deposit "
+    "with the raw images: a denoiser adds what it has learnt, the same to both half sets, so a resolution "
+    "measured on denoised images is no evidence."
+)
+
+
+def write_report(
+    directory: Path,
+    raw: NDArray[np.float32],
+    denoised: NDArray[np.float32],
+    *,
+    titles: Sequence[str],
+    pixel_size_angstrom: float | None,
+    headline: str,
+    facts: Mapping[str, str],
+    way_back: str = "",
+    n_shown: int = 6,
+) -> tuple[Path, Path]:
+    """Write `logfile.pdf` and `montage.png`.
+
+    Parameters
+    ----------
+    directory
+        Where to; files of an earlier run are replaced.
+    raw, denoised
+        `(n, y, x)`, the same particles; the spectra are means over all of them.
+    titles
+        One per particle.
+    pixel_size_angstrom
+        None when it is not known: scale bar and frequencies are then in pixels.
+    headline
+        First line of the page.
+    facts
+        What was done, as name and value.
+    way_back
+        How to return to the raw images in the host that the job ran in.
+    n_shown
+        How many of the particles the montage shows: the first ones.
+
+    Returns
+    -------
+    tuple of Path
+        The PDF and the PNG.
+
+    Raises
+    ------
+    OutputError
+        When a file cannot be written.
+    """
+    first, pixel_size = slice(0, n_shown), {"pixel_size_angstrom": pixel_size_angstrom}
+    columns = len(titles[first])
+    montage = Figure(figsize=(1.3 * columns + 0.6, 4.4))
+    montage.subplots_adjust(0.5 / (1.3 * columns + 0.6), 0.07, 0.995, 0.95)
+    draw_montage(montage, raw[first], denoised[first], titles=titles[first], **pixel_size)
+
+    lines = _fact_lines(facts)
+    heights = (FIRST_FACT + LINE_HEIGHT * (len(lines) + 1), PICTURES_HEIGHT, SPECTRA_HEIGHT)
+    page = Figure(figsize=(PAGE_WIDTH, sum(heights)))
+    text, pictures, spectra = page.subfigures(3, 1, height_ratios=heights)
+    _draw_text(text, heights[0], headline, lines, " ".join(filter(None, (TRUST, way_back))))
+    pictures.subplots_adjust(0.12, 0.07, 0.95, 0.95)
+    draw_montage(pictures, raw[first], denoised[first], titles=titles[first], **pixel_size)
+    axes = spectra.add_axes((0.12, 0.2, 0.8, 0.6))
+    axes.set_title(f"Power by resolution, mean of {len(raw)} particles", fontsize=9, pad=8)
+    draw_spectra(axes, raw, denoised, **pixel_size)
+    return (
+        _save(page, directory / PDF_NAME, format="pdf"),
+        _save(montage, directory / PNG_NAME, format="png", dpi=150),
+    )
+
+
+def _fact_lines(facts: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the lines of the two columns; a value that is too long goes on below, without the name."""
+    return [
+        (name if number == 0 else "", line)
+        for name, value in facts.items()
+        for number, line in enumerate(textwrap.wrap(value, FACT_LINE, break_on_hyphens=False) or [""])
+    ]
+
+
+def _draw_text(
+    figure: SubFigure, height_inches: float, headline: str, lines: Sequence[tuple[str, str]], warning: str
+) -> None:
+    """Draw the headline, the warning in a box, then the facts in two columns."""
+
+    def write(x: float, inches_from_top: float, text: str, **style: Any) -> None:
+        figure.text(x, 1 - inches_from_top / height_inches, text, va="top", **style)
+
+    write(0.08, 0.45, headline, fontsize=14, weight="bold")
+    write(
+        0.09,
+        0.95,
+        textwrap.fill(warning, WARNING_LINE),
+        fontsize=8.5,
+        linespacing=1.4,
+        bbox={"facecolor": "#fdf1dc", "edgecolor": "#d9a441", "boxstyle": "round,pad=0.6"},
+    )
+    for number, (name, line) in enumerate(lines):
+        write(0.08, FIRST_FACT + LINE_HEIGHT * number, name, fontsize=8, color="0.35")
+        write(0.25, FIRST_FACT + LINE_HEIGHT * number, line, fontsize=8)
+
+
+def _save(figure: Figure, path: Path, **options: Any) -> Path:
+    part = part_path(path)
+    try:
+        figure.savefig(part, **options)
+        rename_complete(part, path)
+    except OSError as error:
+        raise writing_failed(path, error) from error
+    return path
