@@ -1,0 +1,93 @@
+"""Exceptions of cryohush.
+
+::
+
+    CryohushError                 whatever ends a command with one clear message
+    ├── ConfigurationError        a configuration key or command-line value that cannot be used
+    ├── InputError                something wrong with a user's file
+    │   ├── MrcError              an MRC stack that is missing, truncated or of a kind that is not supported
+    │   ├── StarError             a STAR file that cannot be parsed or lacks what is needed
+    │   └── ImageError            pixel values that cannot be denoised (NaN, Inf, constant image)
+    ├── OutputError               the output cannot be written (occupied directory, full disk)
+    ├── ModelError                an unknown model, or weights that are not what the manifest says
+    ├── DeviceError               a device that was asked for and is not there
+    └── Aborted                   the user or the host asked the job to stop
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class CryohushError(Exception):
+    """Base class: its text is what the user reads, without a traceback."""
+
+
+class ConfigurationError(CryohushError):
+    """A configuration key or command-line value that cannot be used."""
+
+
+class InputError(CryohushError):
+    """Something wrong with a user's file.
+
+    Parameters
+    ----------
+    problem
+        What was expected and what was found.
+    path
+        The file.
+    line
+        1-based line of a text file.
+    image
+        1-based index of an image in a stack.
+    remedy
+        What the user can do.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        path: Path | str | None = None,
+        line: int | None = None,
+        image: int | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        where = "" if path is None else str(path)
+        if line is not None:
+            where += f", line {line}"
+        if image is not None:
+            where += f", image {image}"
+        text = f"{where}: {problem}" if where else problem
+        if remedy:
+            text += f" {remedy}"
+        super().__init__(text)
+        self.problem, self.path, self.line, self.image, self.remedy = problem, path, line, image, remedy
+
+
+class MrcError(InputError):
+    """An MRC stack that is missing, truncated or of a kind that is not supported."""
+
+
+class StarError(InputError):
+    """A STAR file that cannot be parsed or lacks what is needed."""
+
+
+class ImageError(InputError):
+    """Pixel values that cannot be denoised: NaN, Inf or a constant image."""
+
+
+class OutputError(CryohushError):
+    """The output cannot be written: an occupied directory, a full disk."""
+
+
+class ModelError(CryohushError):
+    """An unknown model, or weights that are not what their manifest says."""
+
+
+class DeviceError(CryohushError):
+    """A device that was asked for and is not there."""
+
+
+class Aborted(CryohushError):
+    """The user or the host asked the job to stop."""
