@@ -1,0 +1,306 @@
+"""Noisy particle images with the clean image that a denoiser should return.
+
+The image formation, in the order of nature::
+
+    projection of the potential (+ neighbours)  ->  x CTF x envelope  ->  + ice noise x CTF  ->  + detector noise
+
+The clean counterpart keeps CTF and envelope: a denoiser takes away the noise and nothing else, so the
+metadata of the image stay true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .ctf import CtfParameters, ctf
+from .normalise import background_statistics
+from .projection import Projector, random_rotations
+from .structure import potential_map, read_structure
+
+
+@dataclass(frozen=True)
+class ProjectionBank:
+    """Clean projections without CTF, many structures at many pixel sizes.
+
+    Attributes
+    ----------
+    images
+        `(n, y, x)` float16, each scaled to unit variance over the box.
+    pixel_size_angstrom, diameter_px
+        `(n,)` float32.
+    volume
+        `(n,)` int64: images of one structure at one pixel size share a number and are contiguous.
+    """
+
+    images: Tensor
+    pixel_size_angstrom: Tensor
+    diameter_px: Tensor
+    volume: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def make_projection_bank(
+    structures: Sequence[Path],
+    *,
+    box_px: int,
+    volumes_per_structure: int,
+    projections_per_volume: int,
+    diameter_share: tuple[float, float],
+    pixel_size_angstrom: tuple[float, float],
+    generator: torch.Generator,
+    log: Callable[[str], None] = print,
+) -> ProjectionBank:
+    """Project every structure from random directions at several pixel sizes.
+
+    Parameters
+    ----------
+    structures
+        PDB or mmCIF files.
+    box_px
+        Side of the images.
+    volumes_per_structure
+        Pixel sizes drawn for each structure.
+    projections_per_volume
+        Directions, uniform on SO(3), for each of them.
+    diameter_share
+        Range of the particle's diameter as a share of the box, from which the pixel size follows ...
+    pixel_size_angstrom
+        ... and is clamped to this range.
+    generator
+        Source of all randomness.
+    log
+        Called with one line for each structure.
+    """
+    n = len(structures) * volumes_per_structure * projections_per_volume
+    images = torch.empty(n, box_px, box_px, dtype=torch.float16)
+    pixel_sizes, diameters = torch.empty(n), torch.empty(n)
+    start = 0
+    for number, path in enumerate(structures, 1):
+        structure = read_structure(path)
+        drawn = []
+        for _ in range(volumes_per_structure):
+            share = _uniform(1, diameter_share, generator).item()
+            pixel_size = 2 * structure.radius_angstrom / (share * box_px)
+            pixel_size = min(max(pixel_size, pixel_size_angstrom[0]), pixel_size_angstrom[1])
+            pixel_size = max(pixel_size, 2.1 * structure.radius_angstrom / box_px)
+            # the B that a grid needs, plus what radiation and motion leave of a map
+            b_factor = 8 * pixel_size**2 + _uniform(1, (0, 120), generator).item()
+            projector = Projector(potential_map(structure, box_px, pixel_size, b_factor))
+            for first in range(start, start + projections_per_volume, 32):
+                last = min(first + 32, start + projections_per_volume)
+                projections = projector(random_rotations(last - first, generator))
+                spread = projections.std(dim=(1, 2), keepdim=True)
+                images[first:last] = (projections / spread).half()
+            stop = start + projections_per_volume
+            pixel_sizes[start:stop] = pixel_size
+            diameters[start:stop] = 2 * structure.radius_angstrom / pixel_size
+            start = stop
+            drawn.append(f"{pixel_size:.2f}")
+        log(
+            f"{number}/{len(structures)} {structure.name}: {structure.n_atoms} atoms, "
+            f"{2 * structure.radius_angstrom:.0f} Å, pixel sizes {', '.join(drawn)} Å"
+        )
+    volume = torch.arange(n) // projections_per_volume
+    return ProjectionBank(images, pixel_sizes, diameters, volume)
+
+
+@dataclass(frozen=True)
+class ImagingRanges:
+    """What is drawn at random for each image; pairs are (lowest, highest).
+
+    Attributes
+    ----------
+    snr
+        Variance of the CTF-modulated particle over the box, by variance of all noise; drawn log-uniformly.
+    shift_share
+        Largest shift of the particle off the centre along x and y, as a share of the box.
+    envelope_b_factor
+        Largest B in Å² of the signal alone: motion, charging, source coherence. The square of a uniform
+        number times this is drawn: most images are sharp, some were never motion-corrected.
+    ice_noise_share
+        Largest share of the noise variance that passes through the CTF (structure of the ice); drawn like B.
+    noise_tilt
+        Amplitude (natural log of power) of each of the smooth random terms of the detector noise spectrum.
+    gradient_share
+        Variance of a linear ice-thickness gradient, by that of the noise.
+    neighbour_probability
+        Probability that up to three neighbours of the same species lie about the particle.
+    empty_probability
+        Probability of an image with noise alone.
+    no_ctf_probability
+        Probability of an image without CTF (simulated or corrected data).
+    defocus_scale
+        Factor on the defocus of the real tables.
+    """
+
+    snr: tuple[float, float] = (0.01, 0.5)
+    shift_share: float = 0.06
+    envelope_b_factor: float = 1000.0
+    ice_noise_share: float = 0.3
+    noise_tilt: float = 0.35
+    gradient_share: tuple[float, float] = (0.0, 0.04)
+    neighbour_probability: float = 0.6
+    empty_probability: float = 0.04
+    no_ctf_probability: float = 0.1
+    defocus_scale: tuple[float, float] = (0.6, 1.4)
+
+
+def simulate_pairs(
+    bank: ProjectionBank,
+    optics: CtfParameters,
+    ranges: ImagingRanges,
+    batch_size: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One batch of noisy images and their clean counterparts.
+
+    Returns
+    -------
+    noisy, clean
+        `(n, 1, y, x)` float32 on one grey scale: that which makes the background of the noisy image mean 0
+        and sd 1, as RELION's extraction does.
+    snr
+        `(n,)`, 0 for an image of noise alone.
+    """
+    n, box = batch_size, bank.images.shape[-1]
+    pick = torch.randint(len(bank), (n,), generator=generator)
+    pixel_size = bank.pixel_size_angstrom[pick]
+    specimen = _place(bank, pick, ranges, generator)
+    specimen = _random_dihedral(specimen, generator)
+
+    drawn = optics[torch.randint(len(optics), (n,), generator=generator)]
+    scale = _uniform(n, ranges.defocus_scale, generator)
+    drawn = CtfParameters(
+        drawn.defocus_u_angstrom * scale,
+        drawn.defocus_v_angstrom * scale,
+        180 * torch.rand(n, generator=generator),
+        *(drawn.voltage_kv, drawn.cs_mm, drawn.amplitude_contrast, drawn.phase_shift_degrees),
+    )
+    transfer = ctf(drawn, pixel_size, box)
+    without = torch.rand(n, generator=generator) < ranges.no_ctf_probability
+    transfer[without] = 1.0
+
+    frequency = _radial_frequency(box)  # cycles per pixel
+    squared_angstrom = (frequency / pixel_size[:, None, None]) ** 2
+    b_factor = ranges.envelope_b_factor * torch.rand(n, 1, 1, generator=generator) ** 2
+    envelope = torch.exp(-squared_angstrom * b_factor / 4)
+    clean = torch.fft.irfft2(torch.fft.rfft2(specimen) * transfer * envelope, s=(box, box))
+    clean -= clean.mean(dim=(1, 2), keepdim=True)
+    variance = clean.var(dim=(1, 2)).clamp_min(1e-12)
+
+    snr = torch.exp(_uniform(n, (_log(ranges.snr[0]), _log(ranges.snr[1])), generator))
+    snr[torch.rand(n, generator=generator) < ranges.empty_probability] = 0.0
+    clean *= (snr / variance).sqrt()[:, None, None]
+    noise = coloured_noise(frequency, transfer, ranges, generator)
+    noisy = clean + noise
+
+    # a common diameter, as a user's circle would be: the particle's own, or three quarters of the box
+    mean, std = background_statistics(noisy, 0.375 * box)
+    noisy = (noisy - mean[:, None, None]) / std[:, None, None]
+    clean = (clean - mean[:, None, None]) / std[:, None, None]
+    return noisy.unsqueeze(1), clean.unsqueeze(1), snr
+
+
+def coloured_noise(
+    frequency: Tensor, transfer: Tensor, ranges: ImagingRanges, generator: torch.Generator
+) -> Tensor:
+    """`(n, y, x)` Gaussian noise of unit variance: detector noise of a random smooth spectrum, ice noise
+    shaped by the CTF, and a linear gradient.
+
+    Parameters
+    ----------
+    frequency
+        `(y, x // 2 + 1)`, cycles per pixel.
+    transfer
+        `(n, y, x // 2 + 1)` CTF.
+    """
+    n, box = transfer.shape[0], transfer.shape[1]
+    relative = (frequency / 0.5).clamp_max(1.0)
+    log_power = torch.zeros(n, *frequency.shape)
+    for order in (1, 2, 3):
+        amplitude = ranges.noise_tilt / order * torch.randn(n, 1, 1, generator=generator)
+        log_power += amplitude * torch.cos(torch.pi * order * relative)
+    detector = torch.exp(log_power)
+    detector /= detector.mean(dim=(1, 2), keepdim=True)
+    # the ice scatters less towards high frequency; the width is drawn
+    width = torch.exp(_uniform(n, (_log(0.04), _log(0.3)), generator))[:, None, None]
+    ice = transfer**2 * torch.exp(-0.5 * (frequency / width) ** 2)
+    ice /= ice.mean(dim=(1, 2), keepdim=True)
+    share = ranges.ice_noise_share * torch.rand(n, 1, 1, generator=generator) ** 2
+    power = (1 - share) * detector + share * ice
+    white = torch.randn(n, box, box, generator=generator)
+    noise = torch.fft.irfft2(torch.fft.rfft2(white) * power.sqrt(), s=(box, box))
+    noise /= noise.std(dim=(1, 2), keepdim=True)
+    ramp = torch.linspace(-1, 1, box) * 3**0.5  # unit variance
+    angle = 2 * torch.pi * torch.rand(n, 1, 1, generator=generator)
+    gradient = ramp[None, None, :] * angle.cos() + ramp[None, :, None] * angle.sin()
+    return noise + gradient * _uniform(n, ranges.gradient_share, generator).sqrt()[:, None, None]
+
+
+def _place(bank: ProjectionBank, pick: Tensor, ranges: ImagingRanges, generator: torch.Generator) -> Tensor:
+    """Shifted particles, some with neighbours of their own species at about a diameter's distance."""
+    n, box = len(pick), bank.images.shape[-1]
+    largest = round(ranges.shift_share * box)
+    shifts = torch.randint(-largest, largest + 1, (n, 2), generator=generator)
+    images = _roll(bank.images[pick].float(), shifts)
+    per_volume = int((bank.volume == bank.volume[0]).sum())
+    crowded = torch.rand(n, generator=generator) < ranges.neighbour_probability
+    for _ in range(3):
+        present = crowded & (torch.rand(n, generator=generator) < 0.6)
+        chosen = present.nonzero().squeeze(1)
+        if not len(chosen):
+            continue
+        other = bank.volume[pick[chosen]] * per_volume
+        other = other + torch.randint(per_volume, (len(chosen),), generator=generator)
+        distance = bank.diameter_px[pick[chosen]] * _uniform(len(chosen), (0.8, 1.5), generator)
+        angle = 2 * torch.pi * torch.rand(len(chosen), generator=generator)
+        offset = torch.stack([distance * angle.sin(), distance * angle.cos()], 1)
+        inside = offset.abs().amax(1) < 0.8 * box  # farther ones would come back as overlap
+        chosen, other, offset = chosen[inside], other[inside], offset[inside]
+        neighbours = _shift_without_wrap(bank.images[other].float(), offset.round().long())
+        images[chosen] += neighbours
+    return images
+
+
+def _roll(images: Tensor, shifts: Tensor) -> Tensor:
+    """Cyclic shift of each image by whole pixels `(n, 2)` (y, x)."""
+    n, box = len(images), images.shape[-1]
+    rows = (torch.arange(box)[None, :] - shifts[:, :1]) % box
+    columns = (torch.arange(box)[None, :] - shifts[:, 1:]) % box
+    return images[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _shift_without_wrap(images: Tensor, shifts: Tensor) -> Tensor:
+    """Shift of each image by whole pixels `(n, 2)` (y, x); what leaves the box is gone."""
+    box = images.shape[-1]
+    coordinate = torch.arange(box)
+    y, x = coordinate[None, :] - shifts[:, :1], coordinate[None, :] - shifts[:, 1:]
+    inside_y, inside_x = (y >= 0) & (y < box), (x >= 0) & (x < box)
+    return _roll(images, shifts) * inside_y[:, :, None] * inside_x[:, None, :]
+
+
+def _random_dihedral(images: Tensor, generator: torch.Generator) -> Tensor:
+    """One of the eight symmetries of the square for the whole batch: a free augmentation."""
+    turn = int(torch.randint(4, (1,), generator=generator))
+    images = torch.rot90(images, turn, dims=(-2, -1))
+    return images.flip(-1) if torch.rand(1, generator=generator) < 0.5 else images
+
+
+def _radial_frequency(box: int) -> Tensor:
+    y, x = torch.fft.fftfreq(box), torch.fft.rfftfreq(box)
+    return (y[:, None] ** 2 + x[None, :] ** 2).sqrt()
+
+
+def _uniform(n: int, limits: tuple[float, float], generator: torch.Generator) -> Tensor:
+    return limits[0] + (limits[1] - limits[0]) * torch.rand(n, generator=generator)
+
+
+def _log(value: float) -> float:
+    return float(torch.tensor(value, dtype=torch.float64).log())

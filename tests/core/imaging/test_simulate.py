@@ -1,0 +1,99 @@
+import pytest
+import torch
+
+from cryohush.core.imaging.ctf import CtfParameters
+from cryohush.core.imaging.normalise import background_statistics
+from cryohush.core.imaging.simulate import (
+    ImagingRanges,
+    ProjectionBank,
+    _shift_without_wrap,
+    simulate_pairs,
+)
+
+BOX = 64
+
+
+@pytest.fixture
+def bank() -> ProjectionBank:
+    """Two volumes of eight images each: discs of different size, unit variance."""
+    y, x = torch.meshgrid(*[torch.arange(BOX) - BOX // 2] * 2, indexing="ij")
+    images = torch.stack([((y**2 + x**2) < radius**2).float() for radius in [8] * 8 + [12] * 8])
+    images /= images.std(dim=(1, 2), keepdim=True)
+    diameter = torch.tensor([16.0] * 8 + [24.0] * 8)
+    return ProjectionBank(images.half(), torch.full((16,), 2.0), diameter, torch.arange(16) // 8)
+
+
+@pytest.fixture
+def optics() -> CtfParameters:
+    values = (2e4, 1.9e4, 20.0, 300.0, 2.7, 0.1, 0.0)
+    return CtfParameters(*(torch.full((3,), value) for value in values))
+
+
+def draw(bank, optics, seed=0, size=64, **ranges):
+    return simulate_pairs(bank, optics, ImagingRanges(**ranges), size, torch.Generator().manual_seed(seed))
+
+
+def test_same_seed_gives_the_same_pairs(bank, optics):
+    for one, other in zip(draw(bank, optics), draw(bank, optics), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(draw(bank, optics)[0], draw(bank, optics, seed=1)[0])
+
+
+def test_snr_is_the_ratio_of_the_variances(bank, optics):
+    noisy, clean, snr = draw(bank, optics, snr=(0.05, 0.2), empty_probability=0.0, gradient_share=(0.0, 0.0))
+    ratio = clean.var(dim=(1, 2, 3)) / (noisy - clean).var(dim=(1, 2, 3))
+    torch.testing.assert_close(ratio, snr, rtol=1e-3, atol=0)  # exact but for float32 sums over 4096 pixels
+
+
+def test_background_of_the_noisy_image_is_normalised(bank, optics):
+    noisy, _, _ = draw(bank, optics)
+    mean, std = background_statistics(noisy[:, 0], 0.375 * BOX)
+    torch.testing.assert_close(mean, torch.zeros(64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(std, torch.ones(64), atol=1e-5, rtol=0)
+
+
+def test_image_of_noise_alone_has_a_flat_clean_counterpart(bank, optics):
+    _, clean, snr = draw(bank, optics, empty_probability=0.99)
+    assert (snr == 0).sum() > 50
+    assert clean[snr == 0].std(dim=(1, 2, 3)).max() < 1e-6
+
+
+def test_noise_is_independent_of_the_clean_image(bank, optics):
+    noisy, clean, _ = draw(bank, optics, size=512, gradient_share=(0.0, 0.0), empty_probability=0.0)
+    noise = noisy - clean
+    correlation = (noise * (clean - clean.mean(dim=(1, 2, 3), keepdim=True))).mean() / clean.std()
+    # 512 images of 4096 pixels with a correlation length of a few pixels: the standard error is about 0.003
+    assert correlation.abs() < 0.015
+
+
+def test_ice_noise_carries_the_rings_of_the_ctf(bank, optics):
+    """Beyond the CTF's first zero the noise rises again, which no smooth falling spectrum does."""
+    noisy, clean, _ = draw(
+        bank, optics, size=256, ice_noise_share=0.999, noise_tilt=0.0, gradient_share=(0.0, 0.0),
+        no_ctf_probability=0.0, defocus_scale=(1.0, 1.0), empty_probability=0.0,
+    )  # fmt: skip
+    power = torch.fft.rfft2((noisy - clean)[:, 0]).abs().square().mean(0)[0]
+    # 1.95 µm, 300 kV: chi = pi lambda f² defocus is 2.75 (sin² = 0.15) at f = 6 / 128 Å, 4.8 (0.99) at 8 / 128 Å
+    assert power[8] > 1.3 * power[6]
+
+
+def test_neighbours_come_from_the_same_volume(bank, optics):
+    common = {
+        "snr": (0.3, 0.5),
+        "empty_probability": 0.0,
+        "no_ctf_probability": 1.0,
+        "envelope_b_factor": 0.0,
+    }
+    _, alone, _ = draw(bank, optics, neighbour_probability=0.0, **common)
+    _, crowded, _ = draw(bank, optics, neighbour_probability=1.0, **common)
+    # discs on a flat ground: the share of bright pixels grows with neighbours
+    share = [(image > image.mean(dim=(2, 3), keepdim=True)).float().mean() for image in (alone, crowded)]
+    assert share[1] > 1.3 * share[0]
+
+
+def test_shift_moves_right_and_down_and_does_not_wrap():
+    image = torch.zeros(1, 8, 8)
+    image[0, 2, 3] = 1
+    image[0, 7, 7] = 5
+    shifted = _shift_without_wrap(image, torch.tensor([[1, 2]]))
+    assert shifted.nonzero().tolist() == [[0, 3, 5]]
