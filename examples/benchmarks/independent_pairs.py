@@ -1,0 +1,222 @@
+"""Score denoised particles against independent noisy images of the same particles.
+
+    python independent_pairs.py --raw particles_rest.star --twin particles_frame.star --output DIR
+        [--models general weights.safetensors ...] [--topaz-python PYTHON]
+
+The two tables list the same boxes in the same order, cut from averages of different frames of each
+exposure, so that their noise is independent. Only `--raw` is denoised. The score is the mean over images of
+the correlation of the denoised image with the twin. The second score counts only frequencies finer than 100
+Å, where gradients of ice thickness, which both halves share, do not reach.
+
+Gaussian, mean and low-pass filters are scanned, and the radial Wiener filter is fitted, on these very
+pairs: what is listed is the best that each can do, which no user without the twin would get. Standard
+errors are bootstraps over micrographs. "gain" is the difference from the best Gaussian, image by image.
+
+Writes scores.md, scores.json and scores.png to DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cryohush.core.errors import InputError
+from cryohush.core.imaging.filters import gaussian_filter, low_pass, mean_filter, oracle_gain, radial_filter
+from cryohush.core.inference.weights import load_model
+from cryohush.core.metrics.fourier import pooled_fourier_ring_correlation, ring_frequencies
+from cryohush.core.metrics.independent import bootstrap_score, independent_correlation
+from matplotlib.figure import Figure
+from pairs import Particles, denoise, read_particles
+from torch import Tensor
+
+COARSEST_ANGSTROM = 100.0
+SIGMAS_ANGSTROM = (2.25, 3.0, 3.75, 4.5, 5.25, 6.0, 6.75, 7.5, 9.0, 11.0, 13.0)
+CUT_OFFS_ANGSTROM = (10.0, 12.0, 14.0, 16.0, 18.0, 20.0, 22.0, 24.0, 26.0, 28.0, 30.0, 35.0, 40.0)
+MEAN_WIDTHS_PX = (3, 5, 7, 9, 11, 13, 15)
+BEST_GAUSSIAN = "best Gaussian"
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    raw, twin = read_particles(arguments.raw), read_particles(arguments.twin)
+    if raw.images.shape != twin.images.shape or raw.pixel_size_angstrom != twin.pixel_size_angstrom:
+        raise InputError("raw and twin must hold the same boxes at the same pixel size.", path=arguments.twin)
+
+    denoised: dict[str, Tensor] = {}
+    settings: dict[str, Any] = {}
+    add_filters(raw, twin, denoised, settings)
+    if arguments.topaz_python:
+        for arch in ("unet", "unet-small"):
+            denoised[f"Topaz {arch}"] = topaz(arguments.topaz_python, raw.images, arch, arguments.threads)
+            # Topaz was trained on micrographs, in which protein is dark: its best case
+            inverted = topaz(arguments.topaz_python, -raw.images, arch, arguments.threads)
+            denoised[f"Topaz {arch}, protein dark"] = -inverted
+    for name in arguments.models:
+        model = load_model(name)
+        label = f"cryohush {Path(name).stem}"
+        denoised[label] = denoise(model, raw.images, arguments.device, arguments.precision)
+        settings[label] = {"sha256": model.sha256}
+    report(raw, twin, denoised, settings, arguments.output)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Score denoised particles against independent images.")
+    parser.add_argument("--raw", type=Path, required=True, help="particles to denoise (.star or .mrcs)")
+    parser.add_argument("--twin", type=Path, required=True, help="the same boxes with independent noise")
+    parser.add_argument("--models", nargs="*", default=["general"], help="names or files (default: general)")
+    parser.add_argument("--topaz-python", help="python of an environment with topaz-em 0.3.20")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, required=True, help="folder for scores.md, .json and .png")
+    return parser.parse_args()
+
+
+def add_filters(
+    raw: Particles, twin: Particles, denoised: dict[str, Tensor], settings: dict[str, Any]
+) -> None:
+    """Add the raw images and the best of each classical filter."""
+    pixel = raw.pixel_size_angstrom
+    denoised["raw"] = raw.images
+    candidates: dict[str, tuple[str, tuple[float, ...], Callable[[float], Tensor]]] = {
+        "best mean filter": ("width_px", MEAN_WIDTHS_PX, lambda width: mean_filter(raw.images, int(width))),
+        BEST_GAUSSIAN: ("sigma_angstrom", SIGMAS_ANGSTROM, lambda a: gaussian_filter(raw.images, a / pixel)),
+        "best low-pass": ("cut_off_angstrom", CUT_OFFS_ANGSTROM, lambda a: low_pass(raw.images, a, pixel)),
+    }
+    for name, (parameter, values, apply) in candidates.items():
+        best = max(values, key=lambda value: score_of(apply(value), twin))
+        denoised[name] = apply(best)
+        settings[name] = {parameter: best}
+    denoised["radial Wiener (oracle)"] = radial_filter(raw.images, oracle_gain(raw.images, twin.images))
+
+
+def score_of(images: Tensor, twin: Particles) -> float:
+    return float(independent_correlation(images, twin.images).mean())
+
+
+def topaz(python: str, images: Tensor, arch: str, threads: int) -> Tensor:
+    """Denoise `(n, y, x)` images with a pretrained Topaz model in its own environment."""
+    runner = Path(__file__).with_name("topaz_runner.py")
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "in.npy", Path(folder) / "out.npy"
+        np.save(source, images.numpy())
+        command = [python, str(runner), str(source), str(target), "--arch", arch, "--threads", str(threads)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return torch.from_numpy(np.load(target))
+
+
+def report(
+    raw: Particles, twin: Particles, denoised: dict[str, Tensor], settings: dict[str, Any], output: Path
+) -> None:
+    """Score everything, write the three files and print the table."""
+    bands: dict[str, float | None] = {"all": None, "fine": COARSEST_ANGSTROM}
+    values = {
+        band: {
+            name: independent_correlation(
+                images,
+                twin.images,
+                pixel_size_angstrom=raw.pixel_size_angstrom,
+                coarsest_angstrom=coarsest,
+            )
+            for name, images in denoised.items()
+        }
+        for band, coarsest in bands.items()
+    }
+    rows: list[dict[str, Any]] = []
+    for name, images in denoised.items():
+        row: dict[str, Any] = {"name": name, **settings.get(name, {})}
+        for band in bands:
+            of_band = values[band]
+            score = bootstrap_score(of_band[name], raw.micrographs)
+            gain = bootstrap_score(of_band[name] - of_band[BEST_GAUSSIAN], raw.micrographs)
+            row[band] = {
+                "score": score.mean,
+                "standard_error": score.standard_error,
+                "gain": gain.mean,
+                "gain_standard_error": gain.standard_error,
+            }
+        row["frc"] = pooled_fourier_ring_correlation(images, twin.images).tolist()
+        rows.append(row)
+    frequencies = ring_frequencies((raw.images.shape[-2], raw.images.shape[-1]), raw.pixel_size_angstrom)
+    result = {
+        "images": len(raw.images),
+        "micrographs": None if raw.micrographs is None else len(set(raw.micrographs)),
+        "pixel_size_angstrom": raw.pixel_size_angstrom,
+        "fine_means_finer_than_angstrom": COARSEST_ANGSTROM,
+        "frequency_per_angstrom": frequencies.tolist(),
+        "rows": rows,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "scores.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    table = markdown(result)
+    (output / "scores.md").write_text(table, encoding="utf-8")
+    draw(result).savefig(output / "scores.png", dpi=150)
+    print(table)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    lines = [
+        f"Mean correlation with the independent image, {result['images']} particles of "
+        f"{result['micrographs'] or 'unknown'} micrographs, ± standard error over micrographs.",
+        "",
+        f"| | score | gain | score finer than {COARSEST_ANGSTROM:g} Å | gain |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        cells = [describe(row)]
+        for band in ("all", "fine"):
+            part = row[band]
+            cells.append(f"{part['score']:.4f} ± {part['standard_error']:.4f}")
+            cells.append(f"{part['gain']:+.4f} ± {part['gain_standard_error']:.4f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", f"gain: difference from the {BEST_GAUSSIAN}, image by image.", ""]
+    return "\n".join(lines)
+
+
+def describe(row: dict[str, Any]) -> str:
+    units = {"sigma_angstrom": "sigma {:g} Å", "cut_off_angstrom": "{:g} Å", "width_px": "{:g} px"}
+    for key, text in units.items():
+        if key in row:
+            return f"{row['name']} ({text.format(row[key])})"
+    return str(row["name"])
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Bars of both scores, and the ring correlation with the twin of what is not a radial filter."""
+    rows = result["rows"]
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    bars, curves = figure.subplots(1, 2)
+    place = np.arange(len(rows))
+    for shift, band, label in (
+        (-0.2, "all", "all frequencies"),
+        (0.2, "fine", f"finer than {COARSEST_ANGSTROM:g} Å"),
+    ):
+        scores = [row[band]["score"] for row in rows]
+        errors = [row[band]["standard_error"] for row in rows]
+        bars.barh(place + shift, scores, 0.4, xerr=errors, label=label)
+    bars.set_yticks(place, [row["name"] for row in rows])
+    bars.invert_yaxis()
+    bars.set_xlabel("correlation with the independent image")
+    bars.legend(fontsize="small")
+    for row in rows:
+        # a radial filter scales whole rings, so its curve is that of the raw images
+        if row["name"] == "raw" or row["name"].startswith(("Topaz", "cryohush")):
+            curves.plot(result["frequency_per_angstrom"], row["frc"], label=row["name"])
+    curves.set_xlim(0, 0.12)
+    curves.set_xlabel("spatial frequency (1/Å)")
+    curves.set_ylabel("Fourier ring correlation with it")
+    curves.axhline(0, color="0.7", linewidth=0.8)
+    curves.legend(fontsize="small")
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Particle stacks for benchmarks: whole in memory, with the micrograph that each image comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from cryohush.core.errors import InputError
+from cryohush.core.inference.denoiser import Denoiser
+from cryohush.core.inference.devices import choose_precision
+from cryohush.core.inference.weights import LoadedModel
+from cryohush.core.io.mrc import StackReader
+from cryohush.core.io.particles import ParticleSet
+from cryohush.core.io.star import read_tables, unquote
+from torch import Tensor
+
+Requested = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Images `(n, y, x)` float32 in the order of the table's rows."""
+
+    images: Tensor
+    pixel_size_angstrom: float
+    #: one name per image; None when the table has none
+    micrographs: list[str] | None
+
+
+def read_particles(path: Path) -> Particles:
+    """Read all images of a STAR file or stack.
+
+    Raises
+    ------
+    InputError
+        When the files cannot be read, or the pixel size is not known.
+    """
+    table = ParticleSet.read(path)
+    sides = {shape[1:] for shape in table.check_images()}
+    if len(sides) != 1:
+        raise InputError(f"expected images of one size, found {sorted(sides)}.", path=path)
+    pixel_size = table.pixel_size_angstrom(0)
+    if pixel_size is None:
+        raise InputError("the pixel size is not known.", path=path)
+    images = np.empty((len(table), *sides.pop()), dtype=np.float32)
+    for number, stack in enumerate(table.stacks):
+        rows = np.flatnonzero(table.stack == number)
+        with StackReader(stack) as reader:
+            images[rows] = reader.read(table.image[rows])
+    return Particles(torch.from_numpy(images), pixel_size, _micrographs(table))
+
+
+def denoise(model: LoadedModel, images: Tensor, device: str, precision: Requested, batch: int = 32) -> Tensor:
+    """Denoise `(n, y, x)` images as `cryohush denoise` does with its defaults."""
+    chosen = torch.device(device)
+    number_format, _ = choose_precision(chosen, precision, model.module)
+    denoiser = Denoiser(model.module, chosen, number_format)
+    parts = [denoiser(images[i : i + batch].numpy()) for i in range(0, len(images), batch)]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _micrographs(table: ParticleSet) -> list[str] | None:
+    if table.has_table:
+        for block in read_tables(table.source):
+            if "rlnImageName" in block.labels and "rlnMicrographName" in block.labels:
+                column = block.column("rlnMicrographName")
+                return [unquote(tokens[column]) for _, _, tokens in block.rows() if tokens]
+    return None
