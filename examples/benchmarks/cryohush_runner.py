@@ -11,12 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from cryohush.core.inference.denoiser import Denoiser
-from cryohush.core.inference.devices import choose_batch_size, choose_precision, keep_freed_memory
+from cryohush.core.inference.devices import (
+    available_threads,
+    choose_batch_size,
+    choose_precision,
+    keep_freed_memory,
+)
 from cryohush.core.inference.weights import load_model
 
 
@@ -28,9 +34,6 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-
     keep_freed_memory()
     images = np.load(arguments.input)
     denoised = np.empty_like(images)
@@ -38,19 +41,25 @@ def main() -> None:
     model = load_model(arguments.model)
     precision, _ = choose_precision(device, arguments.precision, model.module)
     denoiser = Denoiser(model.module, device, precision)
-    batch = torch.get_num_threads() * choose_batch_size(device, precision, model.module, images.shape[1:])
-    denoiser(images[:batch])  # first call: memory and kernels are set up
-    begin = time.perf_counter()
-    for first in range(0, len(images), batch):
+    batch = choose_batch_size(device, precision, model.module, images.shape[1:])
+    threads = arguments.threads or available_threads()
+
+    def denoise(first: int) -> None:
         denoised[first : first + batch] = denoiser(images[first : first + batch])
-    seconds = time.perf_counter() - begin
+
+    # as in `cryohush denoise`: each worker is one thread and takes whole batches
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+        list(workers.map(denoise, [0] * 2 * threads))  # first calls: memory and kernels are set up
+        begin = time.perf_counter()
+        list(workers.map(denoise, range(0, len(images), batch)))
+        seconds = time.perf_counter() - begin
     np.save(arguments.output, denoised)
     print(
         json.dumps(
             {
                 "seconds": seconds,
                 "images": len(images),
-                "threads": torch.get_num_threads(),
+                "threads": threads,
                 "precision": precision,
             }
         )
