@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from .. import __version__
 from .job import find_job_directory, run_as_external_job
 
 # Inputs of the External job that denoising has no use for, and what RELION appends when it meets `relion_`.
@@ -60,6 +61,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `relion_cryohush`. Options that are not given are absent from its result."""
     parser = _Parser(prog="relion_cryohush", description="Run by the External job of RELION 3.1, 4 and 5.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     denoise = commands.add_parser(
         "denoise",
@@ -86,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
 def parse(arguments: Sequence[str]) -> dict[str, Any]:
     """Return what is on the command line: only the options that are, None for a bare flag."""
     parser = build_parser()
-    if not arguments or (arguments[0].startswith("--") and "--help" not in arguments):
+    if not arguments or (arguments[0].startswith("--") and arguments[0] not in ("--help", "--version")):
         parser.error("no command. The field 'External executable' has to be: relion_cryohush denoise")
     parsed, unknown = parser.parse_known_args([_underscored(argument) for argument in arguments])
     if unknown:

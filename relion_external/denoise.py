@@ -5,13 +5,99 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TextIO
 
+from .. import __version__
 from ..core.config.denoise import DenoiseOptions
 from ..core.config.load import load_yaml, validate
 from ..core.errors import ConfigurationError
+from ..core.inference.plan import TABLE_NAME
+from ..core.report import PDF_NAME
+from .project import Project, write_output_nodes
 
 PROGRESS_SECONDS = 2.0
+# Bad images that are named one by one; RELION's GUI shows the last ten lines.
+WARNINGS = 8
+
+WAY_BACK = (
+    "Back to the raw images: job type Particle subtraction, 'OR revert to original particles?' Yes, with the "
+    "selected denoised particles as 'revert this particle star file'."
+)
+
+
+def denoise(
+    directory: Path,
+    given: Mapping[str, str | None],
+    command: str,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Denoise `in_parts` into the job directory and leave the table of outputs that RELION reads.
+
+    Parameters
+    ----------
+    directory
+        The job directory as RELION gave it, relative to the project, which is the working directory.
+    given
+        The command line: name to text, None for a bare flag.
+    command
+        The command line as it was, for the log and the record.
+    should_stop
+        Asked once per batch.
+
+    Raises
+    ------
+    CryohushError
+        Whatever the user should know; `Aborted` when `should_stop` said so.
+    """
+    options = read_options(given)
+    source = given.get("in_parts")
+    if not source or not source.endswith(".star"):
+        raise ConfigurationError(
+            f"expected a particles STAR file, found {source or 'nothing'}. "
+            "Fill in the field 'Input particles' on the Input tab of the External job."
+        )
+    project = Project.of_job(directory, source)
+    if project.version == "3.1" and options.output_dtype == "float16":
+        raise ConfigurationError(
+            "output_dtype float16: RELION 3.1 cannot read float16 stacks. Leave the parameter out."
+        )
+    host = f"RELION {project.version}" if project.version else "not started by RELION"
+    print(f"cryohush {__version__}, {host}\ncommand: {command}", flush=True)
+    # Heavy: torch. Nothing that a user can mistype is still unread by now.
+    from ..core.inference.run import run_denoise
+    from ..core.report.pdf import model_facts, write_report
+
+    summary = run_denoise(
+        source,
+        directory,
+        options,
+        root=Path.cwd(),
+        resume=True,
+        on_mismatch="anew",
+        progress=ProgressLine(),
+        should_stop=should_stop,
+        log=lambda line: print(line, flush=True),
+        command=command,
+    )
+    samples = summary.samples
+    write_report(
+        directory,
+        samples.raw,
+        samples.denoised,
+        titles=samples.titles,
+        pixel_size_angstrom=samples.pixel_size_angstrom,
+        headline=f"{summary.n_particles} denoised particles",
+        facts={**summary.facts(), **model_facts(summary.model.card), "command": command},
+        way_back=WAY_BACK,
+    )
+    write_output_nodes(directory, project, particles=TABLE_NAME, pdf=PDF_NAME)
+    for image in summary.skipped[:WARNINGS]:
+        print(f"WARNING: unchanged: {image.image}@{image.stack}: {image.problem}", file=sys.stderr)
+    if summary.skipped:
+        print(f"WARNING: {len(summary.skipped)} images were passed through unchanged", file=sys.stderr)
+    print(f"{summary.n_particles} particles in {summary.table}, {summary.images_per_second:.0f} per second")
+    print(f"Classify and sort with these; refine and measure resolution with the raw images. {WAY_BACK}")
 
 
 def read_options(given: Mapping[str, str | None]) -> DenoiseOptions:

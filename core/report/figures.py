@@ -15,6 +15,8 @@ from ..metrics.fourier import radial_power_spectrum, ring_frequencies
 RAW_COLOUR, DENOISED_COLOUR, RESIDUAL_COLOUR = "0.55", "#1b4f9c", "#c8641b"
 ROWS = ("raw", "denoised", "residual\n(raw − denoised)")
 
+TITLE_LENGTH = 22
+
 # The darkest and the brightest half per cent are clipped: one hot pixel must not turn a row grey.
 CLIPPED_PERCENTILES = (0.5, 99.5)
 BAR_LENGTHS = tuple(step * 10**power for power in range(4) for step in (1, 2, 5))
@@ -29,6 +31,11 @@ def grey_range(images: NDArray[np.float32]) -> tuple[float, float]:
 def bar_length(box: float) -> int:
     """Round length of a scale bar, at most 40 % of the box side and in the same unit."""
     return max((length for length in BAR_LENGTHS if length <= 0.4 * box), default=1)
+
+
+def shorten(title: str) -> str:
+    """Keep both ends of a title that is too long for its column: number and name of the stack."""
+    return title if len(title) <= TITLE_LENGTH else f"{title[:7]}…{title[8 - TITLE_LENGTH :]}"
 
 
 def draw_montage(
@@ -71,7 +78,7 @@ def draw_montage(
                 spine.set_visible(False)
         axes[row, 0].set_ylabel(ROWS[row], fontsize=8)
     for column, title in enumerate(titles):
-        axes[0, column].set_title(title, fontsize=7, pad=3)
+        axes[0, column].set_title(shorten(title), fontsize=7, pad=3)
     _draw_scale_bar(axes[2, 0], raw.shape[-1], pixel_size_angstrom)
 
 
@@ -102,7 +109,7 @@ def draw_spectra(
     axes.set_xlim(0.0, float(frequency[-1]))
     axes.tick_params(labelsize=7)
     axes.grid(color="0.9", linewidth=0.6)
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    axes.legend(fontsize=8, frameon=False, loc="best")
     if pixel_size_angstrom:
         # The usual way to read a frequency. Marks closer to the left edge than one tenth would collide.
         resolutions = [d for d in (50, 30, 20, 15, 10, 8, 6, 5, 4, 3) if 0.1 <= 1 / d / frequency[-1] <= 1]

@@ -12,13 +12,14 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from ..io.files import part_path, rename_complete, writing_failed
+from . import PDF_NAME, PNG_NAME
 from .figures import draw_montage, draw_spectra
 
-PDF_NAME, PNG_NAME = "logfile.pdf", "montage.png"
 # A4 is 8.27 x 11.69 inches: the page gets longer only when there is much to say in text.
 PAGE_WIDTH, PICTURES_HEIGHT, SPECTRA_HEIGHT = 8.27, 4.0, 3.9
 LINE_HEIGHT, FIRST_FACT = 0.2, 2.15
 WARNING_LINE, FACT_LINE = 108, 92
+COLUMNS = 6
 
 TRUST = (
     "Look at, pick, sort and classify denoised particles. Refine, reconstruct, compute the FSC and deposit "
@@ -37,16 +38,16 @@ def write_report(
     headline: str,
     facts: Mapping[str, str],
     way_back: str = "",
-    n_shown: int = 6,
 ) -> tuple[Path, Path]:
-    """Write `logfile.pdf` and `montage.png`.
+    """Write `logfile.pdf` and `montage.png`, replacing those of an earlier run.
 
     Parameters
     ----------
     directory
-        Where to; files of an earlier run are replaced.
+        Where to.
     raw, denoised
-        `(n, y, x)`, the same particles; the spectra are means over all of them.
+        `(n, y, x)`, the same particles; none at all if none was denoised. The spectra are means over all, the
+        montage shows a few, evenly spread.
     titles
         One per particle.
     pixel_size_angstrom
@@ -57,8 +58,6 @@ def write_report(
         What was done, as name and value.
     way_back
         How to return to the raw images in the host that the job ran in.
-    n_shown
-        How many of the particles the montage shows: the first ones.
 
     Returns
     -------
@@ -70,26 +69,50 @@ def write_report(
     OutputError
         When a file cannot be written.
     """
-    first, pixel_size = slice(0, n_shown), {"pixel_size_angstrom": pixel_size_angstrom}
-    columns = len(titles[first])
-    montage = Figure(figsize=(1.3 * columns + 0.6, 4.4))
-    montage.subplots_adjust(0.5 / (1.3 * columns + 0.6), 0.07, 0.995, 0.95)
-    draw_montage(montage, raw[first], denoised[first], titles=titles[first], **pixel_size)
-
     lines = _fact_lines(facts)
     heights = (FIRST_FACT + LINE_HEIGHT * (len(lines) + 1), PICTURES_HEIGHT, SPECTRA_HEIGHT)
     page = Figure(figsize=(PAGE_WIDTH, sum(heights)))
     text, pictures, spectra = page.subfigures(3, 1, height_ratios=heights)
     _draw_text(text, heights[0], headline, lines, " ".join(filter(None, (TRUST, way_back))))
+    shown = np.unique(np.linspace(0, len(raw) - 1, COLUMNS).astype(int)) if len(raw) else np.arange(0)
+    width = 1.3 * max(len(shown), 1) + 0.6
+    montage = Figure(figsize=(width, 4.4))
+    montage.subplots_adjust(0.5 / width, 0.07, 0.995, 0.95)
     pictures.subplots_adjust(0.12, 0.07, 0.95, 0.95)
-    draw_montage(pictures, raw[first], denoised[first], titles=titles[first], **pixel_size)
-    axes = spectra.add_axes((0.12, 0.2, 0.8, 0.6))
-    axes.set_title(f"Power by resolution, mean of {len(raw)} particles", fontsize=9, pad=8)
-    draw_spectra(axes, raw, denoised, **pixel_size)
+    for figure in (montage, pictures):
+        if not len(shown):
+            figure.text(0.5, 0.5, "no particle was denoised", ha="center", fontsize=8)
+            continue
+        draw_montage(
+            figure,
+            raw[shown],
+            denoised[shown],
+            titles=[titles[number] for number in shown],
+            pixel_size_angstrom=pixel_size_angstrom,
+        )
+    if len(raw):
+        axes = spectra.add_axes((0.12, 0.2, 0.8, 0.6))
+        axes.set_title(f"Power by resolution, mean of {len(raw)} particles", fontsize=9, pad=8)
+        draw_spectra(axes, raw, denoised, pixel_size_angstrom=pixel_size_angstrom)
     return (
         _save(page, directory / PDF_NAME, format="pdf"),
         _save(montage, directory / PNG_NAME, format="png", dpi=150),
     )
+
+
+def model_facts(card: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a model's card says of its training and of what was measured with it, as far as it does."""
+    names = {"trained on": "training", "measured": "measured"}
+    return {name: in_words(card[key]) for name, key in names.items() if card.get(key)}
+
+
+def in_words(value: Any) -> str:
+    """Return a value of a model card, as read from YAML or JSON, as running text."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{str(name).replace('_', ' ')}: {in_words(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(in_words, value))
+    return "" if value is None else " ".join(str(value).split())
 
 
 def _fact_lines(facts: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryohush.core.errors import OutputError
-from cryohush.core.report.figures import bar_length, draw_montage, draw_spectra, grey_range
-from cryohush.core.report.pdf import write_report
+from cryohush.core.report.figures import bar_length, draw_montage, draw_spectra, grey_range, shorten
+from cryohush.core.report.pdf import model_facts, write_report
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -119,3 +119,24 @@ def test_a_directory_that_is_gone_is_named(tmp_path: Path) -> None:
 def test_pyplot_is_never_imported() -> None:
     program = "import sys, cryohush.core.report.pdf; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
+
+
+def test_a_report_of_nothing_but_skipped_images_is_written_all_the_same(tmp_path: Path) -> None:
+    none = np.zeros((0, 32, 32), dtype=np.float32)
+    write_report(tmp_path, none, none, titles=[], pixel_size_angstrom=1.0, headline="none", facts={})
+    assert {path.name for path in tmp_path.iterdir()} == {"logfile.pdf", "montage.png"}
+
+
+def test_what_a_model_card_says_is_put_into_words() -> None:
+    card = {"measured": {"gain": 2.5, "test_set": ["a", "b"]}, "description": "x", "training": None}
+    assert model_facts(card) == {"measured": "gain: 2.5; test set: a, b"}
+
+
+@pytest.mark.parametrize(
+    "title", ["1@particles.mrcs", "123456@a_very_long_name_of_a_stack_of_particles.mrcs"]
+)
+def test_a_title_fits_its_column(title: str) -> None:
+    short = shorten(title)
+    assert len(short) <= 22
+    assert short[:7] == title[:7]
+    assert short[-5:] == ".mrcs"
