@@ -1,0 +1,289 @@
+"""`cryohush`: the command line. Nothing heavy is imported before a command runs, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from .. import __version__
+from .errors import Aborted, CryohushError
+
+STOP_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+# Without a terminal, progress is a line each time this much more is done.
+PROGRESS_PERCENT = 5
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser. Options that are not given are absent from its result."""
+    parser = argparse.ArgumentParser(
+        prog="cryohush",
+        description="Denoise cryo-EM particles.",
+        epilog="Denoised images are for viewing, picking and classification. Reconstruct from raw ones.",
+    )
+    parser.add_argument("--version", action="version", version=f"cryohush {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_denoise(commands.add_parser("denoise", help="denoise a particle table or stack"))
+    _add_train(commands.add_parser("train", help="train a network"))
+    _add_models(commands.add_parser("models", help="list the shipped models, or tell about one"))
+    return parser
+
+
+def _add_denoise(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Denoise the particles of a table, or a whole stack."
+    parser.set_defaults(work=_denoise)
+    parser.add_argument("input", type=Path, metavar="INPUT", help="particles.star, or a .mrcs or .mrc stack")
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the result goes")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="folder that the table's image names are relative to (default: looked for from the working "
+        "directory and the table's folder upwards)",
+    )
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
+    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
+
+    def option(flag: str, destination: str, metavar: str, text: str, default: str) -> None:
+        # SUPPRESS tells what the user said from what he left to the options' own defaults
+        parser.add_argument(
+            flag,
+            dest=destination,
+            metavar=metavar,
+            default=argparse.SUPPRESS,
+            help=f"{text} (default: {default})",
+        )
+
+    option("--model", "model", "NAME", "a shipped model, or a .safetensors file", "general")
+    option("--device", "device", "DEVICE", "auto, cpu, or GPUs such as cuda:0,1", "auto")
+    option("--precision", "precision", "FORMAT", "auto (measured), fp32, bf16 or fp16", "auto")
+    option("--batch-size", "batch_size", "N", "images that go through the network at once, or auto", "auto")
+    option("--blend", "blend", "A", "share of the raw image in the output, 0 to 1", "0.0")
+    option(
+        "--keep-above", "keep_above_angstrom", "RES", "keep the raw image beyond this resolution, Å", "none"
+    )
+    option(
+        "--particle-diameter",
+        "particle_diameter_angstrom",
+        "D",
+        "diameter of the circle outside which an image is background, Å",
+        "none: 0.75 of the box",
+    )
+    option("--output-dtype", "output_dtype", "TYPE", "float32, or float16 (not for RELION 3.1)", "float32")
+    option("--threads", "threads", "N", "CPU threads", "none: all that this process may use")
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="pass images with NaN or Inf, and constant ones, through unchanged (default: stop at the first)",
+    )
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Train a network on particles simulated from atomic models."
+    parser.set_defaults(work=_train)
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="what to train, and on what")
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the weights go")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace an entry of the configuration, e.g. optimisation.steps=100; may be repeated "
+        "(default: none)",
+    )
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.description = "List the shipped models, or tell all that is known of one."
+    parser.set_defaults(work=_models)
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("list", "info"),
+        default="list",
+        help="what to show (default: %(default)s)",
+    )
+    parser.add_argument(
+        "name",
+        nargs="?",
+        default="general",
+        metavar="NAME",
+        help="model or file for info (default: %(default)s)",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns
+    -------
+    int
+        0 on success; 1 after an error, told in one line on stderr; 2 for wrong usage, or when stopped by
+        Ctrl-C or SIGTERM, which leave a state that `--resume` goes on from.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = build_parser().parse_args(words)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 2
+    arguments.command_line = shlex.join(["cryohush", *words])
+    try:
+        with _stop_flag() as should_stop:
+            arguments.work(arguments, should_stop)
+    except Aborted as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 2
+    except CryohushError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("error: out of memory. Ask for a smaller --batch-size or fewer --threads.", file=sys.stderr)
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def _stop_flag() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether a stop signal has come; a second one has its usual effect."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, earlier[number])
+
+    earlier = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number in STOP_SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.denoise import DenoiseOptions
+    from .config.load import validate
+
+    given = {
+        name: getattr(arguments, name) for name in DenoiseOptions.model_fields if hasattr(arguments, name)
+    }
+    options = validate(given, DenoiseOptions, "command line")
+
+    from .inference.run import run_denoise
+
+    with _progress() as progress:
+        summary = run_denoise(
+            arguments.input,
+            arguments.output,
+            options,
+            root=arguments.root,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            progress=progress,
+            should_stop=should_stop,
+            log=_say,
+            command=arguments.command_line,
+        )
+    _say(
+        f"{summary.n_images} images in {summary.seconds['total']:.1f} s, "
+        f"{summary.images_per_second:.0f} per second"
+    )
+    if summary.skipped:
+        _say(f"{len(summary.skipped)} bad images went through unchanged: see {summary.record}")
+    for path in (summary.table, *([] if summary.table else summary.stacks), summary.record):
+        if path is not None:
+            _say(f"wrote {path}")
+    from .report.pdf import model_facts, write_report
+
+    samples = summary.samples
+    for path in write_report(
+        summary.output_dir,
+        samples.raw,
+        samples.denoised,
+        titles=samples.titles,
+        pixel_size_angstrom=samples.pixel_size_angstrom,
+        headline=f"{summary.n_particles} denoised particles",
+        facts={
+            **summary.facts(),
+            **model_facts(summary.model.card),
+            "command": arguments.command_line,
+        },
+    ):
+        _say(f"wrote {path}")
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Yield a progress callback: a bar on a terminal, otherwise a line for every few per cent."""
+    if not sys.stderr.isatty():
+        last = [-PROGRESS_PERCENT]
+
+        def line(done: int, total: int) -> None:
+            percent = 100 * done // max(total, 1)
+            if percent >= last[0] + PROGRESS_PERCENT or (done == total and percent > last[0]):
+                last[0] = percent
+                _say(f"{done} of {total} images ({percent} %)")
+
+        yield line
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit=" images", smoothing=0.1) as bar:
+
+        def draw(done: int, total: int) -> None:
+            if bar.total is None:
+                bar.reset(total)
+                bar.initial = done
+            bar.update(done - bar.n)
+
+        yield draw
+
+
+def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.load import load_yaml
+    from .config.training import TrainingConfig
+
+    config = load_yaml(arguments.config, TrainingConfig, arguments.overrides)
+
+    from .training.supervised import train
+
+    weights = train(config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop)
+    if should_stop():
+        raise Aborted("Stopped on request. Run again with --resume to go on.")
+    _say(f"wrote {weights}")
+
+
+def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .inference.weights import list_models, load_model
+
+    if arguments.action == "list":
+        for name, entry in list_models().items():
+            _say(f"{name:<16} {entry.get('description', '')}")
+        return
+    import yaml
+
+    model = load_model(arguments.name)
+    parameters = sum(tensor.numel() for tensor in model.module.parameters())
+    facts = {"name": model.name, "file": str(model.path), "sha256": model.sha256, "parameters": parameters}
+    _say(yaml.safe_dump({**facts, **model.card}, sort_keys=False, allow_unicode=True).rstrip())
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,357 @@
+"""A whole denoising run: from a table or stack and options to denoised stacks, their table and a record."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ... import __version__
+from ..config.denoise import PARTICLE_SHARE_OF_BOX, DenoiseOptions
+from ..errors import ConfigurationError, OutputError
+from ..imaging.normalise import background_mask
+from ..io.files import part_path, writing_failed
+from ..io.manifest import MANIFEST_NAME, Manifest
+from ..io.mrc import WriterState
+from ..io.particles import ParticleSet
+from .denoiser import Denoiser
+from .devices import (
+    Precision,
+    available_threads,
+    choose_batch_size,
+    choose_precision,
+    keep_freed_memory,
+    resolve_devices,
+)
+from .plan import (
+    TABLE_NAME,
+    StackPlan,
+    path_below,
+    plan_stacks,
+    refuse_to_replace_inputs,
+    written_image_names,
+)
+from .stream import ImageOptions, denoise_stacks
+from .summary import RECORD_NAME, Summary, read_samples, write_record
+from .weights import LoadedModel, load_model
+
+# Two workers keep a GPU busy: one calculates while the other one's images travel.
+WORKERS_PER_GPU = 2
+# The journal's entry for what was chosen when the run began; no stack has an empty name.
+_CHOICES = ""
+
+OnMismatch = Literal["refuse", "anew"]
+
+
+def run_denoise(
+    source: str | Path,
+    output_dir: str | Path,
+    options: DenoiseOptions,
+    *,
+    root: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_mismatch: OnMismatch = "refuse",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    log: Callable[[str], None] = lambda line: None,
+    command: str | None = None,
+) -> Summary:
+    """Denoise a table of particles or a bare stack.
+
+    `output_dir` gets one `.mrcs` per input stack, under the stack's own name; `particles.star` if the input
+    was a table; `cryohush.json`; and the journal from which a killed run goes on. An image that the table
+    names several times is written once. Inputs are never written to.
+
+    Parameters
+    ----------
+    source
+        `.star`, `.mrcs` or `.mrc`.
+    output_dir
+        Made if missing.
+    options
+        What to do.
+    root
+        Folder that the table's image names are relative to; see `ParticleSet.read`.
+    resume
+        Go on with a run that was interrupted; without one, begin.
+    overwrite
+        Replace what an earlier run has left.
+    on_mismatch
+        What to do when the run to be resumed had other input or options: refuse, or begin anew.
+    progress
+        Called with the numbers of images done and in all, once per batch.
+    should_stop
+        Asked once per batch.
+    log
+        Gets the lines that a user should read.
+    command
+        The command line, for the record.
+
+    Raises
+    ------
+    InputError
+        If the input cannot be read, or holds an image that cannot be denoised and `options.skip_bad` is off.
+    OutputError
+        If the directory holds another run, or the disk is full or too small.
+    ModelError, DeviceError, ConfigurationError
+        If the options cannot be met.
+    Aborted
+        If `should_stop` said so; the run can be resumed.
+    """
+    started, begin = time.time(), time.monotonic()
+    output_dir = Path(output_dir)
+    model = load_model(options.model)
+    devices = resolve_devices(options.device)
+    particles = ParticleSet.read(source, root=root)
+    stacks = plan_stacks(particles)
+    _check_options(options, stacks, particles)
+    refuse_to_replace_inputs(particles, stacks, output_dir)
+    log(f"model {model.name}, SHA-256 {model.sha256[:16]}…")
+    log(f"{len(particles)} particles, {sum(len(s.indices) for s in stacks)} images in {len(stacks)} stacks")
+
+    keep_freed_memory()
+    threads = torch.get_num_threads()
+    with _open_journal(
+        output_dir,
+        _fingerprint(particles, model, devices, options),
+        [stack.name for stack in stacks],
+        resume=resume,
+        overwrite=overwrite,
+        on_mismatch=on_mismatch,
+        log=log,
+    ) as journal:
+        _check_free_space(particles, stacks, output_dir, journal, options)
+        choices = _choose(journal, devices, options, model, stacks, log)
+        denoisers, workers = _workers(model, devices, choices.precision, options.threads)
+        try:
+            result = denoise_stacks(
+                stacks,
+                denoisers,
+                choices.batch_sizes,
+                output_dir,
+                journal,
+                image_options=ImageOptions(
+                    options.particle_diameter_angstrom, options.blend, options.keep_above_angstrom
+                ),
+                dtype=options.output_dtype,
+                label=f"cryohush {__version__}: denoised by {Path(model.name).name}, not raw data",
+                skip_bad=options.skip_bad,
+                progress=progress,
+                should_stop=should_stop,
+            )
+        finally:
+            torch.set_num_threads(threads)
+        table = _write_table(particles, stacks, output_dir)
+    n_images = sum(len(stack.indices) for stack in stacks)
+    summary = Summary(
+        source=particles.source,
+        options=options,
+        output_dir=output_dir,
+        table=table,
+        stacks=[output_dir / stack.name for stack in stacks],
+        record=output_dir / RECORD_NAME,
+        model=model,
+        devices=[_device_name(device) for device in devices],
+        precision=choices.precision,
+        batch_sizes={_box(shape): size for shape, size in choices.batch_sizes.items()},
+        threads=workers,
+        n_particles=len(particles),
+        n_images=n_images,
+        n_resumed=n_images - result.n_written,
+        skipped=result.skipped,
+        seconds={"total": time.monotonic() - begin, **result.seconds},
+        samples=read_samples(stacks, output_dir, result.skipped),
+    )
+    write_record(summary, command, started)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """What `auto` came to when the run began; a resumed run keeps it, whatever would be measured now."""
+
+    precision: Precision
+    batch_sizes: dict[tuple[int, int], int]
+
+
+def _check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], particles: ParticleSet) -> None:
+    """Raise when an option that is a length in Å, or the circle, does not suit an image."""
+    for shape, pixel_size in {(stack.shape, stack.pixel_size_angstrom) for stack in stacks}:
+        diameter = options.particle_diameter_angstrom
+        if pixel_size is None:
+            if diameter is not None or options.keep_above_angstrom is not None:
+                raise ConfigurationError(
+                    "particle_diameter_angstrom and keep_above_angstrom need a pixel size, and "
+                    f"{particles.source} does not say it. Leave them out, or give a table that does."
+                )
+            continue
+        if diameter is None:
+            continue
+        try:
+            background_mask(shape, diameter / pixel_size / 2)
+        except ValueError as error:
+            default = PARTICLE_SHARE_OF_BOX * min(shape) * pixel_size
+            raise ConfigurationError(
+                f"particle_diameter_angstrom {diameter:g}: {error}. Leave it out to get "
+                f"{PARTICLE_SHARE_OF_BOX:g} of the box: {default:g} Å."
+            ) from error
+
+
+def _fingerprint(
+    particles: ParticleSet, model: LoadedModel, devices: Sequence[torch.device], options: DenoiseOptions
+) -> dict[str, Any]:
+    """Return all that the pixels of the result depend on."""
+    stacks = hashlib.sha256()
+    for path in particles.stacks:
+        status = path.stat()
+        stacks.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    result_of = options.model_dump(mode="json", exclude={"model", "device", "skip_bad", "threads"})
+    return {
+        "version": __version__,
+        "input": _sha256(particles.source) if particles.has_table else particles.source.name,
+        "stacks": stacks.hexdigest(),
+        "model": model.sha256,
+        "device": sorted({device.type for device in devices}),
+        **result_of,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _open_journal(
+    output_dir: Path,
+    fingerprint: dict[str, Any],
+    stack_names: Sequence[str],
+    *,
+    resume: bool,
+    overwrite: bool,
+    on_mismatch: OnMismatch,
+    log: Callable[[str], None],
+) -> Manifest:
+    """Open the journal to go on with, or clear the way for a new run.
+
+    Raises
+    ------
+    OutputError
+        If the directory holds another run and none of the arguments says what to do with it.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise writing_failed(output_dir, error) from error
+    path = output_dir / MANIFEST_NAME
+    if resume and path.exists():
+        if on_mismatch == "refuse" or Manifest.matches(path, fingerprint):
+            log("an earlier run is there: going on with it")
+            return Manifest.open(path, fingerprint, resume=True)
+        log("an earlier run is there with other input or options: starting anew")
+    elif not overwrite and not (resume and on_mismatch == "anew"):
+        occupants = [MANIFEST_NAME, TABLE_NAME, RECORD_NAME, *stack_names]
+        for name in occupants:
+            if (output_dir / name).exists():
+                raise OutputError(
+                    f"{output_dir} holds another run ({name}). Resume it (--resume), replace it "
+                    "(--overwrite), or choose another directory."
+                )
+    journal = Manifest.open(path, fingerprint, resume=False)
+    # Otherwise an old table would name new images should this run be interrupted.
+    for name in [TABLE_NAME, RECORD_NAME, *stack_names]:
+        for old in (output_dir / name, part_path(output_dir / name)):
+            old.unlink(missing_ok=True)
+    return journal
+
+
+def _check_free_space(
+    particles: ParticleSet,
+    stacks: Sequence[StackPlan],
+    output_dir: Path,
+    journal: Manifest,
+    options: DenoiseOptions,
+) -> None:
+    """Raise when the disk cannot hold what is still to be written."""
+    bytes_per_pixel = np.dtype(options.output_dtype).itemsize
+    needed = particles.source.stat().st_size if particles.has_table else 0
+    for stack in stacks:
+        if stack.name not in journal.finished:
+            done = journal.states.get(stack.name, WriterState()).written
+            needed += (len(stack.indices) - done) * stack.shape[0] * stack.shape[1] * bytes_per_pixel
+    free = shutil.disk_usage(output_dir).free
+    if needed > free:
+        raise OutputError(
+            f"{output_dir}: the disk is too small: {needed} bytes are needed, {free} are free. Free some "
+            "space, choose another directory, or write float16 (half the size)."
+        )
+
+
+def _choose(
+    journal: Manifest,
+    devices: Sequence[torch.device],
+    options: DenoiseOptions,
+    model: LoadedModel,
+    stacks: Sequence[StackPlan],
+    log: Callable[[str], None],
+) -> _Choices:
+    """Return precision and batch sizes: those that the journal holds, or new ones, which it then holds."""
+    names = ", ".join(_device_name(device) for device in devices)
+    recorded = journal.extras.get(_CHOICES)
+    if recorded is not None:
+        precision: Precision = recorded["precision"]
+        sizes = {(y, x): size for y, x, size in recorded["batch_sizes"]}
+        reason = "as when the run began"
+    else:
+        precision, reason = choose_precision(devices[0], options.precision, model.module)
+        sizes = {}
+        for shape in dict.fromkeys(stack.shape for stack in stacks):
+            if options.batch_size == "auto":
+                sizes[shape] = min(
+                    choose_batch_size(device, precision, model.module, shape) for device in devices
+                )
+            else:
+                sizes[shape] = options.batch_size
+        recorded = {"precision": precision, "batch_sizes": [[y, x, size] for (y, x), size in sizes.items()]}
+        journal.record(_CHOICES, WriterState(), recorded)
+    log(f"device {names}, precision {precision} ({reason})")
+    log("batches of " + ", ".join(f"{size} images of {_box(shape)} px" for shape, size in sizes.items()))
+    return _Choices(precision, sizes)
+
+
+def _workers(
+    model: LoadedModel, devices: Sequence[torch.device], precision: Precision, threads: int | None
+) -> tuple[list[Denoiser], int]:
+    """Return the denoiser of each worker thread, and the number of these."""
+    per_device = WORKERS_PER_GPU if devices[0].type == "cuda" else threads or available_threads()
+    denoisers = [Denoiser(model.module, device, precision) for device in devices] * per_device
+    return denoisers, len(denoisers)
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
+
+
+def _box(shape: tuple[int, int]) -> str:
+    return f"{shape[1]}x{shape[0]}"
+
+
+def _write_table(particles: ParticleSet, stacks: Sequence[StackPlan], output_dir: Path) -> Path | None:
+    if not particles.has_table:
+        return None
+    particles.write(
+        output_dir / TABLE_NAME,
+        written_image_names(particles, stacks, output_dir),
+        absolute_originals=path_below(output_dir, particles.root) is None,
+    )
+    return output_dir / TABLE_NAME

@@ -1,0 +1,364 @@
+"""Stacks through the network as a stream: reading, denoising and writing overlap, in bounded memory.
+
+One thread reads ahead, one thread per worker denoises, the calling thread writes in the input's order. Only a
+few batches are ever under way, whatever the number of images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import Aborted, ImageError
+from ..io.files import part_path, writing_failed
+from ..io.manifest import Manifest
+from ..io.mrc import StackReader, StackWriter
+from .denoiser import Denoiser
+from .plan import Piece, StackPlan, batches
+
+CHECKPOINT_SECONDS = 5.0
+# Batches under way per worker: one in the network, one read ahead, one waiting to be written.
+BATCHES_PER_WORKER = 3
+
+Images = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image that went through unchanged: its stack, 1-based number in it, and why."""
+
+    stack: str
+    image: int
+    problem: str
+
+
+@dataclass
+class StreamResult:
+    """What a stream did.
+
+    Attributes
+    ----------
+    n_written
+        Images written by this process, without those that an earlier one had finished.
+    skipped
+        Images passed through unchanged, of the whole run.
+    seconds
+        Time spent in reading, denoising (summed over the workers) and writing.
+    """
+
+    n_written: int = 0
+    skipped: list[SkippedImage] = field(default_factory=list)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"reading": 0.0, "denoising": 0.0, "writing": 0.0}
+    )
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What is done to each image; see `Denoiser.denoise`."""
+
+    particle_diameter_angstrom: float | None
+    blend: float
+    keep_above_angstrom: float | None
+
+    def apply(
+        self, denoiser: Denoiser, images: Images, pixel_size_angstrom: float | None
+    ) -> tuple[Images, dict[int, str]]:
+        """Denoise `(n, y, x)` images; what they need of their pixel size was checked before."""
+
+        def pixels(length_angstrom: float | None) -> float | None:
+            if length_angstrom is None or pixel_size_angstrom is None:
+                return None
+            return length_angstrom / pixel_size_angstrom
+
+        diameter_px = pixels(self.particle_diameter_angstrom)
+        return denoiser.denoise(
+            images,
+            radius_px=None if diameter_px is None else diameter_px / 2,
+            blend=self.blend,
+            keep_above_px=pixels(self.keep_above_angstrom),
+        )
+
+
+class _Reader:
+    """Reads the pieces of batches in order, one open stack at a time; for one thread."""
+
+    def __init__(self, stacks: Sequence[StackPlan]) -> None:
+        self._stacks, self._open, self._number = stacks, contextlib.ExitStack(), -1
+        self._reader: StackReader | None = None
+
+    def read(self, pieces: Sequence[Piece]) -> tuple[Images, float]:
+        """Return the images of a batch `(n, y, x)` and the seconds it took."""
+        begin = time.perf_counter()
+        parts = []
+        for piece in pieces:
+            if self._reader is None or self._number != piece.stack:
+                self.close()
+                self._reader, self._number = StackReader(self._stacks[piece.stack].source), piece.stack
+            parts.append(self._reader.read(self._stacks[piece.stack].indices[piece.begin : piece.end]))
+        images = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return images, time.perf_counter() - begin
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
+
+
+class _Output:
+    """Writes batches in order, names each stack once it is complete, and keeps the journal.
+
+    Attributes
+    ----------
+    written
+        How many images of each stack are written.
+    """
+
+    def __init__(
+        self,
+        stacks: Sequence[StackPlan],
+        output_dir: Path,
+        manifest: Manifest,
+        result: StreamResult,
+        *,
+        dtype: Literal["float32", "float16"],
+        label: str,
+        skip_bad: bool,
+    ) -> None:
+        self._stacks, self._output_dir, self._manifest, self._result = stacks, output_dir, manifest, result
+        self._dtype, self._label, self._skip_bad = dtype, label, skip_bad
+        self._writer: StackWriter | None = None
+        self._skipped: list[SkippedImage] = []
+        self._last_checkpoint = time.monotonic()
+        self.written = [self._safely_written(stack) for stack in stacks]
+        for stack, written in zip(stacks, self.written, strict=True):
+            if written:
+                result.skipped += self._recorded_skips(stack)
+
+    def _safely_written(self, stack: StackPlan) -> int:
+        """Return how many images an earlier process has brought to disk, if they are still there."""
+        path, state = self._output_dir / stack.name, self._manifest.states.get(stack.name)
+        if stack.name in self._manifest.finished:
+            return len(stack.indices) if path.exists() else 0
+        # Killed between the renaming and its note in the journal: the stack is made once more.
+        return state.written if state is not None and part_path(path).exists() else 0
+
+    def _recorded_skips(self, stack: StackPlan) -> list[SkippedImage]:
+        return [SkippedImage(*skip) for skip in self._manifest.extras.get(stack.name) or ()]
+
+    def write(self, pieces: Sequence[Piece], images: Images, problems: Mapping[int, str]) -> None:
+        """Write what is not written yet of a batch `(n, y, x)`; `problems` as from `Denoiser.denoise`."""
+        offset = 0
+        for piece in pieces:
+            begin = max(piece.begin, self.written[piece.stack])
+            if begin < piece.end:
+                shift = offset - piece.begin
+                bad = {
+                    index - shift: text
+                    for index, text in problems.items()
+                    if begin <= index - shift < piece.end
+                }
+                self._write_piece(piece.stack, begin, images[begin + shift : piece.end + shift], bad)
+            offset += piece.end - piece.begin
+        if time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS:
+            self.checkpoint()
+
+    def _write_piece(self, number: int, begin: int, images: Images, bad: Mapping[int, str]) -> None:
+        """Append images, of which the first is number `begin` of its stack and `bad` are unchanged."""
+        stack = self._stacks[number]
+        if self._writer is None:
+            self._writer = self._open(stack, resume=begin > 0)
+        for position, problem in bad.items():
+            self._skip(SkippedImage(str(stack.source), int(stack.indices[position]) + 1, problem))
+        self._writer.write(images, unchecked=[position - begin for position in bad])
+        self.written[number] = begin + len(images)
+        self._result.n_written += len(images)
+        if self.written[number] == len(stack.indices):
+            if self._skipped:
+                self.checkpoint()
+            self._writer.close()
+            self._manifest.finish(stack.name)
+            self._writer = None
+
+    def _skip(self, image: SkippedImage) -> None:
+        if not self._skip_bad:
+            raise ImageError(
+                image.problem,
+                path=image.stack,
+                image=image.image,
+                remedy="Remove it, or ask for skip_bad to pass such images through unchanged.",
+            )
+        self._skipped.append(image)
+        self._result.skipped.append(image)
+
+    def _open(self, stack: StackPlan, *, resume: bool) -> StackWriter:
+        path = self._output_dir / stack.name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise writing_failed(path, error) from error
+        self._name, self._skipped = stack.name, self._recorded_skips(stack) if resume else []
+        return StackWriter(
+            path,
+            (len(stack.indices), *stack.shape),
+            pixel_size_angstrom=stack.pixel_size_angstrom,
+            dtype=self._dtype,
+            label=self._label,
+            state=self._manifest.states[stack.name] if resume else None,
+        )
+
+    def checkpoint(self) -> None:
+        """Bring what is written to disk, so that a run killed from now on goes on from here."""
+        if self._writer is not None and self._writer.state.written:
+            skips = [[skip.stack, skip.image, skip.problem] for skip in self._skipped]
+            self._manifest.record(self._name, self._writer.checkpoint(), skips)
+        self._last_checkpoint = time.monotonic()
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:  # after an error only: its unfinished file stays
+            self._writer.__exit__(kind, error, trace)
+
+
+def denoise_stacks(
+    stacks: Sequence[StackPlan],
+    denoisers: Sequence[Denoiser],
+    batch_sizes: Mapping[tuple[int, int], int],
+    output_dir: Path,
+    manifest: Manifest,
+    *,
+    image_options: ImageOptions,
+    dtype: Literal["float32", "float16"],
+    label: str,
+    skip_bad: bool,
+    progress: Callable[[int, int], None],
+    should_stop: Callable[[], bool],
+) -> StreamResult:
+    """Denoise what the journal does not hold as finished.
+
+    Parameters
+    ----------
+    stacks
+        The plan.
+    denoisers
+        One per worker; the same one may appear several times, as its network is only read.
+    batch_sizes
+        Images per batch, by their `(y, x)`.
+    output_dir
+        Where the stacks go.
+    manifest
+        The journal to go on with.
+    image_options
+        What is done to each image.
+    dtype, label
+        Of the written stacks.
+    skip_bad
+        Pass images that cannot be denoised through unchanged instead of stopping.
+    progress
+        Called with the numbers of images done and in all after each batch.
+    should_stop
+        Asked before each batch is written.
+
+    Raises
+    ------
+    ImageError
+        If an image cannot be denoised and `skip_bad` is off.
+    MrcError, OutputError
+        If a stack cannot be read or written.
+    Aborted
+        If `should_stop` said so; what is written is then safely recorded.
+    """
+    result = StreamResult()
+    total = sum(len(stack.indices) for stack in stacks)
+    with contextlib.ExitStack() as exits:
+        output = exits.enter_context(
+            _Output(stacks, output_dir, manifest, result, dtype=dtype, label=label, skip_bad=skip_bad)
+        )
+        progress(sum(output.written), total)
+        reader = exits.enter_context(contextlib.closing(_Reader(stacks)))
+        todo = [
+            pieces
+            for pieces in batches(stacks, batch_sizes)
+            if any(output.written[piece.stack] < piece.end for piece in pieces)
+        ]
+        results = exits.enter_context(
+            contextlib.closing(_denoised(todo, stacks, denoisers, reader, image_options, result))
+        )
+        for pieces, images, problems in results:
+            if should_stop():
+                output.checkpoint()
+                raise Aborted("Stopped on request. What is finished is kept: run again to go on from there.")
+            begin = time.perf_counter()
+            output.write(pieces, images, problems)
+            result.seconds["writing"] += time.perf_counter() - begin
+            progress(sum(output.written), total)
+    return result
+
+
+def _denoised(
+    todo: Sequence[tuple[Piece, ...]],
+    stacks: Sequence[StackPlan],
+    denoisers: Sequence[Denoiser],
+    reader: _Reader,
+    image_options: ImageOptions,
+    result: StreamResult,
+) -> Iterator[tuple[tuple[Piece, ...], Images, dict[int, str]]]:
+    """Yield the pieces, denoised images and problems of each batch in order, reading and denoising ahead."""
+    free: queue.SimpleQueue[Denoiser] = queue.SimpleQueue()
+    for denoiser in denoisers:
+        free.put(denoiser)
+
+    def denoise(
+        pieces: tuple[Piece, ...], reading: Future[tuple[Images, float]]
+    ) -> tuple[Images, dict[int, str], float, float]:
+        raw, seconds_reading = reading.result()
+        denoiser = free.get()
+        begin = time.perf_counter()
+        try:
+            images, problems = image_options.apply(denoiser, raw, stacks[pieces[0].stack].pixel_size_angstrom)
+        finally:
+            free.put(denoiser)
+        return images, problems, seconds_reading, time.perf_counter() - begin
+
+    on_cpu = all(denoiser.device.type == "cpu" for denoiser in denoisers)
+    reading = ThreadPoolExecutor(1, "read")
+    # On the CPU each worker is one thread: that is faster than sharing every layer among the threads, and the
+    # result does not depend on their number.
+    denoising = ThreadPoolExecutor(
+        len(denoisers), "denoise", *((torch.set_num_threads, (1,)) if on_cpu else ())
+    )
+    under_way: deque[tuple[tuple[Piece, ...], Future[tuple[Images, dict[int, str], float, float]]]] = deque()
+    waiting = iter(todo)
+    try:
+        while True:
+            for pieces in itertools.islice(waiting, BATCHES_PER_WORKER * len(denoisers) - len(under_way)):
+                under_way.append(
+                    (pieces, denoising.submit(denoise, pieces, reading.submit(reader.read, pieces)))
+                )
+            if not under_way:
+                return
+            pieces, future = under_way.popleft()
+            images, problems, seconds_reading, seconds_denoising = future.result()
+            result.seconds["reading"] += seconds_reading
+            result.seconds["denoising"] += seconds_denoising
+            yield pieces, images, problems
+    finally:
+        for executor in (reading, denoising):
+            executor.shutdown(cancel_futures=True)
