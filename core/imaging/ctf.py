@@ -85,4 +85,5 @@ def read_ctf_table(path: Path | str) -> CtfParameters:
     if table.ndim != 2 or table.shape[1] != 9 or len(table) == 0:
         raise InputError(f"expected rows of nine columns, found an array {table.shape}.", path=path)
     columns = torch.from_numpy(np.ascontiguousarray(table[:, 2:].T, dtype=np.float32))
-    return CtfParameters(*columns[:6], torch.rad2deg(columns[6]))
+    columns[6] = torch.rad2deg(columns[6])
+    return CtfParameters(*columns.unbind())

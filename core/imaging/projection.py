@@ -42,12 +42,12 @@ def rotations_from_euler(rot_tilt_psi_degrees: Tensor) -> Tensor:
 
 def _about_z(angle: Tensor) -> Tensor:
     c, s, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
-    return torch.stack([c, -s, zero, s, c, zero, zero, zero, one], dim=-1).unflatten(-1, (3, 3))
+    return torch.stack([c, -s, zero, s, c, zero, zero, zero, one], dim=-1).reshape(*angle.shape, 3, 3)
 
 
 def _about_y(angle: Tensor) -> Tensor:
     c, s, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
-    return torch.stack([c, zero, s, zero, one, zero, -s, zero, c], dim=-1).unflatten(-1, (3, 3))
+    return torch.stack([c, zero, s, zero, one, zero, -s, zero, c], dim=-1).reshape(*angle.shape, 3, 3)
 
 
 class Projector:
@@ -76,8 +76,9 @@ class Projector:
 
     def __call__(self, rotations: Tensor) -> Tensor:
         """`(..., 3, 3)` rotations to `(..., d, d)` projections, the sum of the voxels along z."""
-        # cos 90° is 4e-8 in float32: without the tolerance such slices lose half of their samples to the wrong side
+        # cos 90° is -4e-8 in float32: without the tolerance half of such a slice is taken from the wrong side
         slices = extract_central_slices_rfft_3d(self._transform, rotations, rot_tolerance=1e-6)
-        images = torch.fft.irfft2(torch.fft.ifftshift(slices, dim=-2), s=(self._padded, self._padded))
+        images: Tensor = torch.fft.irfft2(torch.fft.ifftshift(slices, dim=-2), s=(self._padded, self._padded))
         images = torch.fft.fftshift(images, dim=(-2, -1))
-        return images[..., self._margin : -self._margin, self._margin : -self._margin].contiguous()
+        inside = slice(self._margin, self._margin + self.box_px)
+        return images[..., inside, inside].contiguous()

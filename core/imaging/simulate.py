@@ -2,7 +2,7 @@
 
 The image formation, in the order of nature::
 
-    projection of the potential (+ neighbours)  ->  x CTF x envelope  ->  + ice noise x CTF  ->  + detector noise
+    projection of the potential (+ neighbours) -> x CTF x envelope -> + ice noise x CTF -> + detector noise
 
 The clean counterpart keeps CTF and envelope: a denoiser takes away the noise and nothing else, so the
 metadata of the image stay true.
@@ -158,8 +158,15 @@ def simulate_pairs(
     ranges: ImagingRanges,
     batch_size: int,
     generator: torch.Generator,
+    box_px: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One batch of noisy images and their clean counterparts.
+
+    Parameters
+    ----------
+    box_px
+        Side of the images: the bank's, unless the projections shall be sampled more finely or coarsely, with
+        the pixel size changed to match.
 
     Returns
     -------
@@ -169,10 +176,10 @@ def simulate_pairs(
     snr
         `(n,)`, 0 for an image of noise alone.
     """
-    n, box = batch_size, bank.images.shape[-1]
+    n, box = batch_size, box_px or bank.images.shape[-1]
     pick = torch.randint(len(bank), (n,), generator=generator)
-    pixel_size = bank.pixel_size_angstrom[pick]
-    specimen = _place(bank, pick, ranges, generator)
+    pixel_size = bank.pixel_size_angstrom[pick] * (bank.images.shape[-1] / box)
+    specimen = fourier_resample(_place(bank, pick, ranges, generator), box)
     specimen = _random_dihedral(specimen, generator)
 
     drawn = optics[torch.randint(len(optics), (n,), generator=generator)]
@@ -236,12 +243,29 @@ def coloured_noise(
     share = ranges.ice_noise_share * torch.rand(n, 1, 1, generator=generator) ** 2
     power = (1 - share) * detector + share * ice
     white = torch.randn(n, box, box, generator=generator)
-    noise = torch.fft.irfft2(torch.fft.rfft2(white) * power.sqrt(), s=(box, box))
+    noise: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * power.sqrt(), s=(box, box))
     noise /= noise.std(dim=(1, 2), keepdim=True)
     ramp = torch.linspace(-1, 1, box) * 3**0.5  # unit variance
     angle = 2 * torch.pi * torch.rand(n, 1, 1, generator=generator)
     gradient = ramp[None, None, :] * angle.cos() + ramp[None, :, None] * angle.sin()
     return noise + gradient * _uniform(n, ranges.gradient_share, generator).sqrt()[:, None, None]
+
+
+def fourier_resample(images: Tensor, box_px: int) -> Tensor:
+    """`(n, y, x)` images to `(n, box_px, box_px)` by cutting or zero-padding their transform; sides are even.
+
+    Grey values are kept; the Nyquist frequency of the smaller grid is left out.
+    """
+    old = images.shape[-1]
+    if old == box_px:
+        return images
+    half = min(old, box_px) // 2
+    transform = torch.fft.rfft2(images)
+    resampled = torch.zeros(len(images), box_px, box_px // 2 + 1, dtype=transform.dtype)
+    resampled[:, :half, :half] = transform[:, :half, :half]
+    resampled[:, 1 - half :, :half] = transform[:, 1 - half :, :half]
+    images = torch.fft.irfft2(resampled, s=(box_px, box_px))
+    return images * (box_px / old) ** 2
 
 
 def _place(bank: ProjectionBank, pick: Tensor, ranges: ImagingRanges, generator: torch.Generator) -> Tensor:
@@ -295,7 +319,7 @@ def _random_dihedral(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _radial_frequency(box: int) -> Tensor:
     y, x = torch.fft.fftfreq(box), torch.fft.rfftfreq(box)
-    return (y[:, None] ** 2 + x[None, :] ** 2).sqrt()
+    return torch.hypot(y[:, None], x[None, :])
 
 
 def _uniform(n: int, limits: tuple[float, float], generator: torch.Generator) -> Tensor:

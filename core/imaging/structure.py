@@ -157,5 +157,5 @@ def _displaced_solvent(
         _ICE_NUMBER_DENSITY * _WATER_SCATTERING * _ATOM_VOLUME_CUBIC_ANGSTROM
         - _HYDROGENS_PER_ATOM * _HYDROGEN_SCATTERING
     )
-    blurred = torch.fft.irfftn(transform * envelope, s=(box_px,) * 3)
+    blurred: Tensor = torch.fft.irfftn(transform * envelope, s=(box_px,) * 3)
     return blurred * (per_atom / pixel_size_angstrom**3)

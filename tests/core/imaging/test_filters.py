@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from cryohush.core.imaging import filters
 
 SHAPES = [(16, 16), (15, 15), (12, 17), (9, 8)]

@@ -25,8 +25,8 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 # A slice along the axes falls on the grid, where nothing is interpolated and yet interpolation is corrected
-# for: the worst case, off by 1 / sinc² at the blobs, which reach a quarter of the box: 6 % with twofold padding
-# and 1.4 % with fourfold.
+# for: the worst case, off by 1 / sinc² at the blobs, which reach a quarter of the box: 6 % with twofold
+# padding and 1.4 % with fourfold.
 def test_identity_is_the_sum_along_z():
     volume = blobs()
     errors = [relative_error(Projector(volume, pad)(torch.eye(3)[None])[0], volume.sum(0)) for pad in (2, 4)]
@@ -103,7 +103,7 @@ def test_projections_and_ctf_agree_with_relion(tmp_path):
         + "\n\n"
     )
     subprocess.run(
-        ["relion_project", *"--i map.mrc --ang angles.star --o out --angpix 2 --ctf".split()],
+        ["relion_project", "--i", "map.mrc", "--ang", "angles.star", "--o", "out", "--angpix", "2", "--ctf"],
         cwd=tmp_path, check=True, capture_output=True, timeout=60,
     )  # fmt: skip
     relion = mrcfile.read(tmp_path / "out.mrcs")

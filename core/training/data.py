@@ -1,0 +1,99 @@
+"""Batches of simulated pairs for the training loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..config.training import SimulationConfig
+from ..errors import ConfigurationError
+from ..imaging.ctf import CtfParameters, read_ctf_table
+from ..imaging.simulate import ImagingRanges, ProjectionBank, make_projection_bank, simulate_pairs
+
+_SUFFIXES = (".pdb", ".cif", ".ent", ".pdb.gz", ".cif.gz", ".ent.gz")
+
+
+class SimulatedParticles:
+    """Endless pairs of noisy and clean particles, a fixed function of the seed and the batch number.
+
+    Parameters
+    ----------
+    config
+        The `data` section.
+    held_out
+        Whether to use the structures that are held out (validation) or the others (training).
+    seed
+        Seed of structures' poses, and with the batch number of every batch.
+    cache
+        File that keeps the projections between runs; made when absent.
+    log
+        Called with progress lines.
+    """
+
+    def __init__(
+        self, config: SimulationConfig, *, held_out: bool, seed: int, cache: Path, log: Callable[[str], None]
+    ) -> None:
+        self._seed = seed
+        self._box_px = config.box_px
+        self._other_boxes, self._other_box_probability = config.other_boxes_px, config.other_box_probability
+        self._ranges = ImagingRanges(**config.imaging.model_dump())
+        self._optics = _join([read_ctf_table(path) for path in config.ctf_tables])
+        files = find_structures(config, held_out=held_out)
+        self.structures = [path.name.split(".")[0] for path in files]
+        if cache.exists():
+            self._bank = ProjectionBank(**load_file(cache))
+            return
+        self._bank = make_projection_bank(
+            files,
+            box_px=config.box_px,
+            volumes_per_structure=config.volumes_per_structure,
+            projections_per_volume=config.projections_per_volume,
+            diameter_share=config.diameter_share,
+            pixel_size_angstrom=config.pixel_size_angstrom,
+            generator=torch.Generator().manual_seed(seed),
+            log=log,
+        )
+        partial = cache.with_name(cache.name + ".part")
+        save_file(vars(self._bank), partial)
+        partial.replace(cache)
+
+    def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy `(n, 1, y, x)`, clean `(n, 1, y, x)` and SNR `(n,)` of one batch.
+
+        `n` is `size` for the usual box, more for smaller boxes and fewer for larger ones.
+        """
+        generator = torch.Generator().manual_seed((self._seed << 32) + number)
+        box = self._box_px
+        if self._other_boxes and torch.rand(1, generator=generator).item() < self._other_box_probability:
+            box = self._other_boxes[int(torch.randint(len(self._other_boxes), (1,), generator=generator))]
+        size = max(1, size * self._box_px**2 // box**2)
+        return simulate_pairs(self._bank, self._optics, self._ranges, size, generator, box)
+
+
+def find_structures(config: SimulationConfig, *, held_out: bool) -> list[Path]:
+    """The training or the held-out files of `config.structures`, sorted by name.
+
+    Raises
+    ------
+    ConfigurationError
+        A held-out name that does not exist, or nothing left to train on.
+    """
+    files = sorted(path for path in config.structures.glob("*") if path.name.endswith(_SUFFIXES))
+    names = {path.name.split(".")[0] for path in files}
+    unknown = sorted(set(config.held_out) - names)
+    if unknown:
+        raise ConfigurationError(f"data.held_out names {', '.join(unknown)}, not in {config.structures}")
+    chosen = [path for path in files if (path.name.split(".")[0] in config.held_out) == held_out]
+    if not chosen:
+        kind = "held-out" if held_out else "training"
+        raise ConfigurationError(f"data.structures: no {kind} PDB or mmCIF file in {config.structures}")
+    return chosen
+
+
+def _join(tables: list[CtfParameters]) -> CtfParameters:
+    names = CtfParameters.__dataclass_fields__
+    return CtfParameters(*(torch.cat([getattr(table, name) for table in tables]) for name in names))

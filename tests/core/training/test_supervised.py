@@ -1,0 +1,163 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cryohush.core.config.training import TrainingConfig
+from cryohush.core.errors import Aborted, ConfigurationError, CryohushError
+from cryohush.core.inference.weights import load_model
+from cryohush.core.training import supervised
+from cryohush.core.training.data import SimulatedParticles, find_structures
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainingConfig:
+    """A tiny run: two lumps of atoms to train on and one held out, 32 px boxes."""
+    folder = tmp_path / "structures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("one", "two", "kept"):
+        atoms = rng.normal(scale=12, size=(150, 3))
+        lines = [
+            f"ATOM  {i:5d}  CA  ALA A{i:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00 20.00           C"
+            for i, (x, y, z) in enumerate(atoms, 1)
+        ]
+        (folder / f"{name}.pdb").write_text("\n".join([*lines, "END", ""]))
+    table = np.array([[32, 4, 2e4, 1.9e4, 20, 300, 2.7, 0.1, 0]], dtype=np.float32)
+    np.save(tmp_path / "ctf.npy", table)
+    return TrainingConfig.model_validate(
+        {
+            "name": "tiny",
+            "network": {
+                "name": "shuffle_unet",
+                "arguments": {"widths": [8, 16], "blocks": [1, 1], "unshuffle": 2},
+            },
+            "data": {
+                "structures": folder,
+                "held_out": ["kept"],
+                "ctf_tables": [tmp_path / "ctf.npy"],
+                "box_px": 32,
+                "volumes_per_structure": 1,
+                "projections_per_volume": 8,
+                "imaging": {"snr": [0.2, 1.0]},
+            },
+            "optimisation": {"steps": 12, "batch_size": 8, "warmup_steps": 2, "precision": "32-true"},
+            "validate_every": 4,
+            "validation_images": 64,
+        }
+    )
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def longer(config: TrainingConfig, **changes) -> TrainingConfig:
+    return config.model_copy(update={"optimisation": config.optimisation.model_copy(update=changes)})
+
+
+def test_training_lowers_the_error_on_a_structure_never_seen(config, tmp_path):
+    supervised.train(longer(config, steps=120), tmp_path / "run", log=quiet)
+    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == 120
+    assert records[-1]["nmse_snr_0.1_0.5"] < 0.7 * records[0]["nmse_snr_0.1_0.5"]
+    assert records[-1]["nmse_snr_0.1_0.5"] < 1  # 1 is what a flat image scores
+
+
+def test_killed_run_resumes_to_the_same_weights(config, tmp_path):
+    undisturbed = load_model(str(supervised.train(config, tmp_path / "a", log=quiet))).module
+    calls = iter(range(100))
+    with pytest.raises(Aborted, match="step 6"):
+        supervised.train(config, tmp_path / "b", log=quiet, should_stop=lambda: next(calls) == 6)
+    resumed = load_model(str(supervised.train(config, tmp_path / "b", log=quiet, resume=True))).module
+    for one, other in zip(undisturbed.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_weights_carry_the_configuration_and_no_folder_of_the_machine(config, tmp_path):
+    model = load_model(str(supervised.train(config, tmp_path / "run", log=quiet)))
+    assert model.card["training"]["optimisation"]["steps"] == 12
+    assert model.card["structures"] == ["one", "two"]
+    assert model.card["held_out_structures"] == ["kept"]
+    assert str(tmp_path) not in json.dumps(model.card)
+
+
+def test_checkpoint_of_another_configuration_is_refused(config, tmp_path):
+    supervised.train(config, tmp_path / "run", log=quiet)
+    with pytest.raises(CryohushError, match="belongs to another configuration"):
+        supervised.train(longer(config, steps=20), tmp_path / "run", log=quiet, resume=True)
+
+
+def test_diverged_run_stops_with_its_reason(config, tmp_path):
+    with pytest.raises(CryohushError, match="the loss is not finite near step 4"):
+        supervised.train(longer(config, learning_rate=1e30, gradient_clip=1e30), tmp_path / "run", log=quiet)
+
+
+def test_batches_are_a_function_of_seed_and_number(config, tmp_path):
+    data = [
+        SimulatedParticles(
+            config.data, held_out=False, seed=5, cache=tmp_path / f"{i}.safetensors", log=quiet
+        )
+        for i in range(2)
+    ]
+    assert torch.equal(data[0].batch(3, 4)[0], data[1].batch(3, 4)[0])
+    assert not torch.equal(data[0].batch(3, 4)[0], data[0].batch(4, 4)[0])
+
+
+def test_projections_are_read_back_from_the_cache(config, tmp_path):
+    cache = tmp_path / "bank.safetensors"
+    made = SimulatedParticles(config.data, held_out=False, seed=5, cache=cache, log=quiet).batch(0, 4)
+    lines: list[str] = []
+    read = SimulatedParticles(config.data, held_out=False, seed=5, cache=cache, log=lines.append).batch(0, 4)
+    assert lines == []
+    for one, other in zip(made, read, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_other_boxes_hold_about_as_many_pixels(config, tmp_path):
+    varied = config.data.model_copy(update={"other_boxes_px": (16, 64), "other_box_probability": 1.0})
+    data = SimulatedParticles(varied, held_out=False, seed=5, cache=tmp_path / "bank.safetensors", log=quiet)
+    shapes = {tuple(data.batch(number, 8)[0].shape) for number in range(12)}
+    assert shapes == {(32, 1, 16, 16), (2, 1, 64, 64)}
+
+
+def test_held_out_structures_are_never_in_training(config):
+    assert [path.name for path in find_structures(config.data, held_out=False)] == ["one.pdb", "two.pdb"]
+    assert [path.name for path in find_structures(config.data, held_out=True)] == ["kept.pdb"]
+
+
+def test_unknown_held_out_name_is_refused(config):
+    with pytest.raises(ConfigurationError, match="held_out names missing"):
+        find_structures(config.data.model_copy(update={"held_out": ("missing",)}), held_out=True)
+
+
+def test_empty_folder_is_refused(config, tmp_path):
+    data = config.data.model_copy(update={"structures": tmp_path, "held_out": ()})
+    with pytest.raises(ConfigurationError, match="no training PDB or mmCIF file"):
+        find_structures(data, held_out=False)
+
+
+def test_schedule_warms_up_and_falls_to_zero(config):
+    options = config.optimisation.model_copy(update={"steps": 100, "warmup_steps": 10})
+    assert supervised.schedule(0, options) == pytest.approx(0.1)
+    assert supervised.schedule(9, options) == 1
+    assert supervised.schedule(55, options) == pytest.approx(0.5, abs=0.02)
+    assert supervised.schedule(100, options) == pytest.approx(0)
+
+
+def test_loss_weighs_images_by_the_root_of_their_snr():
+    estimate, clean = torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
+    snr = torch.tensor([0.02, 0.14])
+    expected = (1 / math.sqrt(0.04) + 1 / math.sqrt(0.16)) / 2
+    assert supervised.weighted_squared_error(estimate, clean, snr).item() == pytest.approx(expected)
+
+
+def test_preset_is_a_valid_configuration():
+    import yaml
+
+    folder = Path(supervised.__file__).parents[1] / "config" / "presets"
+    for path in folder.glob("*.yaml"):
+        TrainingConfig.model_validate(yaml.safe_load(path.read_text()))
