@@ -313,8 +313,8 @@ class StackWriter:
         images
             The images.
         unchecked
-            Positions in `images` of those that may hold NaN or infinite pixels, because the user wants them to
-            go through as they are. Such pixels do not enter the statistics.
+            Positions in `images` of those that may hold NaN or infinite pixels, because the user wants them
+            to go through as they are. Such pixels do not enter the statistics.
 
         Raises
         ------
@@ -407,8 +407,6 @@ class StackWriter:
     def _header(self) -> NDArray[np.void]:
         n, ny, nx = self.shape
         state, pixel = self.state, self._pixel_size_angstrom or 0.0
-        count = max(1, state.pixels)
-        mean = state.total / count
         header: NDArray[np.void] = np.zeros((), dtype=HEADER_DTYPE.newbyteorder("<"))
         header["nx"], header["ny"], header["nz"], header["mode"] = nx, ny, n, self._mode
         # mz 1 and space group 0: a stack of images, not a volume
@@ -416,8 +414,12 @@ class StackWriter:
         header["cella"] = (nx * pixel, ny * pixel, pixel)
         header["cellb"] = (90, 90, 90)
         header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
-        header["dmin"], header["dmax"], header["dmean"] = state.minimum, state.maximum, mean
-        header["rms"] = np.sqrt(max(0.0, state.total_of_squares / count - mean * mean))
+        if state.pixels:
+            mean = state.total / state.pixels
+            header["dmin"], header["dmax"], header["dmean"] = state.minimum, state.maximum, mean
+            header["rms"] = np.sqrt(max(0.0, state.total_of_squares / state.pixels - mean * mean))
+        else:  # the format's way to say that nothing is known
+            header["dmin"], header["dmax"], header["dmean"], header["rms"] = 0, -1, -2, -1
         header["nversion"] = 20141
         header["map"] = b"MAP "
         header["machst"] = machine_stamp_from_byte_order("<")

@@ -240,8 +240,8 @@ class ParticleSet:
         image_names
             One `000001@stack.mrcs` per row, in order; an iterator is consumed as the rows are written.
         absolute_originals
-            Write the raw images' names with absolute paths, for a table outside `root`. Otherwise their text stays
-            as it is.
+            Write the raw images' names with absolute paths, for a table outside `root`. Otherwise their text
+            stays as it is.
 
         Raises
         ------

@@ -1,0 +1,389 @@
+"""MRC stacks: what mrcfile (an independent reader) and our own reader and writer agree on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+import pytest
+from mrcfile.dtypes import HEADER_DTYPE
+from numpy.typing import NDArray
+
+from cryohush.core.errors import ImageError, MrcError, OutputError
+from cryohush.core.io.mrc import HEADER_BYTES, StackReader, StackWriter, WriterState
+
+DATA = Path(__file__).parents[2] / "data" / "io"
+MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+
+
+def write_raw(
+    path: Path, images: NDArray[Any], *, order: str = "<", stamp: bytes | None = None, **fields: object
+) -> None:
+    """Write a stack without any of the code under test; `fields` overwrite those of the header."""
+    header = np.zeros(1, dtype=HEADER_DTYPE.newbyteorder(order))
+    mode = next(mode for mode, code in MODES.items() if images.dtype == np.dtype(code))
+    n, y, x = images.shape
+    values = {"nx": x, "ny": y, "nz": n, "mode": mode, "mx": x, "my": y, "mz": 1, "map": b"MAP "} | fields
+    for name, value in values.items():
+        header[name] = value
+    header["cella"] = (1.25 * x, 1.25 * y, 1.25)
+    header["machst"] = list(stamp if stamp is not None else (b"DD\0\0" if order == "<" else b"\x11\x11\0\0"))
+    extended = bytes(int(header["nsymbt"][0]))
+    path.write_bytes(header.tobytes() + extended + images.astype(images.dtype.newbyteorder(order)).tobytes())
+
+
+def random_images(mode: int, shape: tuple[int, int, int] = (5, 6, 8)) -> NDArray[Any]:
+    random = np.random.default_rng(mode)
+    dtype = np.dtype(MODES[mode])
+    if dtype.kind == "f":
+        return random.normal(size=shape).astype(dtype)
+    limits = np.iinfo(dtype)
+    return random.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("mode", MODES)
+def test_reads_what_mrcfile_reads_in_every_mode_and_byte_order(tmp_path: Path, mode: int, order: str) -> None:
+    write_raw(tmp_path / "x.mrcs", random_images(mode), order=order)
+    expected = mrcfile.read(tmp_path / "x.mrcs").astype(np.float32)
+    with StackReader(tmp_path / "x.mrcs") as stack:
+        images = stack.read(range(5))
+        assert (stack.n_images, stack.shape, stack.mode) == (5, (5, 6, 8), mode)
+        assert stack.pixel_size_angstrom == 1.25
+    assert images.dtype == np.float32
+    assert images.flags.c_contiguous
+    np.testing.assert_array_equal(images, expected)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stamp": b"\0\0\0\0", "map": b""},
+        {"stamp": b"\x11\x11\0\0"},
+        {"ispg": 1, "mz": 5},
+        {"nsymbt": 1536, "exttyp": b"FEI1"},
+    ],
+    ids=["no stamp and no map string", "wrong stamp", "header of a volume", "extended header"],
+)
+def test_reads_the_headers_of_real_life(tmp_path: Path, fields: dict[str, Any]) -> None:
+    images = random_images(2)
+    write_raw(tmp_path / "x.mrc", images, **fields)
+    with StackReader(tmp_path / "x.mrc") as stack:
+        np.testing.assert_array_equal(stack.read([4, 0, 1, 2, 0]), images[[4, 0, 1, 2, 0]])
+
+
+def test_a_stack_of_one_image_stays_a_stack(tmp_path: Path) -> None:
+    write_raw(tmp_path / "x.mrcs", random_images(2, (1, 4, 4)))
+    with StackReader(tmp_path / "x.mrcs") as stack:
+        assert stack.shape == (1, 4, 4)
+        assert stack.read([0]).shape == (1, 4, 4)
+        assert stack.read([]).shape == (0, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "pixel_size"),
+    [
+        ("empiar_10076_7.mrc", (7, 16, 16), None),
+        ("batch_0_restacked.mrc", (4, 48, 48), 4.88),
+        ("empiar_10146_float16.mrcs", (2, 32, 32), 1.5),
+        ("emd_2479_big_endian.mrc", (8, 8, 8), 4.36),
+    ],
+)
+def test_real_files_read_as_mrcfile_reads_them(
+    name: str, shape: tuple[int, int, int], pixel_size: float | None
+) -> None:
+    with StackReader(DATA / name) as stack:
+        assert (stack.shape, stack.pixel_size_angstrom) == (shape, pixel_size)
+        np.testing.assert_array_equal(stack.read(range(shape[0])), mrcfile.read(DATA / name))
+
+
+def test_a_truncated_stack_is_refused_and_counted(tmp_path: Path) -> None:
+    write_raw(tmp_path / "x.mrcs", random_images(2))
+    os.truncate(tmp_path / "x.mrcs", HEADER_BYTES + 3 * 6 * 8 * 4 + 7)
+    with pytest.raises(MrcError, match=r"truncated.*holds 3 whole images"):
+        StackReader(tmp_path / "x.mrcs")
+
+
+def test_a_stack_cut_while_it_is_open_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    write_raw(tmp_path / "x.mrcs", random_images(2))
+    with StackReader(tmp_path / "x.mrcs") as stack:
+        os.truncate(tmp_path / "x.mrcs", HEADER_BYTES)
+        with pytest.raises(MrcError, match="truncated"):
+            stack.read([4])
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (None, "x.mrcs", "cannot be opened: No such file"),
+        (b"\x1f\x8b" + bytes(2000), "x.mrcs", "compressed"),
+        (b"", "x.mrcs.gz", "compressed"),
+        (b"", "x.mrcs.bz2", "compressed"),
+        (b"", "x.mrcs", "0 bytes"),
+        (b"no stack" * 200, "x.mrcs", "not an MRC file"),
+        (bytes(2000), "x.mrcs", "not an MRC file"),
+    ],
+)
+def test_what_is_no_stack_is_refused_by_name(
+    tmp_path: Path, content: bytes | None, name: str, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(MrcError, match=message) as caught:
+        StackReader(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("mode", 4), ("mode", 101), ("nz", 0), ("ny", -1), ("nsymbt", -4)]
+)
+def test_unusable_headers_are_refused_by_name(tmp_path: Path, field: str, value: int) -> None:
+    write_raw(tmp_path / "x.mrcs", random_images(2))
+    raw = bytearray((tmp_path / "x.mrcs").read_bytes())
+    offset = HEADER_DTYPE.fields[field][1]
+    raw[offset : offset + 4] = value.to_bytes(4, "little", signed=True)
+    (tmp_path / "x.mrcs").write_bytes(raw)
+    with pytest.raises(MrcError, match=str(value)):
+        StackReader(tmp_path / "x.mrcs")
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_an_index_beyond_the_stack_is_named(tmp_path: Path, index: int) -> None:
+    write_raw(tmp_path / "x.mrcs", random_images(2))
+    with (
+        StackReader(tmp_path / "x.mrcs") as stack,
+        pytest.raises(MrcError, match=rf"image {index + 1} .* has 5"),
+    ):
+        stack.read([0, index])
+
+
+def test_threads_read_the_same_stack_at_once(tmp_path: Path) -> None:
+    images = random_images(12, (64, 16, 16))
+    write_raw(tmp_path / "x.mrcs", images)
+    wrong: list[int] = []
+    with StackReader(tmp_path / "x.mrcs") as stack:
+
+        def read(seed: int) -> None:
+            random = np.random.default_rng(seed)
+            for _ in range(50):
+                indices = random.integers(0, 64, 7)
+                if not np.array_equal(stack.read(indices), images[indices]):
+                    wrong.append(seed)
+
+        threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def test_pages_are_given_back_once_read(tmp_path: Path) -> None:
+    write_raw(tmp_path / "x.mrcs", np.zeros((64, 128, 128), dtype=np.float32))
+    with StackReader(tmp_path / "x.mrcs") as stack:
+        for begin in range(0, 64, 8):
+            stack.read(range(begin, begin + 8))
+        maps = Path("/proc/self/smaps").read_text()
+        (resident,) = re.findall(r"x\.mrcs\nSize:.*\n(?:\w.*\n)*?Rss: *(\d+) kB", maps)
+    assert int(resident) == 0
+
+
+def write(path: Path, images: NDArray[Any], step: int = 2, **options: Any) -> None:
+    options = {"pixel_size_angstrom": 1.35, "label": "cryohush test"} | options
+    with StackWriter(path, images.shape, **options) as writer:
+        for begin in range(0, len(images), step):
+            writer.write(images[begin : begin + step])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("n", [1, 5])
+def test_mrcfile_finds_a_written_stack_valid_and_its_statistics_true(
+    tmp_path: Path, n: int, dtype: Any
+) -> None:
+    images = np.random.default_rng(0).normal(3, 2, (n, 6, 8)).astype(np.float32)
+    write(tmp_path / "x.mrcs", images, dtype=dtype)
+    assert mrcfile.validate(tmp_path / "x.mrcs")
+    with mrcfile.open(tmp_path / "x.mrcs") as file:
+        assert file.data.dtype == dtype
+        np.testing.assert_array_equal(file.data.reshape(images.shape), images.astype(dtype))
+        assert file.is_image_stack() or n == 1
+        assert (file.header.ispg, file.header.mz) == (0, 1)
+        assert file.voxel_size.x == pytest.approx(1.35, rel=1e-6)  # single precision
+        assert list(file.get_labels()) == ["cryohush test"]
+        written = images.astype(dtype).astype(np.float64)
+        for field, value in [
+            (file.header.dmin, written.min()),
+            (file.header.dmax, written.max()),
+            (file.header.dmean, written.mean()),
+            (file.header.rms, written.std()),
+        ]:
+            assert float(field) == pytest.approx(value, rel=1e-6)  # single precision
+    with StackReader(tmp_path / "x.mrcs") as stack:
+        assert stack.pixel_size_angstrom == 1.35
+    assert [path.name for path in tmp_path.iterdir()] == ["x.mrcs"]
+
+
+def test_no_pixel_size_stays_no_pixel_size(tmp_path: Path) -> None:
+    write(tmp_path / "x.mrcs", random_images(2), pixel_size_angstrom=None)
+    with StackReader(tmp_path / "x.mrcs") as stack:
+        assert stack.pixel_size_angstrom is None
+
+
+def test_a_long_label_goes_on_in_the_next_ones(tmp_path: Path) -> None:
+    label = "".join(chr(ord("a") + k % 26) for k in range(200))
+    write(tmp_path / "x.mrcs", random_images(2), label=label + "Å")
+    assert mrcfile.validate(tmp_path / "x.mrcs")
+    with mrcfile.open(tmp_path / "x.mrcs") as file:
+        assert "".join(file.get_labels()) == label + "?"
+
+
+def test_the_file_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+    images = random_images(2, (7, 33, 31))
+    write(tmp_path / "one.mrcs", images, step=1)
+    write(tmp_path / "all.mrcs", images, step=7)
+    assert (tmp_path / "one.mrcs").read_bytes() == (tmp_path / "all.mrcs").read_bytes()
+
+
+def test_a_resumed_stack_is_byte_identical_to_an_undisturbed_one(tmp_path: Path) -> None:
+    images = random_images(2, (7, 33, 31))
+    write(tmp_path / "whole.mrcs", images)
+    options: dict[str, Any] = {"pixel_size_angstrom": 1.35, "label": "cryohush test"}
+
+    def interrupted() -> WriterState:
+        with StackWriter(tmp_path / "x.mrcs", images.shape, **options) as writer:
+            writer.write(images[:3])
+            state = writer.checkpoint()
+            writer.write(images[:2])  # written, but after the checkpoint
+            raise KeyboardInterrupt(state)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        interrupted()
+    assert not (tmp_path / "x.mrcs").exists()
+    state = WriterState(**json.loads(json.dumps(asdict(caught.value.args[0]))))
+    with StackWriter(tmp_path / "x.mrcs", images.shape, state=state, **options) as writer:
+        writer.write(images[3:])
+    assert (tmp_path / "x.mrcs").read_bytes() == (tmp_path / "whole.mrcs").read_bytes()
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_a_stack_that_lost_its_part_file_cannot_be_resumed(tmp_path: Path, remove: bool) -> None:
+    state, part = WriterState(written=3), tmp_path / "x.mrcs.part"
+    if not remove:
+        part.write_bytes(bytes(HEADER_BYTES + 5))
+    with pytest.raises(OutputError, match="Start the run anew"):
+        StackWriter(tmp_path / "x.mrcs", (7, 4, 4), pixel_size_angstrom=1.0, label="", state=state)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_image_that_is_not_finite_is_named_and_none_of_its_batch_is_written(
+    tmp_path: Path, value: float
+) -> None:
+    images = np.zeros((4, 4, 4), dtype=np.float32)
+    images[3, 1, 2] = value
+    writer = StackWriter(tmp_path / "x.mrcs", (4, 4, 4), pixel_size_angstrom=1.0, label="")
+    writer.write(images[:2])
+    with pytest.raises(ImageError, match=r"x\.mrcs, image 4: refused"):
+        writer.write(images[2:])
+    assert writer.checkpoint().written == 2
+    writer.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_value_too_large_for_float16_is_named(tmp_path: Path) -> None:
+    writer = StackWriter(tmp_path / "x.mrcs", (1, 4, 4), pixel_size_angstrom=1.0, dtype="float16", label="")
+    with pytest.raises(ImageError, match=r"image 1: .*float16.*float32"):
+        writer.write(np.full((1, 4, 4), 7e4, dtype=np.float32))
+    writer.discard()
+
+
+def test_a_stack_with_images_missing_never_gets_its_name(tmp_path: Path) -> None:
+    writer = StackWriter(tmp_path / "x.mrcs", (4, 4, 4), pixel_size_angstrom=1.0, label="")
+    writer.write(np.zeros((3, 4, 4), dtype=np.float32))
+    with pytest.raises(OutputError, match="3 of 4 images"):
+        writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.mrcs.part"]
+
+
+def test_wrong_sizes_and_too_many_images_are_refused(tmp_path: Path) -> None:
+    writer = StackWriter(tmp_path / "x.mrcs", (1, 4, 4), pixel_size_angstrom=1.0, label="")
+    for images in [np.zeros((1, 4, 5)), np.zeros((4, 4)), np.zeros((2, 4, 4))]:
+        with pytest.raises(ValueError, match=r"shape|more than"):
+            writer.write(images)
+    writer.discard()
+
+
+class FullDisk:
+    """Stands for a file on a disk that takes 100 bytes more and then is full."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._room = file, 100
+
+    def write(self, data: memoryview) -> int:
+        if not self._room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        count, self._room = int(self._file.write(data[: self._room])), 0
+        return count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def test_a_full_disk_names_the_file_and_the_bytes_and_the_run_can_go_on(tmp_path: Path) -> None:
+    images, options = random_images(2), {"pixel_size_angstrom": 1.35, "label": "cryohush test"}
+    writer = StackWriter(tmp_path / "x.mrcs", images.shape, **options)  # type: ignore[arg-type]
+    writer.write(images[:2])
+    real, writer._file = writer._file, FullDisk(writer._file)  # type: ignore[assignment]
+    with pytest.raises(
+        OutputError, match=rf"x\.mrcs: the disk is full.*{HEADER_BYTES + 5 * 6 * 8 * 4} bytes"
+    ):
+        writer.write(images[2:])
+    assert writer.checkpoint().written == 2
+    writer._file = real
+    writer.write(images[2:])
+    writer.close()
+    np.testing.assert_array_equal(mrcfile.read(tmp_path / "x.mrcs"), images)
+
+
+def test_an_output_directory_that_is_not_there_is_an_output_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="No such file"):
+        StackWriter(tmp_path / "no" / "x.mrcs", (1, 4, 4), pixel_size_angstrom=1.0, label="")
+
+
+def test_images_that_shall_pass_unchecked_stay_out_of_the_statistics(tmp_path: Path) -> None:
+    images = random_images(2)
+    images[1, 2, 3], images[3] = np.nan, np.inf
+    with StackWriter(tmp_path / "x.mrcs", images.shape, pixel_size_angstrom=1.0, label="") as writer:
+        writer.write(images, unchecked=[1, 3])
+    with mrcfile.open(tmp_path / "x.mrcs") as file:
+        np.testing.assert_array_equal(file.data, images)
+        assert file.header.dmax == images[np.isfinite(images)].max()
+        assert file.header.dmean == pytest.approx(
+            images[np.isfinite(images)].mean(dtype=np.float64), rel=1e-6
+        )
+
+
+def test_without_any_finite_pixel_the_statistics_are_marked_as_unknown(tmp_path: Path) -> None:
+    with StackWriter(tmp_path / "x.mrcs", (1, 4, 4), pixel_size_angstrom=1.0, label="") as writer:
+        writer.write(np.full((1, 4, 4), np.nan), unchecked=[0])
+    with mrcfile.open(tmp_path / "x.mrcs") as file:
+        assert (file.header.dmin, file.header.dmax, file.header.dmean, file.header.rms) == (0, -1, -2, -1)
+
+
+@pytest.mark.relion
+def test_relion_finds_the_written_images_and_their_statistics(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).normal(3, 2, (3, 16, 16)).astype(np.float32)
+    write(tmp_path / "x.mrcs", images)
+    command = ["relion_image_handler", "--i", "2@x.mrcs", "--stats"]
+    text = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    found = {key: float(value) for key, value in re.findall(r"(\w+)= (-?[\d.]+)", text)}
+    for key, value in [("avg", images[1].mean()), ("stddev", images[1].std()), ("maxval", images[1].max())]:
+        assert found[key] == pytest.approx(float(value), rel=1e-4), text  # printed with six digits
