@@ -2,10 +2,11 @@
 
 The image formation, in the order of nature::
 
-    projection of the potential (+ neighbours) -> x CTF x envelope -> + ice noise x CTF -> + detector noise
+    projection of the potential (+ neighbours) -> x CTF x envelope -> + background
+        -> + ice noise x CTF -> + detector noise
 
-The clean counterpart keeps CTF and envelope: a denoiser takes away the noise and nothing else, so the
-metadata of the image stay true.
+The clean counterpart keeps CTF, envelope and the smooth background of uneven ice, which is the same in
+every exposure of the place: a denoiser takes away the noise and nothing else, so the metadata stay true.
 """
 
 from __future__ import annotations
@@ -128,10 +129,11 @@ class ImagingRanges:
         Largest share of the noise variance that passes through the CTF (structure of the ice); drawn like B.
     noise_tilt
         Amplitude (natural log of power) of each of the smooth random terms of the detector noise spectrum.
-    gradient_share
-        Variance of a linear ice-thickness gradient, by that of the noise.
+    background_share
+        Largest variance of the smooth background (a gradient and a field without detail), by that of the
+        noise; drawn like B.
     neighbour_probability
-        Probability that up to three neighbours of the same species lie about the particle.
+        Probability that neighbours of the same species lie about the particle, up to six.
     empty_probability
         Probability of an image with noise alone.
     no_ctf_probability
@@ -143,10 +145,10 @@ class ImagingRanges:
     snr: tuple[float, float] = (0.01, 0.5)
     shift_share: float = 0.06
     envelope_b_factor: float = 1000.0
-    ice_noise_share: float = 0.3
+    ice_noise_share: float = 0.2
     noise_tilt: float = 0.35
-    gradient_share: tuple[float, float] = (0.0, 0.04)
-    neighbour_probability: float = 0.6
+    background_share: float = 0.06
+    neighbour_probability: float = 0.7
     empty_probability: float = 0.04
     no_ctf_probability: float = 0.1
     defocus_scale: tuple[float, float] = (0.6, 1.4)
@@ -205,6 +207,7 @@ def simulate_pairs(
     snr = torch.exp(_uniform(n, (_log(ranges.snr[0]), _log(ranges.snr[1])), generator))
     snr[torch.rand(n, generator=generator) < ranges.empty_probability] = 0.0
     clean *= (snr / variance).sqrt()[:, None, None]
+    clean += smooth_background(n, box, ranges, generator)
     noise = coloured_noise(frequency, transfer, ranges, generator)
     noisy = clean + noise
 
@@ -218,8 +221,8 @@ def simulate_pairs(
 def coloured_noise(
     frequency: Tensor, transfer: Tensor, ranges: ImagingRanges, generator: torch.Generator
 ) -> Tensor:
-    """`(n, y, x)` Gaussian noise of unit variance: detector noise of a random smooth spectrum, ice noise
-    shaped by the CTF, and a linear gradient.
+    """`(n, y, x)` Gaussian noise of unit variance: detector noise of a random smooth spectrum, and ice noise
+    shaped by the CTF.
 
     Parameters
     ----------
@@ -245,10 +248,23 @@ def coloured_noise(
     white = torch.randn(n, box, box, generator=generator)
     noise: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * power.sqrt(), s=(box, box))
     noise /= noise.std(dim=(1, 2), keepdim=True)
+    return noise
+
+
+def smooth_background(n: int, box: int, ranges: ImagingRanges, generator: torch.Generator) -> Tensor:
+    """`(n, y, x)` uneven ice: a gradient, and a Gaussian field of half a cycle to three cycles per box."""
+    cycles = _radial_frequency(box) * box
+    width = _uniform(n, (0.5, 3.0), generator)[:, None, None]
+    white = torch.randn(n, *cycles.shape, 2, generator=generator)
+    spectrum = torch.view_as_complex(white) * torch.exp(-0.25 * (cycles / width) ** 2) * (cycles > 0)
+    field: Tensor = torch.fft.irfft2(spectrum, s=(box, box))
+    field /= field.std(dim=(1, 2), keepdim=True)
     ramp = torch.linspace(-1, 1, box) * 3**0.5  # unit variance
     angle = 2 * torch.pi * torch.rand(n, 1, 1, generator=generator)
     gradient = ramp[None, None, :] * angle.cos() + ramp[None, :, None] * angle.sin()
-    return noise + gradient * _uniform(n, ranges.gradient_share, generator).sqrt()[:, None, None]
+    mixed = torch.rand(n, 1, 1, generator=generator)
+    amplitude = ranges.background_share**0.5 * torch.rand(n, 1, 1, generator=generator)
+    return amplitude * (mixed.sqrt() * field + (1 - mixed).sqrt() * gradient)
 
 
 def fourier_resample(images: Tensor, box_px: int) -> Tensor:
@@ -269,27 +285,25 @@ def fourier_resample(images: Tensor, box_px: int) -> Tensor:
 
 
 def _place(bank: ProjectionBank, pick: Tensor, ranges: ImagingRanges, generator: torch.Generator) -> Tensor:
-    """Shifted particles, some with neighbours of their own species at about a diameter's distance."""
+    """Shifted particles, some with neighbours of their own species about a diameter away, like loose packing."""
     n, box = len(pick), bank.images.shape[-1]
     largest = round(ranges.shift_share * box)
     shifts = torch.randint(-largest, largest + 1, (n, 2), generator=generator)
     images = _roll(bank.images[pick].float(), shifts)
     per_volume = int((bank.volume == bank.volume[0]).sum())
-    crowded = torch.rand(n, generator=generator) < ranges.neighbour_probability
-    for _ in range(3):
-        present = crowded & (torch.rand(n, generator=generator) < 0.6)
-        chosen = present.nonzero().squeeze(1)
-        if not len(chosen):
-            continue
-        other = bank.volume[pick[chosen]] * per_volume
-        other = other + torch.randint(per_volume, (len(chosen),), generator=generator)
-        distance = bank.diameter_px[pick[chosen]] * _uniform(len(chosen), (0.8, 1.5), generator)
-        angle = 2 * torch.pi * torch.rand(len(chosen), generator=generator)
+    crowding = torch.rand(n, generator=generator)  # the chance of each of the six places
+    crowding[torch.rand(n, generator=generator) >= ranges.neighbour_probability] = 0
+    spacing, turn = _uniform(n, (0.9, 1.3), generator), torch.rand(n, generator=generator)
+    for place in range(6):
+        chosen = (torch.rand(n, generator=generator) < crowding).nonzero().squeeze(1)
+        m = len(chosen)
+        other = bank.volume[pick[chosen]] * per_volume + torch.randint(per_volume, (m,), generator=generator)
+        distance = bank.diameter_px[pick[chosen]] * spacing[chosen] * _uniform(m, (0.9, 1.15), generator)
+        angle = torch.pi / 3 * (place + turn[chosen] + _uniform(m, (-0.2, 0.2), generator))
         offset = torch.stack([distance * angle.sin(), distance * angle.cos()], 1)
-        inside = offset.abs().amax(1) < 0.8 * box  # farther ones would come back as overlap
-        chosen, other, offset = chosen[inside], other[inside], offset[inside]
-        neighbours = _shift_without_wrap(bank.images[other].float(), offset.round().long())
-        images[chosen] += neighbours
+        reaches = (offset.abs() - bank.diameter_px[other][:, None] / 2).amax(1) < box / 2
+        chosen, other, offset = chosen[reaches], other[reaches], offset[reaches]
+        images[chosen] += _shift_without_wrap(bank.images[other].float(), offset.round().long())
     return images
 
 
