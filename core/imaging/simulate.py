@@ -264,7 +264,8 @@ def smooth_background(n: int, box: int, ranges: ImagingRanges, generator: torch.
     gradient = ramp[None, None, :] * angle.cos() + ramp[None, :, None] * angle.sin()
     mixed = torch.rand(n, 1, 1, generator=generator)
     amplitude = ranges.background_share**0.5 * torch.rand(n, 1, 1, generator=generator)
-    return amplitude * (mixed.sqrt() * field + (1 - mixed).sqrt() * gradient)
+    field = amplitude * (mixed.sqrt() * field + (1 - mixed).sqrt() * gradient)
+    return field
 
 
 def fourier_resample(images: Tensor, box_px: int) -> Tensor:
@@ -285,7 +286,7 @@ def fourier_resample(images: Tensor, box_px: int) -> Tensor:
 
 
 def _place(bank: ProjectionBank, pick: Tensor, ranges: ImagingRanges, generator: torch.Generator) -> Tensor:
-    """Shifted particles, some with neighbours of their own species about a diameter away, like loose packing."""
+    """Shifted particles, some with neighbours of their own species about a diameter away."""
     n, box = len(pick), bank.images.shape[-1]
     largest = round(ranges.shift_share * box)
     shifts = torch.randint(-largest, largest + 1, (n, 2), generator=generator)

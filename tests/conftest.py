@@ -1,0 +1,16 @@
+"""What needs a program or device that is absent is skipped with the reason, or fails where it is required."""
+
+import os
+import shutil
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    relion = shutil.which("relion_pipeliner")
+    if relion is None and os.environ.get("CRYOHUSH_REQUIRE_RELION"):
+        pytest.exit("CRYOHUSH_REQUIRE_RELION is set and relion_pipeliner is not on the PATH", returncode=1)
+    without_relion = pytest.mark.skip(reason="RELION is not installed (Debian: apt-get install relion)")
+    for item in items:
+        if relion is None and item.get_closest_marker("relion"):
+            item.add_marker(without_relion)
