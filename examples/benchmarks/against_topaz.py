@@ -10,9 +10,9 @@ denoised twice:
 - whole process, `cryohush denoise` and `topaz denoise --stack`, reading and writing included, on a small
   and on a large stack. The rate is the difference of their sizes over the difference of their times, so
   start-up, which is listed by itself, does not count. cryohush gets larger stacks than Topaz, else it would
-  have nothing to time. Peak memory is that of the process on its large stack. Topaz is started as `python
-  -m topaz.commands.denoise`, which is what its program calls without importing its other commands: that
-  starts faster and needs less memory.
+  have nothing to time. Peak memory is that of the process on its large stack, which flatters Topaz: it
+  holds the whole stack. Topaz is started as `python -m topaz.commands.denoise`, which is what its program
+  calls without importing its other commands: that starts faster and needs less memory.
 - in the loop, images in memory, model loaded, by `cryohush_runner.py` and `topaz_runner.py`.
 
 The programs take turns in each round, and medians over the rounds are compared. Threads are the same for all.

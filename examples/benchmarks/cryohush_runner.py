@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.devices import (
     available_threads,

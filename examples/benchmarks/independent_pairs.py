@@ -27,14 +27,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from pairs import Particles, denoise, read_particles
+from torch import Tensor
+
 from cryohush.core.errors import InputError
 from cryohush.core.imaging.filters import gaussian_filter, low_pass, mean_filter, oracle_gain, radial_filter
 from cryohush.core.inference.weights import load_model
 from cryohush.core.metrics.fourier import pooled_fourier_ring_correlation, ring_frequencies
 from cryohush.core.metrics.independent import bootstrap_score, independent_correlation
-from matplotlib.figure import Figure
-from pairs import Particles, denoise, read_particles
-from torch import Tensor
 
 COARSEST_ANGSTROM = 100.0
 SIGMAS_ANGSTROM = (2.25, 3.0, 3.75, 4.5, 5.25, 6.0, 6.75, 7.5, 9.0, 11.0, 13.0)

@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from cryohush.core.errors import InputError
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.devices import choose_precision
@@ -15,7 +17,6 @@ from cryohush.core.inference.weights import LoadedModel
 from cryohush.core.io.mrc import StackReader
 from cryohush.core.io.particles import ParticleSet
 from cryohush.core.io.star import read_tables, unquote
-from torch import Tensor
 
 Requested = Literal["auto", "fp32", "bf16", "fp16"]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from cryohush.core.io.mrc import StackWriter
 
 CRYOHUSH = [sys.executable, "-c", "import sys; from cryohush.core.cli import main; sys.exit(main())"]

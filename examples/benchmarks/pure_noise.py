@@ -16,11 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from pairs import denoise, read_particles
+from torch import Tensor
+
 from cryohush.core.imaging.filters import radial_filter, ring_mean
 from cryohush.core.inference.weights import load_model
 from cryohush.core.metrics.hallucination import PureNoiseFigures, pure_noise_figures
-from pairs import denoise, read_particles
-from torch import Tensor
 
 
 def main() -> None:

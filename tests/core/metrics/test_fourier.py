@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from cryohush.core.imaging import filters
 from cryohush.core.metrics import fourier, image
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from cryohush.core.imaging.filters import gaussian_filter
 from cryohush.core.metrics.hallucination import half_set_frc, mean_pairwise_correlation, pure_noise_figures
 

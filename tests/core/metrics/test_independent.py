@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from cryohush.core.imaging.filters import gaussian_filter
 from cryohush.core.metrics.independent import bootstrap_score, independent_correlation
 
