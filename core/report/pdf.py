@@ -72,7 +72,7 @@ def write_report(
     lines = _fact_lines(facts)
     heights = (FIRST_FACT + LINE_HEIGHT * (len(lines) + 1), PICTURES_HEIGHT, SPECTRA_HEIGHT)
     page = Figure(figsize=(PAGE_WIDTH, sum(heights)))
-    text, pictures, spectra = page.subfigures(3, 1, height_ratios=heights)
+    text, pictures, spectra = page.subfigures(3, 1, squeeze=False, height_ratios=heights)[:, 0]
     _draw_text(text, heights[0], headline, lines, " ".join(filter(None, (TRUST, way_back))))
     shown = np.unique(np.linspace(0, len(raw) - 1, COLUMNS).astype(int)) if len(raw) else np.arange(0)
     width = 1.3 * max(len(shown), 1) + 0.6
@@ -87,7 +87,7 @@ def write_report(
             figure,
             raw[shown],
             denoised[shown],
-            titles=[titles[number] for number in shown],
+            titles=[titles[number] for number in shown.tolist()],
             pixel_size_angstrom=pixel_size_angstrom,
         )
     if len(raw):

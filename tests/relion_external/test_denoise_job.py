@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from cryohush.core.inference.weights import save_model
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.models import MODELS
@@ -33,7 +34,7 @@ RUN = "import sys; from cryohush.relion_external.cli import main; sys.exit(main(
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that is quick to load; what it does to an image is of no concern here."""
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    arguments = {"widths": [4, 4], "blocks": [1, 1]}
+    arguments = {"widths": [4, 4], "blocks": [1, 1], "unshuffle": 2}
     save_model(path, MODELS["shuffle_unet"](**arguments), "shuffle_unet", arguments, {"description": "tiny"})
     return path
 
@@ -189,7 +190,6 @@ def test_relion_31_cannot_read_float16(project: Path, model: Path) -> None:
         (["--in_parts", TABLE, "--model", "a", "b"], "unexpected 'b'. RELION splits at blanks", 2),
         (["--in_mics", TABLE], "Fill in the field 'Input particles' on the Input tab", 1),
         (["--in_parts", STACK], f"expected a particles STAR file, found {STACK}", 1),
-        (["--in_parts", "no.star"], "no.star", 1),
         (["--in_parts", TABLE, "--model", "no_such"], "unknown model 'no_such'", 1),
         (
             ["--in_parts", TABLE, "--blend", "2"],
@@ -204,6 +204,10 @@ def test_what_is_wrong_is_said_in_one_line(
     project: Path, arguments: Sequence[str], message: str, code: int
 ) -> None:
     assert_failed(project, run(project, *arguments), message, code)
+
+
+def test_a_table_that_is_not_there(project: Path, model: Path) -> None:
+    assert_failed(project, run(project, "--in_parts", "no.star", "--model", model), "no.star")
 
 
 def test_a_stack_that_is_gone(project: Path, model: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from cryohush.relion_external.job import (
     ABORT_NOW,
     EXIT_ABORTED,

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from cryohush.relion_external.project import OUTPUT_NODES, Project, write_output_nodes
 
 DATA = Path(__file__).parents[1] / "data"

@@ -1,0 +1,168 @@
+"""The job in a real RELION 3.1.3 project, on real particles, without a GUI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cryohush.core.inference.weights import save_model
+from cryohush.core.io.mrc import StackReader
+from cryohush.core.models import MODELS
+
+pytestmark = [
+    pytest.mark.relion,
+    pytest.mark.skipif(shutil.which("relion_pipeliner") is None, reason="needs RELION 3.1 (Debian: relion)"),
+]
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RAW = "Extract/job001/particles.mrcs"
+EMPTY_PIPELINE = (
+    "\n# version 30001\n\ndata_pipeline_general\n\n_rlnPipeLineJobCounter                       2\n \n"
+)
+SUCCEEDED, FAILED = "2", "3"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that has extracted the example particles, and done nothing else."""
+    directory = tmp_path_factory.mktemp("project")
+    extract = directory / "Extract" / "job001"
+    extract.mkdir(parents=True)
+    shutil.copy(EXAMPLES / "data" / "particles.mrcs", extract)
+    text = (EXAMPLES / "data" / "particles.star").read_text()
+    (extract / "particles.star").write_text(text.replace("@particles.mrcs", f"@{RAW}"))
+    (directory / "default_pipeline.star").write_text(EMPTY_PIPELINE)
+    torso = {"widths": [4, 4], "blocks": [1, 1], "unshuffle": 2}
+    save_model(directory / "tiny.safetensors", MODELS["shuffle_unet"](**torso), "shuffle_unet", torso, {})
+    return directory
+
+
+def relion(project: Path, *arguments: str) -> None:
+    """Run a RELION program in the project; `relion_cryohush` is found as a user's RELION would find it."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        arguments,
+        cwd=project,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    # RELION leaves its lock behind when it stops with an error, and would wait for it for minutes
+    shutil.rmtree(project / ".relion_lock", ignore_errors=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def run_job(project: Path, kind: str, options: dict[str, str]) -> str:
+    """Add a job, run it to its end and return its directory."""
+    before = set(processes(project))
+    text = ";".join(f"{name} == {value}" for name, value in options.items())
+    relion(project, "relion_pipeliner", "--addJob", kind, "--addJobOptions", text)
+    (name,) = set(processes(project)) - before
+    schedule = name.rstrip("/").replace("/", "_")
+    command = ["relion_pipeliner", "--RunJobs", name, "--schedule", schedule, "--sec_wait_after", "1"]
+    relion(project, *command)
+    return name
+
+
+def rows(project: Path, table: str) -> list[list[str]]:
+    """Return the rows of a table of `default_pipeline.star`."""
+    text = (project / "default_pipeline.star").read_text()
+    block = text.partition(f"data_pipeline_{table}\n")[2].partition("# version")[0]
+    return [line.split() for line in block.splitlines() if line.strip() and line[0] not in "_#l"]
+
+
+def processes(project: Path) -> dict[str, str]:
+    """Return name to status of the jobs of the project."""
+    return {row[0]: row[3] for row in rows(project, "processes")}
+
+
+def columns(path: Path, *labels: str) -> list[list[str]]:
+    """Return the named columns of the particles of a STAR file."""
+    body = path.read_text().partition("data_particles")[2].splitlines()
+    names = [line.split()[0] for line in body if line.startswith("_rln")]
+    positions = [names.index(f"_{label}") for label in labels]
+    return [[line.split()[position] for position in positions] for line in body if "@" in line]
+
+
+@pytest.fixture(scope="module")
+def denoised(project: Path) -> str:
+    """The directory of an External job that has run."""
+    options = {
+        "fn_exe": "relion_cryohush denoise",
+        "in_part": "Extract/job001/particles.star",
+        "param1_label": "gpu",
+        "param2_label": "model",
+        "param2_value": "tiny.safetensors",
+        "param3_label": "device",
+        "param3_value": "cpu",
+        "param4_label": "blend",
+        "param4_value": "0.5",
+        "nr_threads": "1",
+    }
+    return run_job(project, "External", options)
+
+
+@pytest.fixture(scope="module")
+def classified(project: Path, denoised: str) -> str:
+    """The directory of a 2D classification of the denoised particles."""
+    options = {
+        "fn_img": f"{denoised}particles.star",
+        "nr_classes": "2",
+        "nr_iter": "1",
+        "particle_diameter": "150",
+        "psi_sampling": "12",
+        "offset_range": "3",
+        "nr_threads": "1",
+    }
+    return run_job(project, "Class2D", options)
+
+
+def test_relion_lists_the_job_as_succeeded_with_its_outputs(project: Path, denoised: str) -> None:
+    assert processes(project)[denoised] == SUCCEEDED
+    nodes = dict(rows(project, "nodes"))
+    assert nodes[f"{denoised}particles.star"] == "3"
+    assert nodes[f"{denoised}logfile.pdf"] == "13"
+    assert [denoised, f"{denoised}particles.star"] in rows(project, "output_edges")
+    assert (project / denoised / "run.err").read_text() == ""
+    assert "RELION 3.1" in (project / denoised / "run.out").read_text()
+
+
+def test_the_denoised_stack_can_be_read_by_relion(project: Path, denoised: str) -> None:
+    relion(project, "relion_image_handler", "--i", f"{denoised}{RAW}", "--stats")
+    with StackReader(project / denoised / RAW) as written, StackReader(project / RAW) as raw:
+        assert written.shape == raw.shape
+
+
+def test_2d_classification_takes_the_denoised_particles(
+    project: Path, denoised: str, classified: str
+) -> None:
+    assert processes(project)[classified] == SUCCEEDED
+    assert [f"{denoised}particles.star", classified] in rows(project, "input_edges")
+    names = columns(project / classified / "run_it001_data.star", "rlnImageName", "rlnImageOriginalName")
+    assert sorted(names) == [[f"{i:06d}@{denoised}{RAW}", f"{i:06d}@{RAW}"] for i in range(1, 57)]
+
+
+def test_reverting_brings_the_raw_images_back_with_the_classes(project: Path, classified: str) -> None:
+    table = f"{classified}run_it001_data.star"
+    reverted = run_job(project, "Subtract", {"do_fliplabel": "Yes", "fn_fliplabel": table})
+    assert processes(project)[reverted] == SUCCEEDED
+    assert f"{reverted}original.star" in dict(rows(project, "nodes"))
+    labels = ("rlnClassNumber", "rlnAnglePsi", "rlnOriginXAngst")
+    raw = columns(project / reverted / "original.star", "rlnImageName", *labels)
+    classes = columns(project / table, "rlnImageOriginalName", *labels)
+    assert raw == classes
+    assert {name.partition("@")[2] for name, *_ in raw} == {RAW}
+
+
+def test_a_job_that_fails_is_shown_as_failed(project: Path) -> None:
+    options = {"fn_exe": "relion_cryohush denoise", "in_part": "Extract/job001/particles.star"}
+    failed = run_job(project, "External", {**options, "param1_label": "model", "param1_value": "no_such"})
+    assert processes(project)[failed] == FAILED
+    assert "unknown model 'no_such'" in (project / failed / "run.err").read_text()
