@@ -134,10 +134,11 @@ def test_only_the_named_columns_change(tmp_path: Path) -> None:
     assert (tmp_path / "x.star").read_bytes() == DIALECTS
 
 
-def test_a_new_label_is_numbered_where_the_others_are(tmp_path: Path) -> None:
+def test_new_labels_are_numbered_where_the_others_are(tmp_path: Path) -> None:
     (tmp_path / "x.star").write_bytes(b"data_particles\nloop_ \n_a #1 \n_b #2 \n1 2 \n")
-    copy(tmp_path / "x.star", tmp_path / "y.star", ["c"], [b"3"])
-    assert (tmp_path / "y.star").read_bytes() == b"data_particles\nloop_ \n_a #1 \n_b #2 \n_c #3 \n1 2 3 \n"
+    copy(tmp_path / "x.star", tmp_path / "y.star", ["c", "d"], [b"3", b"4"])
+    expected = b"data_particles\nloop_ \n_a #1 \n_b #2 \n_c #3 \n_d #4 \n1 2 3 4 \n"
+    assert (tmp_path / "y.star").read_bytes() == expected
 
 
 def test_a_file_without_a_last_line_end_keeps_its_form(tmp_path: Path) -> None:
