@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch_fourier_shell_correlation as library
 
 from cryohush.core.imaging import filters
 from cryohush.core.metrics import fourier, image
@@ -36,7 +37,6 @@ def test_ring_correlation_equals_brute_force_on_the_full_transform(shape: tuple[
 
 
 def test_ring_correlation_agrees_with_torch_fourier_shell_correlation() -> None:
-    library = pytest.importorskip("torch_fourier_shell_correlation")
     signal = filters.gaussian_filter(white_noise(64, 64), 1.0)
     a, b = signal + 0.2 * white_noise(64, 64, seed=2), signal + 0.2 * white_noise(64, 64, seed=3)
     found = fourier.fourier_ring_correlation(a, b)
