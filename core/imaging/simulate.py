@@ -2,11 +2,12 @@
 
 The image formation, in the order of nature::
 
-    projection of the potential (+ neighbours) -> x CTF x envelope -> + background
-        -> + ice noise x CTF -> + detector noise
+    projection of the potential (+ neighbours) -> x CTF x envelope -> + uneven ice
+        -> + structure of the ice x CTF -> + detector noise
 
-The clean counterpart keeps CTF, envelope and the smooth background of uneven ice, which is the same in
-every exposure of the place: a denoiser takes away the noise and nothing else, so the metadata stay true.
+The clean counterpart is all but the detector noise: what another exposure of the same place would show
+again. A denoiser trained on it takes away the noise and nothing else, so that the metadata of the image stay
+true, and it can be judged on real data by an independent exposure.
 """
 
 from __future__ import annotations
@@ -119,14 +120,16 @@ class ImagingRanges:
     Attributes
     ----------
     snr
-        Variance of the CTF-modulated particle over the box, by variance of all noise; drawn log-uniformly.
+        Variance of the CTF-modulated particles over the box, by that of all noise, which is the detector's
+        and the structure of the ice; drawn log-uniformly.
     shift_share
         Largest shift of the particle off the centre along x and y, as a share of the box.
     envelope_b_factor
         Largest B in Å² of the signal alone: motion, charging, source coherence. The square of a uniform
         number times this is drawn: most images are sharp, some were never motion-corrected.
-    ice_noise_share
-        Largest share of the noise variance that passes through the CTF (structure of the ice); drawn like B.
+    ice_share
+        Largest variance of the structure of the ice, which passes through the CTF, as a share of all noise;
+        drawn like B.
     noise_tilt
         Amplitude (natural log of power) of each of the smooth random terms of the detector noise spectrum.
     background_share
@@ -145,7 +148,7 @@ class ImagingRanges:
     snr: tuple[float, float] = (0.01, 0.5)
     shift_share: float = 0.06
     envelope_b_factor: float = 1000.0
-    ice_noise_share: float = 0.2
+    ice_share: float = 0.2
     noise_tilt: float = 0.35
     background_share: float = 0.06
     neighbour_probability: float = 0.7
@@ -208,8 +211,9 @@ def simulate_pairs(
     snr[torch.rand(n, generator=generator) < ranges.empty_probability] = 0.0
     clean *= (snr / variance).sqrt()[:, None, None]
     clean += smooth_background(n, box, ranges, generator)
-    noise = coloured_noise(frequency, transfer, ranges, generator)
-    noisy = clean + noise
+    ice, detector = noise_of_ice_and_detector(frequency, transfer, ranges, generator)
+    clean += ice
+    noisy = clean + detector
 
     # a common diameter, as a user's circle would be: the particle's own, or three quarters of the box
     mean, std = background_statistics(noisy, 0.375 * box)
@@ -218,11 +222,11 @@ def simulate_pairs(
     return noisy.unsqueeze(1), clean.unsqueeze(1), snr
 
 
-def coloured_noise(
+def noise_of_ice_and_detector(
     frequency: Tensor, transfer: Tensor, ranges: ImagingRanges, generator: torch.Generator
-) -> Tensor:
-    """`(n, y, x)` Gaussian noise of unit variance: detector noise of a random smooth spectrum, and ice noise
-    shaped by the CTF.
+) -> tuple[Tensor, Tensor]:
+    """Gaussian fields `(n, y, x)` whose variances add to 1: structure of the ice, with the rings of the CTF,
+    and detector noise of a random smooth spectrum.
 
     Parameters
     ----------
@@ -237,35 +241,32 @@ def coloured_noise(
     for order in (1, 2, 3):
         amplitude = ranges.noise_tilt / order * torch.randn(n, 1, 1, generator=generator)
         log_power += amplitude * torch.cos(torch.pi * order * relative)
-    detector = torch.exp(log_power)
-    detector /= detector.mean(dim=(1, 2), keepdim=True)
     # the ice scatters less towards high frequency; the width is drawn
     width = torch.exp(_uniform(n, (_log(0.04), _log(0.3)), generator))[:, None, None]
-    ice = transfer**2 * torch.exp(-0.5 * (frequency / width) ** 2)
-    ice /= ice.mean(dim=(1, 2), keepdim=True)
-    share = ranges.ice_noise_share * torch.rand(n, 1, 1, generator=generator) ** 2
-    power = (1 - share) * detector + share * ice
-    white = torch.randn(n, box, box, generator=generator)
-    noise: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * power.sqrt(), s=(box, box))
-    noise /= noise.std(dim=(1, 2), keepdim=True)
-    return noise
+    share = ranges.ice_share * torch.rand(n, 1, 1, generator=generator) ** 2
+    ice = _field(torch.abs(transfer) * torch.exp(-0.25 * (frequency / width) ** 2), box, generator)
+    detector = _field(torch.exp(log_power / 2), box, generator)
+    return share.sqrt() * ice, (1 - share).sqrt() * detector
+
+
+def _field(amplitude: Tensor, box: int, generator: torch.Generator) -> Tensor:
+    """`(n, box, box)` Gaussian fields of unit variance; `amplitude` `(n, y, x // 2 + 1)` is the root of power."""
+    white = torch.randn(len(amplitude), box, box, generator=generator)
+    field: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, s=(box, box))
+    return field.div_(field.std(dim=(1, 2), keepdim=True))
 
 
 def smooth_background(n: int, box: int, ranges: ImagingRanges, generator: torch.Generator) -> Tensor:
     """`(n, y, x)` uneven ice: a gradient, and a Gaussian field of half a cycle to three cycles per box."""
     cycles = _radial_frequency(box) * box
     width = _uniform(n, (0.5, 3.0), generator)[:, None, None]
-    white = torch.randn(n, *cycles.shape, 2, generator=generator)
-    spectrum = torch.view_as_complex(white) * torch.exp(-0.25 * (cycles / width) ** 2) * (cycles > 0)
-    field: Tensor = torch.fft.irfft2(spectrum, s=(box, box))
-    field /= field.std(dim=(1, 2), keepdim=True)
+    field = _field(torch.exp(-0.25 * (cycles / width) ** 2) * (cycles > 0), box, generator)
     ramp = torch.linspace(-1, 1, box) * 3**0.5  # unit variance
     angle = 2 * torch.pi * torch.rand(n, 1, 1, generator=generator)
     gradient = ramp[None, None, :] * angle.cos() + ramp[None, :, None] * angle.sin()
     mixed = torch.rand(n, 1, 1, generator=generator)
     amplitude = ranges.background_share**0.5 * torch.rand(n, 1, 1, generator=generator)
-    field = amplitude * (mixed.sqrt() * field + (1 - mixed).sqrt() * gradient)
-    return field
+    return amplitude * mixed.sqrt() * field + amplitude * (1 - mixed).sqrt() * gradient
 
 
 def fourier_resample(images: Tensor, box_px: int) -> Tensor:

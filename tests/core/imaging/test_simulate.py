@@ -41,7 +41,9 @@ def test_same_seed_gives_the_same_pairs(bank, optics):
 
 
 def test_snr_is_the_ratio_of_the_variances(bank, optics):
-    noisy, clean, snr = draw(bank, optics, snr=(0.05, 0.2), empty_probability=0.0, background_share=0.0)
+    noisy, clean, snr = draw(
+        bank, optics, snr=(0.05, 0.2), empty_probability=0.0, background_share=0.0, ice_share=0.0
+    )
     ratio = clean.var(dim=(1, 2, 3)) / (noisy - clean).var(dim=(1, 2, 3))
     torch.testing.assert_close(ratio, snr, rtol=1e-3, atol=0)  # exact but for float32 sums over 4096 pixels
 
@@ -54,7 +56,7 @@ def test_background_of_the_noisy_image_is_normalised(bank, optics):
 
 
 def test_image_of_noise_alone_has_a_flat_clean_counterpart(bank, optics):
-    _, clean, snr = draw(bank, optics, empty_probability=0.99, background_share=0.0)
+    _, clean, snr = draw(bank, optics, empty_probability=0.99, background_share=0.0, ice_share=0.0)
     assert (snr == 0).sum() > 50
     assert clean[snr == 0].std(dim=(1, 2, 3)).max() < 1e-6
 
@@ -68,12 +70,12 @@ def test_noise_is_independent_of_the_clean_image(bank, optics):
 
 
 def test_ice_noise_carries_the_rings_of_the_ctf(bank, optics):
-    """Beyond the CTF's first zero the noise rises again, which no smooth falling spectrum does."""
-    noisy, clean, _ = draw(
-        bank, optics, size=256, ice_noise_share=0.999, noise_tilt=0.0, background_share=0.0,
-        no_ctf_probability=0.0, defocus_scale=(1.0, 1.0), empty_probability=0.0,
+    """Beyond the CTF's first zero the clean image of empty ice rises again, as no smooth spectrum does."""
+    _, clean, _ = draw(
+        bank, optics, size=256, ice_share=0.999, background_share=0.0,
+        no_ctf_probability=0.0, defocus_scale=(1.0, 1.0), empty_probability=1.0,
     )  # fmt: skip
-    power = torch.fft.rfft2((noisy - clean)[:, 0]).abs().square().mean(0)[0]
+    power = torch.fft.rfft2(clean[:, 0]).abs().square().mean(0)[0]
     # 1.95 µm, 300 kV: pi lambda f² defocus + 0.1 is 2.75 (sin² = 0.15) at 6 / 128 Å, 4.8 (0.99) at 8 / 128 Å
     assert power[8] > 1.3 * power[6]
 
