@@ -250,7 +250,7 @@ def noise_of_ice_and_detector(
 
 
 def _field(amplitude: Tensor, box: int, generator: torch.Generator) -> Tensor:
-    """`(n, box, box)` Gaussian fields of unit variance; `amplitude` `(n, y, x // 2 + 1)` is the root of power."""
+    """`(n, box, box)` Gaussian fields of unit variance; `amplitude` is the root of their power spectrum."""
     white = torch.randn(len(amplitude), box, box, generator=generator)
     field: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, s=(box, box))
     return field.div_(field.std(dim=(1, 2), keepdim=True))
@@ -263,10 +263,10 @@ def smooth_background(n: int, box: int, ranges: ImagingRanges, generator: torch.
     field = _field(torch.exp(-0.25 * (cycles / width) ** 2) * (cycles > 0), box, generator)
     ramp = torch.linspace(-1, 1, box) * 3**0.5  # unit variance
     angle = 2 * torch.pi * torch.rand(n, 1, 1, generator=generator)
-    gradient = ramp[None, None, :] * angle.cos() + ramp[None, :, None] * angle.sin()
+    gradient: Tensor = ramp[None, None, :] * angle.cos() + ramp[None, :, None] * angle.sin()
     mixed = torch.rand(n, 1, 1, generator=generator)
-    amplitude = ranges.background_share**0.5 * torch.rand(n, 1, 1, generator=generator)
-    return amplitude * mixed.sqrt() * field + amplitude * (1 - mixed).sqrt() * gradient
+    variance = ranges.background_share * torch.rand(n, 1, 1, generator=generator) ** 2
+    return (variance * mixed).sqrt() * field + (variance * (1 - mixed)).sqrt() * gradient
 
 
 def fourier_resample(images: Tensor, box_px: int) -> Tensor:

@@ -82,6 +82,8 @@ def test_ice_noise_carries_the_rings_of_the_ctf(bank, optics):
 
 def test_neighbours_come_from_the_same_volume(bank, optics):
     common = {
+        "background_share": 0.0,
+        "ice_share": 0.0,
         "snr": (0.3, 0.5),
         "empty_probability": 0.0,
         "no_ctf_probability": 1.0,
