@@ -104,9 +104,9 @@ class DenoiseParticlesJob(PipelinerJob):  # type: ignore[misc]  # the pipeliner 
         command += ["--gpu", self.joboptions["gpu"].get_string()]
         command += ["--j", str(self.joboptions["nr_threads"].get_number())]
         for name in ("blend", "keep_above", "particle_diameter"):
-            number = self.joboptions[name].get_number()
-            if number is not None:
-                command += [f"--{name}", str(number)]
+            # get_number() raises on an option that was left empty
+            if self.joboptions[name].value is not None:
+                command += [f"--{name}", str(self.joboptions[name].get_number())]
         if self.joboptions["skip_bad"].get_boolean():
             command += ["--skip_bad"]
         return [PipelinerCommand(command + self.parse_additional_args())]

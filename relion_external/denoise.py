@@ -62,7 +62,7 @@ def denoise(
         raise ConfigurationError(
             "output_dtype float16: RELION 3.1 cannot read float16 stacks. Leave the parameter out."
         )
-    host = f"RELION {project.version}" if project.version else "not started by RELION"
+    host = f"project of RELION {project.version}" if project.version else "not started by RELION"
     print(f"cryohush {__version__}, {host}\ncommand: {command}", flush=True)
     # Heavy: torch. Nothing that a user can mistype is still unread by now.
     from ..core.inference.run import run_denoise

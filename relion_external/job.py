@@ -34,6 +34,8 @@ STOP_GRACE_SECONDS = 4.0
 CHILD_POLL_SECONDS = 0.1
 ABORT_POLL_SECONDS = 1.0
 
+SMALLER = "Ask for a smaller batch_size, or for a machine with more memory."
+
 # Exit status with which the child tells the parent that it stopped because it was asked to.
 _CHILD_ABORTED = 130
 
@@ -155,9 +157,6 @@ def _run_child(work: Work, should_stop: Callable[[], bool]) -> int:
     except CryohushError as error:
         _complain(str(error))
         code = 1
-    except MemoryError:
-        _complain("out of memory. Ask for a smaller batch_size, or for a machine with more memory.")
-        code = 1
     except ImportError as error:
         _complain(f"{sys.executable} cannot import what cryohush needs: {error}. Install cryohush again.")
         code = 1
@@ -165,8 +164,11 @@ def _run_child(work: Work, should_stop: Callable[[], bool]) -> int:
         # argparse has said what is wrong; anything that ends in here has not done the work.
         code = error.code if isinstance(error.code, int) and error.code else 2
     except BaseException as error:
-        traceback.print_exc()
-        _complain(f"unexpected {type(error).__name__}: {error}")
+        if _is_out_of_memory(error):
+            _complain(f"out of memory. {SMALLER}")
+        else:
+            traceback.print_exc()
+            _complain(f"unexpected {type(error).__name__}: {error}")
         code = 1
     try:
         sys.stdout.flush()
@@ -177,13 +179,16 @@ def _run_child(work: Work, should_stop: Callable[[], bool]) -> int:
     return code
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch must not be imported here; it has an error of its own for GPUs and only a text for the CPU
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
+
+
 def _why_killed(number: int) -> str:
     name = signal.Signals(number).name
     if number == signal.SIGKILL:
-        return (
-            f"the job was killed ({name}), most often because the machine ran out of memory. "
-            "Ask for a smaller batch_size, or for a machine with more memory."
-        )
+        return f"the job was killed ({name}), most often because the machine ran out of memory. {SMALLER}"
     return f"the job crashed ({name}) in compiled code: torch or the driver may be broken."
 
 

@@ -66,15 +66,17 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a job to its end."""
     command = [sys.executable, "-c", RUN, "denoise", "--o", JOB, *map(str, arguments)]
-    return subprocess.run(
+    result = subprocess.run(
         command,
         cwd=project,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
         timeout=600,
     )
+    # not text=True, which would turn the carriage returns of the progress line into line feeds
+    stdout, stderr = result.stdout.decode(), result.stderr.decode()
+    return subprocess.CompletedProcess(command, result.returncode, stdout, stderr)
 
 
 def run_until(project: Path, model: Path, stop: str) -> subprocess.CompletedProcess[str]:

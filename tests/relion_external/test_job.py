@@ -22,8 +22,11 @@ from cryohush.relion_external.job import (
 MARKERS = {EXIT_SUCCESS, EXIT_FAILURE, EXIT_ABORTED}
 
 
-def start(directory: Path, work: str) -> subprocess.Popen[str]:
-    """Run `work`, the body of a function with the argument `should_stop`, as an External job."""
+def start(directory: Path, work: str, ignored: str = "") -> subprocess.Popen[str]:
+    """Run `work`, the body of a function with the argument `should_stop`, as an External job.
+
+    `ignored` is a signal that the starter ignores; the others are as at a terminal, whatever started the tests.
+    """
     program = (
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"
@@ -37,6 +40,8 @@ def start(directory: Path, work: str) -> subprocess.Popen[str]:
         "    ready()\n"
         "    while not should_stop():\n"
         "        time.sleep(0.01)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"for name in {ignored.split()!r}: signal.signal(signal.Signals[name], signal.SIG_IGN)\n"
         f"sys.exit(run_as_external_job(Path({str(directory)!r}), work))\n"
     )
     return subprocess.Popen(
@@ -80,6 +85,8 @@ def test_a_marker_of_an_earlier_run_is_gone_before_the_work_starts(tmp_path: Pat
     [
         ("raise CryohushError('what is wrong')", 1, "ERROR: what is wrong\n"),
         ("raise MemoryError", 1, "ERROR: out of memory."),
+        ("raise type('OutOfMemoryError', (RuntimeError,), {})", 1, "ERROR: out of memory."),
+        ("""raise RuntimeError("DefaultCPUAllocator: can't allocate memory")""", 1, "ERROR: out of memory."),
         ("import no_such_module_at_all", 1, "cannot import what cryohush needs: No module named 'no_such_"),
         ("sys.exit(2)", 2, ""),
         ("sys.exit(0)", 2, ""),
@@ -109,6 +116,18 @@ def test_a_stop_signal_aborts(tmp_path: Path, number: int) -> None:
     wait_until_ready(tmp_path)
     job.send_signal(number)
     assert finish(job, tmp_path) == ({EXIT_ABORTED}, 2, "")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_a_signal_that_the_starter_ignores_stays_ignored(tmp_path: Path, name: str) -> None:
+    # `sh -c "command &"`, which is how RELION starts a job, ignores SIGINT, and nohup ignores SIGHUP
+    go = tmp_path / "go"
+    work = f"ready()\nwhile not Path({str(go)!r}).exists():\n    time.sleep(0.01)\nassert not should_stop()"
+    job = start(tmp_path, work, ignored=name)
+    wait_until_ready(tmp_path)
+    job.send_signal(signal.Signals[name])
+    go.touch()
+    assert finish(job, tmp_path) == ({EXIT_SUCCESS}, 0, "")
 
 
 def test_the_abort_file_aborts_and_is_obeyed_once(tmp_path: Path) -> None:

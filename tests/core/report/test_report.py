@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
 from cryohush.core.errors import OutputError
 from cryohush.core.report.figures import bar_length, draw_montage, draw_spectra, grey_range, shorten
 from cryohush.core.report.pdf import model_facts, write_report
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 
 def particles(n: int = 4, side: int = 32) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
