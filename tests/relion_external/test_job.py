@@ -25,7 +25,7 @@ MARKERS = {EXIT_SUCCESS, EXIT_FAILURE, EXIT_ABORTED}
 def start(directory: Path, work: str, ignored: str = "") -> subprocess.Popen[str]:
     """Run `work`, the body of a function with the argument `should_stop`, as an External job.
 
-    `ignored` is a signal that the starter ignores; the others are as at a terminal, whatever started the tests.
+    `ignored` is a signal that the starter ignores; the others are as at a terminal, however the tests run.
     """
     program = (
         "import os, signal, sys, time\n"
