@@ -25,7 +25,7 @@ class ImagingConfig(_Section):
     snr: tuple[float, float] = (0.01, 0.5)
     shift_share: float = Field(0.06, ge=0, le=0.5)
     envelope_b_factor: float = Field(1000.0, ge=0)
-    ice_share: float = Field(0.2, ge=0, lt=1)
+    ice_share: float = Field(0.04, ge=0, lt=1)
     noise_tilt: float = Field(0.35, ge=0)
     background_share: float = Field(0.06, ge=0)
     neighbour_probability: float = Field(0.7, ge=0, le=1)

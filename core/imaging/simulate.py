@@ -148,7 +148,7 @@ class ImagingRanges:
     snr: tuple[float, float] = (0.01, 0.5)
     shift_share: float = 0.06
     envelope_b_factor: float = 1000.0
-    ice_share: float = 0.2
+    ice_share: float = 0.04
     noise_tilt: float = 0.35
     background_share: float = 0.06
     neighbour_probability: float = 0.7
