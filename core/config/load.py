@@ -60,8 +60,7 @@ def validate(values: Mapping[str, Any], model: type[Model], source: str) -> Mode
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        problems = "; ".join(_describe(problem, model) for problem in error.errors())
-        raise ConfigurationError(f"{source}: {problems}") from error
+        raise ConfigurationError(f"{source}: {'; '.join(_describe(error, model))}") from error
 
 
 def _override(values: dict[str, Any], text: str) -> None:
@@ -79,15 +78,27 @@ def _override(values: dict[str, Any], text: str) -> None:
         raise ConfigurationError(f"{text!r}: the value is not valid YAML.") from error
 
 
-def _describe(problem: Any, model: type[BaseModel]) -> str:
-    location = problem["loc"]
-    name = ".".join(str(part) for part in location)
-    if problem["type"] != "extra_forbidden":
-        if problem["type"] == "missing":
-            return f"{name} is missing"
-        return f"{name}: {problem['msg'].lower()}, found {problem['input']!r}"
-    valid = _keys(model, location[:-1])
-    nearest = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
+def _describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Return one sentence for each entry that does not fit."""
+    sentences: dict[str, str] = {}
+    for problem in error.errors():
+        # Of a value that may be of several types, pydantic adds each type (`constrained-int`) to its place.
+        location = [part for part in problem["loc"] if isinstance(part, int) or part.isidentifier()]
+        name, found = ".".join(map(str, location)), f", found {problem['input']!r}"
+        message = problem["msg"].removeprefix("Input should be ")
+        if problem["type"] == "extra_forbidden":
+            sentences[name] = _unknown(name, str(location[-1]), _keys(model, location[:-1]))
+        elif problem["type"] == "missing":
+            sentences[name] = f"{name} is missing"
+        elif name in sentences:
+            sentences[name] = sentences[name].removesuffix(found) + f" or {message}{found}"
+        else:
+            sentences[name] = f"{name}: expected {message}{found}"
+    return list(sentences.values())
+
+
+def _unknown(name: str, key: str, valid: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     if nearest:
         return f"unknown key {name!r}; did you mean {nearest[0]!r}?"
     return f"unknown key {name!r}; expected one of {', '.join(sorted(valid))}"
@@ -97,7 +108,7 @@ def _keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     """Names of the fields of the section at `location`."""
     for part in location:
         field = model.model_fields.get(str(part))
-        if field is None:  # an index into a list, or the name of a union's member
+        if field is None:  # an index into a list
             continue
         candidates = [field.annotation, *get_args(field.annotation)]
         model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)

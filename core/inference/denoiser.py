@@ -17,7 +17,7 @@ from .devices import DTYPES, Precision, prepare, run_network
 EDGE_FOURIER_PX = 4
 """Width of the soft edge between denoised and raw coefficients, in Fourier pixels of the longer side."""
 
-# A background whose spread is below this share of the image's range is constant but for rounding.
+# A background whose spread is below this share of its mean is constant but for rounding.
 _CONSTANT_SHARE = 1e-6
 
 
@@ -98,7 +98,7 @@ class Denoiser:
         with torch.inference_mode():
             raw = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to(self.device)
             normalised, mean, std = normalise(raw, radius_px)
-            problems = _problems(raw, std)
+            problems = _problems(raw, mean, std)
             bad = torch.tensor(list(problems), dtype=torch.int64, device=self.device)
             if problems:
                 normalised[bad] = 0.0
@@ -137,17 +137,19 @@ def default_radius_px(shape: tuple[int, int]) -> float:
     return 0.375 * min(shape)
 
 
-def _problems(raw: Tensor, std: Tensor) -> dict[int, str]:
-    """Why images of `(n, y, x)` cannot be denoised, by index; `std` is that of the background."""
-    low, high = (extreme.cpu() for extreme in torch.aminmax(raw.flatten(1), dim=1))
-    finite = torch.isfinite(low) & torch.isfinite(high)
-    flat_background = std.cpu() <= _CONSTANT_SHARE * (high - low)
+def _problems(raw: Tensor, mean: Tensor, std: Tensor) -> dict[int, str]:
+    """Why images of `(n, y, x)` cannot be denoised, by index; `mean` and `std` are those of the background."""
+    # A sum is far quicker than looking at each pixel, and only infinite or NaN if a pixel is, or overflows.
+    usable = torch.isfinite(raw.sum((1, 2)) + std) & (std > _CONSTANT_SHARE * mean.abs())
     problems: dict[int, str] = {}
-    for index in torch.nonzero(~finite | flat_background)[:, 0].tolist():
-        if not finite[index]:
+    for index in torch.nonzero(~usable)[:, 0].tolist():
+        image = raw[index]
+        if not torch.isfinite(image).all():
             problems[index] = "the image holds NaN or infinite pixels."
-        elif low[index] == high[index]:
-            problems[index] = f"the image is constant: every pixel is {float(low[index]):g}."
+        elif image.min() == image.max():
+            problems[index] = f"the image is constant: every pixel is {float(image[0, 0]):g}."
+        elif not torch.isfinite(std[index]):
+            problems[index] = "the pixel values are too large for single precision."
         else:
             problems[index] = "the image is constant outside the particle's circle, so its noise is unknown."
     return problems

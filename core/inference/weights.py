@@ -171,5 +171,7 @@ def _build(path: Path, data: bytes, card: Mapping[str, Any]) -> nn.Module:
         module = MODELS[network["name"]](**network["arguments"])
         module.load_state_dict(safetensors.torch.load(data))
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: the weights do not fit the network that they name: {error}") from error
+        # torch lists every tensor that does not fit, one per line: two of them tell enough
+        details = "; ".join(line.strip() for line in str(error).splitlines()[:3])
+        raise ModelError(f"{path}: the weights do not fit the network that they name: {details}") from error
     return module.eval().float().requires_grad_(False)

@@ -1,0 +1,88 @@
+"""A configuration says what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from cryohush.core.config.denoise import DenoiseOptions
+from cryohush.core.config.load import load_yaml, validate
+from cryohush.core.errors import ConfigurationError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    steps: int = 1
+    rate: float = 0.1
+
+
+class Whole(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    section: Section = Section()
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_overrides_reach_into_sections(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.yaml", "name: a\nsection: {steps: 3}\n")
+    loaded = load_yaml(path, Whole, ["section.steps=7", "section.rate=0.5"])
+    assert loaded == Whole(name="a", section=Section(steps=7, rate=0.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: a\nsektion: {}\n", "unknown key 'sektion'; did you mean 'section'?"),
+        ("name: a\nsection: {stepz: 1}\n", "unknown key 'section.stepz'; did you mean 'steps'?"),
+        ("name: a\nqqq: 1\n", "unknown key 'qqq'; expected one of name, section"),
+        ("section: {}\n", "name is missing"),
+        ("name: a\nsection: {steps: many}\n", "section.steps: .*integer.*'many'"),
+        ("- a\n", "expected `key: value` lines, found a list"),
+        ("name: [\n", "not valid YAML"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected) as caught:
+        load_yaml(write(tmp_path / "c.yaml", text), Whole)
+    assert "c.yaml" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"gone.yaml: cannot be read: No such file"):
+        load_yaml(tmp_path / "gone.yaml", Whole)
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "name.x=1"])
+def test_an_override_that_is_none_is_quoted(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigurationError, match=override):
+        load_yaml(write(tmp_path / "c.yaml", "name: a\n"), Whole, [override])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("blend", "1.5", "blend: .*less than or equal to 1.*'1.5'"),
+        ("precision", "fp8", "precision: .*'auto'.*'fp8'"),
+        ("keep_above_angstrom", "-3", "keep_above_angstrom: .*greater than 0"),
+        ("batch_size", "0", "batch_size: .*'0'"),
+        ("batch_size", "big", "batch_size: .*'auto'.*'big'"),
+        ("blind", "1", "unknown key 'blind'; did you mean 'blend'?"),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused(key: str, value: str, expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected) as caught:
+        validate({key: value}, DenoiseOptions, "command line")
+    assert str(caught.value).count(";") == expected.count(";"), "one problem, told once"
+
+
+def test_text_becomes_what_the_option_is() -> None:
+    options = validate(
+        {"batch_size": "8", "blend": "0.25", "skip_bad": "yes"}, DenoiseOptions, "command line"
+    )
+    assert (options.batch_size, options.blend, options.skip_bad) == (8, 0.25, True)

@@ -1,0 +1,32 @@
+"""A small network with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cryohush.core.inference.weights import LoadedModel, load_model, save_model
+from cryohush.core.models import MODELS
+
+NETWORK: dict[str, Any] = {"widths": [8, 8], "blocks": [1, 1], "unshuffle": 2}
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A weights file of a network with a stride of 4 whose every layer does something."""
+    module = MODELS["shuffle_unet"](**NETWORK)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    path = tmp_path / "model.safetensors"
+    save_model(path, module, "shuffle_unet", NETWORK, {"description": "random weights"})
+    return path
+
+
+@pytest.fixture
+def model(weights: Path) -> LoadedModel:
+    return load_model(weights)

@@ -1,0 +1,46 @@
+"""Particle stacks and tables for tests to run on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryohush.core.io.mrc import StackReader, StackWriter
+
+
+def read_stack(path: Path) -> NDArray[np.float32]:
+    with StackReader(path) as reader:
+        return reader.read(range(reader.n_images))
+
+
+def noise(n: int, y: int, x: int, seed: int = 1) -> NDArray[np.float32]:
+    """Return white noise of sd 3 about 100 with a bright disc."""
+    images = np.random.default_rng(seed).normal(100, 3, (n, y, x)).astype(np.float32)
+    rows, columns = np.ogrid[:y, :x]
+    images += 2.0 * ((rows - y // 2) ** 2 + (columns - x // 2) ** 2 < (min(y, x) / 4) ** 2)
+    return images
+
+
+def write_stack(
+    path: Path, images: NDArray[np.float32], pixel_size_angstrom: float | None = 2.0
+) -> NDArray[np.float32]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with StackWriter(path, images.shape, pixel_size_angstrom=pixel_size_angstrom, label="test") as writer:
+        writer.write(images, unchecked=range(len(images)))
+    return images
+
+
+def write_table(
+    path: Path, names: list[str], pixel_size_angstrom: float | None = 2.0, box_px: int = 16
+) -> None:
+    """Write a RELION 3.1 table of particles with one column that must survive."""
+    pixel_size = "" if pixel_size_angstrom is None else "_rlnImagePixelSize #4\n"
+    value = "" if pixel_size_angstrom is None else f" {pixel_size_angstrom:.6f}"
+    rows = "".join(f"{name} {number}.50 1\n" for number, name in enumerate(names))
+    path.write_text(
+        "# version 30001\n\ndata_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnVoltage #2\n_rlnImageSize #3\n"
+        f"{pixel_size}1 300.000000 {box_px}{value}\n\n# version 30001\n\ndata_particles\n\nloop_\n"
+        f"_rlnImageName #1\n_rlnDefocusU #2\n_rlnOpticsGroup #3\n{rows}\n"
+    )
