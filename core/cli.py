@@ -88,7 +88,7 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a network on particles simulated from atomic models."
     parser.set_defaults(work=_train)
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="what to train, and on what")
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a shipped preset: general")
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the weights go")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
     parser.add_argument(
@@ -253,16 +253,17 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 
 def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
-    from .config.load import load_yaml
+    from .config.load import find_preset, load_yaml
     from .config.training import TrainingConfig
 
-    config = load_yaml(arguments.config, TrainingConfig, arguments.overrides)
+    config = load_yaml(find_preset(arguments.config), TrainingConfig, arguments.overrides)
 
-    from .training.supervised import train
+    try:
+        from .training.supervised import train
+    except ModuleNotFoundError as error:
+        raise CryohushError(f"training needs {error.name}: pip install 'cryohush[train]'") from error
 
     weights = train(config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop)
-    if should_stop():
-        raise Aborted("Stopped on request. Run again with --resume to go on.")
     _say(f"wrote {weights}")
 
 

@@ -14,6 +14,26 @@ from ..errors import ConfigurationError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+PRESET_FOLDER = Path(__file__).parent / "presets"
+
+
+def find_preset(name_or_path: str) -> Path:
+    """Return the file of a shipped preset, or the path of a user's own `.yaml` file.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is neither; names the presets.
+    """
+    preset = PRESET_FOLDER / f"{name_or_path}.yaml"
+    if preset.is_file():
+        return preset
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        known = ", ".join(sorted(file.stem for file in PRESET_FOLDER.glob("*.yaml")))
+        raise ConfigurationError(f"unknown preset {name_or_path!r}: {known}, or the path of a .yaml file.")
+    return path
+
 
 def load_yaml(path: str | Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
     """Read a YAML file into `model`.

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from cryohush.core.config.denoise import DenoiseOptions
-from cryohush.core.config.load import load_yaml, validate
+from cryohush.core.config.load import find_preset, load_yaml, validate
 from cryohush.core.errors import ConfigurationError
 
 
@@ -86,3 +86,10 @@ def test_text_becomes_what_the_option_is() -> None:
         {"batch_size": "8", "blend": "0.25", "skip_bad": "yes"}, DenoiseOptions, "command line"
     )
     assert (options.batch_size, options.blend, options.skip_bad) == (8, 0.25, True)
+
+
+def test_preset_is_found_by_name_and_a_file_by_its_path():
+    assert find_preset("general").name == "general.yaml"
+    assert find_preset("my/own.yaml") == Path("my/own.yaml")
+    with pytest.raises(ConfigurationError, match=r"unknown preset 'genral': general, or the path"):
+        find_preset("genral")
