@@ -96,7 +96,8 @@ def denoise(
         print(f"WARNING: unchanged: {image.image}@{image.stack}: {image.problem}", file=sys.stderr)
     if summary.skipped:
         print(f"WARNING: {len(summary.skipped)} images were passed through unchanged", file=sys.stderr)
-    print(f"{summary.n_particles} particles in {summary.table}, {summary.images_per_second:.0f} per second")
+    done_before = f", {summary.n_resumed} images done by an earlier run" if summary.n_resumed else ""
+    print(f"{summary.n_particles} particles in {summary.table}{done_before}")
     print(f"Classify and sort with these; refine and measure resolution with the raw images. {WAY_BACK}")
 
 
