@@ -102,8 +102,7 @@ def write_report(
 
 def model_facts(card: Mapping[str, Any]) -> dict[str, str]:
     """Return what a model's card says of the model and of what was measured with it, as far as it does."""
-    names = {"trained as": "description", "measured": "measured"}
-    return {name: in_words(card[key]) for name, key in names.items() if card.get(key)}
+    return {name: in_words(card[name]) for name in ("description", "measured") if card.get(name)}
 
 
 def in_words(value: Any) -> str:

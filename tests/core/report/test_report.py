@@ -130,7 +130,7 @@ def test_a_report_of_nothing_but_skipped_images_is_written_all_the_same(tmp_path
 
 def test_what_a_model_card_says_is_put_into_words() -> None:
     card = {"measured": {"gain": 2.5, "test_set": ["a", "b"]}, "description": "A  model.\n", "training": {}}
-    assert model_facts(card) == {"trained as": "A model.", "measured": "gain: 2.5; test set: a, b"}
+    assert model_facts(card) == {"description": "A model.", "measured": "gain: 2.5; test set: a, b"}
     assert model_facts({"description": None}) == {}
 
 
