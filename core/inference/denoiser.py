@@ -138,7 +138,7 @@ def default_radius_px(shape: tuple[int, int]) -> float:
 
 
 def _problems(raw: Tensor, mean: Tensor, std: Tensor) -> dict[int, str]:
-    """Why images of `(n, y, x)` cannot be denoised, by index; `mean` and `std` are those of the background."""
+    """Why images of `(n, y, x)` cannot be denoised, by index; `mean` and `std`: of the background."""
     # A sum is far quicker than looking at each pixel, and only infinite or NaN if a pixel is, or overflows.
     usable = torch.isfinite(raw.sum((1, 2)) + std) & (std > _CONSTANT_SHARE * mean.abs())
     problems: dict[int, str] = {}

@@ -24,7 +24,7 @@ DTYPES: dict[Precision, torch.dtype] = {
 
 # Pixels that one CPU thread takes through the network at once: enough to hide the cost of calling each layer,
 # few enough that the activations of neighbouring layers stay in the cache.
-CPU_BATCH_PX = 2**19
+CPU_BATCH_PX = 2**18
 # Pixels at once beyond which a GPU gets no faster.
 GPU_BATCH_PX = 2**24
 # A lower precision must be this much faster before `auto` takes it: less is not worth the rounding.

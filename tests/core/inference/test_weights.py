@@ -66,7 +66,7 @@ def test_an_unknown_name_is_answered_with_those_known(
 ) -> None:
     ship(tmp_path / "shipped", weights)
     monkeypatch.setattr(weights_module, "WEIGHTS_FOLDER", tmp_path / "shipped")
-    with pytest.raises(ModelError, match="unknown model 'smal'. Shipped models: small"):
+    with pytest.raises(ModelError, match=r"unknown model 'smal'\. Shipped models: small"):
         load_model("smal")
 
 
