@@ -174,4 +174,5 @@ def raw_weight(shape: tuple[int, int], keep_above_px: float, device: torch.devic
 def _keep_above(denoised: Tensor, raw: Tensor, keep_above_px: float) -> Tensor:
     shape = (raw.shape[-2], raw.shape[-1])
     weight = raw_weight(shape, keep_above_px, raw.device)
-    return denoised + torch.fft.irfft2(torch.fft.rfft2(raw - denoised) * weight, s=shape)
+    put_back: Tensor = torch.fft.irfft2(torch.fft.rfft2(raw - denoised) * weight, s=shape)
+    return denoised + put_back

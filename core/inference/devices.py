@@ -96,7 +96,8 @@ def choose_precision(
         If the format is asked for and the device cannot calculate in it.
     """
     on_gpu = device.type == "cuda"
-    has_bf16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
+    # Ampere is the first generation that calculates in bf16; older ones emulate it, slowly.
+    has_bf16 = not on_gpu or torch.cuda.get_device_capability(device) >= (8, 0)
     if requested == "fp16" and not on_gpu:
         raise DeviceError("precision fp16 needs a GPU. Choose auto, bf16 or fp32 on the CPU.")
     if requested == "bf16" and not has_bf16:

@@ -11,7 +11,7 @@ import itertools
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,6 +125,8 @@ class _Output:
     ----------
     written
         How many images of each stack are written.
+    n_written
+        How many in all.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class _Output:
         self._skipped: list[SkippedImage] = []
         self._last_checkpoint = time.monotonic()
         self.written = [self._safely_written(stack) for stack in stacks]
+        self.n_written = sum(self.written)
         for stack, written in zip(stacks, self.written, strict=True):
             if written:
                 result.skipped += self._recorded_skips(stack)
@@ -185,6 +188,7 @@ class _Output:
             self._skip(SkippedImage(str(stack.source), int(stack.indices[position]) + 1, problem))
         self._writer.write(images, unchecked=[position - begin for position in bad])
         self.written[number] = begin + len(images)
+        self.n_written += len(images)
         self._result.n_written += len(images)
         if self.written[number] == len(stack.indices):
             if self._skipped:
@@ -291,7 +295,7 @@ def denoise_stacks(
         output = exits.enter_context(
             _Output(stacks, output_dir, manifest, result, dtype=dtype, label=label, skip_bad=skip_bad)
         )
-        progress(sum(output.written), total)
+        progress(output.n_written, total)
         reader = exits.enter_context(contextlib.closing(_Reader(stacks)))
         todo = [
             pieces
@@ -308,7 +312,7 @@ def denoise_stacks(
             begin = time.perf_counter()
             output.write(pieces, images, problems)
             result.seconds["writing"] += time.perf_counter() - begin
-            progress(sum(output.written), total)
+            progress(output.n_written, total)
     return result
 
 
@@ -319,7 +323,7 @@ def _denoised(
     reader: _Reader,
     image_options: ImageOptions,
     result: StreamResult,
-) -> Iterator[tuple[tuple[Piece, ...], Images, dict[int, str]]]:
+) -> Generator[tuple[tuple[Piece, ...], Images, dict[int, str]], None, None]:
     """Yield the pieces, denoised images and problems of each batch in order, reading and denoising ahead."""
     free: queue.SimpleQueue[Denoiser] = queue.SimpleQueue()
     for denoiser in denoisers:
