@@ -268,7 +268,7 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
 
 
 def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
-    from .inference.weights import list_models, load_model
+    from .models.weights import list_models, load_model
 
     if arguments.action == "list":
         for name, entry in list_models().items():

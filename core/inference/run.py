@@ -21,6 +21,7 @@ from ..io.files import part_path, writing_failed
 from ..io.manifest import MANIFEST_NAME, Manifest
 from ..io.mrc import WriterState
 from ..io.particles import ParticleSet
+from ..models.weights import LoadedModel, load_model
 from .denoiser import Denoiser
 from .devices import (
     Precision,
@@ -40,7 +41,6 @@ from .plan import (
 )
 from .stream import ImageOptions, denoise_stacks
 from .summary import RECORD_NAME, Summary, read_samples, write_record
-from .weights import LoadedModel, load_model
 
 # Two workers keep a GPU busy: one calculates while the other one's images travel.
 WORKERS_PER_GPU = 2

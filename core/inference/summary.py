@@ -18,10 +18,10 @@ from ... import __version__
 from ..config.denoise import DenoiseOptions
 from ..io.files import part_path, rename_complete, writing_failed
 from ..io.mrc import StackReader
+from ..models.weights import LoadedModel
 from .devices import Precision
 from .plan import StackPlan
 from .stream import SkippedImage
-from .weights import LoadedModel
 
 RECORD_NAME = "cryohush.json"
 # Enough for a smooth mean power spectrum, few enough to read back in no time.

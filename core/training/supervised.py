@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..config.training import OptimisationConfig, TrainingConfig
 from ..errors import Aborted, CryohushError
 from ..models import MODELS
+from ..models.weights import save_model
 from .data import SimulatedParticles
 
 _VALIDATION_BATCH = 64
@@ -45,8 +46,6 @@ def train(
     CryohushError
         The loss is not finite; `last.pt` holds the state before.
     """
-    from ..inference.weights import save_model
-
     output_dir.mkdir(parents=True, exist_ok=True)
     options = config.optimisation
     fabric = Fabric(accelerator="auto", devices=1, precision=options.precision)

@@ -24,7 +24,7 @@ from cryohush.core.inference.devices import (
     choose_precision,
     keep_freed_memory,
 )
-from cryohush.core.inference.weights import load_model
+from cryohush.core.models.weights import load_model
 
 
 def main() -> None:

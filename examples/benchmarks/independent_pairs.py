@@ -33,9 +33,9 @@ from torch import Tensor
 
 from cryohush.core.errors import InputError
 from cryohush.core.imaging.filters import gaussian_filter, low_pass, mean_filter, oracle_gain, radial_filter
-from cryohush.core.inference.weights import load_model
 from cryohush.core.metrics.fourier import pooled_fourier_ring_correlation, ring_frequencies
 from cryohush.core.metrics.independent import bootstrap_score, independent_correlation
+from cryohush.core.models.weights import load_model
 
 COARSEST_ANGSTROM = 100.0
 SIGMAS_ANGSTROM = (2.25, 3.0, 3.75, 4.5, 5.25, 6.0, 6.75, 7.5, 9.0, 11.0, 13.0)

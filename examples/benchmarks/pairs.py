@@ -13,10 +13,10 @@ from torch import Tensor
 from cryohush.core.errors import InputError
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.devices import choose_precision
-from cryohush.core.inference.weights import LoadedModel
 from cryohush.core.io.mrc import StackReader
 from cryohush.core.io.particles import ParticleSet
 from cryohush.core.io.star import read_tables, unquote
+from cryohush.core.models.weights import LoadedModel
 
 Requested = Literal["auto", "fp32", "bf16", "fp16"]
 

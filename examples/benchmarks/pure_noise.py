@@ -20,8 +20,8 @@ from pairs import denoise, read_particles
 from torch import Tensor
 
 from cryohush.core.imaging.filters import radial_filter, ring_mean
-from cryohush.core.inference.weights import load_model
 from cryohush.core.metrics.hallucination import PureNoiseFigures, pure_noise_figures
+from cryohush.core.models.weights import load_model
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from cryohush.core.inference.weights import LoadedModel, load_model, save_model
 from cryohush.core.models import MODELS
+from cryohush.core.models.weights import LoadedModel, load_model, save_model
 
 NETWORK: dict[str, Any] = {"widths": [8, 8], "blocks": [1, 1], "unshuffle": 2}
 

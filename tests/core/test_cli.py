@@ -18,7 +18,7 @@ from cryohush.core import cli
 from cryohush.core.cli import build_parser, main
 from cryohush.core.config.denoise import PARTICLE_SHARE_OF_BOX, DenoiseOptions
 from cryohush.core.inference.denoiser import Denoiser
-from cryohush.core.inference.weights import load_model
+from cryohush.core.models.weights import load_model
 
 
 def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -197,7 +197,7 @@ def test_info_tells_all_that_is_known_of_a_model(weights: Path, capsys: pytest.C
 
 
 def test_the_shipped_models_are_listed_with_their_description(capsys: pytest.CaptureFixture[str]) -> None:
-    from cryohush.core.inference.weights import list_models
+    from cryohush.core.models.weights import list_models
 
     assert main(["models"]) == 0
     text = capsys.readouterr().out

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cryohush.core.inference.weights import save_model
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.models import MODELS
+from cryohush.core.models.weights import save_model
 from cryohush.relion_external.job import ABORT_NOW, EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
 from cryohush.relion_external.project import OUTPUT_NODES
 

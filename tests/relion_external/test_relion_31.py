@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cryohush.core.inference.weights import save_model
 from cryohush.core.io.mrc import StackReader
 from cryohush.core.models import MODELS
+from cryohush.core.models.weights import save_model
 
 pytestmark = [
     pytest.mark.relion,

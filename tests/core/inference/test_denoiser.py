@@ -10,7 +10,7 @@ from particle_files import noise
 
 from cryohush.core.errors import ImageError
 from cryohush.core.inference.denoiser import EDGE_FOURIER_PX, Denoiser
-from cryohush.core.inference.weights import LoadedModel
+from cryohush.core.models.weights import LoadedModel
 
 
 @pytest.fixture

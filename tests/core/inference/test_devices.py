@@ -16,7 +16,7 @@ from cryohush.core.inference.devices import (
     prepare,
     resolve_devices,
 )
-from cryohush.core.inference.weights import LoadedModel
+from cryohush.core.models.weights import LoadedModel
 
 CPU = torch.device("cpu")
 

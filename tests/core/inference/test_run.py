@@ -24,9 +24,9 @@ from cryohush.core.inference import devices, run, stream
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.run import run_denoise
 from cryohush.core.inference.summary import Summary
-from cryohush.core.inference.weights import load_model
 from cryohush.core.io.manifest import MANIFEST_NAME
 from cryohush.core.io.particles import ParticleSet
+from cryohush.core.models.weights import load_model
 
 # A run in a process of its own that is killed or stopped when so many images are done.
 CHILD = """
@@ -389,7 +389,7 @@ def test_a_changed_input_or_model_is_another_run(earlier: Path, weights: Path, c
         write_stack(earlier.parent / "x.mrcs", noise(8, 16, 16, seed=2))
         os.utime(earlier.parent / "x.mrcs", ns=(0, 0))
     else:
-        from cryohush.core.inference.weights import save_model
+        from cryohush.core.models.weights import save_model
 
         loaded = load_model(weights)
         save_model(weights, loaded.module.half(), "shuffle_unet", loaded.card["model"]["arguments"], {})

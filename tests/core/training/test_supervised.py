@@ -8,7 +8,7 @@ import torch
 
 from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import Aborted, ConfigurationError, CryohushError
-from cryohush.core.inference.weights import load_model
+from cryohush.core.models.weights import load_model
 from cryohush.core.training import supervised
 from cryohush.core.training.data import SimulatedParticles, find_structures
 

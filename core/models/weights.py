@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..errors import ModelError
-from ..models import MODELS
+from . import MODELS
 
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 _METADATA_KEY = "cryohush"

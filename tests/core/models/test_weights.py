@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from cryohush.core.errors import ModelError
-from cryohush.core.inference import weights as weights_module
-from cryohush.core.inference.weights import list_models, load_model, save_model
 from cryohush.core.models import MODELS
+from cryohush.core.models import weights as weights_module
+from cryohush.core.models.weights import list_models, load_model, save_model
 
 
 def ship(folder: Path, weights: Path, **entry: object) -> None:
