@@ -11,5 +11,5 @@ python=${PYTHON:-python3}
 
 .venv-tests/bin/ruff check .
 .venv-tests/bin/ruff format --check .
-.venv-tests/bin/mypy core relion_external
+.venv-tests/bin/mypy -p cryohush
 exec .venv-tests/bin/python -m pytest "$@"
