@@ -7,6 +7,7 @@
     ├── InputError                something wrong with a user's file
     │   ├── MrcError              an MRC stack that is missing, truncated or of a kind that is not supported
     │   ├── StarError             a STAR file that cannot be parsed or lacks what is needed
+    │   ├── CsError               a cryoSPARC .cs file that cannot be read or lacks what is needed
     │   └── ImageError            pixel values that cannot be denoised (NaN, Inf, constant image)
     ├── OutputError               the output cannot be written (occupied directory, full disk)
     ├── ModelError                an unknown model, or weights that are not what the manifest says
@@ -71,6 +72,10 @@ class MrcError(InputError):
 
 class StarError(InputError):
     """A STAR file that cannot be parsed or lacks what is needed."""
+
+
+class CsError(InputError):
+    """A cryoSPARC .cs file that cannot be read or lacks what is needed."""
 
 
 class ImageError(InputError):

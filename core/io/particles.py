@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ImageError, MrcError, StarError
+from ..errors import ConfigurationError, CsError, ImageError, InputError, MrcError, StarError
+from .cs import CS_SUFFIX, CsTable, read_images
+from .cs import rewrite as rewrite_cs
 from .mrc import StackReader
 from .star import Table, decode, encode, quote, read_tables, rewrite, unquote
 
@@ -73,9 +75,9 @@ class ParticleSet:
     Attributes
     ----------
     source
-        The STAR file, or the stack itself.
+        The STAR or `.cs` file, or the stack itself.
     has_table
-        Whether `source` is a STAR file. A bare stack has one row per image and nothing to rewrite.
+        Whether `source` is a table. A bare stack has one row per image and nothing to rewrite.
     root
         Folder against which relative image names were resolved.
     stacks
@@ -87,11 +89,15 @@ class ParticleSet:
     image
         int32 `(n,)`: 0-based index in the stack, per row.
     line
-        int32 `(n,)`: line of the STAR file, 1-based, per row; 0 for a bare stack.
+        int32 `(n,)`: line of the STAR file, 1-based, per row; 0 where there are no lines.
     optics_group
         int32 `(n,)`: key into `optics`, per row.
     optics
         The optics groups by number.
+    dark_stacks
+        Positions of the stacks whose protein is dark, as a `.cs` file can say. RELION's is white.
+    passthrough
+        The files whose fields complete those of a `.cs` file.
     """
 
     source: Path
@@ -104,34 +110,55 @@ class ParticleSet:
     line: NDArray[np.int32]
     optics_group: NDArray[np.int32]
     optics: dict[int, OpticsGroup]
+    dark_stacks: frozenset[int] = frozenset()
+    passthrough: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.stack)
 
     @classmethod
-    def read(cls, path: str | Path, *, root: Path | None = None) -> ParticleSet:
-        """Read a particle STAR file (RELION 3.0 to 5), or take a whole `.mrcs`/`.mrc` stack as a set.
+    def read(
+        cls, path: str | Path, *, root: Path | None = None, passthrough: Sequence[str | Path] = ()
+    ) -> ParticleSet:
+        """Read a table of RELION (3.0 to 5) or cryoSPARC, or take a whole `.mrcs`/`.mrc` stack as a set.
 
         Parameters
         ----------
         path
-            The STAR file or the stack.
+            The `.star` or `.cs` file, or the stack.
         root
-            The folder that image names are relative to. Without it the working directory is tried (RELION's
-            project directory), then the STAR file's folder and its parents.
+            The folder that image names are relative to. Without it the working directory is tried (the
+            project's directory), then the table's folder and its parents; for a `.cs` file that was exported
+            its own folder comes first.
+        passthrough
+            Files that complete a `.cs` file; see `CsTable`.
 
         Raises
         ------
         StarError
             If the STAR file is malformed or empty, holds no 2D particles, or names a stack that is not there.
+        CsError
+            If the same is true of a `.cs` file or its passthrough files, or particles are in it twice.
         MrcError
             If `path` is a stack that cannot be read.
+        ConfigurationError
+            If there are passthrough files but `path` is no `.cs` file.
         """
         path = Path(path)
+        if path.suffix.lower() == CS_SUFFIX:
+            return _read_cs(path, root, passthrough)
+        if passthrough:
+            raise ConfigurationError(
+                f"passthrough files complete a .cs file, and {path} is none. Leave them out."
+            )
         if path.suffix.lower() in STACK_SUFFIXES:
             return _whole_stack(path)
         rows, optics = _read_star(path)
-        root = _find_root(path, rows, root)
+
+        def missing(stack: int, problem: str, remedy: str) -> StarError:
+            return StarError(problem, path=path, line=rows.line[rows.stack.index(stack)], remedy=remedy)
+
+        root = _find_root(path, rows.stack_names, root, missing)
         return cls(
             source=path,
             has_table=True,
@@ -144,6 +171,11 @@ class ParticleSet:
             optics_group=np.frombuffer(rows.optics_group, dtype=np.int32),
             optics=optics,
         )
+
+    @property
+    def is_cs(self) -> bool:
+        """Whether the table is cryoSPARC's."""
+        return self.source.suffix.lower() == CS_SUFFIX
 
     def pixel_size_angstrom(self, stack_index: int) -> float | None:
         """Return the pixel size of a stack in Å, by the optics group of its first row; None if unknown."""
@@ -222,7 +254,7 @@ class ParticleSet:
                 )
 
     def _row(self, row: int) -> str:
-        return f"{self.source}, line {self.line[row]}" if self.has_table else f"row {row + 1}"
+        return f"{self.source}, line {self.line[row]}" if self.line[row] else f"{self.source}, row {row + 1}"
 
     def write(
         self, path: str | Path, image_names: Iterable[str], *, absolute_originals: bool = False
@@ -250,10 +282,10 @@ class ParticleSet:
         OutputError
             If the file cannot be written, or is the source.
         ValueError
-            If the set has no table, or there are not as many names as rows.
+            If the set is not from a STAR file, or there are not as many names as rows.
         """
-        if not self.has_table:
-            raise ValueError(f"{self.source} is a bare stack: it has no table to rewrite")
+        if not self.has_table or self.is_cs:
+            raise ValueError(f"{self.source} is no STAR file: it has no table to rewrite")
         table = next(table for table in read_tables(self.source) if _is_particle_table(table))
         image_column = table.column(_IMAGE)
         labels = [_IMAGE, _ORIGINAL]
@@ -282,6 +314,30 @@ class ParticleSet:
                 raise ValueError(f"more image names were given than the {n_expected} rows")
 
         rewrite(self.source, path, _is_particle_table, labels, edit, before_rename=complete)
+
+    def write_cs(self, path: str | Path, stack_names: Sequence[str]) -> None:
+        """Write a `.cs` table with other stacks, and the `.csg` file with which cryoSPARC imports it.
+
+        Each new stack must hold what `distinct_images` says, in that order. `cs.rewrite` tells what changes.
+
+        Parameters
+        ----------
+        path
+            The new `.cs` file.
+        stack_names
+            For each of `stacks` the new one, relative to the new file's folder.
+
+        Raises
+        ------
+        CsError
+            If the source was changed since it was read.
+        OutputError
+            If a file cannot be written, or is the source.
+        """
+        table = CsTable(self.source, self.passthrough)
+        if len(table) != len(self):
+            raise CsError("the file was changed while it was in use.", path=self.source)
+        rewrite_cs(table, path, stack_names, self.stack, self.output_positions())
 
     def _absolute(self, token: bytes) -> bytes:
         """Return an image name with the absolute path of its stack."""
@@ -498,26 +554,63 @@ def _real(path: Path, line: int, label: str, token: bytes) -> float:
     return number
 
 
-def _find_root(path: Path, rows: _Rows, root: Path | None) -> Path:
-    """Return the folder in which the stacks are: the first of the candidates that holds the first one."""
+def _read_cs(path: Path, root: Path | None, passthrough: Sequence[str | Path]) -> ParticleSet:
+    table = CsTable(path, passthrough)
+    images = read_images(table)
+
+    def missing(stack: int, problem: str, remedy: str) -> CsError:
+        row = int(np.argmax(images.stack == stack)) + 1
+        return CsError(f"row {row}: {problem}", path=path, remedy=remedy)
+
+    root = _find_root(path, images.stack_names, root, missing, own_folder_first=images.beside)
+    return ParticleSet(
+        source=path,
+        has_table=True,
+        root=root,
+        stacks=[root / name for name in images.stack_names],
+        stack_names=images.stack_names,
+        stack=images.stack,
+        image=images.image,
+        line=np.zeros(len(table), dtype=np.int32),
+        optics_group=images.optics_group + np.int32(1),
+        optics={
+            number: OpticsGroup(number, f"opticsGroup{number}", *values)
+            for number, values in enumerate(images.optics, start=1)
+        },
+        dark_stacks=images.dark_stacks,
+        passthrough=table.passthrough,
+    )
+
+
+def _find_root(
+    path: Path,
+    stack_names: list[str],
+    root: Path | None,
+    error: Callable[[int, str, str], InputError],
+    *,
+    own_folder_first: bool = False,
+) -> Path:
+    """Return the folder in which the stacks are: the first of the candidates that holds the first one.
+
+    `error` makes an error of the position of a missing stack, the problem and the remedy.
+    """
     folder = path.absolute().parent
-    candidates = [root.absolute()] if root else list(dict.fromkeys([Path.cwd(), folder, *folder.parents]))
-    relative = next((name for name in rows.stack_names if not Path(name).is_absolute()), None)
+    around = [folder, Path.cwd()] if own_folder_first else [Path.cwd(), folder]
+    candidates = [root.absolute()] if root else list(dict.fromkeys([*around, *folder.parents]))
+    relative = next((name for name in stack_names if not Path(name).is_absolute()), None)
     if relative is None:
         chosen = candidates[0]
     else:
         chosen = next((folder for folder in candidates if (folder / relative).is_file()), candidates[0])
-    missing = [name for name in rows.stack_names if not (chosen / name).is_file()]
+    missing = [name for name in stack_names if not (chosen / name).is_file()]
     if missing:
-        line = rows.line[rows.stack.index(rows.stack_names.index(missing[0]))]
         tried = [chosen] if missing[0] != relative else candidates
         places = "" if Path(missing[0]).is_absolute() else f" Looked in: {', '.join(map(str, tried))}."
-        raise StarError(
-            f"the stack {missing[0]} does not exist ({len(missing)} of {len(rows.stack_names)} are missing)."
+        raise error(
+            stack_names.index(missing[0]),
+            f"the stack {missing[0]} does not exist ({len(missing)} of {len(stack_names)} are missing)."
             f"{places}",
-            path=path,
-            line=line,
-            remedy="" if root else "Run in the project's directory.",
+            "" if root else "Run in the project's directory.",
         )
     return chosen
 
