@@ -35,9 +35,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_denoise(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Denoise the particles of a table, or a whole stack."
+    parser.description = "Denoise the particles of a table of RELION or cryoSPARC, or a whole stack."
     parser.set_defaults(work=_denoise)
-    parser.add_argument("input", type=Path, metavar="INPUT", help="particles.star, or a .mrcs or .mrc stack")
+    parser.add_argument(
+        "input",
+        type=Path,
+        metavar="INPUT",
+        help="particles.star, particles.cs, or a .mrcs or .mrc stack",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the result goes")
     parser.add_argument(
         "--root",
@@ -45,6 +50,15 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder that the table's image names are relative to (default: looked for from the working "
         "directory and the table's folder upwards)",
+    )
+    parser.add_argument(
+        "--passthrough",
+        type=Path,
+        metavar="FILE.cs",
+        action="append",
+        default=[],
+        help="completes the rows of particles.cs with the fields of another file; may be repeated (default: "
+        "those named *passthrough*.cs beside it that hold all its particles)",
     )
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
@@ -190,6 +204,7 @@ def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
             arguments.output,
             options,
             root=arguments.root,
+            passthrough=arguments.passthrough,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
             progress=progress,
@@ -206,6 +221,8 @@ def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
     for path in (summary.table, *([] if summary.table else summary.stacks), summary.record):
         if path is not None:
             _say(f"wrote {path}")
+    if summary.table is not None and summary.table.suffix == ".cs":
+        _say(f"wrote {summary.table.with_suffix('.csg')}, for cryoSPARC's job Import Result Group")
     from .report.pdf import model_facts, write_report
 
     samples = summary.samples

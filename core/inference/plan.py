@@ -14,6 +14,9 @@ from ..errors import OutputError
 from ..io.particles import STACK_SUFFIXES, ParticleSet
 
 TABLE_NAME = "particles.star"
+CS_TABLE_NAME = "particles.cs"
+# Whatever table a run may leave: cryoSPARC's comes with a group file.
+TABLE_NAMES = (TABLE_NAME, CS_TABLE_NAME, "particles.csg")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,8 @@ class StackPlan:
         `(y, x)` of an image.
     pixel_size_angstrom
         None if unknown.
+    protein_dark
+        Whether protein is dark, so that the network has to see the negative.
     """
 
     source: Path
@@ -39,6 +44,7 @@ class StackPlan:
     indices: NDArray[np.int32]
     shape: tuple[int, int]
     pixel_size_angstrom: float | None
+    protein_dark: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,14 @@ def plan_stacks(particles: ParticleSet) -> list[StackPlan]:
     """
     shapes = particles.check_images()
     return [
-        StackPlan(source, name, indices, shape[1:], particles.pixel_size_angstrom(stack))
+        StackPlan(
+            source,
+            name,
+            indices,
+            shape[1:],
+            particles.pixel_size_angstrom(stack),
+            stack in particles.dark_stacks,
+        )
         for stack, (source, name, indices, shape) in enumerate(
             zip(particles.stacks, output_names(particles), particles.distinct_images(), shapes, strict=True)
         )
@@ -98,8 +111,10 @@ def refuse_to_replace_inputs(particles: ParticleSet, stacks: Sequence[StackPlan]
     OutputError
         Names the file.
     """
-    inputs = {os.path.realpath(path) for path in [particles.source, *particles.stacks]}
-    for name in [TABLE_NAME, *(stack.name for stack in stacks)]:
+    inputs = {
+        os.path.realpath(path) for path in [particles.source, *particles.passthrough, *particles.stacks]
+    }
+    for name in [*TABLE_NAMES, *(stack.name for stack in stacks)]:
         if os.path.realpath(output_dir / name) in inputs:
             raise OutputError(
                 f"{output_dir / name} is an input of this run and is never written to. "
@@ -133,7 +148,7 @@ def path_below(path: Path, root: Path) -> Path | None:
 def batches(
     stacks: Sequence[StackPlan], batch_sizes: Mapping[tuple[int, int], int]
 ) -> Iterator[tuple[Piece, ...]]:
-    """Yield the pieces of each batch; a batch goes on into the next stack of the same shape and pixel size.
+    """Yield the pieces of each batch; a batch goes on into the next stack with images of the same kind.
 
     The boundaries depend on the plan alone, so that a resumed run computes each image in the company in which
     an undisturbed run does: that can decide the last bit.
@@ -141,10 +156,10 @@ def batches(
     pieces: list[Piece] = []
     room, kind = 0, None
     for number, stack in enumerate(stacks):
-        if kind != (stack.shape, stack.pixel_size_angstrom):
+        if kind != (stack.shape, stack.pixel_size_angstrom, stack.protein_dark):
             if pieces:
                 yield tuple(pieces)
-            pieces, kind = [], (stack.shape, stack.pixel_size_angstrom)
+            pieces, kind = [], (stack.shape, stack.pixel_size_angstrom, stack.protein_dark)
             room = batch_sizes[stack.shape]
         begin = 0
         while begin < len(stack.indices):

@@ -32,7 +32,9 @@ from .devices import (
     resolve_devices,
 )
 from .plan import (
+    CS_TABLE_NAME,
     TABLE_NAME,
+    TABLE_NAMES,
     StackPlan,
     path_below,
     plan_stacks,
@@ -56,6 +58,7 @@ def run_denoise(
     options: DenoiseOptions,
     *,
     root: Path | None = None,
+    passthrough: Sequence[str | Path] = (),
     resume: bool = False,
     overwrite: bool = False,
     on_mismatch: OnMismatch = "refuse",
@@ -66,20 +69,23 @@ def run_denoise(
 ) -> Summary:
     """Denoise a table of particles or a bare stack.
 
-    `output_dir` gets one `.mrcs` per input stack, under the stack's own name; `particles.star` if the input
-    was a table; `cryohush.json`; and the journal from which a killed run goes on. An image that the table
-    names several times is written once. Inputs are never written to.
+    `output_dir` gets one `.mrcs` per input stack, under the stack's own name; `particles.star`, or
+    `particles.cs` and `particles.csg`, if the input was such a table; `cryohush.json`; and the journal from
+    which a killed run goes on. An image that the table names several times is written once. Inputs are never
+    written to.
 
     Parameters
     ----------
     source
-        `.star`, `.mrcs` or `.mrc`.
+        `.star`, `.cs`, `.mrcs` or `.mrc`.
     output_dir
         Made if missing.
     options
         What to do.
     root
         Folder that the table's image names are relative to; see `ParticleSet.read`.
+    passthrough
+        Files that complete a `.cs` file; see `ParticleSet.read`.
     resume
         Go on with a run that was interrupted; without one, begin.
     overwrite
@@ -110,11 +116,13 @@ def run_denoise(
     output_dir = Path(output_dir)
     model = load_model(options.model)
     devices = resolve_devices(options.device)
-    particles = ParticleSet.read(source, root=root)
+    particles = ParticleSet.read(source, root=root, passthrough=passthrough)
     stacks = plan_stacks(particles)
     _check_options(options, stacks, particles)
     refuse_to_replace_inputs(particles, stacks, output_dir)
     log(f"model {model.name}, SHA-256 {model.sha256[:16]}…")
+    for path in particles.passthrough:
+        log(f"joined with {path}")
     log(f"{len(particles)} particles, {sum(len(s.indices) for s in stacks)} images in {len(stacks)} stacks")
 
     keep_freed_memory()
@@ -216,7 +224,11 @@ def _fingerprint(
     result_of = options.model_dump(mode="json", exclude={"model", "device", "skip_bad", "threads"})
     return {
         "version": __version__,
-        "input": _sha256(particles.source) if particles.has_table else particles.source.name,
+        "input": (
+            _sha256(particles.source, *particles.passthrough)
+            if particles.has_table
+            else particles.source.name
+        ),
         "stacks": stacks.hexdigest(),
         "model": model.sha256,
         "device": sorted({device.type for device in devices}),
@@ -224,11 +236,12 @@ def _fingerprint(
     }
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
+def _sha256(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -260,7 +273,7 @@ def _open_journal(
             return Manifest.open(path, fingerprint, resume=True)
         log("an earlier run is there with other input or options: starting anew")
     elif not overwrite and not (resume and on_mismatch == "anew"):
-        occupants = [MANIFEST_NAME, TABLE_NAME, RECORD_NAME, *stack_names]
+        occupants = [MANIFEST_NAME, *TABLE_NAMES, RECORD_NAME, *stack_names]
         for name in occupants:
             if (output_dir / name).exists():
                 raise OutputError(
@@ -269,7 +282,7 @@ def _open_journal(
                 )
     journal = Manifest.open(path, fingerprint, resume=False)
     # Otherwise an old table would name new images should this run be interrupted.
-    for name in [TABLE_NAME, RECORD_NAME, *stack_names]:
+    for name in [*TABLE_NAMES, RECORD_NAME, *stack_names]:
         for old in (output_dir / name, part_path(output_dir / name)):
             old.unlink(missing_ok=True)
     return journal
@@ -284,7 +297,8 @@ def _check_free_space(
 ) -> None:
     """Raise when the disk cannot hold what is still to be written."""
     bytes_per_pixel = np.dtype(options.output_dtype).itemsize
-    needed = particles.source.stat().st_size if particles.has_table else 0
+    tables = [particles.source, *particles.passthrough] if particles.has_table else []
+    needed = sum(path.stat().st_size for path in tables)
     for stack in stacks:
         if stack.name not in journal.finished:
             done = journal.states.get(stack.name, WriterState()).written
@@ -349,6 +363,9 @@ def _box(shape: tuple[int, int]) -> str:
 def _write_table(particles: ParticleSet, stacks: Sequence[StackPlan], output_dir: Path) -> Path | None:
     if not particles.has_table:
         return None
+    if particles.is_cs:
+        particles.write_cs(output_dir / CS_TABLE_NAME, [stack.name for stack in stacks])
+        return output_dir / CS_TABLE_NAME
     particles.write(
         output_dir / TABLE_NAME,
         written_image_names(particles, stacks, output_dir),

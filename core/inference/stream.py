@@ -75,9 +75,12 @@ class ImageOptions:
     keep_above_angstrom: float | None
 
     def apply(
-        self, denoiser: Denoiser, images: Images, pixel_size_angstrom: float | None
+        self, denoiser: Denoiser, images: Images, pixel_size_angstrom: float | None, *, protein_dark: bool
     ) -> tuple[Images, dict[int, str]]:
-        """Denoise `(n, y, x)` images; what they need of their pixel size was checked before."""
+        """Denoise `(n, y, x)` images; what they need of their pixel size was checked before.
+
+        Networks know protein as white: where it is dark they get the negative, and theirs is returned.
+        """
 
         def pixels(length_angstrom: float | None) -> float | None:
             if length_angstrom is None or pixel_size_angstrom is None:
@@ -85,12 +88,13 @@ class ImageOptions:
             return length_angstrom / pixel_size_angstrom
 
         diameter_px = pixels(self.particle_diameter_angstrom)
-        return denoiser.denoise(
-            images,
+        denoised, problems = denoiser.denoise(
+            -images if protein_dark else images,
             radius_px=None if diameter_px is None else diameter_px / 2,
             blend=self.blend,
             keep_above_px=pixels(self.keep_above_angstrom),
         )
+        return -denoised if protein_dark else denoised, problems
 
 
 class _Reader:
@@ -333,10 +337,12 @@ def _denoised(
         pieces: tuple[Piece, ...], reading: Future[tuple[Images, float]]
     ) -> tuple[Images, dict[int, str], float, float]:
         raw, seconds_reading = reading.result()
-        denoiser = free.get()
+        stack, denoiser = stacks[pieces[0].stack], free.get()
         begin = time.perf_counter()
         try:
-            images, problems = image_options.apply(denoiser, raw, stacks[pieces[0].stack].pixel_size_angstrom)
+            images, problems = image_options.apply(
+                denoiser, raw, stack.pixel_size_angstrom, protein_dark=stack.protein_dark
+            )
         finally:
             free.put(denoiser)
         return images, problems, seconds_reading, time.perf_counter() - begin
