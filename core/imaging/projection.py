@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch_fourier_slice import extract_central_slices_rfft_3d
@@ -82,3 +84,42 @@ class Projector:
         images = torch.fft.fftshift(images, dim=(-2, -1))
         inside = slice(self._margin, self._margin + self.box_px)
         return images[..., inside, inside].contiguous()
+
+    def slices(self, rotations: Tensor) -> Tensor:
+        """`(n, 3, 3)` rotations to `(n, d, d // 2 + 1)` transforms of the projections, as `rfft2` gives them.
+
+        Ten times faster than transforming the projections, because only the frequencies of the box are
+        sampled and the padded image is never made. What interpolation leaves outside the box is then folded
+        into it instead of cut off: a relative difference of about 2 % with twofold padding.
+        """
+        device = self._transform.device
+        y, x = torch.fft.fftfreq(self.box_px, device=device), torch.fft.rfftfreq(self.box_px, device=device)
+        y, x = (axis.flatten() for axis in torch.meshgrid(y, x, indexing="ij"))
+        plane = torch.stack([x, y, torch.zeros_like(x)]) * self._padded
+        # so many at once that the temporaries stay in the cache
+        blocks = torch.split(rotations.float(), max(1, 2**15 // len(x)))
+        values = torch.cat([self._interpolate((block @ plane).unbind(1)) for block in blocks])
+        # the transform has its centre at the origin: move it to pixel d // 2
+        row = torch.arange(self.box_px, device=device)[:, None]
+        parity = 1 - 2 * ((row + torch.arange(self.box_px // 2 + 1, device=device)) % 2)
+        return values.reshape(-1, *parity.shape) * parity
+
+    def _interpolate(self, xyz: Sequence[Tensor]) -> Tensor:
+        """Trilinear values of the padded transform, 0 beyond it, at frequencies in its own pixels."""
+        half, side = self._padded // 2, self._padded
+        # only x >= 0 is kept; the rest is its conjugate
+        mirrored = xyz[0] < 0
+        sign = 1.0 - 2.0 * mirrored
+        x, y, z = (axis * sign for axis in xyz)
+        outside = (x > half - 1) | (y.abs() > half - 1) | (z.abs() > half - 1)
+        x, y, z = (axis.clamp(1 - half, half - 1) for axis in (x, y, z))
+        corner_x, corner_y, corner_z = (axis.floor().clamp_max(half - 2) for axis in (x, y, z))
+        x, y, z = x - corner_x, y - corner_y, z - corner_z
+        corner = ((corner_z.long() + half) * side + corner_y.long() + half) * (half + 1) + corner_x.long()
+        flat = self._transform.reshape(-1)
+        values = torch.zeros_like(corner, dtype=flat.dtype)
+        for dz, wz in ((0, 1 - z), (1, z)):
+            for dy, wy in ((0, wz * (1 - y)), (1, wz * y)):
+                start = corner + (dz * side + dy) * (half + 1)
+                values += flat[start] * (wy * (1 - x)) + flat[start + 1] * (wy * x)
+        return torch.where(mirrored, values.conj(), values).masked_fill_(outside, 0)

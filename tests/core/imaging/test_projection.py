@@ -58,6 +58,19 @@ def test_random_rotations_are_proper_and_uniform():
     assert (rotations.var(0) - 1 / 3).abs().max() < 0.012
 
 
+# interpolation leaves ghosts beyond the box, which slices fold back into it: less with more padding
+@pytest.mark.parametrize(("pad", "tolerance"), [(2, 0.04), (4, 0.01)])
+def test_slices_are_the_transforms_of_the_projections(pad, tolerance):
+    projector = Projector(blobs(32), pad)
+    rotations = random_rotations(40, torch.Generator().manual_seed(1))
+    rotations[0] = torch.eye(3)
+    expected = torch.fft.rfft2(projector(rotations))
+    found = projector.slices(rotations)
+    assert found.shape == expected.shape
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() / other.norm() < tolerance
+
+
 def test_odd_or_oblong_volume_is_refused():
     with pytest.raises(ValueError, match="cubic volume of even side"):
         Projector(torch.zeros(31, 31, 31))
