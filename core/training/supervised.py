@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..config.training import OptimisationConfig, TrainingConfig
 from ..errors import Aborted, CryohushError
 from ..models import MODELS
-from ..models.weights import save_model
+from ..models.weights import load_model, save_model
 from .data import SimulatedParticles
 
 _VALIDATION_BATCH = 64
@@ -65,6 +65,8 @@ def train(
         log=log,
     )
     network = MODELS[config.network.name](**config.network.arguments)
+    if config.initial_weights is not None:
+        network.load_state_dict(load_model(config.initial_weights).module.state_dict())
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(network).requires_grad_(False)
     optimiser = torch.optim.AdamW(
@@ -173,6 +175,8 @@ def _portable(config: TrainingConfig) -> dict[str, Any]:
     """The configuration as it is stored with the weights: file names without the folders of one machine."""
     stored = config.model_dump(mode="json")
     stored["data"]["structures"] = config.data.structures.name
+    if config.initial_weights is not None:
+        stored["initial_weights"] = config.initial_weights.name
     stored["data"]["ctf_tables"] = [path.name for path in config.data.ctf_tables]
     return stored
 

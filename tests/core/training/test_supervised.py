@@ -77,6 +77,16 @@ def test_killed_run_resumes_to_the_same_weights(config, tmp_path):
         assert torch.equal(one, other)
 
 
+def test_fine_tuning_starts_from_the_given_weights(config, tmp_path):
+    first = supervised.train(config, tmp_path / "first", log=quiet)
+    tuned = longer(config, steps=1, learning_rate=1e-9, weight_decay=0.0)
+    tuned = tuned.model_copy(update={"initial_weights": first})
+    second = load_model(supervised.train(tuned, tmp_path / "second", log=quiet))
+    for one, other in zip(load_model(first).module.parameters(), second.module.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-3)  # half precision in the file
+    assert second.card["training"]["initial_weights"] == "weights.safetensors"
+
+
 def test_weights_carry_the_configuration_and_no_folder_of_the_machine(config, tmp_path):
     model = load_model(str(supervised.train(config, tmp_path / "run", log=quiet)))
     assert model.card["training"]["optimisation"]["steps"] == 12
