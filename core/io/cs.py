@@ -45,9 +45,9 @@ class CsTable:
     Parameters
     ----------
     path
-        The file whose rows count. A field that several files have is taken from it, then from the first one.
+        The file whose rows count. A slot that several files have is taken from it, then from the first one.
     passthrough
-        Files that hold further fields of all its particles. Without any, those in its folder are taken that
+        Files that hold further slots of all its particles. Without any, those in its folder are taken that
         are named `*passthrough*.cs` and hold all its particles.
 
     Attributes
@@ -75,12 +75,13 @@ class CsTable:
         # Each file's rows, and for a joined one the row that belongs to each row of the first.
         self._parts: list[tuple[NDArray[Any], NDArray[np.intp] | None]] = [(own, None)]
         self._part_of = dict.fromkeys(own.dtype.names or (), 0)
+        self._part_of_slot = {_slot(name): 0 for name in self._part_of}
         if passthrough:
             for file in passthrough:
                 self._join(Path(file), required=True)
         else:
             for file in sorted(self.path.absolute().parent.glob(f"*passthrough*{CS_SUFFIX}")):
-                if not file.samefile(self.path):
+                if file.is_file() and not file.samefile(self.path):  # a link may lead nowhere
                     self._join(file, required=False)
         self.fields: dict[str, np.dtype[Any]] = {
             name: self._parts[part][0].dtype[name] for name, part in self._part_of.items()
@@ -103,20 +104,21 @@ class CsTable:
                     remedy="Give the passthrough file of the same job and output.",
                 )
             return
-        joined = (rows, order[place])
-        names = [name for name in rows.dtype.names or () if self._part_of.get(name, 1)]
+        row, number, names = order[place], len(self._parts), rows.dtype.names or ()
         if not required:
             for name in names:
-                if name in self._part_of and not _equal(self.column(name), joined[0][name][joined[1]]):
-                    first = self.passthrough[self._part_of[name] - 1]
+                part = self._part_of.get(name)
+                if part and not _equal(self.column(name), rows[name][row]):
+                    first = self.passthrough[part - 1]
                     raise CsError(
                         f"disagrees with {first} about {name}.",
                         path=path,
                         remedy="Choose with --passthrough.",
                     )
         for name in names:
-            self._part_of.setdefault(name, len(self._parts))
-        self._parts.append(joined)
+            if self._part_of_slot.setdefault(_slot(name), number) == number:
+                self._part_of[name] = number
+        self._parts.append((rows, row))
         self.passthrough += (path,)
 
     def column(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
@@ -124,6 +126,10 @@ class CsTable:
         values, joined = self._parts[self._part_of[name]]
         column: NDArray[Any] = values[name][rows if joined is None else joined[rows]]
         return column.copy() if joined is None else column
+
+
+def _slot(field: str) -> str:
+    return field.partition("/")[0]
 
 
 def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
@@ -231,7 +237,7 @@ def read_images(table: CsTable) -> CsImages:
 def _check_fields(table: CsTable) -> None:
     missing = [name for name in _BLOB if name not in table.fields]
     if missing:
-        found = sorted({name.partition("/")[0] for name in table.fields} - {"uid"})
+        found = sorted({_slot(name) for name in table.fields} - {"uid"})
         kind = " It is a table of micrographs." if "micrograph_blob" in found else ""
         raise CsError(
             f"no field {', '.join(missing)}, so it is not known where the images are; the slots of "
@@ -392,7 +398,7 @@ def _blocks(
 
 
 def _write_group(table: CsTable, path: Path) -> None:
-    slots = dict.fromkeys(name.partition("/")[0] for name in table.fields if "/" in name)
+    slots = dict.fromkeys(_slot(name) for name in table.fields if "/" in name)
     group = {
         "created": datetime.datetime.now(),
         "group": {
