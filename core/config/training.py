@@ -29,7 +29,6 @@ class ImagingConfig(_Section):
     noise_tilt: float = Field(0.35, ge=0)
     background_share: float = Field(0.06, ge=0)
     neighbour_probability: float = Field(0.7, ge=0, le=1)
-    overlap_probability: float = Field(0.0, ge=0, le=1)
     empty_probability: float = Field(0.04, ge=0, lt=1)
     no_ctf_probability: float = Field(0.1, ge=0, le=1)
     defocus_scale: tuple[float, float] = (0.6, 1.4)

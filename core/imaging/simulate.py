@@ -137,8 +137,6 @@ class ImagingRanges:
         noise; drawn like B.
     neighbour_probability
         Probability that neighbours of the same species lie about the particle, up to six.
-    overlap_probability
-        Probability of up to three fainter particles anywhere in the image: other layers, broken pieces.
     empty_probability
         Probability of an image with noise alone.
     no_ctf_probability
@@ -154,7 +152,6 @@ class ImagingRanges:
     noise_tilt: float = 0.35
     background_share: float = 0.06
     neighbour_probability: float = 0.7
-    overlap_probability: float = 0.0
     empty_probability: float = 0.04
     no_ctf_probability: float = 0.1
     defocus_scale: tuple[float, float] = (0.6, 1.4)
@@ -309,14 +306,6 @@ def _place(bank: ProjectionBank, pick: Tensor, ranges: ImagingRanges, generator:
         reaches = (offset.abs() - bank.diameter_px[other][:, None] / 2).amax(1) < box / 2
         chosen, other, offset = chosen[reaches], other[reaches], offset[reaches]
         images[chosen] += _shift_without_wrap(bank.images[other].float(), offset.round().long())
-    overlapped = torch.rand(n, generator=generator) < ranges.overlap_probability
-    for _ in range(3 if overlapped.any() else 0):
-        chosen = (overlapped & (torch.rand(n, generator=generator) < 0.7)).nonzero().squeeze(1)
-        m = len(chosen)
-        other = bank.volume[pick[chosen]] * per_volume + torch.randint(per_volume, (m,), generator=generator)
-        offset = torch.randint(-box // 2, box // 2, (m, 2), generator=generator)
-        fainter = _uniform(m, (0.2, 1.0), generator)[:, None, None]
-        images[chosen] += fainter * _shift_without_wrap(bank.images[other].float(), offset)
     return images
 
 
