@@ -17,6 +17,49 @@ from torch import Tensor
 from .fourier import band_correlation
 from .image import correlation
 
+# Periods, pixels, and shifts, pixels, among which the drift between two halves of an exposure is looked for.
+_DRIFT_SHORTEST_PERIOD_PX = 12.0
+_DRIFT_LARGEST_PX, _DRIFT_STEP_PX = 8.0, 0.25
+
+
+def align_twin(
+    raw: Tensor, twin: Tensor, groups: Sequence[str]
+) -> tuple[Tensor, dict[str, tuple[float, float]]]:
+    """Move the twin images `(n, y, x)` back by the drift between the two halves of each exposure.
+
+    Frames that are not motion-corrected show the specimen at different places. Against a displaced twin
+    every fine detail counts as an error, and the blurrier of two estimates wins. The drift of each micrograph
+    (group) is where the cross-correlation of its raw images with the twins, summed over them, is highest: the
+    denoised images have no part in it.
+
+    Returns
+    -------
+    aligned
+        `(n, y, x)`.
+    drift
+        `(y, x)` in pixels by which the twin of each group is displaced.
+    """
+    shape = (raw.shape[-2], raw.shape[-1])
+    y, x = torch.fft.fftfreq(shape[0])[:, None], torch.fft.rfftfreq(shape[1])[None, :]
+    # the two coarsest rings hold gradients of the ice, which correlate whatever the shift
+    radius = torch.hypot(y, x)
+    band = (radius * min(shape) >= 2) & (radius <= 1 / _DRIFT_SHORTEST_PERIOD_PX)
+    weight = band * torch.where(x > 0, 2.0, 1.0)  # the half plane stands for both
+    shifts = torch.arange(-_DRIFT_LARGEST_PX, _DRIFT_LARGEST_PX + 1e-6, _DRIFT_STEP_PX)
+    along_y = torch.exp(2j * torch.pi * shifts[:, None] * y[:, 0])
+    along_x = torch.exp(2j * torch.pi * shifts[:, None] * x[0])
+    aligned, drift = torch.empty_like(twin), {}
+    for name in dict.fromkeys(groups):
+        members = torch.tensor([group == name for group in groups])
+        transform = torch.fft.rfft2(twin[members])
+        cross = (torch.fft.rfft2(raw[members]).conj() * transform).sum(0) * weight
+        correlations = (along_y @ cross @ along_x.mT).real
+        row, column = divmod(int(correlations.argmax()), len(shifts))
+        drift[name] = (float(shifts[row]), float(shifts[column]))
+        phase = torch.exp(2j * torch.pi * (shifts[row] * y + shifts[column] * x))
+        aligned[members] = torch.fft.irfft2(transform * phase, s=shape)
+    return aligned, drift
+
 
 @dataclass(frozen=True)
 class Score:

@@ -1,12 +1,15 @@
 """Score denoised particles against independent noisy images of the same particles.
 
     python independent_pairs.py --raw particles_rest.star --twin particles_frame.star --output DIR
-        [--models general weights.safetensors ...] [--topaz-python PYTHON]
+        [--models general weights.safetensors ...] [--topaz-python PYTHON] [--align-twin]
 
 The two tables list the same boxes in the same order, cut from averages of different frames of each
 exposure, so that their noise is independent. Only `--raw` is denoised. The score is the mean over images of
 the correlation of the denoised image with the twin. The second score counts only frequencies finer than 100
 Å, where gradients of ice thickness, which both halves share, do not reach.
+
+Frames that are not motion-corrected show the specimen displaced, and a displaced twin favours what is
+blurred; --align-twin finds the drift of each micrograph from the raw images and takes it back.
 
 Gaussian, mean and low-pass filters are scanned, and the radial Wiener filter is fitted, on these very
 pairs: what is listed is the best that each can do, which no user without the twin would get. Standard
@@ -22,6 +25,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,7 @@ from torch import Tensor
 from cryohush.core.errors import InputError
 from cryohush.core.imaging.filters import gaussian_filter, low_pass, mean_filter, oracle_gain, radial_filter
 from cryohush.core.metrics.fourier import pooled_fourier_ring_correlation, ring_frequencies
-from cryohush.core.metrics.independent import bootstrap_score, independent_correlation
+from cryohush.core.metrics.independent import align_twin, bootstrap_score, independent_correlation
 from cryohush.core.models.weights import load_model
 
 COARSEST_ANGSTROM = 100.0
@@ -50,6 +54,12 @@ def main() -> None:
     raw, twin = read_particles(arguments.raw), read_particles(arguments.twin)
     if raw.images.shape != twin.images.shape or raw.pixel_size_angstrom != twin.pixel_size_angstrom:
         raise InputError("raw and twin must hold the same boxes at the same pixel size.", path=arguments.twin)
+    drift: dict[str, tuple[float, float]] | None = None
+    if arguments.align_twin:
+        if raw.micrographs is None:
+            raise InputError("aligning the twin needs rlnMicrographName.", path=arguments.raw)
+        images, drift = align_twin(raw.images, twin.images, raw.micrographs)
+        twin = replace(twin, images=images)
 
     denoised: dict[str, Tensor] = {}
     settings: dict[str, Any] = {}
@@ -65,7 +75,7 @@ def main() -> None:
         label = f"cryohush {Path(name).stem}"
         denoised[label] = denoise(model, raw.images, arguments.device, arguments.precision)
         settings[label] = {"sha256": model.sha256}
-    report(raw, twin, denoised, settings, arguments.output)
+    report(raw, twin, denoised, settings, drift, arguments.output)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,6 +84,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--twin", type=Path, required=True, help="the same boxes with independent noise")
     parser.add_argument("--models", nargs="*", default=["general"], help="names or files (default: general)")
     parser.add_argument("--topaz-python", help="python of an environment with topaz-em 0.3.20")
+    parser.add_argument(
+        "--align-twin",
+        action="store_true",
+        help="take the drift between the two halves back first, as the raw images of each micrograph show it",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -115,7 +130,12 @@ def topaz(python: str, images: Tensor, arch: str, threads: int) -> Tensor:
 
 
 def report(
-    raw: Particles, twin: Particles, denoised: dict[str, Tensor], settings: dict[str, Any], output: Path
+    raw: Particles,
+    twin: Particles,
+    denoised: dict[str, Tensor],
+    settings: dict[str, Any],
+    drift: dict[str, tuple[float, float]] | None,
+    output: Path,
 ) -> None:
     """Score everything, write the three files and print the table."""
     bands: dict[str, float | None] = {"all": None, "fine": COARSEST_ANGSTROM}
@@ -152,6 +172,7 @@ def report(
         "micrographs": None if raw.micrographs is None else len(set(raw.micrographs)),
         "pixel_size_angstrom": raw.pixel_size_angstrom,
         "fine_means_finer_than_angstrom": COARSEST_ANGSTROM,
+        "drift_taken_back_px": drift,
         "frequency_per_angstrom": frequencies.tolist(),
         "rows": rows,
     }
@@ -166,7 +187,8 @@ def report(
 def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"Mean correlation with the independent image, {result['images']} particles of "
-        f"{result['micrographs'] or 'unknown'} micrographs, ± standard error over micrographs.",
+        f"{result['micrographs'] or 'unknown'} micrographs, ± standard error over micrographs"
+        + (", drift between the halves taken back." if result["drift_taken_back_px"] else "."),
         "",
         f"| | score | gain | score finer than {COARSEST_ANGSTROM:g} Å | gain |",
         "|---|---|---|---|---|",

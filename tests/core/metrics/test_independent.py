@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from cryohush.core.imaging.filters import gaussian_filter
-from cryohush.core.metrics.independent import bootstrap_score, independent_correlation
+from cryohush.core.imaging.filters import gaussian_filter, low_pass
+from cryohush.core.metrics.independent import align_twin, bootstrap_score, independent_correlation
 
 
 def white_noise(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -80,3 +80,22 @@ def test_what_cannot_be_scored_is_refused() -> None:
         bootstrap_score(torch.zeros(3), ["a", "a", "a"])
     with pytest.raises(ValueError, match="one group name per image"):
         bootstrap_score(torch.zeros(3), ["a", "b"])
+
+
+def test_drift_of_each_micrograph_is_found_and_taken_back() -> None:
+    generator = torch.Generator().manual_seed(4)
+    smooth = low_pass(torch.randn(40, 64, 64, generator=generator), 16.0, 1.0)
+    smooth /= smooth.std()
+    groups = ["one"] * 20 + ["two"] * 20
+    shifts = {"one": (3, -2), "two": (0, 5)}
+    moved = torch.stack(
+        [image.roll(shifts[name], (-2, -1)) for image, name in zip(smooth, groups, strict=True)]
+    )
+    raw = smooth + 0.5 * torch.randn(smooth.shape, generator=generator)
+    twin = moved + torch.randn(smooth.shape, generator=generator)
+    aligned, drift = align_twin(raw, twin, groups)
+    assert drift == {name: (float(y), float(x)) for name, (y, x) in shifts.items()}
+    # whole pixels of a periodic image: taken back exactly, noise and all
+    pairs = zip(twin, groups, strict=True)
+    back = torch.stack([image.roll((-shifts[name][0], -shifts[name][1]), (-2, -1)) for image, name in pairs])
+    torch.testing.assert_close(aligned, back, atol=1e-3, rtol=0)
