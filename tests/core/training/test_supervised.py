@@ -170,4 +170,5 @@ def test_preset_is_a_valid_configuration():
 
     folder = Path(supervised.__file__).parents[1] / "config" / "presets"
     for path in folder.glob("*.yaml"):
-        TrainingConfig.model_validate(yaml.safe_load(path.read_text()))
+        config = TrainingConfig.model_validate(yaml.safe_load(path.read_text()))
+        assert config.name == path.stem
