@@ -223,22 +223,9 @@ def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
             _say(f"wrote {path}")
     if summary.table is not None and summary.table.suffix == ".cs":
         _say(f"wrote {summary.table.with_suffix('.csg')}, for cryoSPARC's job Import Result Group")
-    from .report.pdf import model_facts, write_report
+    from .report.pdf import report_run
 
-    samples = summary.samples
-    for path in write_report(
-        summary.output_dir,
-        samples.raw,
-        samples.denoised,
-        titles=samples.titles,
-        pixel_size_angstrom=samples.pixel_size_angstrom,
-        headline=f"{summary.n_particles} denoised particles",
-        facts={
-            **summary.facts(),
-            **model_facts(summary.model.card),
-            "command": arguments.command_line,
-        },
-    ):
+    for path in report_run(summary, arguments.command_line):
         _say(f"wrote {path}")
 
 

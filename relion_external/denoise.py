@@ -66,7 +66,7 @@ def denoise(
     print(f"cryohush {__version__}, {host}\ncommand: {command}", flush=True)
     # Heavy: torch. Nothing that a user can mistype is still unread by now.
     from ..core.inference.run import run_denoise
-    from ..core.report.pdf import model_facts, write_report
+    from ..core.report.pdf import report_run
 
     summary = run_denoise(
         source,
@@ -80,17 +80,7 @@ def denoise(
         log=lambda line: print(line, flush=True),
         command=command,
     )
-    samples = summary.samples
-    write_report(
-        directory,
-        samples.raw,
-        samples.denoised,
-        titles=samples.titles,
-        pixel_size_angstrom=samples.pixel_size_angstrom,
-        headline=f"{summary.n_particles} denoised particles",
-        facts={**summary.facts(), **model_facts(summary.model.card), "command": command},
-        way_back=WAY_BACK,
-    )
+    report_run(summary, command, way_back=WAY_BACK)
     write_output_nodes(directory, project, particles=TABLE_NAME, pdf=PDF_NAME)
     for image in summary.skipped[:WARNINGS]:
         print(f"WARNING: unchanged: {image.image}@{image.stack}: {image.problem}", file=sys.stderr)

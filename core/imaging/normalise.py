@@ -5,6 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..config.denoise import PARTICLE_SHARE_OF_BOX
+
+
+def default_radius_px(shape: tuple[int, int]) -> float:
+    """Radius, pixels, of the particle's circle in a box `(y, x)` when no diameter is known."""
+    return PARTICLE_SHARE_OF_BOX / 2 * min(shape)
+
 
 def background_mask(shape: tuple[int, int], radius_px: float, device: torch.device | None = None) -> Tensor:
     """`(y, x)` True outside the circle of `radius_px` about the box centre.

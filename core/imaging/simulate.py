@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from .ctf import CtfParameters, ctf
-from .normalise import background_statistics
+from .filters import frequency_grid
+from .normalise import background_statistics, default_radius_px
 from .projection import Projector, random_rotations
 from .structure import potential_map, read_structure
 
@@ -199,7 +200,7 @@ def simulate_pairs(
     without = torch.rand(n, generator=generator) < ranges.no_ctf_probability
     transfer[without] = 1.0
 
-    frequency = _radial_frequency(box)  # cycles per pixel
+    frequency = frequency_grid((box, box))  # cycles per pixel
     squared_angstrom = (frequency / pixel_size[:, None, None]) ** 2
     b_factor = ranges.envelope_b_factor * torch.rand(n, 1, 1, generator=generator) ** 2
     envelope = torch.exp(-squared_angstrom * b_factor / 4)
@@ -215,8 +216,8 @@ def simulate_pairs(
     clean += ice
     noisy = clean + detector
 
-    # a common diameter, as a user's circle would be: the particle's own, or three quarters of the box
-    mean, std = background_statistics(noisy, 0.375 * box)
+    # as the particles of a user who gives no diameter
+    mean, std = background_statistics(noisy, default_radius_px((box, box)))
     noisy = (noisy - mean[:, None, None]) / std[:, None, None]
     clean = (clean - mean[:, None, None]) / std[:, None, None]
     return noisy.unsqueeze(1), clean.unsqueeze(1), snr
@@ -258,7 +259,7 @@ def _field(amplitude: Tensor, box: int, generator: torch.Generator) -> Tensor:
 
 def smooth_background(n: int, box: int, ranges: ImagingRanges, generator: torch.Generator) -> Tensor:
     """`(n, y, x)` uneven ice: a gradient, and a Gaussian field of half a cycle to three cycles per box."""
-    cycles = _radial_frequency(box) * box
+    cycles = frequency_grid((box, box)) * box
     width = _uniform(n, (0.5, 3.0), generator)[:, None, None]
     field = _field(torch.exp(-0.25 * (cycles / width) ** 2) * (cycles > 0), box, generator)
     ramp = torch.linspace(-1, 1, box) * 3**0.5  # unit variance
@@ -331,11 +332,6 @@ def _random_dihedral(images: Tensor, generator: torch.Generator) -> Tensor:
     turn = int(torch.randint(4, (1,), generator=generator))
     images = torch.rot90(images, turn, dims=(-2, -1))
     return images.flip(-1) if torch.rand(1, generator=generator) < 0.5 else images
-
-
-def _radial_frequency(box: int) -> Tensor:
-    y, x = torch.fft.fftfreq(box), torch.fft.rfftfreq(box)
-    return torch.hypot(y[:, None], x[None, :])
 
 
 def _uniform(n: int, limits: tuple[float, float], generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ImageError
 from ..imaging.filters import frequency_grid
-from ..imaging.normalise import denormalise, normalise
+from ..imaging.normalise import default_radius_px, denormalise, normalise
 from .devices import DTYPES, Precision, prepare, run_network
 
 EDGE_FOURIER_PX = 4
@@ -130,11 +130,6 @@ class Denoiser:
                 raise
         torch.cuda.empty_cache()
         return torch.cat([self._in_memory(half) for half in images.chunk(2)])
-
-
-def default_radius_px(shape: tuple[int, int]) -> float:
-    """Radius, pixels, of the particle's circle in a box `(y, x)` when no diameter is known."""
-    return 0.375 * min(shape)
 
 
 def _problems(raw: Tensor, mean: Tensor, std: Tensor) -> dict[int, str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..imaging.filters import frequency_grid, hermitian_weight
 from .fourier import band_correlation
 from .image import correlation
 
@@ -42,9 +43,9 @@ def align_twin(
     shape = (raw.shape[-2], raw.shape[-1])
     y, x = torch.fft.fftfreq(shape[0])[:, None], torch.fft.rfftfreq(shape[1])[None, :]
     # the two coarsest rings hold gradients of the ice, which correlate whatever the shift
-    radius = torch.hypot(y, x)
+    radius = frequency_grid(shape)
     band = (radius * min(shape) >= 2) & (radius <= 1 / _DRIFT_SHORTEST_PERIOD_PX)
-    weight = band * torch.where(x > 0, 2.0, 1.0)  # the half plane stands for both
+    weight = band * hermitian_weight(shape)
     shifts = torch.arange(-_DRIFT_LARGEST_PX, _DRIFT_LARGEST_PX + 1e-6, _DRIFT_STEP_PX)
     along_y = torch.exp(2j * torch.pi * shifts[:, None] * y[:, 0])
     along_x = torch.exp(2j * torch.pi * shifts[:, None] * x[0])

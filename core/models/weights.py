@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..errors import ModelError
+from ..io.files import part_path, rename_complete
 from . import MODELS
 
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
@@ -130,12 +131,12 @@ def save_model(
     metadata = {**card, "model": {"name": name, "arguments": dict(arguments)}}
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     data = safetensors.torch.save(tensors, metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-    part = path.with_name(path.name + ".part")
+    part = part_path(path)
     with part.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
+    rename_complete(part, path)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure, SubFigure
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from ..io.files import part_path, rename_complete, writing_failed
 from . import PDF_NAME, PNG_NAME
 from .figures import draw_montage, draw_spectra
+
+if TYPE_CHECKING:
+    from ..inference.summary import Summary
 
 # A4 is 8.27 x 11.69 inches: the page gets longer only when there is much to say in text.
 PAGE_WIDTH, PICTURES_HEIGHT, SPECTRA_HEIGHT = 8.27, 4.0, 3.9
@@ -97,6 +100,21 @@ def write_report(
     return (
         _save(page, directory / PDF_NAME, format="pdf"),
         _save(montage, directory / PNG_NAME, format="png", dpi=150),
+    )
+
+
+def report_run(summary: Summary, command: str, *, way_back: str = "") -> tuple[Path, Path]:
+    """Report a denoising run in its output directory; the rest as `write_report`."""
+    samples = summary.samples
+    return write_report(
+        summary.output_dir,
+        samples.raw,
+        samples.denoised,
+        titles=samples.titles,
+        pixel_size_angstrom=samples.pixel_size_angstrom,
+        headline=f"{summary.n_particles} denoised particles",
+        facts={**summary.facts(), **model_facts(summary.model.card), "command": command},
+        way_back=way_back,
     )
 
 

@@ -13,6 +13,7 @@ from ..config.training import SimulationConfig
 from ..errors import ConfigurationError
 from ..imaging.ctf import CtfParameters, read_ctf_table
 from ..imaging.simulate import ImagingRanges, ProjectionBank, make_projection_bank, simulate_pairs
+from ..io.files import part_path, rename_complete
 
 _SUFFIXES = (".pdb", ".cif", ".ent", ".pdb.gz", ".cif.gz", ".ent.gz")
 
@@ -57,9 +58,8 @@ class SimulatedParticles:
             generator=torch.Generator().manual_seed(seed),
             log=log,
         )
-        partial = cache.with_name(cache.name + ".part")
-        save_file(vars(self._bank), partial)
-        partial.replace(cache)
+        save_file(vars(self._bank), part_path(cache))
+        rename_complete(part_path(cache), cache)
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy `(n, 1, y, x)`, clean `(n, 1, y, x)` and SNR `(n,)` of one batch.

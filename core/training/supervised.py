@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config.training import OptimisationConfig, TrainingConfig
 from ..errors import Aborted, CryohushError
+from ..io.files import part_path, rename_complete
 from ..models import MODELS
 from ..models.weights import load_model, save_model
 from .data import SimulatedParticles
@@ -197,9 +198,8 @@ def _save(
         "average": average.state_dict(),
         "optimiser": optimiser.state_dict(),
     }
-    partial = path.with_name(path.name + ".part")
-    torch.save(state, partial)
-    partial.replace(path)
+    torch.save(state, part_path(path))
+    rename_complete(part_path(path), path)
 
 
 def _restore(
