@@ -1,130 +1,34 @@
 """The covariance Wiener filter: the best linear denoiser of particles whose views turn in the plane.
 
-Images are expanded in a Fourier-Bessel basis, `J_k(root * frequency) exp(i k angle)` on a disc of Fourier
-space. Since every in-plane rotation and its mirror image are equally probable, the covariance of the
-coefficients has one real block for each angular frequency `k` and nothing between them [1]_. Each block is
-estimated from the noisy images themselves, less the noise, and its eigenvalues shrunk for what a finite
-sample adds to them [2]_; the Wiener filter follows.
+Images are expanded in a steerable basis. Since every in-plane rotation and its mirror image are equally
+probable, the covariance of the coefficients has one real block for each angular frequency `k` and nothing
+between them [1]_. Each block is estimated from the noisy images themselves, less the noise, and its
+eigenvalues shrunk for what a finite sample adds to them [2]_; the Wiener filter follows.
 
-It covers stacks without CTF, with one CTF, and phase-flipped or unflipped images of many CTFs taken together,
-which keep their CTF; unlike in [1]_ the CTF of each image is not deconvolved.
+Two estimates:
+
+- `estimate_covariance`: images without CTF, with one CTF, or with many taken together, which they keep.
+- `estimate_covariance_through_ctf`: images of CTF groups, whose CTF is taken back as in [1]_. A CTF acts
+  within each angular frequency as far as it is radial; astigmatism, which couples them, is neglected, and so
+  is the spread of the defocus within a group.
 
 References
 ----------
 .. [1] Bhamre, Zhang & Singer (2016) J. Struct. Biol. 195, 72-81, doi:10.1016/j.jsb.2016.04.013.
 .. [2] Donoho, Gavish & Johnstone (2018) Ann. Stat. 46, 1742-1778, doi:10.1214/17-AOS1601: shrinkage of the
    eigenvalues of spiked covariances, here for Frobenius loss.
-.. [3] Zhao, Shkolnisky & Singer (2016) IEEE Trans. Comput. Imaging 2, 1-12, doi:10.1109/TCI.2016.2514700: the
-   basis, and which of its functions a sampled image supports.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-class FourierBesselBasis:
-    """Steerable basis of real square images.
-
-    Parameters
-    ----------
-    box_px
-        Side, even.
-    radius_px
-        The particle lies within this distance of the centre, pixel `box // 2`; half the box by default.
-    band_limit
-        Highest frequency in cycles per pixel, at most 0.5. The cost goes with its fourth power.
-
-    Attributes
-    ----------
-    angular
-        `(functions,)` angular frequency `k >= 0` of each function, ascending. Those with `-k` belong to them
-        and have the conjugate coefficients (up to sign).
-
-    Notes
-    -----
-    A function turns by a quarter with a factor `i**k`, so that analysis and synthesis need a quarter of the
-    disc only, once for each `k mod 4`.
-    """
-
-    def __init__(self, box_px: int, radius_px: float | None = None, band_limit: float = 0.5) -> None:
-        if box_px % 2 or box_px < 8:
-            raise ValueError(f"the box must be even and at least 8 px, found {box_px}")
-        if not 0 < band_limit <= 0.5:
-            raise ValueError(f"the band limit must lie above 0 and at most at 0.5, found {band_limit}")
-        self.box_px = box_px
-        radius_px = min(radius_px or box_px / 2, box_px / 2)
-        edge = band_limit * box_px  # radius of the disc in Fourier pixels
-        orders, roots = _bessel_roots(2 * math.pi * band_limit * radius_px)
-        self.angular = orders
-        axis = torch.arange(math.ceil(edge))
-        x, y = torch.meshgrid(axis, axis, indexing="xy")
-        quarter = (x.square() + y.square() < edge**2) & ((x > 0) | ((x == 0) & (y == 0)))
-        self._x, self._y = x[quarter], y[quarter]
-        self._centre = int(((self._x == 0) & (self._y == 0)).nonzero())
-        radius = torch.hypot(self._x.double(), self._y.double())
-        angle = torch.atan2(self._y.double(), self._x.double())
-        times = torch.full_like(radius, 4.0)
-        times[self._centre] = 1.0
-        table = _BesselTable(int(orders.max()), float(roots.max()))
-        self._functions = []
-        self._members = []
-        for residue in range(4):
-            members = (orders % 4 == residue).nonzero().squeeze(1)
-            radial = table(orders[members, None], roots[members, None] * (radius / edge))
-            radial /= (times * radial.square()).sum(1, keepdim=True).sqrt()
-            phase = orders[members, None] * angle
-            self._functions.append(torch.polar(radial, phase).to(torch.complex64))
-            self._members.append(members)
-
-    def __len__(self) -> int:
-        return len(self.angular)
-
-    def analyse(self, images: Tensor) -> Tensor:
-        """`(n, y, x)` to `(n, functions)` complex64 coefficients; white noise keeps its variance in each."""
-        transform = torch.fft.rfft2(torch.fft.ifftshift(images.float(), dim=(-2, -1)), norm="ortho")
-        straight = transform[:, self._y, self._x]
-        # a quarter turn takes (x, y) to (-y, x), the conjugate of (y, -x)
-        turned = transform[:, (-self._x) % self.box_px, self._y].conj()
-        straight[:, self._centre] /= 4  # the quarters meet there
-        turned[:, self._centre] /= 4
-        even, odd = straight.real, straight.imag
-        even_turned, odd_turned = turned.real, turned.imag
-        # twice the sum over the quarter turns j of i**(-j k) times the values there, for k mod 4
-        by_residue = (
-            (2 * (even + even_turned)).to(torch.complex64),
-            2 * torch.complex(odd_turned, odd),
-            (2 * (even - even_turned)).to(torch.complex64),
-            2 * torch.complex(-odd_turned, odd),
-        )
-        coefficients = torch.empty(len(images), len(self), dtype=torch.complex64)
-        for values, functions, members in zip(by_residue, self._functions, self._members, strict=True):
-            coefficients[:, members] = values @ functions.conj().T
-        return coefficients
-
-    def synthesise(self, coefficients: Tensor) -> Tensor:
-        """`(n, functions)` coefficients to `(n, y, x)` images."""
-        pair = torch.where(self.angular > 0, 2.0, 1.0)
-        parts = [
-            (coefficients[:, members] * pair[members]) @ functions
-            for functions, members in zip(self._functions, self._members, strict=True)
-        ]
-        straight = torch.complex((parts[0] + parts[2]).real, (parts[1] + parts[3]).imag)
-        turned = torch.complex((parts[0] - parts[2]).real, (parts[1] - parts[3]).real)
-        box = self.box_px
-        transform = torch.zeros(len(coefficients), box, box // 2 + 1, dtype=torch.complex64)
-        transform[:, self._y, self._x] = straight
-        transform[:, (-self._x) % box, self._y] = turned.conj()
-        # the column x = 0 holds both halves of its points
-        column = self._y == 0
-        transform[:, self._x[column], 0] = turned[:, column]
-        images = torch.fft.irfft2(transform, s=(box, box), norm="ortho")
-        centred: Tensor = torch.fft.fftshift(images, dim=(-2, -1))
-        return centred
+from .fourier_bessel import FourierBesselBasis
 
 
 @dataclass(frozen=True)
@@ -158,6 +62,39 @@ class ImageCovariance:
             filtered[:, here] = coefficients[:, here] @ gain.to(torch.complex64)
         return self.basis.synthesise(filtered + self.mean)
 
+    def restore(self, images: Tensor, noise_variance: float, transfer: Tensor, group: Tensor) -> Tensor:
+        """Wiener filter of `(n, y, x)` images of several CTFs, to images without CTF.
+
+        `filters.apply_transfer` with the CTF of each image gives what the image showed without its noise, the
+        target of a denoiser that keeps the CTF.
+
+        Parameters
+        ----------
+        images, noise_variance, transfer, group
+            As for `estimate_covariance_through_ctf`.
+        """
+        operators = self.basis.radial_operators(transfer)
+        gains, seen_means = [], []
+        for order, (vectors, values) in enumerate(zip(self.vectors, self.eigenvalues, strict=True)):
+            # C A (A C A + v)^-1 for all groups, with C = V values V'
+            spread = operators[order] @ (vectors * values.sqrt())
+            seen = spread @ spread.mT
+            seen.diagonal(dim1=-2, dim2=-1).add_(noise_variance)
+            right = spread @ (vectors * values.sqrt()).T
+            gains.append(torch.linalg.solve(seen, right))
+        zeroth = self.basis.angular == 0
+        seen_means = operators[0] @ self.mean[zeroth].real
+        restored = torch.empty_like(images, dtype=torch.float32)
+        for number, members in _group_members(group, len(transfer)):
+            coefficients = self.basis.analyse(images[members])
+            coefficients[:, zeroth] -= seen_means[number]
+            filtered = torch.empty_like(coefficients)
+            for order, gain in enumerate(gains):
+                here = self.basis.angular == order
+                filtered[:, here] = coefficients[:, here] @ gain[number].to(torch.complex64)
+            restored[members] = self.basis.synthesise(filtered + self.mean)
+        return restored
+
     def expected_squared_error(self, noise_variance: float) -> float:
         """Mean squared error per pixel that no linear filter falls below, if this is the true covariance.
 
@@ -188,21 +125,15 @@ def estimate_covariance(
     ValueError
         When there are fewer than two images or the variance is negative.
     """
-    if len(images) < 2 or noise_variance < 0:
-        raise ValueError(
-            f"expected two images or more and a variance of at least 0, found {len(images)}, {noise_variance}"
-        )
-    orders = int(basis.angular.max()) + 1
-    places = [(basis.angular == order).nonzero().squeeze(1) for order in range(orders)]
+    _check(images, noise_variance)
+    places = _places(basis)
     sums = [torch.zeros(len(place), len(place), dtype=torch.float64) for place in places]
     total = torch.zeros(len(places[0]), dtype=torch.float64)
     for batch in torch.split(images, batch_size):
         coefficients = basis.analyse(batch)
         total += coefficients[:, places[0]].real.double().sum(0)
         for place, outer in zip(places, sums, strict=True):
-            own = coefficients[:, place]
-            # mirror images have the conjugate coefficients: only the real part is left
-            outer += (own.real.T @ own.real + own.imag.T @ own.imag).double()
+            outer += _second_moment(coefficients[:, place])
     n = len(images)
     mean = total / n
     sums[0] -= n * torch.outer(mean, mean)
@@ -210,14 +141,171 @@ def estimate_covariance(
     for order, outer in enumerate(sums):
         values, columns = torch.linalg.eigh(outer / n)
         if noise_variance > 0:
-            # a complex coefficient holds two independent numbers
-            samples = n if order == 0 else 2 * n
-            values = noise_variance * _shrunk(values / noise_variance, len(values) / samples)
+            values = noise_variance * _shrunk(values / noise_variance, _ratio(order, len(values), n))
         eigenvalues.append(values.clamp_min(0).float())
         vectors.append(columns.float())
+    return ImageCovariance(basis, _whole(mean, basis), vectors, eigenvalues)
+
+
+def estimate_covariance_through_ctf(
+    images: Tensor, noise_variance: float, basis: FourierBesselBasis, transfer: Tensor, group: Tensor
+) -> ImageCovariance:
+    """Covariance of images without CTF from noisy ones with it, by least squares over groups with shrinkage.
+
+    Minimises the sum over the groups g of `n_g |A_g C A_g + noise - S_g|²`, with the group's CTF `A_g` and
+    its sample covariance `S_g` (eq. 12 ff. of [1]_), and likewise for the mean. As in [1]_, eigenvalues are
+    shrunk where the noise of the right-hand side of the normal equations is white.
+
+    Parameters
+    ----------
+    images
+        `(n, y, x)` with white noise. Coloured noise is whitened first: both `images` and `transfer` are
+        divided by the root of its power spectrum.
+    noise_variance
+        Of the noise per pixel, positive.
+    transfer
+        `(g, y, x // 2 + 1)` CTF of each group on the grid of `torch.fft.rfft2`, with whatever else acts on
+        all of its images alike (envelope, whitening); radial, see `FourierBesselBasis.radial_operators`.
+    group
+        `(n,)` which of them each image belongs to. About 50 images or more each make the means meaningful;
+        with 100 groups the spread of the defocus within each hardly matters.
+
+    Raises
+    ------
+    ValueError
+        When there are fewer than two images, the variance is not positive or `group` does not fit.
+
+    Notes
+    -----
+    Differs from the paper in the basis (its authors later moved from Fourier-Bessel functions to others) and
+    in that the covariance is projected on the positive ones after the least squares.
+    """
+    _check(images, noise_variance)
+    if noise_variance == 0 or len(group) != len(images) or int(group.max()) >= len(transfer):
+        raise ValueError(
+            f"expected noise, and for each of {len(images)} images one of {len(transfer)} groups; found a "
+            f"variance of {noise_variance} and {len(group)} groups up to {int(group.max())}"
+        )
+    places, operators = _places(basis), basis.radial_operators(transfer)
+    counts = torch.bincount(group, minlength=len(transfer)).double()
+    filtered = [torch.zeros(len(place), len(place), dtype=torch.float64) for place in places]
+    group_sums = torch.zeros(len(transfer), len(places[0]), dtype=torch.float64)
+    zeroth = torch.zeros(len(transfer), len(places[0]), len(places[0]), dtype=torch.float64)
+    for number, members in _group_members(group, len(transfer)):
+        coefficients = basis.analyse(images[members])
+        group_sums[number] += coefficients[:, places[0]].real.double().sum(0)
+        zeroth[number] += _second_moment(coefficients[:, places[0]])
+        for place, operator, outer in zip(places[1:], operators[1:], filtered[1:], strict=True):
+            outer += _second_moment(coefficients[:, place] @ operator[number].to(torch.complex64))
+    mean = _least_squares_mean(operators[0].double(), group_sums, counts)
+    seen = operators[0].double() @ mean
+    crossed = group_sums[:, :, None] * seen[:, None, :]
+    centred = zeroth - crossed - crossed.mT + counts[:, None, None] * seen[:, :, None] * seen[:, None, :]
+    filtered[0] = (operators[0].double() @ centred @ operators[0].double()).sum(0)
+    vectors, eigenvalues = [], []
+    for order, (outer, operator) in enumerate(zip(filtered, operators, strict=True)):
+        squared = operator.double() @ operator.double()
+        ratio = _ratio(order, len(outer), len(images))
+        right = _shrunk_right_hand_side(outer / len(images), squared, counts, noise_variance, ratio)
+        values, columns = torch.linalg.eigh(_least_squares_covariance(squared, counts, right))
+        eigenvalues.append(values.clamp_min(0).float())
+        vectors.append(columns.float())
+    return ImageCovariance(basis, _whole(mean, basis), vectors, eigenvalues)
+
+
+def _least_squares_mean(operators: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
+    """`(q,)` mean m least in `sum_g n_g |sums_g / n_g - A_g m|²`."""
+    normal = (counts[:, None, None] * operators @ operators).sum(0)
+    # what no CTF of the stack shows stays 0 rather than being made of noise
+    values, columns = torch.linalg.eigh(normal)
+    inverse = torch.where(values > _LEAST_SEEN * values[-1], 1 / values, 0.0)
+    mean: Tensor = columns @ (inverse * (columns.T @ (operators @ sums[:, :, None]).sum(0).squeeze(1)))
+    return mean
+
+
+def _shrunk_right_hand_side(
+    outer: Tensor, squared: Tensor, counts: Tensor, noise_variance: float, ratio: float
+) -> Tensor:
+    """`(q, q)` mean of `A_g (S_g - noise) A_g`, without what noise alone would leave of it."""
+    weight = counts / counts.sum()
+    values, columns = torch.linalg.eigh((weight[:, None, None] * squared).sum(0))
+    values = values.clamp_min(_LEAST_SEEN * float(values[-1]))
+    half, inverse_half = ((columns * values**power) @ columns.T for power in (0.5, -0.5))
+    found, directions = torch.linalg.eigh(inverse_half @ outer @ inverse_half / noise_variance)
+    spread = half @ directions
+    right: Tensor = noise_variance * (spread * _shrunk(found, ratio)) @ spread.T
+    return right
+
+
+def _least_squares_covariance(squared: Tensor, counts: Tensor, right: Tensor) -> Tensor:
+    """`(q, q)` C with `sum_g n_g A_g² C A_g² / n = right`, by conjugate gradients.
+
+    The mean of `A_g²` on both sides is the preconditioner: exact when all groups have the same CTF.
+    """
+    weighted = squared * (counts / counts.sum())[:, None, None]
+    values, columns = torch.linalg.eigh(weighted.sum(0))
+    values = values.clamp_min(_LEAST_SEEN * float(values[-1]))
+    inverse = (columns / values) @ columns.T
+    solution = torch.zeros_like(right)
+    residual = right.clone()
+    direction = conditioned = inverse @ residual @ inverse
+    product = (residual * conditioned).sum()
+    largest = float(right.norm())
+    for _ in range(_MOST_ITERATIONS):
+        if float(residual.norm()) <= _TOLERANCE * largest:
+            break
+        image = (weighted @ direction @ squared).sum(0)
+        step = product / (direction * image).sum()
+        solution = solution + step * direction
+        residual = residual - step * image
+        conditioned = inverse @ residual @ inverse
+        previous, product = product, (residual * conditioned).sum()
+        direction = conditioned + (product / previous) * direction
+    return (solution + solution.T) / 2
+
+
+#: relative to what the CTFs show best; below it nothing is seen
+_LEAST_SEEN = 1e-4
+_TOLERANCE = 1e-4
+_MOST_ITERATIONS = 50
+
+
+def _check(images: Tensor, noise_variance: float) -> None:
+    if len(images) < 2 or noise_variance < 0:
+        raise ValueError(
+            f"expected two images or more and a variance of at least 0, found {len(images)}, {noise_variance}"
+        )
+
+
+def _places(basis: FourierBesselBasis) -> list[Tensor]:
+    """For each angular frequency the numbers of its functions."""
+    orders = int(basis.angular.max()) + 1
+    return [(basis.angular == order).nonzero().squeeze(1) for order in range(orders)]
+
+
+def _group_members(group: Tensor, n_groups: int, batch_size: int = 512) -> Iterator[tuple[int, Tensor]]:
+    """The images of each group, a batch at a time."""
+    for number in range(n_groups):
+        for members in torch.split((group == number).nonzero().squeeze(1), batch_size):
+            if len(members):
+                yield number, members
+
+
+def _second_moment(coefficients: Tensor) -> Tensor:
+    """`(q, q)` sum over `(n, q)`; mirror images have the conjugate, so that only the real part is left."""
+    real, imaginary = coefficients.real, coefficients.imag
+    return (real.T @ real + imaginary.T @ imaginary).double()
+
+
+def _ratio(order: int, dimensions: int, n: int) -> float:
+    """Dimensions over samples: a complex coefficient holds two independent numbers."""
+    return dimensions / (n if order == 0 else 2 * n)
+
+
+def _whole(mean: Tensor, basis: FourierBesselBasis) -> Tensor:
     whole = torch.zeros(len(basis), dtype=torch.complex64)
-    whole[places[0]] = mean.to(torch.complex64)
-    return ImageCovariance(basis, whole, vectors, eigenvalues)
+    whole[basis.angular == 0] = mean.to(torch.complex64)
+    return whole
 
 
 def _shrunk(values: Tensor, ratio: float) -> Tensor:
@@ -231,66 +319,3 @@ def _shrunk(values: Tensor, ratio: float) -> Tensor:
     signal = (spike - 1).clamp_min(1e-12)
     overlap = (1 - ratio / signal.square()) / (1 + ratio / signal)
     return torch.where(above, signal * overlap, torch.zeros_like(values)).clamp_min(0)
-
-
-class _BesselTable:
-    """Bessel functions of the first kind, by interpolation: torch has orders 0 and 1 only.
-
-    `exp(i x sin t)` is the sum of `J_k(x) exp(i k t)`, so one Fourier transform over t gives all orders at x.
-    """
-
-    step = 1 / 32
-
-    def __init__(self, largest_order: int, largest_argument: float) -> None:
-        samples = 2 * (largest_order + math.ceil(largest_argument) + 64)
-        argument = torch.arange(-1, math.ceil(largest_argument / self.step) + 3, dtype=torch.float64)
-        t = torch.arange(samples, dtype=torch.float64) * (2 * torch.pi / samples)
-        parts = []
-        for piece in torch.split(argument * self.step, 1024):
-            phase = piece[:, None] * t.sin()
-            wave = torch.polar(torch.ones_like(phase), phase)
-            parts.append((torch.fft.fft(wave, dim=1) / samples).real[:, : largest_order + 1])
-        self.values = torch.cat(parts)
-
-    def __call__(self, order: Tensor, argument: Tensor) -> Tensor:
-        """`J_order(argument)` to 1e-7, by cubic interpolation; `order` expands to the arguments."""
-        place = argument / self.step
-        index = place.floor().long()
-        f = place - index
-        order = order.expand_as(index)
-        weights = (
-            -f * (f - 1) * (f - 2) / 6,
-            (f + 1) * (f - 1) * (f - 2) / 2,
-            -(f + 1) * f * (f - 2) / 2,
-            (f + 1) * f * (f - 1) / 6,
-        )
-        # the table begins one step below 0
-        return torch.stack([w * self.values[index + i, order] for i, w in enumerate(weights)]).sum(0)
-
-
-def _bessel_roots(largest: float) -> tuple[Tensor, Tensor]:
-    """Orders and roots of the functions that fit: those whose next root of the same order is below `largest`.
-
-    Order 0 keeps one function at least.
-    """
-    largest_order = math.ceil(largest)
-    table = _BesselTable(largest_order + 1, largest + 1)
-    values = table.values[1:-4]
-    orders, roots = [], []
-    for order in range(largest_order + 1):
-        column = values[1:, order]
-        change = (column[:-1] * column[1:] < 0).nonzero().squeeze(1)
-        change = change[change * table.step >= order]  # every root is above; below, rounding changes signs
-        left, right = column[change], column[change + 1]
-        root = (change + 1 + left / (left - right)) * table.step
-        # J' = (J_{k-1} - J_{k+1}) / 2, and J_{-1} = -J_1: one step of Newton from 1e-4 off
-        here = torch.tensor(order)
-        before = -table(here + 1, root) if order == 0 else table(here - 1, root)
-        root = root - table(here, root) / ((before - table(here + 1, root)) / 2)
-        n = int((root <= largest).sum()) - 1
-        n = max(n, 1) if order == 0 else n
-        if n < 1:
-            break
-        orders.append(torch.full((n,), order))
-        roots.append(root[:n])
-    return torch.cat(orders), torch.cat(roots)

@@ -67,6 +67,45 @@ def ctf(parameters: CtfParameters, pixel_size_angstrom: Tensor, box_px: int) -> 
     return values
 
 
+def defocus_groups(parameters: CtfParameters, n_groups: int) -> tuple[Tensor, CtfParameters]:
+    """Divide n images by their mean defocus into groups of about one size.
+
+    Returns
+    -------
+    group
+        `(n,)` int64, which group each image belongs to.
+    parameters
+        Of the groups: their mean defocus, without astigmatism.
+
+    Raises
+    ------
+    ValueError
+        When the images differ in something else than defocus, so that no CTF stands for a group, or there are
+        fewer images than groups.
+    """
+    for name in ("voltage_kv", "cs_mm", "amplitude_contrast", "phase_shift_degrees"):
+        values = getattr(parameters, name)
+        if float(values.max() - values.min()) > 1e-4 * float(values.abs().max()):
+            raise ValueError(
+                f"images of one {name} are expected; it runs from {values.min()} to {values.max()}"
+            )
+    if not 1 <= n_groups <= len(parameters):
+        raise ValueError(f"{len(parameters)} images cannot be divided into {n_groups} groups")
+    defocus = (parameters.defocus_u_angstrom + parameters.defocus_v_angstrom) / 2
+    group = torch.empty(len(parameters), dtype=torch.int64)
+    first, means = [], []
+    for number, members in enumerate(torch.tensor_split(defocus.argsort(), n_groups)):
+        group[members] = number
+        first.append(int(members[0]))
+        means.append(defocus[members].mean())
+    mean = torch.stack(means)
+    common = parameters[torch.tensor(first)]
+    return group, CtfParameters(
+        *(mean, mean, torch.zeros_like(mean)),
+        *(common.voltage_kv, common.cs_mm, common.amplitude_contrast, common.phase_shift_degrees),
+    )
+
+
 def read_ctf_table(path: Path | str) -> CtfParameters:
     """Real CTF parameters from a float32 `.npy` table.
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .normalise import background_mask, background_statistics
+
 
 def frequency_grid(shape: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """`(y, x // 2 + 1)` magnitude of the frequencies of `torch.fft.rfft2`, in cycles per pixel."""
@@ -106,6 +108,26 @@ def radial_filter(images: Tensor, ring_gain: Tensor) -> Tensor:
     """Multiply each Fourier ring of `(..., y, x)` images by its entry in `ring_gain` `(rings,)`."""
     shape = (images.shape[-2], images.shape[-1])
     return _apply_gain(images, ring_gain.to(images.device)[ring_index(shape, images.device)])
+
+
+def apply_transfer(images: Tensor, transfer: Tensor) -> Tensor:
+    """Multiply the transforms of `(..., y, x)` images by `transfer` `(..., y, x // 2 + 1)`, such as a CTF."""
+    return _apply_gain(images, transfer)
+
+
+def background_power(images: Tensor, radius_px: float) -> Tensor:
+    """`(rings,)` mean power of the noise in `(n, y, x)` images, from outside the particle's circle.
+
+    On the scale of `ring_mean` over `torch.fft.rfft2(images, norm="ortho")`: white noise of variance v has v
+    in every ring. The circle's hole blurs the spectrum by about a ring, and what of the particle the CTF
+    spreads beyond it counts as noise.
+    """
+    shape = (images.shape[-2], images.shape[-1])
+    mask = background_mask(shape, radius_px, images.device)
+    mean, _ = background_statistics(images, radius_px)
+    background = (images - mean[:, None, None]) * mask
+    power = torch.fft.rfft2(background, norm="ortho").abs().square().mean(0)
+    return ring_mean(power, shape) / mask.float().mean()
 
 
 def wiener_gain(noise_power: Tensor, total_power: Tensor) -> Tensor:

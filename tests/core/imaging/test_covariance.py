@@ -8,15 +8,9 @@ import pytest
 import scipy.special
 import torch
 
-from cryohush.core.imaging.covariance import (
-    FourierBesselBasis,
-    ImageCovariance,
-    _bessel_roots,
-    _BesselTable,
-    _shrunk,
-    estimate_covariance,
-)
+from cryohush.core.imaging.covariance import ImageCovariance, _shrunk, estimate_covariance
 from cryohush.core.imaging.filters import radial_filter, ring_mean, wiener_gain
+from cryohush.core.imaging.fourier_bessel import FourierBesselBasis, _bessel_roots, _BesselTable
 from cryohush.core.imaging.projection import Projector, random_rotations
 
 BOX = 32
