@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .ctf import CtfParameters, ctf
 from .filters import frequency_grid
+from .noise import log_uniform, noise_of_ice_and_detector, smooth_background, uniform
 from .normalise import background_statistics, default_radius_px
 from .projection import Projector, random_rotations
 from .structure import potential_map, read_structure
@@ -89,12 +90,12 @@ def make_projection_bank(
         structure = read_structure(path)
         drawn = []
         for _ in range(volumes_per_structure):
-            share = _uniform(1, diameter_share, generator).item()
+            share = uniform(1, diameter_share, generator).item()
             pixel_size = 2 * structure.radius_angstrom / (share * box_px)
             pixel_size = min(max(pixel_size, pixel_size_angstrom[0]), pixel_size_angstrom[1])
             pixel_size = max(pixel_size, 2.1 * structure.radius_angstrom / box_px)
             # the B that a grid needs, plus what radiation and motion leave of a map
-            b_factor = 8 * pixel_size**2 + _uniform(1, (0, 120), generator).item()
+            b_factor = 8 * pixel_size**2 + uniform(1, (0, 120), generator).item()
             projector = Projector(potential_map(structure, box_px, pixel_size, b_factor))
             for first in range(start, start + projections_per_volume, 32):
                 last = min(first + 32, start + projections_per_volume)
@@ -189,7 +190,7 @@ def simulate_pairs(
     specimen = _random_dihedral(specimen, generator)
 
     drawn = optics[torch.randint(len(optics), (n,), generator=generator)]
-    scale = _uniform(n, ranges.defocus_scale, generator)
+    scale = uniform(n, ranges.defocus_scale, generator)
     drawn = CtfParameters(
         drawn.defocus_u_angstrom * scale,
         drawn.defocus_v_angstrom * scale,
@@ -208,11 +209,17 @@ def simulate_pairs(
     clean -= clean.mean(dim=(1, 2), keepdim=True)
     variance = clean.var(dim=(1, 2)).clamp_min(1e-12)
 
-    snr = torch.exp(_uniform(n, (_log(ranges.snr[0]), _log(ranges.snr[1])), generator))
+    snr = log_uniform(n, ranges.snr, generator)
     snr[torch.rand(n, generator=generator) < ranges.empty_probability] = 0.0
     clean *= (snr / variance).sqrt()[:, None, None]
-    clean += smooth_background(n, box, ranges, generator)
-    ice, detector = noise_of_ice_and_detector(frequency, transfer, ranges, generator)
+    clean += smooth_background(n, box, ranges.background_share, generator)
+    ice, detector = noise_of_ice_and_detector(
+        frequency,
+        transfer,
+        tilt=ranges.noise_tilt,
+        largest_ice_share=ranges.ice_share,
+        generator=generator,
+    )
     clean += ice
     noisy = clean + detector
 
@@ -221,53 +228,6 @@ def simulate_pairs(
     noisy = (noisy - mean[:, None, None]) / std[:, None, None]
     clean = (clean - mean[:, None, None]) / std[:, None, None]
     return noisy.unsqueeze(1), clean.unsqueeze(1), snr
-
-
-def noise_of_ice_and_detector(
-    frequency: Tensor, transfer: Tensor, ranges: ImagingRanges, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Gaussian fields `(n, y, x)` whose variances add to 1: structure of the ice, with the rings of the CTF,
-    and detector noise of a random smooth spectrum.
-
-    Parameters
-    ----------
-    frequency
-        `(y, x // 2 + 1)`, cycles per pixel.
-    transfer
-        `(n, y, x // 2 + 1)` CTF.
-    """
-    n, box = transfer.shape[0], transfer.shape[1]
-    relative = (frequency / 0.5).clamp_max(1.0)
-    log_power = torch.zeros(n, *frequency.shape)
-    for order in (1, 2, 3):
-        amplitude = ranges.noise_tilt / order * torch.randn(n, 1, 1, generator=generator)
-        log_power += amplitude * torch.cos(torch.pi * order * relative)
-    # the ice scatters less towards high frequency; the width is drawn
-    width = torch.exp(_uniform(n, (_log(0.04), _log(0.3)), generator))[:, None, None]
-    share = ranges.ice_share * torch.rand(n, 1, 1, generator=generator) ** 2
-    ice = _field(torch.abs(transfer) * torch.exp(-0.25 * (frequency / width) ** 2), box, generator)
-    detector = _field(torch.exp(log_power / 2), box, generator)
-    return share.sqrt() * ice, (1 - share).sqrt() * detector
-
-
-def _field(amplitude: Tensor, box: int, generator: torch.Generator) -> Tensor:
-    """`(n, box, box)` Gaussian fields of unit variance; `amplitude` is the root of their power spectrum."""
-    white = torch.randn(len(amplitude), box, box, generator=generator)
-    field: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, s=(box, box))
-    return field.div_(field.std(dim=(1, 2), keepdim=True))
-
-
-def smooth_background(n: int, box: int, ranges: ImagingRanges, generator: torch.Generator) -> Tensor:
-    """`(n, y, x)` uneven ice: a gradient, and a Gaussian field of half a cycle to three cycles per box."""
-    cycles = frequency_grid((box, box)) * box
-    width = _uniform(n, (0.5, 3.0), generator)[:, None, None]
-    field = _field(torch.exp(-0.25 * (cycles / width) ** 2) * (cycles > 0), box, generator)
-    ramp = torch.linspace(-1, 1, box) * 3**0.5  # unit variance
-    angle = 2 * torch.pi * torch.rand(n, 1, 1, generator=generator)
-    gradient: Tensor = ramp[None, None, :] * angle.cos() + ramp[None, :, None] * angle.sin()
-    mixed = torch.rand(n, 1, 1, generator=generator)
-    variance = ranges.background_share * torch.rand(n, 1, 1, generator=generator) ** 2
-    return (variance * mixed).sqrt() * field + (variance * (1 - mixed)).sqrt() * gradient
 
 
 def fourier_resample(images: Tensor, box_px: int) -> Tensor:
@@ -296,13 +256,13 @@ def _place(bank: ProjectionBank, pick: Tensor, ranges: ImagingRanges, generator:
     per_volume = int((bank.volume == bank.volume[0]).sum())
     crowding = torch.rand(n, generator=generator)  # the chance of each of the six places
     crowding[torch.rand(n, generator=generator) >= ranges.neighbour_probability] = 0
-    spacing, turn = _uniform(n, (0.9, 1.3), generator), torch.rand(n, generator=generator)
+    spacing, turn = uniform(n, (0.9, 1.3), generator), torch.rand(n, generator=generator)
     for place in range(6):
         chosen = (torch.rand(n, generator=generator) < crowding).nonzero().squeeze(1)
         m = len(chosen)
         other = bank.volume[pick[chosen]] * per_volume + torch.randint(per_volume, (m,), generator=generator)
-        distance = bank.diameter_px[pick[chosen]] * spacing[chosen] * _uniform(m, (0.9, 1.15), generator)
-        angle = torch.pi / 3 * (place + turn[chosen] + _uniform(m, (-0.2, 0.2), generator))
+        distance = bank.diameter_px[pick[chosen]] * spacing[chosen] * uniform(m, (0.9, 1.15), generator)
+        angle = torch.pi / 3 * (place + turn[chosen] + uniform(m, (-0.2, 0.2), generator))
         offset = torch.stack([distance * angle.sin(), distance * angle.cos()], 1)
         reaches = (offset.abs() - bank.diameter_px[other][:, None] / 2).amax(1) < box / 2
         chosen, other, offset = chosen[reaches], other[reaches], offset[reaches]
@@ -332,11 +292,3 @@ def _random_dihedral(images: Tensor, generator: torch.Generator) -> Tensor:
     turn = int(torch.randint(4, (1,), generator=generator))
     images = torch.rot90(images, turn, dims=(-2, -1))
     return images.flip(-1) if torch.rand(1, generator=generator) < 0.5 else images
-
-
-def _uniform(n: int, limits: tuple[float, float], generator: torch.Generator) -> Tensor:
-    return limits[0] + (limits[1] - limits[0]) * torch.rand(n, generator=generator)
-
-
-def _log(value: float) -> float:
-    return float(torch.tensor(value, dtype=torch.float64).log())
