@@ -35,8 +35,8 @@ class CtfParameters:
         return len(self.defocus_u_angstrom)
 
 
-def ctf(parameters: CtfParameters, pixel_size_angstrom: Tensor, box_px: int) -> Tensor:
-    """`(n, box, box // 2 + 1)` CTF on the rfft grid (not shifted), positive at low frequency.
+def ctf(parameters: CtfParameters, pixel_size_angstrom: Tensor, box_px: int | tuple[int, int]) -> Tensor:
+    """`(n, y, x // 2 + 1)` CTF on the rfft grid (not shifted), positive at low frequency.
 
     Protein is white in these images, so an underfocused CTF starts at `+amplitude_contrast`.
 
@@ -47,7 +47,7 @@ def ctf(parameters: CtfParameters, pixel_size_angstrom: Tensor, box_px: int) -> 
     pixel_size_angstrom
         `(n,)`.
     box_px
-        Side of the square image.
+        Side of the square image, or `(y, x)`.
     """
     u, v = parameters.defocus_u_angstrom, parameters.defocus_v_angstrom
     values: Tensor = torch_ctf.calculate_ctf_2d(
@@ -60,7 +60,7 @@ def ctf(parameters: CtfParameters, pixel_size_angstrom: Tensor, box_px: int) -> 
         amplitude_contrast=parameters.amplitude_contrast,
         phase_shift=parameters.phase_shift_degrees,
         pixel_size=pixel_size_angstrom,
-        image_shape=(box_px, box_px),
+        image_shape=(box_px, box_px) if isinstance(box_px, int) else box_px,
         rfft=True,
         fftshift=False,
     )

@@ -72,3 +72,13 @@ def test_table_columns_come_in_degrees(tmp_path):
     table = read_ctf_table(path)
     assert table.angle_degrees.item() == 20
     assert table.phase_shift_degrees.item() == pytest.approx(90, abs=1e-4)
+
+
+def test_rectangle_samples_the_same_function_as_a_square():
+    # a frequency of 64 px is every third of 192 px, one of 96 px every second
+    square = ctf(parameters(), torch.tensor([1.5]), 192)
+    rectangle = ctf(parameters(), torch.tensor([1.5]), (64, 96))
+    expected = square[:, ::3, ::2].clone()
+    # the Nyquist frequencies of the smaller grid have both signs on the larger one
+    torch.testing.assert_close(rectangle[:, :32, :48], expected[:, :32, :48], rtol=0, atol=1e-4)
+    torch.testing.assert_close(rectangle[:, 33:, :48], expected[:, 33:, :48], rtol=0, atol=1e-4)
