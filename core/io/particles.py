@@ -4,68 +4,24 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigurationError, CsError, ImageError, InputError, MrcError, StarError
+from ..errors import ConfigurationError, CsError, ImageError, MrcError, StarError
 from .cs import CS_SUFFIX, CsTable, read_images
 from .cs import rewrite as rewrite_cs
 from .mrc import StackReader
+from .optics import LARGEST_INDEX, OpticsGroup, check_groups, grouping, read_optics
+from .roots import find_root
 from .star import Table, decode, encode, quote, read_tables, rewrite, unquote
 
 STACK_SUFFIXES = (".mrcs", ".mrc")
 _IMAGE, _ORIGINAL, _PREVIOUS = "rlnImageName", "rlnImageOriginalName", "rlnCryohushPreviousOriginalName"
-_GROUP = "rlnOpticsGroup"
 _PARTICLE_TABLES = ("particles", "images", "")
-# The image's own pixel size first; the others are what RELION falls back on.
-_PIXEL_SIZES = (
-    "rlnImagePixelSize",
-    "rlnMicrographPixelSize",
-    "rlnMicrographOriginalPixelSize",
-    "rlnPixelSize",
-)
-# Before RELION 3.1 every row carried its optics; the rows that agree in all of these are one group.
-_ROW_OPTICS = (
-    "rlnVoltage",
-    "rlnSphericalAberration",
-    "rlnAmplitudeContrast",
-    "rlnMagnification",
-    "rlnDetectorPixelSize",
-    "rlnImagePixelSize",
-    "rlnPixelSize",
-)
-_LARGEST_INDEX = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class OpticsGroup:
-    """What the images of one optics group share; None where the table does not say.
-
-    Attributes
-    ----------
-    number
-        As in the table.
-    name
-        As in the table.
-    pixel_size_angstrom
-        Pixel size of the particle images, Å.
-    box_px
-        Side of the particle images, pixels.
-    voltage_kv, cs_mm, amplitude_contrast
-        Of the microscope: kV, mm, a fraction.
-    """
-
-    number: int
-    name: str
-    pixel_size_angstrom: float | None
-    box_px: int | None
-    voltage_kv: float | None
-    cs_mm: float | None
-    amplitude_contrast: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +114,7 @@ class ParticleSet:
         def missing(stack: int, problem: str, remedy: str) -> StarError:
             return StarError(problem, path=path, line=rows.line[rows.stack.index(stack)], remedy=remedy)
 
-        root = _find_root(path, rows.stack_names, root, missing)
+        root = find_root(path, rows.stack_names, root, missing)
         return cls(
             source=path,
             has_table=True,
@@ -391,7 +347,7 @@ def _read_star(path: Path) -> tuple[_Rows, dict[int, OpticsGroup]]:
         met += [f"data_{table.name}"] if table.line else []
         _refuse_tomography(table)
         if table.name == "optics":
-            optics = _read_optics(table)
+            optics = read_optics(table)
         elif _is_particle_table(table):
             if rows is not None:
                 raise StarError("a second table of particles.", path=path, line=table.line)
@@ -406,7 +362,7 @@ def _read_star(path: Path) -> tuple[_Rows, dict[int, OpticsGroup]]:
         raise StarError("the table of particles has no rows.", path=path)
     if optics is None:
         return rows, row_optics
-    _check_groups(path, rows, optics)
+    check_groups(path, rows.optics_group, rows.line, optics)
     return rows, optics
 
 
@@ -431,7 +387,7 @@ def _read_rows(table: Table) -> tuple[_Rows, dict[int, OpticsGroup]]:
             remedy="Give a table of extracted particles.",
         )
     rows, image_column = _Rows(), table.column(_IMAGE)
-    group_of, optics = _grouping(table)
+    group_of, optics = grouping(table)
     for line, _, tokens in table.rows():
         if not tokens:
             continue
@@ -439,7 +395,7 @@ def _read_rows(table: Table) -> tuple[_Rows, dict[int, OpticsGroup]]:
         if name[:1] in (b'"', b"'"):
             name = encode(unquote(name))
         index, at, stack_name = name.partition(b"@")
-        if not (at and stack_name and index.isdigit() and 0 < int(index) <= _LARGEST_INDEX):
+        if not (at and stack_name and index.isdigit() and 0 < int(index) <= LARGEST_INDEX):
             raise StarError(
                 f"expected an image name like 000001@stack.mrcs, found {decode(name)!r}.",
                 path=table.path,
@@ -453,107 +409,6 @@ def _read_rows(table: Table) -> tuple[_Rows, dict[int, OpticsGroup]]:
     return rows, optics
 
 
-def _grouping(table: Table) -> tuple[Callable[[list[bytes], int], int], dict[int, OpticsGroup]]:
-    """Return a function from a row's values and line to its optics group, and the groups it has met."""
-    optics: dict[int, OpticsGroup] = {}
-    numbers: dict[tuple[bytes, ...], int] = {}
-    by_number = _GROUP in table.labels
-    labels = (_GROUP,) if by_number else tuple(label for label in _ROW_OPTICS if label in table.labels)
-    columns = [table.labels.index(label) for label in labels]
-
-    def group_of(tokens: list[bytes], line: int) -> int:
-        key = tuple([tokens[column] for column in columns])
-        number = numbers.get(key)
-        if number is None:
-            values = {} if by_number else dict(zip(labels, key, strict=True))
-            number = _integer(table.path, line, _GROUP, key[0]) if by_number else len(numbers) + 1
-            optics[number] = _optics_group(table.path, line, number, f"opticsGroup{number}", values)
-            numbers[key] = number
-        return number
-
-    return group_of, optics
-
-
-def _read_optics(table: Table) -> dict[int, OpticsGroup]:
-    """Read `data_optics`, written as a loop or as a list."""
-    optics: dict[int, OpticsGroup] = {}
-    if table.labels:
-        found = [
-            (line, dict(zip(table.labels, tokens, strict=True))) for line, _, tokens in table.rows() if tokens
-        ]
-    else:
-        found = [(table.line, table.values)]
-    for line, values in found:
-        if _GROUP not in values:
-            raise StarError(f"data_optics has no column _{_GROUP}.", path=table.path, line=line)
-        number = _integer(table.path, line, _GROUP, values[_GROUP])
-        if number in optics:
-            raise StarError(f"optics group {number} appears twice.", path=table.path, line=line)
-        if _text(values, "rlnImageDimensionality") == "3":
-            raise StarError(
-                "subtomograms (rlnImageDimensionality 3) are not supported.", path=table.path, line=line
-            )
-        name = _text(values, "rlnOpticsGroupName") or f"opticsGroup{number}"
-        optics[number] = _optics_group(table.path, line, number, name, values)
-    return optics
-
-
-def _optics_group(path: Path, line: int, number: int, name: str, values: dict[str, bytes]) -> OpticsGroup:
-    def real(label: str) -> float | None:
-        return _real(path, line, label, values[label]) if label in values else None
-
-    pixel_size = next((size for size in map(real, _PIXEL_SIZES) if size), None)
-    detector_um, magnification = real("rlnDetectorPixelSize"), real("rlnMagnification")
-    if pixel_size is None and detector_um and magnification:
-        pixel_size = detector_um * 1e4 / magnification
-    if pixel_size is not None and pixel_size <= 0:
-        raise StarError(f"expected a positive pixel size, found {pixel_size} Å.", path=path, line=line)
-    box = real("rlnImageSize")
-    return OpticsGroup(
-        number,
-        name,
-        pixel_size,
-        None if box is None else int(box),
-        real("rlnVoltage"),
-        real("rlnSphericalAberration"),
-        real("rlnAmplitudeContrast"),
-    )
-
-
-def _check_groups(path: Path, rows: _Rows, optics: dict[int, OpticsGroup]) -> None:
-    groups, first_rows = np.unique(np.frombuffer(rows.optics_group, dtype=np.int32), return_index=True)
-    for group, row in zip(groups.tolist(), first_rows.tolist(), strict=True):
-        if group not in optics:
-            raise StarError(
-                f"optics group {group} is not in data_optics, which has {sorted(optics)}.",
-                path=path,
-                line=rows.line[row],
-            )
-
-
-def _text(values: dict[str, bytes], label: str) -> str:
-    return unquote(values.get(label, b""))
-
-
-def _integer(path: Path, line: int, label: str, token: bytes) -> int:
-    number = _real(path, line, label, token)
-    if number != int(number) or abs(number) > _LARGEST_INDEX:
-        raise StarError(
-            f"expected a whole number in _{label}, found {unquote(token)!r}.", path=path, line=line
-        )
-    return int(number)
-
-
-def _real(path: Path, line: int, label: str, token: bytes) -> float:
-    try:
-        number = float(unquote(token))
-    except ValueError:
-        number = float("nan")
-    if not np.isfinite(number):
-        raise StarError(f"expected a number in _{label}, found {unquote(token)!r}.", path=path, line=line)
-    return number
-
-
 def _read_cs(path: Path, root: Path | None, passthrough: Sequence[str | Path]) -> ParticleSet:
     table = CsTable(path, passthrough)
     images = read_images(table)
@@ -562,7 +417,7 @@ def _read_cs(path: Path, root: Path | None, passthrough: Sequence[str | Path]) -
         row = int(np.argmax(images.stack == stack)) + 1
         return CsError(f"row {row}: {problem}", path=path, remedy=remedy)
 
-    root = _find_root(path, images.stack_names, root, missing, own_folder_first=images.beside)
+    root = find_root(path, images.stack_names, root, missing, own_folder_first=images.beside)
     return ParticleSet(
         source=path,
         has_table=True,
@@ -580,39 +435,6 @@ def _read_cs(path: Path, root: Path | None, passthrough: Sequence[str | Path]) -
         dark_stacks=images.dark_stacks,
         passthrough=table.passthrough,
     )
-
-
-def _find_root(
-    path: Path,
-    stack_names: list[str],
-    root: Path | None,
-    error: Callable[[int, str, str], InputError],
-    *,
-    own_folder_first: bool = False,
-) -> Path:
-    """Return the folder in which the stacks are: the first of the candidates that holds the first one.
-
-    `error` makes an error of the position of a missing stack, the problem and the remedy.
-    """
-    folder = path.absolute().parent
-    around = [folder, Path.cwd()] if own_folder_first else [Path.cwd(), folder]
-    candidates = [root.absolute()] if root else list(dict.fromkeys([*around, *folder.parents]))
-    relative = next((name for name in stack_names if not Path(name).is_absolute()), None)
-    if relative is None:
-        chosen = candidates[0]
-    else:
-        chosen = next((folder for folder in candidates if (folder / relative).is_file()), candidates[0])
-    missing = [name for name in stack_names if not (chosen / name).is_file()]
-    if missing:
-        tried = [chosen] if missing[0] != relative else candidates
-        places = "" if Path(missing[0]).is_absolute() else f" Looked in: {', '.join(map(str, tried))}."
-        raise error(
-            stack_names.index(missing[0]),
-            f"the stack {missing[0]} does not exist ({len(missing)} of {len(stack_names)} are missing)."
-            f"{places}",
-            "" if root else "Run in the project's directory.",
-        )
-    return chosen
 
 
 def _whole_stack(path: Path) -> ParticleSet:

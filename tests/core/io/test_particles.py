@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryohush.core.errors import ImageError, MrcError, OutputError, StarError
-from cryohush.core.io.particles import OpticsGroup, ParticleSet
+from cryohush.core.io.optics import OpticsGroup
+from cryohush.core.io.particles import ParticleSet
 
 DATA = Path(__file__).parents[2] / "data" / "io"
 OPTICS = """
