@@ -19,10 +19,12 @@ import yaml
 from numpy.typing import NDArray
 
 from ..errors import CsError, OutputError
+from .csdat import MAGIC as CSDAT_MAGIC
+from .csdat import read_csdat
 from .files import part_path, rename_complete, writing_failed
 
 CS_SUFFIX = ".cs"
-_MAGIC, _WIRE_MAGIC = b"\x93NUMPY", b"\x95CSDAT"
+_MAGIC = b"\x93NUMPY"
 # NumPy's own limit, 10,000 characters, is reached by tables of 300 fields.
 _LARGEST_HEADER = 2**20
 _BLOCK_ROWS = 16384
@@ -137,19 +139,16 @@ def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 
 def _open(path: Path) -> NDArray[Any]:
-    """Map the rows of a file into memory."""
+    """Map the rows of a file into memory; those of a stream, which lie there column by column, are read."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
-        if magic == _WIRE_MAGIC:
-            raise CsError(
-                "is in cryosparc-tools' stream format, which is not supported.",
-                path=path,
-                remedy="Save it again with Dataset.load(file).save(new_file), or export it from cryoSPARC.",
-            )
-        if magic != _MAGIC:
+        if magic == CSDAT_MAGIC:
+            rows = read_csdat(path)
+        elif magic == _MAGIC:
+            rows = np.lib.format.open_memmap(path, mode="r", max_header_size=_LARGEST_HEADER).view(np.ndarray)
+        else:
             raise CsError(f"is no .cs file: it begins with {magic!r}, expected {_MAGIC!r}.", path=path)
-        rows = np.lib.format.open_memmap(path, mode="r", max_header_size=_LARGEST_HEADER).view(np.ndarray)
     except OSError as error:
         raise CsError(f"the file cannot be read: {error.strerror or error}.", path=path) from error
     except (ValueError, SyntaxError, TokenError) as error:
