@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..imaging.filters import frequency_grid, hermitian_weight
-from .fourier import band_correlation
-from .image import correlation
+from .fourier import band_correlation, band_weight
+from .image import correlation, require_same_shape
 
 # Periods, pixels, and shifts, pixels, among which the drift between two halves of an exposure is looked for.
 _DRIFT_SHORTEST_PERIOD_PX = 12.0
@@ -87,18 +87,58 @@ def independent_correlation(
 
     Raises
     ------
+    InputError
+        When the stacks differ in shape.
     ValueError
-        When the stacks differ in shape, or a band is asked for without a pixel size.
+        When a band is asked for without a pixel size.
     """
-    if denoised.shape != twin.shape:
-        raise ValueError(
-            f"expected stacks of one shape, found {tuple(denoised.shape)} and {tuple(twin.shape)}"
-        )
+    require_same_shape(denoised, twin)
     if coarsest_angstrom is None:
         return correlation(denoised, twin)
     if pixel_size_angstrom is None:
         raise ValueError("a band in Å needs pixel_size_angstrom")
     return band_correlation(denoised, twin, pixel_size_angstrom, coarsest_angstrom=coarsest_angstrom)
+
+
+def unbiased_mean_squared_error(
+    denoised: Tensor,
+    twin: Tensor,
+    noise_power: float | Tensor,
+    *,
+    pixel_size_angstrom: float = 1.0,
+    coarsest_angstrom: float = float("inf"),
+    finest_angstrom: float = 0.0,
+) -> Tensor:
+    """Mean squared error against the clean image that nobody has, without bias: `(n,)`, squared grey values.
+
+    The twin `clean + noise` lies `|denoised - clean|² + |noise|²` from the denoised image on average, because
+    its noise is independent of all that went into that image. What is known of the noise is taken off, so
+    single values can be negative. The difference between two denoisers does not depend on `noise_power`.
+
+    Parameters
+    ----------
+    denoised, twin
+        `(n, y, x)`, on one grey scale.
+    noise_power
+        Variance of the twin's noise per pixel, or its power spectrum `(y, x // 2 + 1)` on the grid of
+        `torch.fft.rfft2`, where white noise of variance v has v everywhere.
+    pixel_size_angstrom, coarsest_angstrom, finest_angstrom
+        Only frequencies strictly finer than the coarsest and not finer than the finest count, as in
+        `fourier.band_correlation`. The defaults leave out the mean only.
+
+    Raises
+    ------
+    InputError
+        When the stacks differ in shape.
+    """
+    require_same_shape(denoised, twin)
+    shape = (twin.shape[-2], twin.shape[-1])
+    weight = band_weight(
+        shape, pixel_size_angstrom, coarsest_angstrom, finest_angstrom, device=twin.device
+    ) / (shape[0] * shape[1])
+    power = torch.as_tensor(noise_power, dtype=twin.dtype, device=twin.device)
+    distance = torch.fft.rfft2(denoised - twin, norm="ortho").abs().square()
+    return ((distance - power) * weight).sum((-2, -1))
 
 
 def bootstrap_score(

@@ -1,14 +1,18 @@
-"""Ring correlation and power against brute force, closed forms and an independent library."""
+"""Ring correlation and power against brute force, closed forms and independent programs."""
 
 from __future__ import annotations
 
 import math
+import subprocess
+from pathlib import Path
 
+import mrcfile
 import numpy as np
 import pytest
 import torch
 import torch_fourier_shell_correlation as library
 
+from cryohush.core.errors import InputError
 from cryohush.core.imaging import filters
 from cryohush.core.metrics import fourier, image
 
@@ -130,3 +134,159 @@ def test_ring_frequencies_end_at_nyquist() -> None:
     frequencies = fourier.ring_frequencies((128, 128), 1.5)
     assert frequencies.shape == (65,)
     assert float(frequencies[-1]) == pytest.approx(1 / 3.0)
+
+
+def half_maps(side: int = 48) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Two noisy copies of a band-limited blob, and a soft mask about it."""
+    axis = (torch.arange(side) - side // 2).double()
+    radius = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2).sqrt()
+    frequency = torch.fft.fftfreq(side).double()
+    k2 = frequency[:, None, None] ** 2 + frequency[:, None] ** 2 + torch.fft.rfftfreq(side).double() ** 2
+    gain = torch.exp(-k2 / 0.09**2)
+    blob = torch.fft.irfftn(torch.fft.rfftn(white_noise(side, side, side)) * gain, s=(side,) * 3)
+    blob *= torch.exp(-((radius / 11) ** 4))  # smooth, so that cutting it out adds no fine detail
+    halves = [blob / blob.std() + 1.5 * white_noise(side, side, side, seed=seed) for seed in (2, 3)]
+    mask = 0.5 + 0.5 * torch.cos(math.pi * ((radius - 15) / 5).clamp(0, 1))
+    return halves, mask
+
+
+@pytest.mark.parametrize("side", [12, 13])
+def test_shell_correlation_equals_brute_force_on_the_full_transform(side: int) -> None:
+    a = white_noise(side, side, side)
+    b = a + white_noise(side, side, side, seed=2)
+    f, g = np.fft.fftn(a.numpy()), np.fft.fftn(b.numpy())
+    k = np.fft.fftfreq(side)
+    shells = np.round(np.sqrt(k[:, None, None] ** 2 + k[:, None] ** 2 + k**2) * side).astype(int)
+    expected = []
+    for shell in range(side // 2 + 1):
+        x, y = f[shells == shell], g[shells == shell]
+        norm = np.sqrt((np.abs(x) ** 2).sum() * (np.abs(y) ** 2).sum())
+        expected.append((x * y.conj()).sum().real / norm)
+    np.testing.assert_allclose(fourier.fourier_shell_correlation(a, b), expected, rtol=1e-9)
+
+
+def test_shell_correlation_agrees_with_torch_fourier_shell_correlation() -> None:
+    (a, b), _ = half_maps()
+    found = fourier.fourier_shell_correlation(a, b)
+    # the library spreads each coefficient over two shells: the course is the same, the noise of a shell not
+    expected = library.fourier_shell_correlation(a.float(), b.float()).double()
+    torch.testing.assert_close(found[2:-1], expected[2:-1], rtol=0.0, atol=0.03)
+
+
+def test_resolution_lies_where_the_curve_crosses() -> None:
+    curve = torch.tensor([[1.0, 0.9, 0.7, 0.3, 0.1, 0.2, 0.0], [1.0, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9]])
+    found = fourier.resolution_angstrom(curve, (12, 12), 2.0, 0.5)
+    # half way between rings 2 and 3 of 24 Å; already below in ring 1
+    assert found.tolist() == pytest.approx([24 / 2.5, math.inf])
+    assert float(fourier.resolution_angstrom(curve[0], (12, 12, 12), 2.0, 0.2)) == pytest.approx(24 / 3.5)
+    # never below: Nyquist
+    assert float(fourier.resolution_angstrom(torch.ones(7), (12, 12), 2.0)) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (12, 12, 12), (11, 11, 11)])
+def test_randomised_phases_keep_amplitudes_and_coarse_rings(shape: tuple[int, ...]) -> None:
+    values = white_noise(*shape)
+    found = fourier.randomise_phases(values, 3, torch.Generator().manual_seed(5))
+    before, after = torch.fft.rfftn(values), torch.fft.rfftn(found)
+    torch.testing.assert_close(after.abs(), before.abs())
+    correlate = fourier.fourier_ring_correlation if len(shape) == 2 else fourier.fourier_shell_correlation
+    curve = correlate(values, found)
+    torch.testing.assert_close(curve[:3], torch.ones(3, dtype=curve.dtype))
+    assert float(curve[3:].abs().max()) < 0.7
+
+
+def test_masked_noise_is_corrected_to_nothing() -> None:
+    # Both halves end at the same sharp mask and agree on nothing beyond their coarse shells: a constant that
+    # the mask turns into fine detail, which the randomised phases cannot touch.
+    side = 32
+    halves = [100.0 + white_noise(side, side, seed=seed) for seed in (1, 2)]
+    mask = torch.zeros(side, side, dtype=torch.float64)
+    mask[9:23, 9:23] = 1.0
+    found = fourier.masked_correlation(*halves, mask)
+    assert float(found.masked[4:].min()) > 0.8
+    assert float(found.randomised[4:].min()) > 0.8
+    assert float(found.corrected[found.randomised_from + 2 :].mean()) < 0.3
+
+
+def test_images_are_treated_as_volumes_are() -> None:
+    (a, b), mask = half_maps()
+    flat = [half.mean(0) for half in (a, b)]
+    found = fourier.masked_correlation(*flat, mask[24])
+    torch.testing.assert_close(found.unmasked, fourier.fourier_ring_correlation(*flat))
+    masked = [half * mask[24] for half in flat]
+    torch.testing.assert_close(found.masked, fourier.fourier_ring_correlation(*masked))
+
+
+def test_halves_without_noise_and_wrong_shapes_are_refused() -> None:
+    cube = white_noise(8, 8, 8)
+    with pytest.raises(InputError, match="no noise to randomise"):
+        fourier.masked_correlation(cube, cube, torch.ones_like(cube))
+    with pytest.raises(InputError, match="one shape"):
+        fourier.fourier_shell_correlation(cube, cube[1:])
+    with pytest.raises(InputError, match="cubic"):
+        fourier.fourier_shell_correlation(cube[1:], cube[1:])
+    with pytest.raises(InputError, match="one shape"):
+        fourier.fourier_ring_correlation(cube, cube[1:])
+
+
+def write_maps(folder: Path, **volumes: torch.Tensor) -> None:
+    for name, volume in volumes.items():
+        with mrcfile.new(folder / f"{name}.mrc") as file:
+            file.set_data(volume.float().numpy())
+            file.voxel_size = 2.0
+
+
+def star_columns(text: str, first: str) -> dict[str, np.ndarray]:
+    """Columns of the loop of a RELION table that starts with `first`."""
+    lines = iter(text.splitlines())
+    names = [next(line for line in lines if line.startswith(first)).split()[0]]
+    rows = []
+    for line in lines:
+        if line.startswith("_"):
+            names.append(line.split()[0])
+        elif fields := line.split():
+            rows.append([float(field) for field in fields])
+        elif rows:
+            break
+    return dict(zip(names, np.array(rows).T, strict=True))
+
+
+@pytest.mark.relion
+def test_shell_correlation_is_that_of_relion(tmp_path: Path) -> None:
+    (a, b), _ = half_maps()
+    write_maps(tmp_path, half1=a, half2=b)
+    command = "relion_image_handler --i half1.mrc --fsc half2.mrc --angpix 2"
+    result = subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True, text=True)
+    expected = star_columns(result.stdout, "_rlnSpectralIndex")["_rlnFourierShellCorrelation"]
+    found = fourier.fourier_shell_correlation(a, b)
+    # RELION counts the half transform, so the plane x = 0 twice; that matters less in larger shells
+    np.testing.assert_allclose(found[2:], expected[2:], atol=0.03)
+    np.testing.assert_allclose(found[8:], expected[8:], atol=0.012)
+
+
+@pytest.mark.relion
+def test_masked_and_corrected_correlation_is_that_of_relion_postprocess(tmp_path: Path) -> None:
+    (a, b), mask = half_maps()
+    write_maps(tmp_path, half1=a, half2=b, mask=mask)
+    (tmp_path / "post").mkdir()
+    command = "relion_postprocess --i half1.mrc --i2 half2.mrc --mask mask.mrc --angpix 2 --o post"
+    result = subprocess.run(command.split(), cwd=tmp_path, check=False, capture_output=True, text=True)
+    written = tmp_path / "post.star"
+    assert written.is_file(), result.stderr  # it may still fail at a PDF, for which it wants Ghostscript
+    text = written.read_text()
+    columns = star_columns(text, "_rlnSpectralIndex")
+    found = fourier.masked_correlation(a, b, mask)
+    start = 48 * 2.0 / float(text.split("_rlnRandomiseFrom")[1].split()[0])
+    assert found.randomised_from == round(start)
+    masked = columns["_rlnFourierShellCorrelationMaskedMaps"]
+    np.testing.assert_allclose(found.masked[2:], masked[2:], atol=0.03)
+    # RELION draws the phases once, which here gives a shell a standard deviation of up to 0.04
+    corrected = columns["_rlnFourierShellCorrelationCorrected"]
+    np.testing.assert_allclose(found.corrected[2:], corrected[2:], atol=0.12)
+    assert abs(float(np.mean(found.corrected.numpy()[9:] - corrected[9:]))) < 0.04
+    # RELION names the last shell before the curve falls below 0.143, we the place between that and the next
+    relion = 96.0 / float(text.split("_rlnFinalResolution")[1].split()[0])
+    curves = torch.from_numpy(corrected), found.corrected
+    same, own = (96.0 / float(fourier.resolution_angstrom(curve, (48,) * 3, 2.0)) for curve in curves)
+    assert relion <= same + 1e-4 <= relion + 1
+    assert own == pytest.approx(same, abs=1.0)
