@@ -1,8 +1,8 @@
 """CSDAT, the column-wise form of a `.cs` table that cryosparc-tools sends and can save.
 
-Layout, little-endian: the magic number; the length of a header as uint32; the header in JSON; for each field its
-length in bytes as uint32 and its values, either as they are or as one LZ4 block; to the end of the file the
-strings, each ended by a zero byte. A field of strings holds where in this heap each one begins, as uint64.
+Layout, little-endian: the magic number; the length of a header as uint32; the header in JSON; for each field
+its length in bytes as uint32 and its values, as they are or as one LZ4 block; to the end of the file the strings,
+each ended by a zero byte. A field of strings holds as uint64 where among these each one begins.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _decompress(data: bytes, size: int, path: Path) -> bytes:
         raise CsError(
             "the table is compressed with LZ4, and the package lz4 is not installed.",
             path=path,
-            remedy="pip install 'cryohush[cryosparc]', or save it again with Dataset.load(file).save(new_file).",
+            remedy="pip install 'cryohush[cryosparc]', or save it again: Dataset.load(file).save(new_file).",
         ) from error
     try:
         decompressed: bytes = block.decompress(data, uncompressed_size=size)
