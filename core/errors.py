@@ -12,6 +12,7 @@
     ├── OutputError               the output cannot be written (occupied directory, full disk)
     ├── ModelError                an unknown model, or weights that are not what the manifest says
     ├── DeviceError               a device that was asked for and is not there
+    ├── HostError                 the server of the suite is not there, refuses, or lacks what was named
     └── Aborted                   the user or the host asked the job to stop
 """
 
@@ -92,6 +93,10 @@ class ModelError(CryohushError):
 
 class DeviceError(CryohushError):
     """A device that was asked for and is not there."""
+
+
+class HostError(CryohushError):
+    """The server of the suite is not there, refuses, or lacks what was named."""
 
 
 class Aborted(CryohushError):
