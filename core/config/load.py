@@ -110,6 +110,8 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
             sentences[name] = _unknown(name, str(location[-1]), _keys(model, location[:-1]))
         elif problem["type"] == "missing":
             sentences[name] = f"{name} is missing"
+        elif problem["type"] == "value_error":  # a validator's own sentence
+            sentences[name] = f"{name}: {problem['ctx']['error']}".removeprefix(": ")
         elif name in sentences:
             sentences[name] = sentences[name].removesuffix(found) + f" or {message}{found}"
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -268,6 +268,15 @@ def _shown(text: bytes) -> str:
     return repr(decode(text[:60] + b"..." if len(text) > 60 else text))
 
 
+def free_label(label: str, taken: Sequence[str]) -> str:
+    """Return `label`, or with the first number from 2 on that makes it one that is not taken."""
+    free, number = label, 1
+    while free in taken:
+        number += 1
+        free = f"{label}{number}"
+    return free
+
+
 def rewrite(
     source: str | Path,
     destination: str | Path,
@@ -381,3 +390,54 @@ def _edited(
     # A row whose last value was replaced leaves only blanks behind.
     body = rest.rstrip()
     return b"".join([*pieces, body, appended, rest[len(body) :]])
+
+
+def write_tables(
+    path: str | Path, tables: Sequence[tuple[str, Sequence[str], Iterable[Sequence[str | float | int]]]]
+) -> None:
+    """Write a new STAR file in the form of RELION 3.1 and later.
+
+    Parameters
+    ----------
+    path
+        Grows as `<path>.part` and is renamed once it is complete.
+    tables
+        Name without `data_`, labels without the leading underscore, and rows. Numbers that are not whole get
+        six decimals, as RELION writes them; texts are quoted where they need it.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be written.
+    ValueError
+        A row has not as many values as there are labels, or a text cannot stand in a STAR file.
+    """
+    path = Path(path)
+    part = part_path(path)
+    try:
+        with part.open("wb", buffering=_BLOCK_BYTES) as file:
+            for name, labels, rows in tables:
+                file.write(encode(f"\n# version 30001\n\ndata_{name}\n\nloop_ \n"))
+                file.writelines(encode(f"_{label} #{number} \n") for number, label in enumerate(labels, 1))
+                for row in rows:
+                    if len(row) != len(labels):
+                        raise ValueError(
+                            f"a row of {len(row)} values for {len(labels)} labels in data_{name}"
+                        )
+                    file.write(b" ".join(_written(value) for value in row) + b" \n")
+                file.write(b" \n")
+            file.flush()
+            os.fsync(file.fileno())
+        rename_complete(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise writing_failed(path, error) from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _written(value: str | float | int) -> bytes:
+    if isinstance(value, str):
+        return quote(value)
+    return encode(f"{value:.6f}" if isinstance(value, float) else str(value))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryohush.core.errors import OutputError, StarError
-from cryohush.core.io.star import Table, quote, read_tables, rewrite, tokenise, unquote
+from cryohush.core.io.star import Table, quote, read_tables, rewrite, tokenise, unquote, write_tables
 
 DIALECTS = b"""# Created by hand
 
@@ -258,3 +258,20 @@ def strip_new_column(text: bytes) -> bytes:
             head, new, tail = line.rpartition(b" new")
             lines.append(head + tail if new else line)
     return b"".join(lines)
+
+
+def test_written_tables_read_back_and_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "new.star"
+    rows = [(1, "1@a stack.mrcs", 0.25), (2, "2@b.mrcs", -1e-7)]
+    write_tables(
+        path, [("optics", ["rlnOpticsGroup"], [(1,)]), ("particles", ["rlnA", "rlnImageName", "rlnB"], rows)]
+    )
+    found = {table.name: [tokens for _, _, tokens in table.rows()] for table in read_tables(path)}
+    assert found["optics"] == [[b"1"]]
+    assert found["particles"] == [
+        [b"1", b'"1@a stack.mrcs"', b"0.250000"],
+        [b"2", b"2@b.mrcs", b"-0.000000"],
+    ]
+    with pytest.raises(ValueError, match="a row of 1 values for 2 labels"):
+        write_tables(tmp_path / "bad.star", [("", ["rlnA", "rlnB"], [(1,)])])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["new.star"]
