@@ -29,6 +29,7 @@ class ImagingConfig(_Section):
     noise_tilt: float = Field(0.35, ge=0)
     background_share: float = Field(0.06, ge=0)
     neighbour_probability: float = Field(0.7, ge=0, le=1)
+    scattered_probability: float = Field(0.0, ge=0, le=1)
     empty_probability: float = Field(0.04, ge=0, lt=1)
     no_ctf_probability: float = Field(0.1, ge=0, le=1)
     defocus_scale: tuple[float, float] = (0.6, 1.4)
@@ -84,7 +85,8 @@ class TrainingConfig(_Section):
     Attributes
     ----------
     initial_weights
-        A `.safetensors` file of the same network to start from, for fine-tuning; None starts at random.
+        A shipped model, or a `.safetensors` file of the same network, to start from (fine-tuning); None starts at
+        random.
     """
 
     name: str

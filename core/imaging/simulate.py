@@ -139,6 +139,9 @@ class ImagingRanges:
         noise; drawn like B.
     neighbour_probability
         Probability that neighbours of the same species lie about the particle, up to six.
+    scattered_probability
+        Probability that particles of the species lie anywhere instead, none of them in the centre, up to
+        nine and overlapping as they come: a piece of a crowded micrograph.
     empty_probability
         Probability of an image with noise alone.
     no_ctf_probability
@@ -154,6 +157,7 @@ class ImagingRanges:
     noise_tilt: float = 0.35
     background_share: float = 0.06
     neighbour_probability: float = 0.7
+    scattered_probability: float = 0.0
     empty_probability: float = 0.04
     no_ctf_probability: float = 0.1
     defocus_scale: tuple[float, float] = (0.6, 1.4)
@@ -253,21 +257,47 @@ def _place(bank: ProjectionBank, pick: Tensor, ranges: ImagingRanges, generator:
     largest = round(ranges.shift_share * box)
     shifts = torch.randint(-largest, largest + 1, (n, 2), generator=generator)
     images = _roll(bank.images[pick].float(), shifts)
-    per_volume = int((bank.volume == bank.volume[0]).sum())
     crowding = torch.rand(n, generator=generator)  # the chance of each of the six places
     crowding[torch.rand(n, generator=generator) >= ranges.neighbour_probability] = 0
     spacing, turn = uniform(n, (0.9, 1.3), generator), torch.rand(n, generator=generator)
     for place in range(6):
         chosen = (torch.rand(n, generator=generator) < crowding).nonzero().squeeze(1)
         m = len(chosen)
-        other = bank.volume[pick[chosen]] * per_volume + torch.randint(per_volume, (m,), generator=generator)
+        other = _same_volume(bank, pick[chosen], generator)
         distance = bank.diameter_px[pick[chosen]] * spacing[chosen] * uniform(m, (0.9, 1.15), generator)
         angle = torch.pi / 3 * (place + turn[chosen] + uniform(m, (-0.2, 0.2), generator))
         offset = torch.stack([distance * angle.sin(), distance * angle.cos()], 1)
         reaches = (offset.abs() - bank.diameter_px[other][:, None] / 2).amax(1) < box / 2
         chosen, other, offset = chosen[reaches], other[reaches], offset[reaches]
         images[chosen] += _shift_without_wrap(bank.images[other].float(), offset.round().long())
+    if ranges.scattered_probability:
+        _scatter(images, bank, pick, ranges, generator)
     return images
+
+
+def _scatter(
+    images: Tensor, bank: ProjectionBank, pick: Tensor, ranges: ImagingRanges, generator: torch.Generator
+) -> None:
+    """Replace some of the images by particles at places of their own."""
+    box = images.shape[-1]
+    scattered = torch.rand(len(pick), generator=generator) < ranges.scattered_probability
+    images[scattered] = 0
+    # as many as would about cover the box at the densest
+    largest = ((box / bank.diameter_px[pick]) ** 2 * 1.5).clamp(1, 9)
+    count = (1 + largest * torch.rand(len(pick), generator=generator)).long() * scattered
+    for number in range(9):
+        chosen = (count > number).nonzero().squeeze(1)
+        other = _same_volume(bank, pick[chosen], generator)
+        # the first has its centre in the box, so that there is something to see
+        reach = (box + (number > 0) * 0.8 * bank.diameter_px[other][:, None]) / 2
+        offset = reach * (2 * torch.rand(len(chosen), 2, generator=generator) - 1)
+        images[chosen] += _shift_without_wrap(bank.images[other].float(), offset.round().long())
+
+
+def _same_volume(bank: ProjectionBank, pick: Tensor, generator: torch.Generator) -> Tensor:
+    """Another random projection of the volume of each image."""
+    per_volume = int((bank.volume == bank.volume[0]).sum())
+    return bank.volume[pick] * per_volume + torch.randint(per_volume, (len(pick),), generator=generator)
 
 
 def _roll(images: Tensor, shifts: Tensor) -> Tensor:

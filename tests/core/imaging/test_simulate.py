@@ -96,6 +96,17 @@ def test_neighbours_come_from_the_same_volume(bank, optics):
     assert share[1] > 1.3 * share[0]
 
 
+def test_scattered_particles_leave_the_centre_empty_as_often_as_any_other_place(bank, optics):
+    no_noise_but_particles = {"ice_share": 0.0, "background_share": 0.0, "empty_probability": 0.0}
+    _, clean, _ = draw(bank, optics, size=512, **no_noise_but_particles, scattered_probability=1.0)
+    power = clean.square().mean(dim=(0, 1))
+    box = power.shape[-1]
+    centre = slice(3 * box // 8, 5 * box // 8)
+    # centred particles would give ten times as much; the rim sees fewer, whose centres lie beyond it
+    ratio = float(power[centre, centre].mean() / power[: box // 4, : box // 4].mean())
+    assert 0.7 < ratio < 1.8
+
+
 def test_shift_moves_right_and_down_and_does_not_wrap():
     image = torch.zeros(1, 8, 8)
     image[0, 2, 3] = 1
