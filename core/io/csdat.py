@@ -1,7 +1,7 @@
 """CSDAT, the column-wise form of a `.cs` table that cryosparc-tools sends and can save.
 
 Layout, little-endian: the magic number; the length of a header as uint32; the header in JSON; for each field
-its length in bytes as uint32 and its values, as they are or as one LZ4 block; to the end of the file the strings,
+its length in bytes as uint32 and its values, as they are or as one LZ4 block; to the end of the file strings,
 each ended by a zero byte. A field of strings holds as uint64 where among these each one begins.
 """
 
