@@ -11,8 +11,28 @@ from collections.abc import Callable
 
 from torch import nn
 
+from .diffusion import DiffusionDenoiser
+from .dncnn import DnCNN
+from .pix2pix import ConvolutionalCritic, ConvolutionalGenerator, ResidualPix2Pix
+from .progressive import ProgressiveAutoencoder, ProgressiveCritic
+from .resnet import ResNetAutoencoder, ResNetCritic
 from .unet import ShuffleUNet
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"shuffle_unet": ShuffleUNet}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "shuffle_unet": ShuffleUNet,
+    "dncnn": DnCNN,
+    "resnet_autoencoder": ResNetAutoencoder,
+    "convolutional_generator": ConvolutionalGenerator,
+    "residual_pix2pix": ResidualPix2Pix,
+    "progressive_autoencoder": ProgressiveAutoencoder,
+    "diffusion": DiffusionDenoiser,
+}
 
-__all__ = ["MODELS", "ShuffleUNet"]
+# What the adversarial losses set against them: `(n, channels, y, x)` to scores `(n, ...)`, without a sigmoid.
+CRITICS: dict[str, Callable[..., nn.Module]] = {
+    "resnet": ResNetCritic,
+    "convolutional": ConvolutionalCritic,
+    "progressive": ProgressiveCritic,
+}
+
+__all__ = ["CRITICS", "MODELS", "ShuffleUNet"]

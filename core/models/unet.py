@@ -57,7 +57,7 @@ class ShuffleUNet(nn.Module):
         if len(widths) != len(blocks) or not widths:
             raise ValueError(f"as many widths as blocks are needed, not {widths} and {blocks}")
         self.stride = unshuffle * 2 ** (len(widths) - 1)
-        self.receptive_field_px = _reach(blocks, unshuffle)
+        self.receptive_field_px = reach(blocks, unshuffle)
         cell = unshuffle**2
         self.unshuffle = nn.PixelUnshuffle(unshuffle)
         self.shuffle = nn.PixelShuffle(unshuffle)
@@ -92,7 +92,7 @@ class ShuffleUNet(nn.Module):
         return out
 
 
-def _reach(blocks: Sequence[int], unshuffle: int) -> int:
+def reach(blocks: Sequence[int], unshuffle: int) -> int:
     """Largest distance, in pixels, from which an input pixel can reach an output pixel."""
     reach = 2 * unshuffle  # stem and head, one cell each
     for level, count in enumerate(blocks):

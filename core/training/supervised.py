@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from ..config.training import OptimisationConfig, TrainingConfig
-from ..errors import Aborted, CryohushError
+from ..errors import Aborted, ConfigurationError, CryohushError
 from ..io.files import part_path, rename_complete
 from ..models import MODELS
 from ..models.weights import load_model, save_model
@@ -51,6 +51,8 @@ def train(
     options = config.optimisation
     fabric = Fabric(accelerator="auto", devices=1, precision=options.precision)
     torch.manual_seed(config.seed)
+    network = MODELS[config.network.name](**config.network.arguments)
+    _check_boxes(config, int(network.stride))  # type: ignore[arg-type]
     training = SimulatedParticles(
         config.data,
         held_out=False,
@@ -65,7 +67,6 @@ def train(
         cache=output_dir / "projections-held-out.safetensors",
         log=log,
     )
-    network = MODELS[config.network.name](**config.network.arguments)
     if config.initial_weights is not None:
         network.load_state_dict(load_model(config.initial_weights).module.state_dict())
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -124,6 +125,15 @@ def train(
     # half precision: its rounding, 2^-11, is far below that of bf16 inference
     save_model(weights, average.half(), config.network.name, config.network.arguments, card)
     return weights
+
+
+def _check_boxes(config: TrainingConfig, stride: int) -> None:
+    wrong = [box for box in (config.data.box_px, *config.data.other_boxes_px) if box % stride]
+    if wrong:
+        raise ConfigurationError(
+            f"data.box_px and data.other_boxes_px must be multiples of {stride} px for this network, not "
+            f"{', '.join(map(str, wrong))}."
+        )
 
 
 def _ahead(

@@ -101,6 +101,13 @@ def test_checkpoint_of_another_configuration_is_refused(config, tmp_path):
         supervised.train(longer(config, steps=20), tmp_path / "run", log=quiet, resume=True)
 
 
+def test_box_that_the_network_cannot_take_is_refused_at_once(config, tmp_path):
+    config = config.model_copy(update={"data": config.data.model_copy(update={"other_boxes_px": (32, 34)})})
+    with pytest.raises(ConfigurationError, match="multiples of 4 px for this network, not 34"):
+        supervised.train(config, tmp_path / "run", log=quiet)
+    assert not list((tmp_path / "run").glob("projections*"))
+
+
 def test_diverged_run_stops_with_its_reason(config, tmp_path):
     with pytest.raises(CryohushError, match="the loss is not finite near step 4"):
         supervised.train(longer(config, learning_rate=1e30, gradient_clip=1e30), tmp_path / "run", log=quiet)
