@@ -17,31 +17,36 @@ from .errors import Aborted, CryohushError
 STOP_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 # Without a terminal, progress is a line each time this much more is done.
 PROGRESS_PERCENT = 5
+# Conspicuous images that are named one by one.
+WARNINGS = 8
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser. Options that are not given are absent from its result."""
     parser = argparse.ArgumentParser(
         prog="cryohush",
-        description="Denoise cryo-EM particles.",
+        description="Denoise cryo-EM particles and micrographs.",
         epilog="Denoised images are for viewing, picking and classification. Reconstruct from raw ones.",
     )
     parser.add_argument("--version", action="version", version=f"cryohush {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_denoise(commands.add_parser("denoise", help="denoise a particle table or stack"))
+    _add_denoise(commands.add_parser("denoise", help="denoise particles or micrographs"))
     _add_train(commands.add_parser("train", help="train a network"))
     _add_models(commands.add_parser("models", help="list the shipped models, or tell about one"))
     return parser
 
 
 def _add_denoise(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Denoise the particles of a table of RELION or cryoSPARC, or a whole stack."
+    parser.description = (
+        "Denoise the particles of a table of RELION or cryoSPARC, the micrographs of a table of RELION, "
+        "a whole stack, or one micrograph."
+    )
     parser.set_defaults(work=_denoise)
     parser.add_argument(
         "input",
         type=Path,
         metavar="INPUT",
-        help="particles.star, particles.cs, or a .mrcs or .mrc stack",
+        help="particles.star, particles.cs, micrographs.star, a .mrcs stack, or a .mrc stack or micrograph",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the result goes")
     parser.add_argument(
@@ -77,7 +82,7 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
     option("--model", "model", "NAME", "a shipped model, or a .safetensors file", "general")
     option("--device", "device", "DEVICE", "auto, cpu, or GPUs such as cuda:0,1", "auto")
     option("--precision", "precision", "FORMAT", "auto (measured), fp32, bf16 or fp16", "auto")
-    option("--batch-size", "batch_size", "N", "images that go through the network at once, or auto", "auto")
+    option("--batch-size", "batch_size", "N", "images or tiles that go through the network at once", "auto")
     option("--blend", "blend", "A", "share of the raw image in the output, 0 to 1", "0.0")
     option(
         "--keep-above", "keep_above_angstrom", "RES", "keep the raw image beyond this resolution, Å", "none"
@@ -88,6 +93,13 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
         "D",
         "diameter of the circle outside which an image is background, Å",
         "none: 0.75 of the box",
+    )
+    option(
+        "--protein",
+        "protein",
+        "SHADE",
+        "dark or white",
+        "auto: dark in micrographs, white in particles, or as particles.cs says",
     )
     option("--output-dtype", "output_dtype", "TYPE", "float32, or float16 (not for RELION 3.1)", "float32")
     option("--threads", "threads", "N", "CPU threads", "none: all that this process may use")
@@ -212,12 +224,13 @@ def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
             log=_say,
             command=arguments.command_line,
         )
-    _say(
-        f"{summary.n_images} images in {summary.seconds['total']:.1f} s, "
-        f"{summary.images_per_second:.0f} per second"
-    )
+    _say(f"{summary.n_images} images in {summary.seconds['total']:.1f} s, {summary.speed}")
     if summary.skipped:
         _say(f"{len(summary.skipped)} bad images went through unchanged: see {summary.record}")
+    for note in summary.remarks[:WARNINGS]:
+        _say(f"warning: {note.stack}: {note.text}")
+    if summary.remarks:
+        _say(f"{len(summary.remarks)} conspicuous images: see {summary.record}")
     for path in (summary.table, *([] if summary.table else summary.stacks), summary.record):
         if path is not None:
             _say(f"wrote {path}")

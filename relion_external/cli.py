@@ -20,7 +20,6 @@ from .job import find_job_directory, run_as_external_job
 # Inputs of the External job that denoising has no use for, and what RELION appends when it meets `relion_`.
 SWALLOWED = (
     "--in_movies",
-    "--in_mics",
     "--in_coords",
     "--in_3dref",
     "--in_3Dref",
@@ -39,6 +38,7 @@ OPTIONS = (
     ("--blend", "blend", "A", "share of the raw image in the output, 0 to 1 (default: 0)"),
     ("--keep_above", "keep_above_angstrom", "RES", "keep the raw image beyond this resolution, Å"),
     ("--particle_diameter", "particle_diameter_angstrom", "D", "Å (default: three quarters of the box)"),
+    ("--protein", "protein", "SHADE", "dark or white (default: dark in micrographs, white in particles)"),
     ("--output_dtype", "output_dtype", "TYPE", "float32 or float16 (default: float32)"),
     ("--skip_bad", "skip_bad", "YES", "pass bad images through unchanged instead of stopping (default: No)"),
     ("--config", "config", "YAML", "file with options, as lines `model: general`"),
@@ -65,16 +65,18 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     denoise = commands.add_parser(
         "denoise",
-        help="denoise particles",
+        help="denoise particles or micrographs",
         description=(
-            "Denoise particles as an External job of RELION.\n\n"
+            "Denoise particles or micrographs as an External job of RELION.\n\n"
             "Input tab, External executable:  relion_cryohush denoise\n"
-            "Input tab, Input particles:      a particles STAR file\n"
+            "Input tab, Input particles:      a particles STAR file, or\n"
+            "Input tab, Input micrographs:    a micrographs STAR file\n"
             "Params tab:                      any option below, its name without the dashes"
         ),
     )
     denoise.add_argument("--o", metavar="DIR", required=True, help="job directory (RELION gives it)")
     denoise.add_argument("--in_parts", metavar="STAR", nargs="?", help="particles (RELION gives them)")
+    denoise.add_argument("--in_mics", metavar="STAR", nargs="?", help="micrographs (RELION gives them)")
     for flag in SWALLOWED:
         denoise.add_argument(flag, nargs="?", help=argparse.SUPPRESS)
     for flag, name, metavar, text in OPTIONS:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..core.io.files import part_path, rename_complete, writing_failed
 
 OUTPUT_NODES = "RELION_OUTPUT_NODES.star"
 
-# RELION 3.1 numbers the kinds of nodes, 4 and 5 name them; only 4 and 5 differ in the name for particles.
-PARTICLES_NUMBER, PDF_NUMBER = 3, 13
-PARTICLES_LABELS = {"4": "ParticlesData.star.relion", "5": "ParticleGroupMetadata.star.relion"}
-PDF_LABEL = "LogFile.pdf.relion"
+Kind = Literal["particles", "micrographs"]
+
+# RELION 3.1 numbers the kinds of nodes, 4 and 5 name them; these two differ in the names.
+NODE_NUMBERS: dict[Kind, int] = {"particles": 3, "micrographs": 1}
+NODE_LABELS: dict[Kind, dict[str, str]] = {
+    "particles": {"4": "ParticlesData.star.relion", "5": "ParticleGroupMetadata.star.relion"},
+    "micrographs": {"4": "MicrographsData.star.relion", "5": "MicrographGroupMetadata.star.relion"},
+}
+PDF_NUMBER, PDF_LABEL = 13, "LogFile.pdf.relion"
 NODE_COLUMNS = ("_rlnPipeLineNodeName", "_rlnPipeLineNodeType", "_rlnPipeLineNodeTypeLabel")
 
 
@@ -25,28 +31,29 @@ class Project:
     ----------
     version
         ``"3.1"``, ``"4"``, ``"5"``, or None when the job was not started by RELION.
-    particles_label
-        The name of this RELION for a table of particles; None in 3.1, which has numbers only.
+    label
+        The name of this RELION for a table of the job's kind; None in 3.1, which has numbers only.
     """
 
     version: str | None
-    particles_label: str | None
+    label: str | None
 
     @classmethod
-    def of_job(cls, directory: Path, particles: str) -> Project:
+    def of_job(cls, directory: Path, source: str, kind: Kind = "particles") -> Project:
         """Recognise the RELION that started the job in `directory`.
 
-        RELION writes ``job_pipeline.star`` before it starts a job; the row of the job's input carries the
-        label by which this RELION knows particles. ``job.star`` is the fallback: the input may be no node.
+        RELION writes ``job_pipeline.star`` before it starts a job; the row of the job's input, `source`,
+        carries the label by which this RELION knows tables of its kind. ``job.star`` is the fallback: the
+        input may be no node.
         """
         pipeline = _read(directory / "job_pipeline.star")
-        row = re.search(rf"^\s*{re.escape(particles)}\s+(\S+)", pipeline, re.MULTILINE)
-        kind = row[1].partition(".")[0] if row else ""
-        if kind == str(PARTICLES_NUMBER):
+        row = re.search(rf"^\s*{re.escape(source)}\s+(\S+)", pipeline, re.MULTILINE)
+        found = row[1].partition(".")[0] if row else ""
+        if found == str(NODE_NUMBERS[kind]):
             return cls("3.1", None)
-        for version, label in PARTICLES_LABELS.items():
+        for version, label in NODE_LABELS[kind].items():
             # only what stands before the first dot decides in which menu of inputs a node appears
-            if kind == label.partition(".")[0]:
+            if found == label.partition(".")[0]:
                 return cls(version, label)
         job = _read(directory / "job.star")
         if re.search(r"^\s*_rlnJobType\s", job, re.MULTILINE):
@@ -54,11 +61,13 @@ class Project:
         if re.search(r"^\s*_rlnJobTypeLabel\s", job, re.MULTILINE):
             # RELION 4 still writes the version of 3.1.
             version = "5" if re.search(r"^# version 50001", job, re.MULTILINE) else "4"
-            return cls(version, PARTICLES_LABELS[version])
+            return cls(version, NODE_LABELS[kind][version])
         return cls(None, None)
 
 
-def write_output_nodes(directory: Path, project: Project, *, particles: str, pdf: str) -> Path:
+def write_output_nodes(
+    directory: Path, project: Project, *, table: str, pdf: str, kind: Kind = "particles"
+) -> Path:
     """Write the table of outputs that RELION reads once, when it first sees the success marker.
 
     Parameters
@@ -68,8 +77,10 @@ def write_output_nodes(directory: Path, project: Project, *, particles: str, pdf
     project
         Decides the columns. 3.1 needs the number and warns about a name, 4 and 5 need the name. Outside of
         a project both are written, which all of them accept.
-    particles, pdf
+    table, pdf
         File names in `directory`.
+    kind
+        What the table lists.
 
     Raises
     ------
@@ -77,7 +88,7 @@ def write_output_nodes(directory: Path, project: Project, *, particles: str, pdf
         When the file cannot be written.
     """
     nodes = (
-        (f"{directory}/{particles}", str(PARTICLES_NUMBER), project.particles_label or PARTICLES_LABELS["5"]),
+        (f"{directory}/{table}", str(NODE_NUMBERS[kind]), project.label or NODE_LABELS[kind]["5"]),
         (f"{directory}/{pdf}", str(PDF_NUMBER), PDF_LABEL),
     )
     kept = {"3.1": (0, 1), None: (0, 1, 2)}.get(project.version, (0, 2))

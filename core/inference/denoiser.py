@@ -40,6 +40,7 @@ class Denoiser:
         self.device = torch.device(device)
         self.precision = precision
         self.stride = int(module.stride)  # type: ignore[arg-type]
+        self.receptive_field_px = int(module.receptive_field_px)  # type: ignore[arg-type]
         self._network = prepare(module, self.device, precision)
 
     def __call__(
@@ -102,16 +103,20 @@ class Denoiser:
             bad = torch.tensor(list(problems), dtype=torch.int64, device=self.device)
             if problems:
                 normalised[bad] = 0.0
-            denoised = denormalise(self._run(normalised), mean, std)
+            denoised = denormalise(self._mirrored_to_stride(normalised), mean, std)
             if blend:
                 denoised = torch.lerp(denoised, raw, blend)
             if keep_above_px is not None:
-                denoised = _keep_above(denoised, raw, keep_above_px)
+                denoised = keep_above(denoised, raw, keep_above_px)
             if problems:
                 denoised[bad] = raw[bad]
             return denoised.cpu().numpy(), problems
 
-    def _run(self, images: Tensor) -> Tensor:
+    def run(self, images: Tensor) -> Tensor:
+        """`(n, y, x)` on the normalised scale through the network; y and x are multiples of `stride`."""
+        return self._in_memory(images[:, None])[:, 0]
+
+    def _mirrored_to_stride(self, images: Tensor) -> Tensor:
         """`(n, y, x)` on the normalised scale, mirrored at the borders to a size that the network takes."""
         y, x = images.shape[-2:]
         top, left = (-y % self.stride) // 2, (-x % self.stride) // 2
@@ -119,7 +124,7 @@ class Denoiser:
             images = images.index_select(1, _mirrored(y, self.stride, self.device))
         if x % self.stride:
             images = images.index_select(2, _mirrored(x, self.stride, self.device))
-        return self._in_memory(images[:, None])[:, 0, top : top + y, left : left + x]
+        return self.run(images)[:, top : top + y, left : left + x]
 
     def _in_memory(self, images: Tensor) -> Tensor:
         """Run the network, in two halves when the GPU's memory does not hold the whole."""
@@ -166,7 +171,8 @@ def raw_weight(shape: tuple[int, int], keep_above_px: float, device: torch.devic
     return 0.5 + 0.5 * torch.cos(math.pi * (missing / EDGE_FOURIER_PX).clamp(0.0, 1.0))
 
 
-def _keep_above(denoised: Tensor, raw: Tensor, keep_above_px: float) -> Tensor:
+def keep_above(denoised: Tensor, raw: Tensor, keep_above_px: float) -> Tensor:
+    """Put the Fourier coefficients of `raw` beyond a period, pixels, back into `denoised` `(..., y, x)`."""
     shape = (raw.shape[-2], raw.shape[-1])
     weight = raw_weight(shape, keep_above_px, raw.device)
     put_back: Tensor = torch.fft.irfft2(torch.fft.rfft2(raw - denoised) * weight, s=shape)

@@ -1,11 +1,14 @@
-"""A whole denoising run: from a table or stack and options to denoised stacks, their table and a record."""
+"""A whole denoising run: from a table, stack or micrograph to denoised ones, their table and a record."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +22,8 @@ from ..errors import ConfigurationError, OutputError
 from ..imaging.normalise import background_mask
 from ..io.files import part_path, writing_failed
 from ..io.manifest import MANIFEST_NAME, Manifest
+from ..io.micrographs import MicrographSet
 from ..io.mrc import WriterState
-from ..io.particles import ParticleSet
 from ..models.weights import LoadedModel, load_model
 from .denoiser import Denoiser
 from .devices import (
@@ -31,18 +34,32 @@ from .devices import (
     keep_freed_memory,
     resolve_devices,
 )
+from .micrographs import MicrographDenoiser
 from .plan import (
     CS_TABLE_NAME,
+    MICROGRAPH_TABLE_NAME,
     TABLE_NAME,
     TABLE_NAMES,
+    ImageSet,
     StackPlan,
     path_below,
     plan_stacks,
+    read_images,
     refuse_to_replace_inputs,
+    source_files,
     written_image_names,
 )
-from .stream import ImageOptions, denoise_stacks
+from .stream import (
+    BATCHES_PER_WORKER,
+    MICROGRAPHS_PER_WORKER,
+    ImageOptions,
+    Worker,
+    denoise_stacks,
+    micrograph_worker,
+    particle_worker,
+)
 from .summary import RECORD_NAME, Summary, read_samples, write_record
+from .tiling import Tiling, plan_tiles
 
 # Two workers keep a GPU busy: one calculates while the other one's images travel.
 WORKERS_PER_GPU = 2
@@ -67,9 +84,9 @@ def run_denoise(
     log: Callable[[str], None] = lambda line: None,
     command: str | None = None,
 ) -> Summary:
-    """Denoise a table of particles or a bare stack.
+    """Denoise a table of particles or micrographs, a bare stack, or a single micrograph.
 
-    `output_dir` gets one `.mrcs` per input stack, under the stack's own name; `particles.star`, or
+    `output_dir` gets one file per input file, under its own name; `particles.star`, `micrographs.star`, or
     `particles.cs` and `particles.csg`, if the input was such a table; `cryohush.json`; and the journal from
     which a killed run goes on. An image that the table names several times is written once. Inputs are never
     written to.
@@ -116,51 +133,56 @@ def run_denoise(
     output_dir = Path(output_dir)
     model = load_model(options.model)
     devices = resolve_devices(options.device)
-    particles = ParticleSet.read(source, root=root, passthrough=passthrough)
-    stacks = plan_stacks(particles)
-    _check_options(options, stacks, particles)
-    refuse_to_replace_inputs(particles, stacks, output_dir)
+    images = read_images(source, root=root, passthrough=passthrough)
+    is_micrographs = isinstance(images, MicrographSet)
+    stacks = plan_stacks(images, options.protein)
+    _check_options(options, stacks, images)
+    refuse_to_replace_inputs(images, stacks, output_dir)
     log(f"model {model.name}, SHA-256 {model.sha256[:16]}…")
-    for path in particles.passthrough:
+    for path in source_files(images)[1:]:
         log(f"joined with {path}")
-    log(f"{len(particles)} particles, {sum(len(s.indices) for s in stacks)} images in {len(stacks)} stacks")
+    n_images = sum(len(stack.indices) for stack in stacks)
+    if is_micrographs:
+        shapes = Counter(stack.shape for stack in stacks)
+        log(", ".join(f"{count} micrographs of {_box(shape)} px" for shape, count in shapes.items()))
+    else:
+        log(f"{len(images)} particles, {n_images} images in {len(stacks)} stacks")
 
     keep_freed_memory()
     threads = torch.get_num_threads()
     with _open_journal(
         output_dir,
-        _fingerprint(particles, model, devices, options),
+        _fingerprint(images, model, devices, options),
         [stack.name for stack in stacks],
         resume=resume,
         overwrite=overwrite,
         on_mismatch=on_mismatch,
         log=log,
     ) as journal:
-        _check_free_space(particles, stacks, output_dir, journal, options)
-        choices = _choose(journal, devices, options, model, stacks, log)
-        denoisers, workers = _workers(model, devices, choices.precision, options.threads)
+        _check_free_space(images, stacks, output_dir, journal, options)
+        choices = _choose(journal, devices, options, model, stacks, log, is_micrographs=is_micrographs)
         try:
-            result = denoise_stacks(
-                stacks,
-                denoisers,
-                choices.batch_sizes,
-                output_dir,
-                journal,
-                image_options=ImageOptions(
-                    options.particle_diameter_angstrom, options.blend, options.keep_above_angstrom
-                ),
-                dtype=options.output_dtype,
-                label=f"cryohush {__version__}: denoised by {Path(model.name).name}, not raw data",
-                skip_bad=options.skip_bad,
-                progress=progress,
-                should_stop=should_stop,
-            )
+            with _workers(model, devices, choices, options, is_micrographs=is_micrographs) as workers:
+                result = denoise_stacks(
+                    stacks,
+                    workers,
+                    dict.fromkeys(choices.batch_sizes, 1) if is_micrographs else choices.batch_sizes,
+                    output_dir,
+                    journal,
+                    batches_per_worker=MICROGRAPHS_PER_WORKER if is_micrographs else BATCHES_PER_WORKER,
+                    one_thread_each=devices[0].type == "cpu",
+                    dtype=options.output_dtype,
+                    label=f"cryohush {__version__}: denoised by {Path(model.name).name}, not raw data",
+                    skip_bad=options.skip_bad,
+                    progress=progress,
+                    should_stop=should_stop,
+                )
         finally:
             torch.set_num_threads(threads)
-        table = _write_table(particles, stacks, output_dir)
-    n_images = sum(len(stack.indices) for stack in stacks)
+        table = _write_table(images, stacks, output_dir)
     summary = Summary(
-        source=particles.source,
+        kind="micrographs" if is_micrographs else "particles",
+        source=images.source,
         options=options,
         output_dir=output_dir,
         table=table,
@@ -170,13 +192,14 @@ def run_denoise(
         devices=[_device_name(device) for device in devices],
         precision=choices.precision,
         batch_sizes={_box(shape): size for shape, size in choices.batch_sizes.items()},
-        threads=workers,
-        n_particles=len(particles),
+        threads=_thread_count(devices, options),
+        n_rows=len(images),
         n_images=n_images,
         n_resumed=n_images - result.n_written,
         skipped=result.skipped,
+        remarks=result.remarks,
         seconds={"total": time.monotonic() - begin, **result.seconds},
-        samples=read_samples(stacks, output_dir, result.skipped),
+        samples=read_samples(stacks, output_dir, result.skipped, are_micrographs=is_micrographs),
     )
     write_record(summary, command, started)
     return summary
@@ -190,15 +213,19 @@ class _Choices:
     batch_sizes: dict[tuple[int, int], int]
 
 
-def _check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], particles: ParticleSet) -> None:
+def _check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], images: ImageSet) -> None:
     """Raise when an option that is a length in Å, or the circle, does not suit an image."""
+    if isinstance(images, MicrographSet) and options.particle_diameter_angstrom is not None:
+        raise ConfigurationError(
+            "particle_diameter_angstrom is for particles, not micrographs. Leave it out."
+        )
     for shape, pixel_size in {(stack.shape, stack.pixel_size_angstrom) for stack in stacks}:
         diameter = options.particle_diameter_angstrom
         if pixel_size is None:
             if diameter is not None or options.keep_above_angstrom is not None:
                 raise ConfigurationError(
                     "particle_diameter_angstrom and keep_above_angstrom need a pixel size, and "
-                    f"{particles.source} does not say it. Leave them out, or give a table that does."
+                    f"{images.source} does not say it. Leave them out, or give a table that does."
                 )
             continue
         if diameter is None:
@@ -214,21 +241,17 @@ def _check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], particl
 
 
 def _fingerprint(
-    particles: ParticleSet, model: LoadedModel, devices: Sequence[torch.device], options: DenoiseOptions
+    images: ImageSet, model: LoadedModel, devices: Sequence[torch.device], options: DenoiseOptions
 ) -> dict[str, Any]:
     """Return all that the pixels of the result depend on."""
     stacks = hashlib.sha256()
-    for path in particles.stacks:
+    for path in images.stacks:
         status = path.stat()
         stacks.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     result_of = options.model_dump(mode="json", exclude={"model", "device", "skip_bad", "threads"})
     return {
         "version": __version__,
-        "input": (
-            _sha256(particles.source, *particles.passthrough)
-            if particles.has_table
-            else particles.source.name
-        ),
+        "input": _sha256(*source_files(images)) if images.has_table else images.source.name,
         "stacks": stacks.hexdigest(),
         "model": model.sha256,
         "device": sorted({device.type for device in devices}),
@@ -289,7 +312,7 @@ def _open_journal(
 
 
 def _check_free_space(
-    particles: ParticleSet,
+    images: ImageSet,
     stacks: Sequence[StackPlan],
     output_dir: Path,
     journal: Manifest,
@@ -297,7 +320,7 @@ def _check_free_space(
 ) -> None:
     """Raise when the disk cannot hold what is still to be written."""
     bytes_per_pixel = np.dtype(options.output_dtype).itemsize
-    tables = [particles.source, *particles.passthrough] if particles.has_table else []
+    tables = source_files(images) if images.has_table else []
     needed = sum(path.stat().st_size for path in tables)
     for stack in stacks:
         if stack.name not in journal.finished:
@@ -318,8 +341,13 @@ def _choose(
     model: LoadedModel,
     stacks: Sequence[StackPlan],
     log: Callable[[str], None],
+    *,
+    is_micrographs: bool,
 ) -> _Choices:
-    """Return precision and batch sizes: those that the journal holds, or new ones, which it then holds."""
+    """Return precision and batch sizes: those that the journal holds, or new ones, which it then holds.
+
+    Of micrographs the batches are those of their tiles.
+    """
     names = ", ".join(_device_name(device) for device in devices)
     recorded = journal.extras.get(_CHOICES)
     if recorded is not None:
@@ -332,24 +360,70 @@ def _choose(
         for shape in dict.fromkeys(stack.shape for stack in stacks):
             if options.batch_size == "auto":
                 sizes[shape] = min(
-                    choose_batch_size(device, precision, model.module, shape) for device in devices
+                    choose_batch_size(
+                        device,
+                        precision,
+                        model.module,
+                        _tiling(model, shape).outer if is_micrographs else shape,
+                    )
+                    for device in devices
                 )
             else:
                 sizes[shape] = options.batch_size
         recorded = {"precision": precision, "batch_sizes": [[y, x, size] for (y, x), size in sizes.items()]}
         journal.record(_CHOICES, WriterState(), recorded)
     log(f"device {names}, precision {precision} ({reason})")
-    log("batches of " + ", ".join(f"{size} images of {_box(shape)} px" for shape, size in sizes.items()))
+    if is_micrographs:
+        tilings = {_tiling(model, shape): size for shape, size in sizes.items()}
+        log("tiles of " + ", ".join(f"{_box(t.tile)} px and {t.border_px} px around" for t in tilings))
+    else:
+        log("batches of " + ", ".join(f"{size} images of {_box(shape)} px" for shape, size in sizes.items()))
     return _Choices(precision, sizes)
 
 
+def _tiling(model: LoadedModel, shape: tuple[int, int]) -> Tiling:
+    return plan_tiles(shape, int(model.module.stride), int(model.module.receptive_field_px))  # type: ignore[arg-type]
+
+
+def _thread_count(devices: Sequence[torch.device], options: DenoiseOptions) -> int:
+    """Return how many threads feed the devices, or calculate where these are the CPU."""
+    if devices[0].type == "cuda":
+        return WORKERS_PER_GPU * len(devices)
+    return options.threads or available_threads()
+
+
+@contextlib.contextmanager
 def _workers(
-    model: LoadedModel, devices: Sequence[torch.device], precision: Precision, threads: int | None
-) -> tuple[list[Denoiser], int]:
-    """Return the denoiser of each worker thread, and the number of these."""
-    per_device = WORKERS_PER_GPU if devices[0].type == "cuda" else threads or available_threads()
-    denoisers = [Denoiser(model.module, device, precision) for device in devices] * per_device
-    return denoisers, len(denoisers)
+    model: LoadedModel,
+    devices: Sequence[torch.device],
+    choices: _Choices,
+    options: DenoiseOptions,
+    *,
+    is_micrographs: bool,
+) -> Iterator[list[Worker]]:
+    """Yield the workers.
+
+    On the CPU the tiles of all micrographs under way share its threads: enough micrographs that none of these
+    waits, and one more, which is normalised or put together meanwhile.
+    """
+    threads = _thread_count(devices, options)
+    image_options = ImageOptions(
+        options.particle_diameter_angstrom, options.blend, options.keep_above_angstrom
+    )
+    denoisers = [Denoiser(model.module, device, choices.precision) for device in devices]
+    if not is_micrographs:
+        yield [particle_worker(denoiser, image_options) for denoiser in denoisers] * (threads // len(devices))
+        return
+    tiles_at_once = min(choices.batch_sizes.values())
+    if devices[0].type == "cuda":
+        on_gpus = [MicrographDenoiser(denoiser, at_once=tiles_at_once) for denoiser in denoisers]
+        yield [micrograph_worker(denoiser, image_options) for denoiser in on_gpus] * WORKERS_PER_GPU
+        return
+    fewest_tiles = min(len(_tiling(model, shape).origins) for shape in choices.batch_sizes)
+    n_workers = 1 + -(-threads // fewest_tiles)
+    with ThreadPoolExecutor(threads, "tiles", torch.set_num_threads, (1,)) as executor:
+        on_cpu = MicrographDenoiser(denoisers[0], at_once=tiles_at_once, executor=executor)
+        yield [micrograph_worker(on_cpu, image_options)] * n_workers
 
 
 def _device_name(device: torch.device) -> str:
@@ -360,15 +434,17 @@ def _box(shape: tuple[int, int]) -> str:
     return f"{shape[1]}x{shape[0]}"
 
 
-def _write_table(particles: ParticleSet, stacks: Sequence[StackPlan], output_dir: Path) -> Path | None:
-    if not particles.has_table:
+def _write_table(images: ImageSet, stacks: Sequence[StackPlan], output_dir: Path) -> Path | None:
+    if not images.has_table:
         return None
-    if particles.is_cs:
-        particles.write_cs(output_dir / CS_TABLE_NAME, [stack.name for stack in stacks])
+    is_micrographs = isinstance(images, MicrographSet)
+    if not is_micrographs and images.is_cs:
+        images.write_cs(output_dir / CS_TABLE_NAME, [stack.name for stack in stacks])
         return output_dir / CS_TABLE_NAME
-    particles.write(
-        output_dir / TABLE_NAME,
-        written_image_names(particles, stacks, output_dir),
-        absolute_originals=path_below(output_dir, particles.root) is None,
+    path = output_dir / (MICROGRAPH_TABLE_NAME if is_micrographs else TABLE_NAME)
+    images.write(
+        path,
+        written_image_names(images, stacks, output_dir),
+        absolute_originals=path_below(output_dir, images.root) is None,
     )
-    return output_dir / TABLE_NAME
+    return path

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,22 +27,25 @@ from ..io.files import part_path, writing_failed
 from ..io.manifest import Manifest
 from ..io.mrc import StackReader, StackWriter
 from .denoiser import Denoiser
+from .micrographs import MicrographDenoiser
 from .plan import Piece, StackPlan, batches
 
 CHECKPOINT_SECONDS = 5.0
-# Batches under way per worker: one in the network, one read ahead, one waiting to be written.
+# Batches of particles under way per worker: one in the network, one read ahead, one waiting to be written.
 BATCHES_PER_WORKER = 3
+# Micrographs are large, and each keeps several threads busy.
+MICROGRAPHS_PER_WORKER = 1
 
 Images = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class SkippedImage:
-    """An image that went through unchanged: its stack, 1-based number in it, and why."""
+class ImageNote:
+    """What is to be said of an image: its stack, 1-based number in it, and the text."""
 
     stack: str
     image: int
-    problem: str
+    text: str
 
 
 @dataclass
@@ -54,16 +57,31 @@ class StreamResult:
     n_written
         Images written by this process, without those that an earlier one had finished.
     skipped
-        Images passed through unchanged, of the whole run.
+        Images passed through unchanged, of the whole run, and why.
+    remarks
+        Images that were denoised though something is conspicuous about them, of the whole run.
     seconds
         Time spent in reading, denoising (summed over the workers) and writing.
     """
 
     n_written: int = 0
-    skipped: list[SkippedImage] = field(default_factory=list)
+    skipped: list[ImageNote] = field(default_factory=list)
+    remarks: list[ImageNote] = field(default_factory=list)
     seconds: dict[str, float] = field(
         default_factory=lambda: {"reading": 0.0, "denoising": 0.0, "writing": 0.0}
     )
+
+
+class Denoised(NamedTuple):
+    """A batch: images `(n, y, x)`, and by position why some are unchanged, and what is to be said of some."""
+
+    images: Images
+    problems: Mapping[int, str]
+    remarks: Mapping[int, str]
+
+
+Worker = Callable[[Images, StackPlan], Denoised]
+"""Denoises a batch of images of one kind; called in a thread of its own."""
 
 
 @dataclass(frozen=True)
@@ -74,27 +92,49 @@ class ImageOptions:
     blend: float
     keep_above_angstrom: float | None
 
-    def apply(
-        self, denoiser: Denoiser, images: Images, pixel_size_angstrom: float | None, *, protein_dark: bool
-    ) -> tuple[Images, dict[int, str]]:
-        """Denoise `(n, y, x)` images; what they need of their pixel size was checked before.
 
-        Networks know protein as white: where it is dark they get the negative, and theirs is returned.
-        """
+def particle_worker(denoiser: Denoiser, options: ImageOptions) -> Worker:
+    """Return a worker for particles; what the options need of a pixel size was checked before.
 
-        def pixels(length_angstrom: float | None) -> float | None:
-            if length_angstrom is None or pixel_size_angstrom is None:
-                return None
-            return length_angstrom / pixel_size_angstrom
+    Networks know protein as white: where it is dark they get the negative, and theirs is returned.
+    """
 
-        diameter_px = pixels(self.particle_diameter_angstrom)
+    def work(images: Images, stack: StackPlan) -> Denoised:
+        diameter_px = _pixels(options.particle_diameter_angstrom, stack)
         denoised, problems = denoiser.denoise(
-            -images if protein_dark else images,
+            -images if stack.protein_dark else images,
             radius_px=None if diameter_px is None else diameter_px / 2,
-            blend=self.blend,
-            keep_above_px=pixels(self.keep_above_angstrom),
+            blend=options.blend,
+            keep_above_px=_pixels(options.keep_above_angstrom, stack),
         )
-        return -denoised if protein_dark else denoised, problems
+        return Denoised(-denoised if stack.protein_dark else denoised, problems, {})
+
+    return work
+
+
+def micrograph_worker(denoiser: MicrographDenoiser, options: ImageOptions) -> Worker:
+    """Return a worker for micrographs; otherwise as `particle_worker`."""
+
+    def work(images: Images, stack: StackPlan) -> Denoised:
+        (image,) = images
+        denoised, problem, remark = denoiser.denoise(
+            -image if stack.protein_dark else image,
+            blend=options.blend,
+            keep_above_px=_pixels(options.keep_above_angstrom, stack),
+        )
+        return Denoised(
+            (-denoised if stack.protein_dark else denoised)[None],
+            {0: problem} if problem else {},
+            {0: remark} if remark else {},
+        )
+
+    return work
+
+
+def _pixels(length_angstrom: float | None, stack: StackPlan) -> float | None:
+    if length_angstrom is None or stack.pixel_size_angstrom is None:
+        return None
+    return length_angstrom / stack.pixel_size_angstrom
 
 
 class _Reader:
@@ -147,13 +187,14 @@ class _Output:
         self._stacks, self._output_dir, self._manifest, self._result = stacks, output_dir, manifest, result
         self._dtype, self._label, self._skip_bad = dtype, label, skip_bad
         self._writer: StackWriter | None = None
-        self._skipped: list[SkippedImage] = []
+        self._notes: list[tuple[ImageNote, bool]] = []  # of the stack that is open; True: it is unchanged
         self._last_checkpoint = time.monotonic()
         self.written = [self._safely_written(stack) for stack in stacks]
         self.n_written = sum(self.written)
         for stack, written in zip(stacks, self.written, strict=True):
             if written:
-                result.skipped += self._recorded_skips(stack)
+                for note, unchanged in self._recorded_notes(stack):
+                    (result.skipped if unchanged else result.remarks).append(note)
 
     def _safely_written(self, stack: StackPlan) -> int:
         """Return how many images an earlier process has brought to disk, if they are still there."""
@@ -163,54 +204,65 @@ class _Output:
         # Killed between the renaming and its note in the journal: the stack is made once more.
         return state.written if state is not None and part_path(path).exists() else 0
 
-    def _recorded_skips(self, stack: StackPlan) -> list[SkippedImage]:
-        return [SkippedImage(*skip) for skip in self._manifest.extras.get(stack.name) or ()]
+    def _recorded_notes(self, stack: StackPlan) -> list[tuple[ImageNote, bool]]:
+        recorded = self._manifest.extras.get(stack.name) or ()
+        return [(ImageNote(*note), unchanged) for *note, unchanged in recorded]
 
-    def write(self, pieces: Sequence[Piece], images: Images, problems: Mapping[int, str]) -> None:
-        """Write what is not written yet of a batch `(n, y, x)`; `problems` as from `Denoiser.denoise`."""
+    def write(self, pieces: Sequence[Piece], batch: Denoised) -> None:
+        """Write what is not written yet of a batch."""
         offset = 0
         for piece in pieces:
             begin = max(piece.begin, self.written[piece.stack])
             if begin < piece.end:
                 shift = offset - piece.begin
-                bad = {
-                    index - shift: text
-                    for index, text in problems.items()
-                    if begin <= index - shift < piece.end
-                }
-                self._write_piece(piece.stack, begin, images[begin + shift : piece.end + shift], bad)
+                bad, remarks = (
+                    {
+                        index - shift: text
+                        for index, text in notes.items()
+                        if begin <= index - shift < piece.end
+                    }
+                    for notes in (batch.problems, batch.remarks)
+                )
+                images = batch.images[begin + shift : piece.end + shift]
+                self._write_piece(piece.stack, begin, images, bad, remarks)
             offset += piece.end - piece.begin
         if time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS:
             self.checkpoint()
 
-    def _write_piece(self, number: int, begin: int, images: Images, bad: Mapping[int, str]) -> None:
+    def _write_piece(
+        self, number: int, begin: int, images: Images, bad: Mapping[int, str], remarks: Mapping[int, str]
+    ) -> None:
         """Append images, of which the first is number `begin` of its stack and `bad` are unchanged."""
         stack = self._stacks[number]
         if self._writer is None:
             self._writer = self._open(stack, resume=begin > 0)
-        for position, problem in bad.items():
-            self._skip(SkippedImage(str(stack.source), int(stack.indices[position]) + 1, problem))
+        for position, text in bad.items():
+            self._skip(ImageNote(str(stack.source), int(stack.indices[position]) + 1, text))
+        for position, text in remarks.items():
+            note = ImageNote(str(stack.source), int(stack.indices[position]) + 1, text)
+            self._notes.append((note, False))
+            self._result.remarks.append(note)
         self._writer.write(images, unchecked=[position - begin for position in bad])
         self.written[number] = begin + len(images)
         self.n_written += len(images)
         self._result.n_written += len(images)
         if self.written[number] == len(stack.indices):
-            if self._skipped:
+            if self._notes:
                 self.checkpoint()
             self._writer.close()
             self._manifest.finish(stack.name)
             self._writer = None
 
-    def _skip(self, image: SkippedImage) -> None:
+    def _skip(self, note: ImageNote) -> None:
         if not self._skip_bad:
             raise ImageError(
-                image.problem,
-                path=image.stack,
-                image=image.image,
+                note.text,
+                path=note.stack,
+                image=note.image,
                 remedy="Remove it, or ask for skip_bad to pass such images through unchanged.",
             )
-        self._skipped.append(image)
-        self._result.skipped.append(image)
+        self._notes.append((note, True))
+        self._result.skipped.append(note)
 
     def _open(self, stack: StackPlan, *, resume: bool) -> StackWriter:
         path = self._output_dir / stack.name
@@ -218,7 +270,7 @@ class _Output:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise writing_failed(path, error) from error
-        self._name, self._skipped = stack.name, self._recorded_skips(stack) if resume else []
+        self._name, self._notes = stack.name, self._recorded_notes(stack) if resume else []
         return StackWriter(
             path,
             (len(stack.indices), *stack.shape),
@@ -231,8 +283,8 @@ class _Output:
     def checkpoint(self) -> None:
         """Bring what is written to disk, so that a run killed from now on goes on from here."""
         if self._writer is not None and self._writer.state.written:
-            skips = [[skip.stack, skip.image, skip.problem] for skip in self._skipped]
-            self._manifest.record(self._name, self._writer.checkpoint(), skips)
+            notes = [[note.stack, note.image, note.text, unchanged] for note, unchanged in self._notes]
+            self._manifest.record(self._name, self._writer.checkpoint(), notes)
         self._last_checkpoint = time.monotonic()
 
     def __enter__(self) -> _Output:
@@ -247,12 +299,13 @@ class _Output:
 
 def denoise_stacks(
     stacks: Sequence[StackPlan],
-    denoisers: Sequence[Denoiser],
+    workers: Sequence[Worker],
     batch_sizes: Mapping[tuple[int, int], int],
     output_dir: Path,
     manifest: Manifest,
     *,
-    image_options: ImageOptions,
+    batches_per_worker: int,
+    one_thread_each: bool,
     dtype: Literal["float32", "float16"],
     label: str,
     skip_bad: bool,
@@ -265,16 +318,19 @@ def denoise_stacks(
     ----------
     stacks
         The plan.
-    denoisers
-        One per worker; the same one may appear several times, as its network is only read.
+    workers
+        One for each thread that denoises.
     batch_sizes
         Images per batch, by their `(y, x)`.
     output_dir
         Where the stacks go.
     manifest
         The journal to go on with.
-    image_options
-        What is done to each image.
+    batches_per_worker
+        How many batches are under way at most.
+    one_thread_each
+        Whether a worker is to calculate on its own thread alone: on the CPU that is faster than sharing every
+        layer among the threads, and the result does not depend on their number.
     dtype, label
         Of the written stacks.
     skip_bad
@@ -307,14 +363,16 @@ def denoise_stacks(
             if any(output.written[piece.stack] < piece.end for piece in pieces)
         ]
         results = exits.enter_context(
-            contextlib.closing(_denoised(todo, stacks, denoisers, reader, image_options, result))
+            contextlib.closing(
+                _denoised(todo, stacks, workers, reader, result, batches_per_worker, one_thread_each)
+            )
         )
-        for pieces, images, problems in results:
+        for pieces, batch in results:
             if should_stop():
                 output.checkpoint()
                 raise Aborted("Stopped on request. What is finished is kept: run again to go on from there.")
             begin = time.perf_counter()
-            output.write(pieces, images, problems)
+            output.write(pieces, batch)
             result.seconds["writing"] += time.perf_counter() - begin
             progress(output.n_written, total)
     return result
@@ -323,52 +381,49 @@ def denoise_stacks(
 def _denoised(
     todo: Sequence[tuple[Piece, ...]],
     stacks: Sequence[StackPlan],
-    denoisers: Sequence[Denoiser],
+    workers: Sequence[Worker],
     reader: _Reader,
-    image_options: ImageOptions,
     result: StreamResult,
-) -> Generator[tuple[tuple[Piece, ...], Images, dict[int, str]], None, None]:
-    """Yield the pieces, denoised images and problems of each batch in order, reading and denoising ahead."""
-    free: queue.SimpleQueue[Denoiser] = queue.SimpleQueue()
-    for denoiser in denoisers:
-        free.put(denoiser)
+    batches_per_worker: int,
+    one_thread_each: bool,
+) -> Generator[tuple[tuple[Piece, ...], Denoised], None, None]:
+    """Yield the pieces of each batch and what became of it, in order, reading and denoising ahead."""
+    free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for worker in workers:
+        free.put(worker)
 
     def denoise(
         pieces: tuple[Piece, ...], reading: Future[tuple[Images, float]]
-    ) -> tuple[Images, dict[int, str], float, float]:
+    ) -> tuple[Denoised, float, float]:
         raw, seconds_reading = reading.result()
-        stack, denoiser = stacks[pieces[0].stack], free.get()
+        worker = free.get()
         begin = time.perf_counter()
         try:
-            images, problems = image_options.apply(
-                denoiser, raw, stack.pixel_size_angstrom, protein_dark=stack.protein_dark
-            )
+            batch = worker(raw, stacks[pieces[0].stack])
         finally:
-            free.put(denoiser)
-        return images, problems, seconds_reading, time.perf_counter() - begin
+            free.put(worker)
+        return batch, seconds_reading, time.perf_counter() - begin
 
-    on_cpu = all(denoiser.device.type == "cpu" for denoiser in denoisers)
     reading = ThreadPoolExecutor(1, "read")
-    # On the CPU each worker is one thread: that is faster than sharing every layer among the threads, and the
-    # result does not depend on their number.
     denoising = ThreadPoolExecutor(
-        len(denoisers), "denoise", *((torch.set_num_threads, (1,)) if on_cpu else ())
+        len(workers), "denoise", *((torch.set_num_threads, (1,)) if one_thread_each else ())
     )
-    under_way: deque[tuple[tuple[Piece, ...], Future[tuple[Images, dict[int, str], float, float]]]] = deque()
+    under_way: deque[tuple[tuple[Piece, ...], Future[tuple[Denoised, float, float]]]] = deque()
     waiting = iter(todo)
     try:
         while True:
-            for pieces in itertools.islice(waiting, BATCHES_PER_WORKER * len(denoisers) - len(under_way)):
+            for pieces in itertools.islice(waiting, batches_per_worker * len(workers) - len(under_way)):
                 under_way.append(
                     (pieces, denoising.submit(denoise, pieces, reading.submit(reader.read, pieces)))
                 )
             if not under_way:
                 return
             pieces, future = under_way.popleft()
-            images, problems, seconds_reading, seconds_denoising = future.result()
+            batch, seconds_reading, seconds_denoising = future.result()
+            del future  # it holds the images, too
             result.seconds["reading"] += seconds_reading
             result.seconds["denoising"] += seconds_denoising
-            yield pieces, images, problems
+            yield pieces, batch
     finally:
         for executor in (reading, denoising):
             executor.shutdown(cancel_futures=True)

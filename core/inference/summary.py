@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,11 +22,13 @@ from ..io.mrc import StackReader
 from ..models.weights import LoadedModel
 from .devices import Precision
 from .plan import StackPlan
-from .stream import SkippedImage
+from .stream import ImageNote
 
 RECORD_NAME = "cryohush.json"
 # Enough for a smooth mean power spectrum, few enough to read back in no time.
-SAMPLED_IMAGES = 48
+SAMPLED_IMAGES, SAMPLED_MICROGRAPHS = 48, 6
+# Of a micrograph so much of its middle is shown: about ten particles across.
+CROP_ANGSTROM, CROP_PX = 1500.0, (256, 1024)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,8 @@ class Summary:
 
     Attributes
     ----------
+    kind
+        What was denoised.
     source
         The input.
     options
@@ -61,16 +66,16 @@ class Summary:
     output_dir
         Where everything is.
     table
-        The output table; None when the input was a bare stack.
+        The output table; None when the input was a bare stack or micrograph.
     stacks
-        The denoised stacks, in the input's order.
+        The denoised stacks or micrographs, in the input's order.
     record
         `cryohush.json`.
     model
         The model with its card.
     devices, precision, batch_sizes, threads
-        What was used; batch sizes by box, `"128x128"`.
-    n_particles
+        What was used; batch sizes by box, `"128x128"`, or of tiles by micrograph.
+    n_rows
         Rows of the table.
     n_images
         Images written, each once however often the table names it.
@@ -78,12 +83,15 @@ class Summary:
         Of these, how many an earlier process had finished.
     skipped
         Images that went through unchanged.
+    remarks
+        Images that were denoised though something is conspicuous about them.
     seconds
         `total`, and of it `reading`, `denoising` (summed over the workers) and `writing`, which overlap.
     samples
         Pairs for the report; empty when every image was skipped.
     """
 
+    kind: Literal["particles", "micrographs"]
     source: Path
     options: DenoiseOptions
     output_dir: Path
@@ -95,10 +103,11 @@ class Summary:
     precision: Precision
     batch_sizes: dict[str, int]
     threads: int
-    n_particles: int
+    n_rows: int
     n_images: int
     n_resumed: int
-    skipped: list[SkippedImage]
+    skipped: list[ImageNote]
+    remarks: list[ImageNote]
     seconds: dict[str, float]
     samples: Samples
 
@@ -111,12 +120,13 @@ class Summary:
             output.append(f"raw beyond {self.options.keep_above_angstrom:g} Å")
         facts = {
             "input": str(self.source),
-            "particles": f"{self.n_particles} ({self.n_images} images in {len(self.stacks)} stacks)",
+            self.kind: f"{self.n_rows} ({self.n_images} images in {len(self.stacks)} files)",
             "unchanged": f"{len(self.skipped)} images that could not be denoised" if self.skipped else "",
+            "conspicuous": f"{len(self.remarks)} images, see {RECORD_NAME}" if self.remarks else "",
             "model": f"{self.model.name}, SHA-256 {self.model.sha256}",
             "output": f"{', '.join(output)}; {self.options.output_dtype}",
             "device": f"{', '.join(self.devices)}, {self.precision}, {self.threads} workers",
-            "time": f"{self.seconds['total']:.1f} s, {self.images_per_second:.0f} images per second",
+            "time": f"{self.seconds['total']:.1f} s, {self.speed}",
             "version": f"cryohush {__version__}",
         }
         return {name: value for name, value in facts.items() if value}
@@ -126,18 +136,33 @@ class Summary:
         """Images that this process denoised per second of its whole time."""
         return (self.n_images - self.n_resumed) / max(self.seconds["total"], 1e-9)
 
+    @property
+    def speed(self) -> str:
+        """The same in words, per minute where images are large."""
+        if self.kind == "micrographs":
+            return f"{60 * self.images_per_second:.1f} micrographs per minute"
+        return f"{self.images_per_second:.0f} images per second"
 
-def read_samples(stacks: Sequence[StackPlan], output_dir: Path, skipped: Sequence[SkippedImage]) -> Samples:
-    """Read back pairs of images, evenly spread over the stacks that are like the first one."""
+
+def read_samples(
+    stacks: Sequence[StackPlan],
+    output_dir: Path,
+    skipped: Sequence[ImageNote],
+    *,
+    are_micrographs: bool = False,
+) -> Samples:
+    """Read back pairs of images, evenly spread over the files that are like the first one."""
     first = stacks[0]
     alike = [
         stack
         for stack in stacks
         if (stack.shape, stack.pixel_size_angstrom) == (first.shape, first.pixel_size_angstrom)
     ]
+    rows, columns = _middle(first) if are_micrographs else (slice(None), slice(None))
     ends = np.cumsum([len(stack.indices) for stack in alike])
-    picks = np.unique(np.linspace(0, ends[-1] - 1, SAMPLED_IMAGES).astype(np.int64))
-    unchanged = {(image.stack, image.image) for image in skipped}
+    limit = SAMPLED_MICROGRAPHS if are_micrographs else SAMPLED_IMAGES
+    picks = np.unique(np.linspace(0, ends[-1] - 1, limit).astype(np.int64))
+    unchanged = {(note.stack, note.image) for note in skipped}
     raw, denoised, titles = [], [], []
     for number in np.unique(np.searchsorted(ends, picks, side="right")).tolist():
         stack = alike[number]
@@ -151,10 +176,21 @@ def read_samples(stacks: Sequence[StackPlan], output_dir: Path, skipped: Sequenc
             dtype=np.int64,
         )
         with StackReader(stack.source) as source, StackReader(output_dir / stack.name) as output:
-            raw.append(source.read(stack.indices[positions]))
-            denoised.append(output.read(positions))
-        titles += [f"{index + 1}@{stack.source.name}" for index in stack.indices[positions].tolist()]
+            raw.append(source.read(stack.indices[positions])[:, rows, columns].copy())
+            denoised.append(output.read(positions)[:, rows, columns].copy())
+        names = [f"{index + 1}@{stack.source.name}" for index in stack.indices[positions].tolist()]
+        titles += [stack.source.name] * len(positions) if are_micrographs else names
     return Samples(np.concatenate(raw), np.concatenate(denoised), titles, first.pixel_size_angstrom)
+
+
+def _middle(micrograph: StackPlan) -> tuple[slice, slice]:
+    """Return rows and columns of the part of a micrograph that is shown."""
+    smallest, largest = CROP_PX
+    pixel_size = micrograph.pixel_size_angstrom
+    wanted = largest // 2 if pixel_size is None else int(CROP_ANGSTROM / pixel_size)
+    y, x = micrograph.shape
+    side = min(y, x, max(smallest, min(wanted, largest)))
+    return slice((y - side) // 2, (y + side) // 2), slice((x - side) // 2, (x + side) // 2)
 
 
 def write_record(summary: Summary, command: str | None, started: float) -> None:
@@ -174,11 +210,12 @@ def write_record(summary: Summary, command: str | None, started: float) -> None:
         "torch": torch.__version__,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": {name: round(value, 3) for name, value in summary.seconds.items()},
-        "images_per_second": round(summary.images_per_second, 1),
-        "particles": summary.n_particles,
+        "images_per_second": round(summary.images_per_second, 3),
+        summary.kind: summary.n_rows,
         "images": summary.n_images,
         "resumed_images": summary.n_resumed,
-        "skipped_images": [dataclasses.asdict(image) for image in summary.skipped],
+        "skipped_images": [dataclasses.asdict(note) for note in summary.skipped],
+        "conspicuous_images": [dataclasses.asdict(note) for note in summary.remarks],
     }
     part = part_path(summary.record)
     try:

@@ -17,7 +17,7 @@ from .cs import rewrite as rewrite_cs
 from .mrc import StackReader
 from .optics import LARGEST_INDEX, OpticsGroup, check_groups, grouping, read_optics
 from .roots import find_root
-from .star import Table, decode, encode, quote, read_tables, rewrite, unquote
+from .star import Table, decode, encode, free_label, quote, read_tables, rewrite, unquote
 
 STACK_SUFFIXES = (".mrcs", ".mrc")
 _IMAGE, _ORIGINAL, _PREVIOUS = "rlnImageName", "rlnImageOriginalName", "rlnCryohushPreviousOriginalName"
@@ -247,7 +247,7 @@ class ParticleSet:
         labels = [_IMAGE, _ORIGINAL]
         original_column = table.labels.index(_ORIGINAL) if _ORIGINAL in table.labels else None
         if original_column is not None:
-            labels.append(_free_label(table.labels))
+            labels.append(free_label(_PREVIOUS, table.labels))
         names, n_rows, n_expected = iter(image_names), 0, len(self)
 
         def edit(tokens: list[bytes]) -> tuple[bytes, ...]:
@@ -302,14 +302,6 @@ class ParticleSet:
 
     def _changed(self) -> StarError:
         return StarError("the file was changed while it was in use.", path=self.source)
-
-
-def _free_label(labels: list[str]) -> str:
-    label, number = _PREVIOUS, 1
-    while label in labels:
-        number += 1
-        label = f"{_PREVIOUS}{number}"
-    return label
 
 
 def _is_particle_table(table: Table) -> bool:

@@ -46,7 +46,7 @@ def draw_montage(
     titles: Sequence[str],
     pixel_size_angstrom: float | None,
 ) -> None:
-    """Draw a column per particle, a row each for the raw image, the denoised one and their difference.
+    """Draw a column per image, a row each for the raw image, the denoised one and their difference.
 
     The raw row has one grey scale for all its images and the residual row has the same one, so that the two
     can be compared by eye. The denoised row, whose contrast is far lower, has its own.
@@ -54,9 +54,9 @@ def draw_montage(
     Parameters
     ----------
     raw, denoised
-        `(n, y, x)`, the same particles.
+        `(n, y, x)`, the same particles or parts of micrographs.
     titles
-        One per particle.
+        One per image.
     pixel_size_angstrom
         For the scale bar, which is in pixels when this is None.
     """
@@ -65,7 +65,7 @@ def draw_montage(
     # The difference has lost the raw background level: its scale has the raw width, centred on its own mean.
     half_width, centre = (raw_range[1] - raw_range[0]) / 2, float(residual.mean())
     ranges = (raw_range, grey_range(denoised), (centre - half_width, centre + half_width))
-    # squeeze=False: also one particle gives a 2-D array of axes
+    # squeeze=False: also one image gives a 2-D array of axes
     axes = figure.subplots(3, len(raw), squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
     for row, (images, (low, high)) in enumerate(zip((raw, denoised, residual), ranges, strict=True)):
         for column, image in enumerate(images):

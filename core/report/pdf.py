@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure, SubFigure
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from ..inference.summary import Summary
 
 # A4 is 8.27 x 11.69 inches: the page gets longer only when there is much to say in text.
-PAGE_WIDTH, PICTURES_HEIGHT, SPECTRA_HEIGHT = 8.27, 4.0, 3.9
+PAGE_WIDTH, SPECTRA_HEIGHT = 8.27, 3.9
+PICTURES_HEIGHT = {"particles": 4.0, "micrographs": 7.3}
 LINE_HEIGHT, FIRST_FACT = 0.2, 2.15
 WARNING_LINE, FACT_LINE = 108, 92
-COLUMNS = 6
+# Pictures side by side, and the width of one in the PNG, inches.
+COLUMNS = {"particles": 6, "micrographs": 3}
+PICTURE_WIDTH = {"particles": 1.3, "micrographs": 4.0}
 
 TRUST = (
     "Look at, pick, sort and classify denoised particles. Refine, reconstruct, compute the FSC and deposit "
@@ -41,6 +44,7 @@ def write_report(
     headline: str,
     facts: Mapping[str, str],
     way_back: str = "",
+    kind: Literal["particles", "micrographs"] = "particles",
 ) -> tuple[Path, Path]:
     """Write `logfile.pdf` and `montage.png`, replacing those of an earlier run.
 
@@ -49,10 +53,10 @@ def write_report(
     directory
         Where to.
     raw, denoised
-        `(n, y, x)`, the same particles; none at all if none was denoised. The spectra are means over all, the
+        `(n, y, x)`, the same images; none at all if none was denoised. The spectra are means over all, the
         montage shows a few, evenly spread.
     titles
-        One per particle.
+        One per image.
     pixel_size_angstrom
         None when it is not known: scale bar and frequencies are then in pixels.
     headline
@@ -61,6 +65,8 @@ def write_report(
         What was done, as name and value.
     way_back
         How to return to the raw images in the host that the job ran in.
+    kind
+        What the images are: of micrographs fewer are shown, larger.
 
     Returns
     -------
@@ -73,18 +79,21 @@ def write_report(
         When a file cannot be written.
     """
     lines = _fact_lines(facts)
-    heights = (FIRST_FACT + LINE_HEIGHT * (len(lines) + 1), PICTURES_HEIGHT, SPECTRA_HEIGHT)
+    heights = (FIRST_FACT + LINE_HEIGHT * (len(lines) + 1), PICTURES_HEIGHT[kind], SPECTRA_HEIGHT)
     page = Figure(figsize=(PAGE_WIDTH, sum(heights)))
     text, pictures, spectra = page.subfigures(3, 1, squeeze=False, height_ratios=heights)[:, 0]
     _draw_text(text, heights[0], headline, lines, " ".join(filter(None, (TRUST, way_back))))
-    shown = np.unique(np.linspace(0, len(raw) - 1, COLUMNS).astype(int)) if len(raw) else np.arange(0)
-    width = 1.3 * max(len(shown), 1) + 0.6
-    montage = Figure(figsize=(width, 4.4))
-    montage.subplots_adjust(0.5 / width, 0.07, 0.995, 0.95)
+    shown = np.unique(np.linspace(0, len(raw) - 1, COLUMNS[kind]).astype(int)) if len(raw) else np.arange(0)
+    width = PICTURE_WIDTH[kind] * max(len(shown), 1) + 0.6
+    height = 3 * PICTURE_WIDTH[kind] + 0.2
+    # the scale bar hangs below the last picture
+    below = 0.23 + 0.07 * PICTURE_WIDTH[kind]
+    montage = Figure(figsize=(width, height + below))
+    montage.subplots_adjust(0.5 / width, below / (height + below), 0.995, 1 - 0.22 / (height + below))
     pictures.subplots_adjust(0.12, 0.07, 0.95, 0.95)
     for figure in (montage, pictures):
         if not len(shown):
-            figure.text(0.5, 0.5, "no particle was denoised", ha="center", fontsize=8)
+            figure.text(0.5, 0.5, f"none of the {kind} was denoised", ha="center", fontsize=8)
             continue
         draw_montage(
             figure,
@@ -95,7 +104,7 @@ def write_report(
         )
     if len(raw):
         axes = spectra.add_axes((0.12, 0.2, 0.8, 0.6))
-        axes.set_title(f"Power by resolution, mean of {len(raw)} particles", fontsize=9, pad=8)
+        axes.set_title(f"Power by resolution, mean of {len(raw)} {kind}", fontsize=9, pad=8)
         draw_spectra(axes, raw, denoised, pixel_size_angstrom=pixel_size_angstrom)
     return (
         _save(page, directory / PDF_NAME, format="pdf"),
@@ -112,9 +121,10 @@ def report_run(summary: Summary, command: str, *, way_back: str = "") -> tuple[P
         samples.denoised,
         titles=samples.titles,
         pixel_size_angstrom=samples.pixel_size_angstrom,
-        headline=f"{summary.n_particles} denoised particles",
+        headline=f"{summary.n_rows} denoised {summary.kind}",
         facts={**summary.facts(), **model_facts(summary.model.card), "command": command},
         way_back=way_back,
+        kind=summary.kind,
     )
 
 

@@ -31,7 +31,7 @@ def test_an_input_that_is_no_node_leaves_the_job_file(version: str) -> None:
 def test_early_betas_of_5_know_the_labels_of_4(tmp_path: Path) -> None:
     shutil.copy(job_of("4") / "job_pipeline.star", tmp_path)
     shutil.copy(job_of("5") / "job.star", tmp_path)
-    assert Project.of_job(tmp_path, PARTICLES).particles_label == LABELS["4"]
+    assert Project.of_job(tmp_path, PARTICLES).label == LABELS["4"]
 
 
 def test_a_keyword_after_the_general_label_is_left_out(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_the_table_of_outputs(
     monkeypatch.chdir(tmp_path)
     directory = Path("External/job012")
     directory.mkdir(parents=True)
-    write_output_nodes(directory, project, particles="particles.star", pdf="logfile.pdf")
+    write_output_nodes(directory, project, table="particles.star", pdf="logfile.pdf")
     lines = (directory / OUTPUT_NODES).read_text().split("\n")
     assert lines[:4] == ["", "data_output_nodes", "", "loop_"]
     assert [line.split() for line in lines[4:] if line] == rows

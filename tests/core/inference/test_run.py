@@ -107,7 +107,7 @@ def test_every_row_gets_the_denoised_image_of_its_own_raw_one(project: Path, wei
     denoised = images_of(summary.table, project)
     expected = Denoiser(load_model(weights).module)(raw)
     np.testing.assert_allclose(denoised, expected, rtol=0, atol=1e-3)
-    assert (summary.n_particles, summary.n_images, summary.n_resumed) == (13, 11, 0)
+    assert (summary.n_rows, summary.n_images, summary.n_resumed) == (13, 11, 0)
     assert sum(len(read_stack(path)) for path in summary.stacks) == 11
 
 

@@ -1,0 +1,90 @@
+"""What a micrograph is apart from its particles: the uneven level of its ice, its noise, and its defects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional
+
+from .filters import gaussian_filter
+
+BACKGROUND_SIGMA_PX = 128.0
+"""Standard deviation of the Gaussian that tells the level of the ice from everything finer."""
+
+# The level varies so slowly that one value per cell of this side is enough.
+_CELL_PX = 16
+# Side of the squares in which the noise is measured: most of them hold no contamination.
+_BLOCK_PX = 64
+# A square is deviant when its mean is so many standard deviations away, or its spread so many times as large.
+_DEVIANT_LEVEL, _DEVIANT_SPREAD = 1.0, 1.25
+# Pixels beyond this many standard deviations (contamination, hot pixels) do not make a streak.
+_STREAK_CLIP = 3.0
+_STREAK_NEIGHBOURS_PX = 16
+
+
+def background_level(image: Tensor) -> Tensor:
+    """The level of the ice in an image `(y, x)`: a Gaussian blur with `BACKGROUND_SIGMA_PX`.
+
+    It is computed on cells of 16 px and interpolated: a difference far below the noise, and quick.
+    """
+    y, x = image.shape
+    cells = functional.adaptive_avg_pool2d(image[None], (-(-y // _CELL_PX), -(-x // _CELL_PX)))
+    smooth = gaussian_filter(cells, BACKGROUND_SIGMA_PX / _CELL_PX)
+    level: Tensor = functional.interpolate(smooth[None], size=(y, x), mode="bicubic", align_corners=False)
+    return level[0, 0]
+
+
+@dataclass(frozen=True)
+class NoiseStatistics:
+    """The noise of a micrograph whose background level was removed.
+
+    Attributes
+    ----------
+    std
+        Standard deviation: the median over squares of 64 px, which contamination does not reach.
+    deviant_share
+        Share of the squares whose mean or spread stands out.
+    streak
+        How far the most conspicuous row or column stands out of its neighbours, in standard deviations.
+    """
+
+    std: float
+    deviant_share: float
+    streak: float
+
+
+def noise_statistics(residual: Tensor, image: Tensor) -> NoiseStatistics:
+    """Measure the noise of a micrograph `(y, x)`.
+
+    Parameters
+    ----------
+    residual
+        The micrograph less `background_level`.
+    image
+        The micrograph less its mean: its level may stand out, too.
+    """
+    side = min(_BLOCK_PX, *residual.shape)
+
+    def block_means(values: Tensor) -> Tensor:
+        return functional.avg_pool2d(values[None], side)[0]
+
+    mean = block_means(residual)
+    # the mean square is as exact as the variance here: the residual has no offset to cancel
+    spread = (block_means(residual.square()) - mean.square()).clamp_min(0.0).sqrt()
+    std = float(spread.median())
+    if not std > 0:
+        return NoiseStatistics(std, 0.0, 0.0)
+    level = block_means(image)
+    deviant = (level - level.median()).abs() > _DEVIANT_LEVEL * std
+    deviant |= spread > _DEVIANT_SPREAD * std
+    clipped = (residual / std).clamp(-_STREAK_CLIP, _STREAK_CLIP)
+    streak = max(_largest_step(clipped.mean(0)), _largest_step(clipped.mean(1)))
+    return NoiseStatistics(std, float(deviant.float().mean()), streak)
+
+
+def _largest_step(line: Tensor) -> float:
+    """Largest distance of a value of `(n,)` from the median of its neighbours."""
+    reach = min(_STREAK_NEIGHBOURS_PX, len(line) - 1)
+    padded = functional.pad(line[None, None], (reach, reach), mode="reflect")[0, 0]
+    return float((line - padded.unfold(0, 2 * reach + 1, 1).median(-1).values).abs().max())

@@ -1,0 +1,120 @@
+"""Micrographs in, denoised micrographs out, with the input's contrast, grey scale and uneven ice."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..imaging.background import NoiseStatistics, background_level, noise_statistics
+from .denoiser import Denoiser, keep_above
+from .tiling import TILE_PX, plan_tiles, run_in_tiles
+
+# From here on a user is told that what is seen in parts of the micrograph may not be what it seems.
+DEVIANT_SHARE = 0.1
+STREAK = 0.5
+# A spread below this share of the mean is rounding.
+_CONSTANT_SHARE = 1e-6
+
+
+class MicrographDenoiser:
+    """A denoiser for whole micrographs, which go through its network in tiles.
+
+    The level of the ice is taken off before the network and put back after it: it was trained on boxes whose
+    background is 0. A micrograph has one normalisation, so tiles join without seams.
+
+    Parameters
+    ----------
+    denoiser
+        Runs the network.
+    at_once
+        How many tiles it gets.
+    executor
+        Where tiles run side by side; None runs them one after the other.
+    tile_px
+        Largest side of a tile.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        at_once: int = 1,
+        executor: Executor | None = None,
+        tile_px: int = TILE_PX,
+    ) -> None:
+        self._denoiser, self._at_once, self._executor, self._tile_px = denoiser, at_once, executor, tile_px
+
+    def denoise(
+        self, image: NDArray[np.float32], *, blend: float = 0.0, keep_above_px: float | None = None
+    ) -> tuple[NDArray[np.float32], str | None, str | None]:
+        """Denoise a micrograph.
+
+        Parameters
+        ----------
+        image
+            `(y, x)`, any size, protein white.
+        blend, keep_above_px
+            As in `Denoiser.denoise`.
+
+        Returns
+        -------
+        denoised
+            `(y, x)` float32.
+        problem
+            Why the micrograph cannot be denoised; it is then returned unchanged.
+        remark
+            What is conspicuous about it.
+        """
+        with torch.inference_mode():
+            raw = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)).to(self._denoiser.device)
+            mean = raw.mean()
+            if not torch.isfinite(mean):
+                return image, _why_not_finite(raw), None
+            centred = raw - mean
+            level = background_level(centred)
+            residual = centred - level
+            noise = noise_statistics(residual, centred)
+            if not noise.std > _CONSTANT_SHARE * float(mean.abs()):
+                return image, _why_constant(raw), None
+            denoised = self._network(residual.div_(noise.std)).mul_(noise.std).add_(level).add_(mean)
+            if blend:
+                denoised = torch.lerp(denoised, raw, blend)
+            if keep_above_px is not None:
+                denoised = keep_above(denoised, raw, keep_above_px)
+            return denoised.cpu().numpy(), None, _remark(noise)
+
+    def _network(self, image: Tensor) -> Tensor:
+        stride, reach = self._denoiser.stride, self._denoiser.receptive_field_px
+        tiling = plan_tiles((image.shape[0], image.shape[1]), stride, reach, self._tile_px)
+        return run_in_tiles(image, tiling, self._denoiser.run, at_once=self._at_once, executor=self._executor)
+
+
+def _why_not_finite(raw: Tensor) -> str:
+    if torch.isfinite(raw).all():
+        return "the pixel values are too large for single precision."
+    return "the micrograph holds NaN or infinite pixels."
+
+
+def _why_constant(raw: Tensor) -> str:
+    if raw.min() == raw.max():
+        return f"the micrograph is constant: every pixel is {float(raw[0, 0]):g}."
+    return "the micrograph is constant over more than half of its area, so its noise is unknown."
+
+
+def _remark(noise: NoiseStatistics) -> str | None:
+    remarks = []
+    if noise.streak > STREAK:
+        remarks.append(
+            f"a row or column stands out by {noise.streak:.1f} standard deviations of the noise: "
+            "a wrong gain reference or a detector defect?"
+        )
+    if noise.deviant_share > DEVIANT_SHARE:
+        remarks.append(
+            f"{100 * noise.deviant_share:.0f} % of the area differs much from the rest in brightness or "
+            "contrast: contamination, carbon or steep ice?"
+        )
+    return " ".join(remarks) or None
