@@ -2,8 +2,9 @@
 
 The clean image y is destroyed by noise, `y_g = sqrt(g) y + sqrt(1 - g) e`, where g falls from 1 to nearly 0.
 A network learns e from y_g, g and the noisy observation x (eq. 6 of [1]_); going backwards from pure noise,
-it draws an image that is likely given x. One draw looks sharp but has twice the squared error of the posterior
-mean; the mean of k draws has 1 + 1/k times that error, and their spread tells what the model is unsure of.
+it draws an image that is likely given x. One draw looks sharp but has twice the squared error of the
+posterior mean; the mean of k draws has 1 + 1/k times that error, and their spread tells what the model is
+unsure of.
 
 References
 ----------
@@ -45,6 +46,19 @@ class _ConditionedBlock(nn.Module):
         return x + residual
 
 
+class _ConditionedBlocks(nn.Module):
+    """Several conditioned blocks in a row."""
+
+    def __init__(self, width: int, level_width: int, count: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_ConditionedBlock(width, level_width) for _ in range(count))
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, level)
+        return x
+
+
 class NoisePredictor(nn.Module):
     """U-Net that predicts the noise e in y_g from y_g, the observation and the noise level.
 
@@ -74,12 +88,10 @@ class NoisePredictor(nn.Module):
         )
         self.stem = nn.Conv2d(2 * cell, widths[0], 3, padding=1)
 
-        def column(width: int, count: int) -> nn.ModuleList:
-            return nn.ModuleList(_ConditionedBlock(width, level_width) for _ in range(count))
-
         pairs = list(pairwise(widths))
-        self.down_blocks = nn.ModuleList(column(*size) for size in zip(widths, blocks, strict=True))
-        self.up_blocks = nn.ModuleList(column(*size) for size in zip(widths[:-1], blocks[:-1], strict=True))
+        sizes = list(zip(widths, blocks, strict=True))
+        self.down_blocks = nn.ModuleList(_ConditionedBlocks(w, level_width, count) for w, count in sizes)
+        self.up_blocks = nn.ModuleList(_ConditionedBlocks(w, level_width, count) for w, count in sizes[:-1])
         self.downs = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
         self.ups = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairs)
         self.head = nn.Conv2d(widths[0], cell, 3, padding=1)
@@ -90,16 +102,12 @@ class NoisePredictor(nn.Module):
         x = self.stem(torch.cat([self.unshuffle(noised), self.unshuffle(observation)], dim=1))
         skips: list[Tensor] = []
         for number, down in enumerate(self.downs):
-            for block in self.down_blocks[number]:  # type: ignore[union-attr]
-                x = block(x, embedded)
+            x = self.down_blocks[number](x, embedded)
             skips.append(x)
             x = down(x)
-        for block in self.down_blocks[-1]:  # type: ignore[union-attr]
-            x = block(x, embedded)
+        x = self.down_blocks[-1](x, embedded)
         for number in reversed(range(len(self.ups))):
-            x = self.ups[number](x) + skips[number]
-            for block in self.up_blocks[number]:  # type: ignore[union-attr]
-                x = block(x, embedded)
+            x = self.up_blocks[number](self.ups[number](x) + skips[number], embedded)
         out: Tensor = self.shuffle(self.head(x))
         return out
 

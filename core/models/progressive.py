@@ -84,7 +84,8 @@ class ProgressiveAutoencoder(nn.Module):
             features = self.decoders[level](_enlarged(features))
             if level == newest and self.share < 1:
                 older = _enlarged(self.to_image[level + 1](coarse))
-                return self.share * self.to_image[newest](features) + (1 - self.share) * older
+                mixed: Tensor = self.share * self.to_image[newest](features) + (1 - self.share) * older
+                return mixed
         out: Tensor = self.to_image[newest](features)
         return out
 
