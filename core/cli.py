@@ -228,7 +228,7 @@ def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
     if summary.skipped:
         _say(f"{len(summary.skipped)} bad images went through unchanged: see {summary.record}")
     for note in summary.remarks[:WARNINGS]:
-        _say(f"warning: {note.stack}: {note.text}")
+        _say(f"warning: {note.stack}: {note.problem}")
     if summary.remarks:
         _say(f"{len(summary.remarks)} conspicuous images: see {summary.record}")
     for path in (summary.table, *([] if summary.table else summary.stacks), summary.record):

@@ -100,7 +100,7 @@ def denoise(
 
 def _warn(what: str, notes: Sequence[ImageNote], in_all: str) -> None:
     for note in notes[:WARNINGS]:
-        print(f"WARNING: {what}: {note.image}@{note.stack}: {note.text}", file=sys.stderr)
+        print(f"WARNING: {what}: {note.image}@{note.stack}: {note.problem}", file=sys.stderr)
     if notes:
         print(f"WARNING: {len(notes)} {in_all}", file=sys.stderr)
 

@@ -24,6 +24,7 @@ from ..io.files import part_path, writing_failed
 from ..io.manifest import MANIFEST_NAME, Manifest
 from ..io.micrographs import MicrographSet
 from ..io.mrc import WriterState
+from ..io.particles import ParticleSet
 from ..models.weights import LoadedModel, load_model
 from .denoiser import Denoiser
 from .devices import (
@@ -437,11 +438,10 @@ def _box(shape: tuple[int, int]) -> str:
 def _write_table(images: ImageSet, stacks: Sequence[StackPlan], output_dir: Path) -> Path | None:
     if not images.has_table:
         return None
-    is_micrographs = isinstance(images, MicrographSet)
-    if not is_micrographs and images.is_cs:
+    if isinstance(images, ParticleSet) and images.is_cs:
         images.write_cs(output_dir / CS_TABLE_NAME, [stack.name for stack in stacks])
         return output_dir / CS_TABLE_NAME
-    path = output_dir / (MICROGRAPH_TABLE_NAME if is_micrographs else TABLE_NAME)
+    path = output_dir / (TABLE_NAME if isinstance(images, ParticleSet) else MICROGRAPH_TABLE_NAME)
     images.write(
         path,
         written_image_names(images, stacks, output_dir),

@@ -41,11 +41,11 @@ Images = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ImageNote:
-    """What is to be said of an image: its stack, 1-based number in it, and the text."""
+    """What is wrong or conspicuous with an image: its stack, and 1-based number in it."""
 
     stack: str
     image: int
-    text: str
+    problem: str
 
 
 @dataclass
@@ -256,7 +256,7 @@ class _Output:
     def _skip(self, note: ImageNote) -> None:
         if not self._skip_bad:
             raise ImageError(
-                note.text,
+                note.problem,
                 path=note.stack,
                 image=note.image,
                 remedy="Remove it, or ask for skip_bad to pass such images through unchanged.",
@@ -283,7 +283,7 @@ class _Output:
     def checkpoint(self) -> None:
         """Bring what is written to disk, so that a run killed from now on goes on from here."""
         if self._writer is not None and self._writer.state.written:
-            notes = [[note.stack, note.image, note.text, unchanged] for note, unchanged in self._notes]
+            notes = [[note.stack, note.image, note.problem, unchanged] for note, unchanged in self._notes]
             self._manifest.record(self._name, self._writer.checkpoint(), notes)
         self._last_checkpoint = time.monotonic()
 

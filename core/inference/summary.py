@@ -163,7 +163,8 @@ def read_samples(
     limit = SAMPLED_MICROGRAPHS if are_micrographs else SAMPLED_IMAGES
     picks = np.unique(np.linspace(0, ends[-1] - 1, limit).astype(np.int64))
     unchanged = {(note.stack, note.image) for note in skipped}
-    raw, denoised, titles = [], [], []
+    raw, denoised = [], []
+    titles: list[str] = []
     for number in np.unique(np.searchsorted(ends, picks, side="right")).tolist():
         stack = alike[number]
         begin = int(ends[number]) - len(stack.indices)
