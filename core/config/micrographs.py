@@ -19,6 +19,12 @@ _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Range = Annotated[tuple[_NotNegative, _NotNegative], AfterValidator(_rising)]
 
 
+def _positive(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] <= 0:
+        raise ValueError("should be greater than 0")
+    return limits
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,7 +41,8 @@ class MicrographSettings(_Section):
     amplitude_contrast
         It also sets how much thickness takes from the beam (`imaging.micrograph`).
     exposure_electrons_per_square_angstrom
-        Electrons that reach the specimen, e/Å²: the noise.
+        Electrons that count: exposure, e/Å², times the detector's efficiency and the share of them that an
+        unfiltered beam did not lose to inelastic scattering. They set the noise.
     b_factor_square_angstrom
         Envelope of everything but the counting noise: motion, damage, coherence, detector. Dose-weighted,
         motion-corrected micrographs have 60 to 150, sums of frames that were not aligned 200 and more.
@@ -76,7 +83,7 @@ class MicrographSettings(_Section):
     amplitude_contrast: float = Field(0.1, ge=0, lt=1)
     defocus_angstrom: Range = (8000.0, 25000.0)
     astigmatism_angstrom: Range = (0.0, 500.0)
-    exposure_electrons_per_square_angstrom: _Positive = 50.0
+    exposure_electrons_per_square_angstrom: Annotated[Range, AfterValidator(_positive)] = (20.0, 50.0)
     b_factor_square_angstrom: Range = (80.0, 200.0)
     detector_roll_off: float = Field(0.15, ge=0, lt=1)
     particles_per_square_micrometre: Range = (2000.0, 5000.0)
@@ -89,8 +96,8 @@ class MicrographSettings(_Section):
     carbon_thickness_angstrom: Range = (120.0, 200.0)
     hole_diameter_angstrom: _Positive = 12000.0
     discs_per_square_micrometre: _NotNegative = 40.0
-    disc_radius_angstrom: Range = (50.0, 200.0)
-    disc_thickness_angstrom: Range = (100.0, 500.0)
+    disc_radius_angstrom: Range = (50.0, 150.0)
+    disc_thickness_angstrom: Range = (100.0, 400.0)
     depth_layers: int = Field(3, ge=1)
 
 

@@ -219,8 +219,8 @@ def simulate_micrograph(
     squared = (frequency_grid(canvas.shape) / pixel_size).square_()
     contrast = torch.fft.irfft2(transform * torch.exp(-b_factor / 4 * squared), s=canvas.shape)
     del transform, squared
-    electrons = settings.exposure_electrons_per_square_angstrom * pixel_size**2
-    expected = canvas.crop(contrast).mul_(-2).exp_().mul_(electrons)
+    exposure = uniform(1, settings.exposure_electrons_per_square_angstrom, generator).item()
+    expected = canvas.crop(contrast).mul_(-2).exp_().mul_(exposure * pixel_size**2)
     labels, particles = _truth(canvas, contaminated, silhouettes, particles)
 
     noise = poisson(expected, image_generator(seed, index, "counts")).sub_(expected)
