@@ -45,12 +45,15 @@ class NoiseStatistics:
         Standard deviation: the median over squares of 64 px, which contamination does not reach.
     deviant_share
         Share of the squares whose mean or spread stands out.
+    constant_share
+        Share of the squares that hold nothing but one value.
     streak
         How far the most conspicuous row or column stands out of its neighbours, in standard deviations.
     """
 
     std: float
     deviant_share: float
+    constant_share: float
     streak: float
 
 
@@ -73,14 +76,16 @@ def noise_statistics(residual: Tensor, image: Tensor) -> NoiseStatistics:
     # the mean square is as exact as the variance here: the residual has no offset to cancel
     spread = (block_means(residual.square()) - mean.square()).clamp_min(0.0).sqrt()
     std = float(spread.median())
+    highest, lowest = (functional.max_pool2d(values[None], side) for values in (image, -image))
+    constant_share = float((highest == -lowest).float().mean())
     if not std > 0:
-        return NoiseStatistics(std, 0.0, 0.0)
+        return NoiseStatistics(std, 0.0, constant_share, 0.0)
     level = block_means(image)
     deviant = (level - level.median()).abs() > _DEVIANT_LEVEL * std
     deviant |= spread > _DEVIANT_SPREAD * std
     clipped = (residual / std).clamp(-_STREAK_CLIP, _STREAK_CLIP)
     streak = max(_largest_step(clipped.mean(0)), _largest_step(clipped.mean(1)))
-    return NoiseStatistics(std, float(deviant.float().mean()), streak)
+    return NoiseStatistics(std, float(deviant.float().mean()), constant_share, streak)
 
 
 def _largest_step(line: Tensor) -> float:

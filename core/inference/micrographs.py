@@ -16,8 +16,10 @@ from .tiling import TILE_PX, plan_tiles, run_in_tiles
 # From here on a user is told that what is seen in parts of the micrograph may not be what it seems.
 DEVIANT_SHARE = 0.1
 STREAK = 0.5
+# With more of it constant, the noise that is measured is not the noise.
+LARGEST_CONSTANT_SHARE = 0.4
 # A spread below this share of the mean is rounding.
-_CONSTANT_SHARE = 1e-6
+_CONSTANT_SPREAD = 1e-6
 
 
 class MicrographDenoiser:
@@ -78,7 +80,8 @@ class MicrographDenoiser:
             level = background_level(centred)
             residual = centred - level
             noise = noise_statistics(residual, centred)
-            if not noise.std > _CONSTANT_SHARE * float(mean.abs()):
+            is_rounding = not noise.std > _CONSTANT_SPREAD * float(mean.abs())
+            if is_rounding or noise.constant_share > LARGEST_CONSTANT_SHARE:
                 return image, _why_constant(raw), None
             denoised = self._network(residual.div_(noise.std)).mul_(noise.std).add_(level).add_(mean)
             if blend:
@@ -102,7 +105,7 @@ def _why_not_finite(raw: Tensor) -> str:
 def _why_constant(raw: Tensor) -> str:
     if raw.min() == raw.max():
         return f"the micrograph is constant: every pixel is {float(raw[0, 0]):g}."
-    return "the micrograph is constant over more than half of its area, so its noise is unknown."
+    return "the micrograph is constant over about half of its area or more, so its noise is unknown."
 
 
 def _remark(noise: NoiseStatistics) -> str | None:

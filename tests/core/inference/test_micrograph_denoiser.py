@@ -1,0 +1,83 @@
+"""A micrograph keeps its grey scale, its ice and its size, and tells what is wrong with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cryohush.core.inference.denoiser import Denoiser
+from cryohush.core.inference.micrographs import MicrographDenoiser
+from cryohush.core.models.weights import LoadedModel
+
+
+def noise(y: int = 300, x: int = 270) -> NDArray[np.float32]:
+    return np.random.default_rng(4).standard_normal((y, x), dtype=np.float32)
+
+
+@pytest.fixture
+def denoiser(model: LoadedModel) -> MicrographDenoiser:
+    return MicrographDenoiser(Denoiser(model.module), tile_px=128)
+
+
+def test_the_grey_scale_is_kept(denoiser: MicrographDenoiser) -> None:
+    """Raw counts: their mean is a thousand times their noise, whose last digits single precision cuts."""
+    denoised, problem, remark = denoiser.denoise(noise())
+    counts, *_ = denoiser.denoise(6800 + 8 * noise())
+    assert (problem, remark) == (None, None)
+    assert denoised.shape == (300, 270)
+    np.testing.assert_allclose((counts - 6800) / 8, denoised, rtol=0, atol=5e-3)
+
+
+def test_a_gradient_of_the_ice_passes_by_the_network(denoiser: MicrographDenoiser) -> None:
+    ramp = np.linspace(-1, 1, 1024, dtype=np.float32)[None, :].repeat(1024, 0)
+    raw = noise(1024, 1024)
+    flat, *_ = denoiser.denoise(raw)
+    tilted, _, remark = denoiser.denoise(raw + 8 * ramp)
+    # away from the left and right edges, where a blur bends a ramp
+    difference = (tilted - flat - 8 * ramp)[:, 384:-384]
+    # the network would answer to the level: within 5 % of the ramp's height it does not
+    assert np.abs(difference).max() < 0.05 * 8
+    assert remark is not None
+    assert "differs much" in remark
+
+
+def test_blending_all_of_the_raw_image_gives_it_back(denoiser: MicrographDenoiser) -> None:
+    np.testing.assert_allclose(denoiser.denoise(noise(), blend=1.0)[0], noise(), rtol=0, atol=1e-5)
+
+
+def test_what_is_finer_than_asked_for_stays_raw(denoiser: MicrographDenoiser) -> None:
+    kept, raw = denoiser.denoise(noise(), keep_above_px=20.0)[0], noise()
+    beyond = np.fft.rfftfreq(270) > 1 / 20
+    transforms = [np.fft.rfft2(image, norm="ortho")[:, beyond] for image in (kept, raw)]
+    np.testing.assert_allclose(*transforms, rtol=0, atol=1e-4)
+    assert np.abs(kept - raw).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda image: image.__setitem__((3, 4), np.nan), "NaN or infinite"),
+        (lambda image: image.__setitem__((3, 4), np.inf), "NaN or infinite"),
+        (lambda image: image.fill(7.0), "constant: every pixel is 7"),
+        (lambda image: image[:200].fill(7.0), "constant over about half"),
+    ],
+)
+def test_what_cannot_be_denoised_comes_back_unchanged(
+    denoiser: MicrographDenoiser, change: object, problem: str
+) -> None:
+    raw = noise()
+    change(raw)  # type: ignore[operator]
+    denoised, found, _ = denoiser.denoise(raw)
+    assert found is not None
+    assert problem in found
+    np.testing.assert_array_equal(denoised, raw)
+
+
+def test_a_streak_of_a_wrong_gain_reference_is_remarked(denoiser: MicrographDenoiser) -> None:
+    raw = noise()
+    raw[:, 100] += 2.0
+    _, problem, remark = denoiser.denoise(raw)
+    assert problem is None
+    assert remark is not None
+    assert "gain" in remark
