@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 [ -x .venv-tests/bin/python ] || "$python" -m venv .venv-tests
 .venv-tests/bin/python -m pip install --quiet --disable-pip-version-check \
-    --constraint constraints.txt '.[train,evaluate,test]'
+    --constraint constraints.txt '.[train,evaluate,baselines,test]'
 
 .venv-tests/bin/ruff check .
 .venv-tests/bin/ruff format --check .

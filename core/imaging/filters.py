@@ -127,7 +127,9 @@ def background_power(images: Tensor, radius_px: float) -> Tensor:
     mean, _ = background_statistics(images, radius_px)
     background = (images - mean[:, None, None]) * mask
     power = torch.fft.rfft2(background, norm="ortho").abs().square().mean(0)
-    return ring_mean(power, shape) / mask.float().mean()
+    rings = ring_mean(power, shape) / mask.float().mean()
+    rings[0] = rings[1]  # the mean was taken away
+    return rings
 
 
 def wiener_gain(noise_power: Tensor, total_power: Tensor) -> Tensor:
