@@ -22,8 +22,8 @@ REFINEMENTS = 2
 class Poses:
     """Rotations `(n, 3, 3)`, shifts `(n, 2)` (y, x) in pixels, and scores `(n,)`.
 
-    A score is the correlation of image and template over the template's norm. References can be compared by it
-    on one image: half its square is the log likelihood ratio at the contrast that fits best.
+    A score is the product of image and template over the template's norm. References can be compared by it on
+    one image: half its square is the log likelihood ratio at the contrast that fits best.
     """
 
     rotations: Tensor

@@ -95,9 +95,8 @@ def main() -> None:
     denoised, denoised_noise = (run_model(model, images, arguments) for images in (raw, noise))
     log("simulated and denoised")
     reference = Reference(truth, arguments.search_box, arguments.order, LARGEST_SHIFT_PX)
-    of_raw, of_noise = (find_poses(images, optics, reference) for images in (raw, noise))
-    of_denoised, of_denoised_noise = (
-        find_poses(images, optics, reference, denoised=True) for images in (denoised, denoised_noise)
+    of_raw, of_denoised, of_noise, of_denoised_noise = (
+        find_poses(images, optics, reference) for images in (raw, denoised, noise, denoised_noise)
     )
     log("poses found")
     conditions = [
@@ -129,7 +128,7 @@ def main() -> None:
             row["relion"] = figures(relion, truth, mask, pixel_size)
             row["fsc_between_programs"] = fourier_shell_correlation(halves[0], relion[0]).tolist()
         rows.append({"condition": condition.name, "holds_particles": condition.holds_particles, **row})
-        log(condition.name)
+        log(f"{condition.name}: {row['half_set_resolution_angstrom']:.1f} Å by half sets")
     result: dict[str, Any] = {
         "structure": name,
         "model": {"name": arguments.model, "sha256": model.sha256},
@@ -159,8 +158,8 @@ def parse_arguments() -> argparse.Namespace:
         "--class-particles", type=int, default=500, help="of both structures together (default: 500)"
     )
     parser.add_argument("--model", default="general", help="name or .safetensors file (default: general)")
-    parser.add_argument("--particles", type=int, default=2000, help="in both half sets (default: 2000)")
-    parser.add_argument("--snr", type=float, default=0.1, help="variance over the box (default: 0.1)")
+    parser.add_argument("--particles", type=int, default=1000, help="in both half sets (default: 1000)")
+    parser.add_argument("--snr", type=float, default=0.03, help="variance over the box (default: 0.03)")
     parser.add_argument("--box", type=int, default=64, help="side of the images in pixels (default: 64)")
     parser.add_argument("--diameter-share", type=float, default=0.65, help="of the box (default: 0.65)")
     parser.add_argument(
@@ -228,10 +227,9 @@ def run_model(model: LoadedModel, images: Tensor, arguments: argparse.Namespace)
     return denoise(model, images, arguments.device, arguments.precision)
 
 
-def find_poses(images: Tensor, optics: Optics, reference: Reference, *, denoised: bool = False) -> Poses:
-    """Raw images are compared in units of their noise, of which denoised ones have as good as none left."""
-    power = noise_power(reference.box_px, 0.5 * reference.reduction)
-    return reference.poses(images, optics, torch.ones_like(power) if denoised else power)
+def find_poses(images: Tensor, optics: Optics, reference: Reference) -> Poses:
+    """Raw and denoised images are compared alike, in units of the raw images' noise."""
+    return reference.poses(images, optics, noise_power(reference.box_px, 0.5 * reference.reduction))
 
 
 def wiener_filtered(images: Tensor, fitted_to: Sequence[slice]) -> Tensor:
@@ -372,7 +370,7 @@ def tell_classes_apart(model: LoadedModel, arguments: argparse.Namespace) -> dic
     for volume in volumes:
         reference = Reference(volume, arguments.search_box, arguments.order, LARGEST_SHIFT_PX)
         scores_raw.append(find_poses(raw, optics, reference).score)
-        scores_denoised.append(find_poses(denoised, optics, reference, denoised=True).score)
+        scores_denoised.append(find_poses(denoised, optics, reference).score)
 
     def accuracy(scores: Sequence[Tensor]) -> float:
         return float(((scores[1] > scores[0]) == of_second).float().mean())
