@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cryohush {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_denoise(commands.add_parser("denoise", help="denoise particles or micrographs"))
+    _add_simulate(commands.add_parser("simulate", help="simulate particles or micrographs"))
     _add_train(commands.add_parser("train", help="train a network"))
     _add_models(commands.add_parser("models", help="list the shipped models, or tell about one"))
     return parser
@@ -111,20 +112,40 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Simulate particle images from structures, noisy and clean, with STAR tables; or whole micrographs, "
+        "if the configuration says `kind: micrographs`."
+    )
+    parser.set_defaults(work=_simulate)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the result goes")
+    parser.add_argument(
+        "--device", metavar="DEVICE", default="auto", help="auto, cpu or cuda:N (default: %(default)s)"
+    )
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
+    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
+    _add_overrides(parser)
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a network on particles simulated from atomic models."
     parser.set_defaults(work=_train)
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a shipped preset: general")
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the weights go")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         dest="overrides",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="replace an entry of the configuration, e.g. optimisation.steps=100; may be repeated "
-        "(default: none)",
+        help="replace an entry of the configuration, e.g. seed=2; may be repeated (default: none)",
     )
 
 
@@ -267,6 +288,52 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
             bar.update(done - bar.n)
 
         yield draw
+
+
+def _simulate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.load import load_kind
+    from .config.micrographs import MicrographsConfig
+    from .config.simulate import ParticlesConfig
+
+    kinds = {"particles": ParticlesConfig, "micrographs": MicrographsConfig}
+    config = load_kind(arguments.config, kinds, arguments.overrides)
+    try:
+        from .imaging.micrograph_set import simulate_micrographs
+        from .imaging.simulate_set import simulate_particles
+    except ModuleNotFoundError as error:
+        raise CryohushError(f"simulating needs {error.name}: pip install 'cryohush[train]'") from error
+
+    if isinstance(config, MicrographsConfig):
+        if arguments.resume or arguments.overwrite or arguments.device not in ("auto", "cpu"):
+            raise CryohushError("micrographs are simulated on the CPU, without --resume and --overwrite.")
+        with _progress() as progress:
+            table = simulate_micrographs(
+                config, arguments.output, log=_say, progress=progress, should_stop=should_stop
+            )
+        _say(f"wrote {table}")
+    elif isinstance(config, ParticlesConfig):
+        from .inference.devices import resolve_devices
+
+        device = resolve_devices(arguments.device)[0]
+        _say(f"device {device}")
+        with _progress() as progress:
+            summary = simulate_particles(
+                config,
+                arguments.output,
+                device=device,
+                resume=arguments.resume,
+                overwrite=arguments.overwrite,
+                progress=progress,
+                should_stop=should_stop,
+                log=_say,
+                command=arguments.command_line,
+            )
+        _say(
+            f"{summary.n_images} images in {summary.seconds['total']:.1f} s; without the time for volumes, "
+            f"{summary.images_per_second:.0f} per second"
+        )
+        for path in (*summary.tables, summary.record):
+            _say(f"wrote {path}")
 
 
 def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:

@@ -54,6 +54,27 @@ def load_yaml(path: str | Path, model: type[Model], overrides: Sequence[str] = (
         If the file is missing or not YAML, or a key or value does not fit; names all that do not, and for an
         unknown key the nearest valid one.
     """
+    return validate(_read(path, overrides), model, str(path))
+
+
+def load_kind(
+    path: str | Path, models: Mapping[str, type[BaseModel]], overrides: Sequence[str] = ()
+) -> BaseModel:
+    """Read a YAML file into the model that its entry `kind` names; without one, into the first model.
+
+    Raises
+    ------
+    ConfigurationError
+        As `load_yaml`, or if the kind is unknown.
+    """
+    values = _read(path, overrides)
+    kind = values.get("kind", next(iter(models)))
+    if kind not in models:
+        raise ConfigurationError(f"{path}: kind: expected {' or '.join(models)}, found {kind!r}")
+    return validate(values, models[kind], str(path))
+
+
+def _read(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -66,7 +87,7 @@ def load_yaml(path: str | Path, model: type[Model], overrides: Sequence[str] = (
         raise ConfigurationError(f"{path}: expected `key: value` lines, found a {type(values).__name__}.")
     for override in overrides:
         _override(values, override)
-    return validate(values, model, str(path))
+    return values
 
 
 def validate(values: Mapping[str, Any], model: type[Model], source: str) -> Model:

@@ -204,8 +204,6 @@ class ParticlesConfig(_Section):
         Write `rlnRandomSubset`.
     outputs
         The stacks: `noisy`; `ctf_only`, the same without noise; `clean`, without CTF and envelope too.
-    chunk_images
-        Images made at once; no pixel depends on it.
     seed
         With the number of an image it fixes everything that is drawn for it.
     """
@@ -226,7 +224,6 @@ class ParticlesConfig(_Section):
     normalise: bool = True
     half_sets: bool = True
     outputs: Annotated[tuple[Output, ...], _NotEmpty] = ("noisy", "ctf_only", "clean")
-    chunk_images: int = Field(64, gt=0)
     seed: int = Field(1, ge=0)
 
     @model_validator(mode="after")
