@@ -138,7 +138,8 @@ def unbiased_mean_squared_error(
     ) / (shape[0] * shape[1])
     power = torch.as_tensor(noise_power, dtype=twin.dtype, device=twin.device)
     distance = torch.fft.rfft2(denoised - twin, norm="ortho").abs().square()
-    return ((distance - power) * weight).sum((-2, -1))
+    error: Tensor = ((distance - power) * weight).sum((-2, -1))
+    return error
 
 
 def bootstrap_score(

@@ -89,7 +89,7 @@ def pick_blobs(
     if spread == 0:
         return Picks(torch.zeros(0, 2), torch.zeros(0))
     height = (response - median) / spread
-    found = peak_local_max(
+    found = peak_local_max(  # type: ignore[no-untyped-call]
         height,
         min_distance=max(1, round((distance_px or 0.7 * diameter_px) / block)),
         threshold_abs=threshold,
@@ -120,7 +120,9 @@ def pick_by_mean_shift(
     reduced, block = _reduced(micrograph, diameter_px / _CLUSTER_DIAMETER_PX)
     if reduced.min() == reduced.max():
         return Picks(torch.zeros(0, 2), torch.zeros(0))
-    bright = np.argwhere(reduced > (threshold_otsu(reduced) if threshold is None else threshold))
+    if threshold is None:
+        threshold = threshold_otsu(reduced)  # type: ignore[no-untyped-call]
+    bright = np.argwhere(reduced > threshold)
     if not len(bright):
         return Picks(torch.zeros(0, 2), torch.zeros(0))
     radius = diameter_px / 2 / block

@@ -78,9 +78,8 @@ class PoseMatcher:
         self._inside = ((ring > 0) & (ring <= limit)).flatten()
         # with the root of its weight on either side a product of half transforms is one of whole ones
         self._weight = hermitian_weight(shape).sqrt().expand(self.box_px, -1).flatten()[self._inside]
-        y, x = torch.fft.fftfreq(self.box_px)[:, None], torch.fft.rfftfreq(self.box_px)[None, :]
-        frequencies = torch.stack(torch.broadcast_tensors(y, x), -1).reshape(-1, 2)
-        self._frequencies = frequencies[self._inside]
+        y, x = torch.fft.fftfreq(self.box_px), torch.fft.rfftfreq(self.box_px)
+        self._frequencies = torch.cartesian_prod(y, x)[self._inside]
 
     def __call__(self, images: Tensor, transfer: Tensor | None = None, *, at_once: int = 64) -> Poses:
         """Match `(n, y, x)` images.
@@ -135,7 +134,7 @@ class PoseMatcher:
         norm = data.abs().square().sum(1).sqrt()
         best = torch.full((n,), -torch.inf)
         shift, orientation = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
-        for index in torch.arange(self.grid.n_orientations).split(_ORIENTATIONS_AT_ONCE):
+        for index in torch.split(torch.arange(self.grid.n_orientations), _ORIENTATIONS_AT_ONCE):
             templates = torch.view_as_real(self._templates(index))
             power = ctf.square() @ templates.square().sum(-1).T
             product = (rows @ templates.flatten(1).T).reshape(n, n_shifts, -1)
