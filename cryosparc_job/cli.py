@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
@@ -164,7 +165,8 @@ def _denoise(arguments: argparse.Namespace, secrets: list[str]) -> int:
         scratch=arguments.scratch,
         command=arguments.command_line,
     )
-    return denoise(_sign_in(arguments, secrets), request)
+    with contextlib.closing(_sign_in(arguments, secrets)) as instance:
+        return denoise(instance, request)
 
 
 def _restore(arguments: argparse.Namespace, secrets: list[str]) -> int:
@@ -177,7 +179,8 @@ def _restore(arguments: argparse.Namespace, secrets: list[str]) -> int:
         raw=arguments.raw,
         command=arguments.command_line,
     )
-    return restore(_sign_in(arguments, secrets), request)
+    with contextlib.closing(_sign_in(arguments, secrets)) as instance:
+        return restore(instance, request)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ WAY_BACK = (
     "Back to the raw images: cryosparc_cryohush restore, with the denoised particles that you have selected."
 )
 TRUST = (
-    "Look at, sort and classify these particles. Refine, reconstruct and measure resolution with the raw ones: "
-    "a denoiser adds what it has learnt, the same to both half sets."
+    "Look at, sort and classify these particles. Refine, reconstruct and measure resolution with the raw "
+    "ones: a denoiser adds what it has learnt, the same to both half sets."
 )
 # Bad images that are named one by one.
 _WARNINGS = 8

@@ -64,6 +64,11 @@ class Instance:
         self.client, self.tools_version, self._secrets = client, tools_version, tuple(secrets)
         self.is_5 = int(tools_version.partition(".")[0]) >= 5
 
+    def close(self) -> None:
+        """Close the connection, which the client leaves to the garbage collector."""
+        if self.is_5:
+            self.client.api._client.close()
+
     def redact(self, text: str) -> str:
         """Return a text without passwords."""
         for secret in self._secrets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -214,19 +215,26 @@ class ExternalJob:
 
     def log_plot(self, path: Path, text: str) -> None:
         """Show a picture in the event log."""
-        self._call("show a picture in", lambda: self._job.log_plot(str(path), text))
+        # the client leaves a file open that it has opened itself
+        self._call("show a picture in", lambda: self._job.log_plot(_picture(path), text, formats=["png"]))
 
     def set_images(self, output: str, path: Path) -> None:
         """Show a picture on the job's card and on that of its output; version 4 cannot."""
         if self.instance.is_5:
-            self._call("set the picture of", lambda: self._job.set_tile_image(str(path)))
-            self._call("set the picture of", lambda: self._job.set_output_image(output, str(path)))
+            self._call("set the picture of", lambda: self._job.set_tile_image(_picture(path)))
+            self._call("set the picture of", lambda: self._job.set_output_image(output, _picture(path)))
 
     def upload(self, path: Path, target: str) -> None:
         """Send a file into the job's directory."""
 
         def send() -> None:
             self._job.mkdir(str(Path(target).parent), parents=True, exist_ok=True)
-            self._job.upload(target, str(path), overwrite=True)
+            with path.open("rb") as file:
+                self._job.upload(target, file, overwrite=True)
 
         self._call(f"upload {target} to", send)
+
+
+def _picture(path: Path) -> io.BytesIO:
+    """Return a picture from the start, for each try anew."""
+    return io.BytesIO(path.read_bytes())

@@ -1,4 +1,4 @@
-"""`cryosparc_cryohush restore`: the raw images back, for particles that were selected by their denoised ones."""
+"""`cryosparc_cryohush restore`: the raw images back, for particles selected by their denoised ones."""
 
 from __future__ import annotations
 

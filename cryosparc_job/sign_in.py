@@ -1,8 +1,8 @@
 """Signing in to a cryoSPARC instance: the address, what proves who one is, and why it did not work.
 
-With cryosparc-tools 5 that is the token which `python -m cryosparc.tools login` has stored. Version 4 has none:
-licence, email and password come from the environment or from a file that only its owner can read. They are
-never an argument, and no message of this module holds them.
+With cryosparc-tools 5 that is the token which `python -m cryosparc.tools login` has stored. Version 4 knows
+none: licence, email and password come from the environment or from a file that only its owner can read. They
+are never an argument, and no message of this module holds them.
 """
 
 from __future__ import annotations

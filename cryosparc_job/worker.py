@@ -6,6 +6,7 @@ answers in lines of JSON on its standard output; any other line there is somebod
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -83,9 +84,8 @@ def run_work(
         _stop(child)
         raise
     finally:
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                stream.close()
+        if child.stdout is not None:
+            child.stdout.close()
 
 
 def _follow(
@@ -97,8 +97,9 @@ def _follow(
     """Hear what the child says until it ends."""
     if child.stdin is None or child.stdout is None:
         raise ValueError("the child has no pipes")
-    child.stdin.write(json.dumps(task).encode())
-    child.stdin.close()
+    with contextlib.suppress(BrokenPipeError), child.stdin as pipe:  # one that died at once is heard of below
+        pipe.write(json.dumps(task).encode())
+    child.stdin = None
     answer: dict[str, Any] = {}
     output: deque[str] = deque(maxlen=_LAST_LINES)
     rest = b""
@@ -147,6 +148,8 @@ def _why_ended(code: int) -> str:
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
     """Ask the child to stop, then make it."""
+    if child.poll() is not None:
+        return
     child.terminate()
     try:
         # what it still says is read: a child that cannot write would not end

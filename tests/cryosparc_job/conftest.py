@@ -1,0 +1,173 @@
+"""A project with real particles, a double of cryoSPARC that has it, and a user who is signed in."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from double_store import Store
+from double_v5 import EMAIL, TOKEN, Double5
+from numpy.typing import NDArray
+
+from cryohush.core.io.mrc import StackReader, StackWriter
+from cryohush.core.models import MODELS
+from cryohush.core.models.weights import save_model
+from cryohush.cryosparc_job import guard, instance, worker
+from cryohush.cryosparc_job.cli import main
+
+PARTICLES = Path(__file__).parents[2] / "examples" / "data" / "particles.mrcs"
+STACKS = ("J42/extract/exposure_0.mrc", "J42/extract/exposure_1.mrc")
+N_PARTICLES = 24
+NETWORK: dict[str, Any] = {"widths": [4, 4], "blocks": [1, 1], "unshuffle": 2}
+
+Run = Callable[..., int]
+
+
+def particle_table() -> NDArray[Any]:
+    """Rows of two stacks, mixed, as an extraction leaves them: protein dark, indices from 0."""
+    table = np.zeros(
+        N_PARTICLES,
+        [
+            ("uid", "<u8"),
+            ("blob/path", "S40"),
+            ("blob/idx", "<u4"),
+            ("blob/shape", "<u4", (2,)),
+            ("blob/psize_A", "<f4"),
+            ("blob/sign", "<f4"),
+            ("blob/import_sig", "<u8"),
+            ("ctf/accel_kv", "<f4"),
+            ("ctf/df1_A", "<f4"),
+            ("location/micrograph_path", "S40"),
+            ("location/center_x_frac", "<f4"),
+        ],
+    )
+    rng = np.random.default_rng(3)
+    order = rng.permutation(N_PARTICLES)
+    table["uid"] = rng.integers(2**63, size=N_PARTICLES, dtype=np.uint64)
+    table["blob/path"] = np.array(STACKS, dtype="S")[order % 2]
+    table["blob/idx"] = order // 2
+    table["blob/shape"], table["blob/psize_A"], table["blob/sign"] = 128, 1.5, -1
+    table["blob/import_sig"] = 77
+    table["ctf/accel_kv"], table["ctf/df1_A"] = 300, 10000 + order
+    table["location/micrograph_path"] = b"J3/motioncorrected/m.mrc"
+    table["location/center_x_frac"] = rng.random(N_PARTICLES)
+    return table
+
+
+def write_stacks(project: Path) -> None:
+    with StackReader(PARTICLES) as reader:
+        images = -reader.read(range(N_PARTICLES))
+    for number, name in enumerate(STACKS):
+        path = project / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = images[number::2]
+        with StackWriter(path, part.shape, pixel_size_angstrom=1.5, label="test") as writer:
+            writer.write(part)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network whose every layer does something."""
+    module = MODELS["shuffle_unet"](**NETWORK)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_model(path, module, "shuffle_unet", NETWORK, {"description": "random weights"})
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_open_sockets() -> Iterator[None]:
+    """Collect clients that could not sign in: they leave their sockets to the garbage collector."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.fixture
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a home without tokens; neither proxies nor a sourced cryoSPARC are in the environment."""
+    for name in [name for name in os.environ if name.startswith("CRYOSPARC_") or "proxy" in name.lower()]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path / "config"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A project whose job J42 has extracted particles."""
+    store = Store(tmp_path)
+    store.add_source("particle", particle_table())
+    write_stacks(store.directory)
+    return store
+
+
+@pytest.fixture
+def double(store: Store) -> Iterator[Double5]:
+    double = Double5(store)
+    yield double
+    double.server.close()
+
+
+def store_token(config: Path, url: str, token: str = TOKEN, expires: str = "2099-01-01T00:00:00Z") -> Path:
+    """Write what `python -m cryosparc.tools login` leaves."""
+    path = config / "cryosparc-tools" / "auth.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    session = {"token": {"access_token": token, "token_type": "bearer"}, "expires": expires}
+    path.write_text(json.dumps({url: {EMAIL: session}}))
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def signed_in(double: Double5, clean_environment: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sign in to the double; what waits does so for a short while."""
+    from cryosparc.auth import get_default_auth_config_path
+
+    get_default_auth_config_path.cache_clear()
+    monkeypatch.setattr(instance, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(instance, "PATIENCE_SECONDS", 5.0)
+    monkeypatch.setattr(guard, "LAST_WORD_SECONDS", 2.0)
+    return store_token(clean_environment, double.url)
+
+
+@pytest.fixture
+def denoise(double: Double5, signed_in: Path, weights: Path) -> Run:
+    """Run `cryosparc_cryohush denoise` on J42:particles, unless other words say otherwise."""
+
+    def run(*words: str, particles: str | None = "J42:particles", workspace: str | None = "W1") -> int:
+        command = ["denoise", "--url", double.url, "--project", "P3", *words]
+        command += ["--particles", particles] if particles else []
+        command += ["--workspace", workspace] if workspace else []
+        quick = ["--model", str(weights), "--device", "cpu", "--threads", "1", "--precision", "fp32"]
+        return main([*command, *quick, "--batch-size", "4"])
+
+    return run
+
+
+@pytest.fixture
+def child_does(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Replace the child process by `fake_work`; the word says what it does."""
+
+    def does(kind: str) -> None:
+        script = Path(__file__).with_name("fake_work.py")
+        monkeypatch.setattr(worker, "COMMAND", (sys.executable, str(script), kind))
+
+    return does
+
+
+@pytest.fixture
+def copying(child_does: Callable[[str], None]) -> None:
+    child_does("copy")

@@ -1,0 +1,87 @@
+"""A child process that copies the images instead of denoising them, or ends badly: the word after it says how.
+
+It needs no torch, so a test of what the parent does costs little.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cryohush.core.inference.plan import output_names
+from cryohush.core.io.mrc import StackReader, StackWriter
+from cryohush.core.io.particles import ParticleSet
+
+
+def say(**message: Any) -> None:
+    print(json.dumps(message), flush=True)
+
+
+def copy(task: dict[str, Any]) -> dict[str, Any]:
+    output = Path(task["output"])
+    particles = ParticleSet.read(task["source"], root=Path(task["root"]))
+    names = output_names(particles)
+    for path, name, indices in zip(particles.stacks, names, particles.distinct_images(), strict=True):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        with StackReader(path) as reader:
+            images = reader.read(indices)
+        with StackWriter(output / name, images.shape, pixel_size_angstrom=1.5, label="copy") as writer:
+            writer.write(images)
+    particles.write_cs(output / "particles.cs", names)
+    for name in ("cryohush.json", "logfile.pdf", "montage.png"):
+        (output / name).write_bytes(b"picture")
+    return {
+        "table": str(output / "particles.cs"),
+        "stacks": [str(output / name) for name in names],
+        "record": str(output / "cryohush.json"),
+        "report": str(output / "logfile.pdf"),
+        "montage": str(output / "montage.png"),
+        "plots": {},
+        "facts": {"version": "fake"},
+        "resumed": 0,
+        "skipped": [],
+    }
+
+
+def main() -> int:
+    task, kind = json.load(sys.stdin), sys.argv[1]
+    say(done=1, total=24)
+    if kind == "copy":
+        say(log="copying")
+        say(result=copy(task))
+    elif kind == "wait":
+        stopped: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+        Path(task["output"], "ready").write_text(str(os.getpid()))
+        while not stopped:
+            time.sleep(0.01)
+        Path(task["output"], "stopped").touch()
+        say(error="stopped", details="")
+        return 1
+    elif kind == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        Path(task["output"], "ready").write_text(str(os.getpid()))
+        time.sleep(60)
+    elif kind == "SIGKILL":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "SIGSEGV":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif kind == "error":
+        say(error="the image 3 is constant", details="")
+        return 1
+    elif kind == "traceback":
+        say(error="unexpected ValueError: odd", details="Traceback\n" + 80000 * "x" + "\nValueError: odd")
+        return 1
+    elif kind == "silent":
+        print("a warning of a library", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
