@@ -92,6 +92,26 @@ def test_wiener_gain_is_signal_over_total_and_never_negative() -> None:
     torch.testing.assert_close(filters.wiener_gain(noise, total), torch.tensor([0.75, 0.5, 0.0, 0.0]))
 
 
+def test_the_noise_is_measured_outside_the_particle() -> None:
+    power = 1 + 3 * torch.exp(-((filters.frequency_grid((64, 64)) / 0.2) ** 2))
+    noise = torch.fft.irfft2(torch.fft.rfft2(white_noise(300, 64, 64).float()) * power.sqrt())
+    axis = torch.arange(64.0) - 32
+    disc = (axis[:, None].square() + axis.square() < 20**2).float()
+    found = filters.background_power(noise + 5 * disc, 24.0)
+    expected = filters.ring_mean(power, (64, 64))
+    # the rings of 300 images are known to some 3 %; ring 1 lacks the part of it that went with the mean
+    torch.testing.assert_close(found[2:], expected[2:], rtol=0.1, atol=0)
+    torch.testing.assert_close(found[1], expected[1], rtol=0.2, atol=0)
+    assert float(found[0]) == float(found[1])
+
+
+def test_a_transfer_function_multiplies_the_transform() -> None:
+    images = white_noise(2, 16, 16)
+    gain = torch.rand(2, 16, 9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = np.fft.irfft2(np.fft.rfft2(images.numpy()) * gain.numpy())
+    np.testing.assert_allclose(filters.apply_transfer(images, gain), expected, atol=1e-12)
+
+
 def test_oracle_gain_is_the_least_squares_gain_of_each_ring() -> None:
     clean = filters.gaussian_filter(white_noise(6, 16, 16), 1.5)
     images, twin = clean + 0.1 * white_noise(6, 16, 16, seed=2), clean + 0.1 * white_noise(6, 16, 16, seed=3)
