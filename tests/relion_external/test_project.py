@@ -28,6 +28,24 @@ def test_an_input_that_is_no_node_leaves_the_job_file(version: str) -> None:
     assert Project.of_job(job_of(version), "elsewhere/particles.star") == Project(version, LABELS[version])
 
 
+@pytest.mark.parametrize(
+    ("version", "node", "label"),
+    [
+        ("3.1", "1", None),
+        ("4", "MicrographsData.star.relion", "MicrographsData.star.relion"),
+        ("5", "MicrographGroupMetadata.star.relion.ctf", "MicrographGroupMetadata.star.relion"),
+    ],
+)
+def test_the_label_of_micrographs(tmp_path: Path, version: str, node: str, label: str | None) -> None:
+    found = Project(version, label)
+    shutil.copy(job_of(version) / "job.star", tmp_path)
+    assert Project.of_job(tmp_path, "CtfFind/job003/micrographs_ctf.star", "micrographs") == found
+    # the row of the input decides
+    (tmp_path / "job.star").unlink()
+    (tmp_path / "job_pipeline.star").write_text(f"CtfFind/job003/micrographs_ctf.star {node} 1\n")
+    assert Project.of_job(tmp_path, "CtfFind/job003/micrographs_ctf.star", "micrographs") == found
+
+
 def test_early_betas_of_5_know_the_labels_of_4(tmp_path: Path) -> None:
     shutil.copy(job_of("4") / "job_pipeline.star", tmp_path)
     shutil.copy(job_of("5") / "job.star", tmp_path)
@@ -94,3 +112,11 @@ def test_the_table_of_outputs(
     assert lines[:4] == ["", "data_output_nodes", "", "loop_"]
     assert [line.split() for line in lines[4:] if line] == rows
     assert [path.name for path in directory.iterdir()] == [OUTPUT_NODES]
+
+
+def test_the_table_of_outputs_of_micrographs(tmp_path: Path) -> None:
+    write_output_nodes(
+        tmp_path, Project(None, None), table="micrographs.star", pdf="logfile.pdf", kind="micrographs"
+    )
+    text = (tmp_path / OUTPUT_NODES).read_text()
+    assert f"{tmp_path}/micrographs.star 1 MicrographGroupMetadata.star.relion\n" in text
