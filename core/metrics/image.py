@@ -8,10 +8,10 @@ Which grey scale a figure refers to decides what it says, so each choice has a n
   SSIM of fitted images are the measures that no scale can flatter.
 - *Masked*: with `mask`, only the pixels inside count.
 
-The papers [1]_ [2]_ [3]_ give MSE, PSNR and SSIM as means over images. [3]_ is exact about the scale: images
-in [0, 1] (`to_unit_range`), `10 log10(1 / MSE)` for each image and then the mean, so `data_range=1.0`. Its
-published code takes SSIM with what scikit-image had as defaults for floating-point images: a 7 x 7 uniform
-window and a data range of 2, the span of -1 to 1. That is twice what the images use, and flatters.
+The papers [1]_ [2]_ [3]_ print MSE, PSNR and SSIM. The published code of [3]_ shows what that means there:
+`10 log10(1 / MSE)` for each image and then the mean, so images in [0, 1] (`to_unit_range`) and
+`data_range=1.0`; but SSIM with what scikit-image then had as defaults for floating-point images, a 7 x 7
+uniform window and a data range of 2, the span of -1 to 1. That is twice what the images use, and flatters.
 `structural_similarity(..., data_range=2.0, window="uniform")` gives that figure; `data_range=1.0` with the
 Gaussian window is the definition of [4]_. The MSE and PSNR that [2]_ prints cannot both be on [0, 1], because
 the mean of PSNR is never below the PSNR of the mean MSE.
@@ -35,7 +35,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..errors import ConfigurationError, InputError
 
@@ -123,7 +122,14 @@ def require_same_shape(images: Tensor, reference: Tensor) -> None:
 
 
 def correlation(images: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Pearson correlation of each image with its reference: `(...)`; 0 where either of them is constant."""
+    """Pearson correlation of each image with its reference: `(...)`; 0 where either of them is constant.
+
+    Raises
+    ------
+    InputError
+        When the shapes differ.
+    """
+    require_same_shape(images, reference)
     a = images - _mean(images, mask)[..., None, None]
     b = reference - _mean(reference, mask)[..., None, None]
     norm = torch.sqrt(_mean(a.square(), mask) * _mean(b.square(), mask))
@@ -262,14 +268,10 @@ def structural_similarity(
             f"SSIM needs images of at least {len(profile)} x {len(profile)} px, found "
             f"{images.shape[-1]} x {images.shape[-2]} px."
         )
-    profile = (profile / profile.sum()).to(images.device)
+    weights: list[float] = (profile / profile.sum()).tolist()
 
     def smooth(values: Tensor) -> Tensor:
-        flat = values.reshape(-1, 1, *values.shape[-2:])
-        flat = functional.conv2d(
-            functional.conv2d(flat, profile[None, None, :, None]), profile[None, None, None]
-        )
-        return flat.reshape(*values.shape[:-2], *flat.shape[-2:])
+        return _windowed(_windowed(values, weights, -2), weights, -1)
 
     # variances are differences of large numbers where the mean is large
     a, b = images.double(), reference.double()
@@ -281,7 +283,7 @@ def structural_similarity(
     c1, c2 = (0.01 * span).square(), (0.03 * span).square()
     similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_a.square() + mean_b.square() + c1) * (variance_a + variance_b + c2))
-    edge = len(profile) // 2
+    edge = len(weights) // 2
     inside = None if mask is None else mask[..., edge : mask.shape[-2] - edge, edge : mask.shape[-1] - edge]
     return _mean(similarity, inside).to(images.dtype)
 
@@ -331,6 +333,20 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if not bool((total > 0).all()):
         raise InputError("the mask leaves no pixel of an image.")
     return (values * weight).sum((-2, -1)) / total
+
+
+def _windowed(values: Tensor, weights: list[float], dimension: int) -> Tensor:
+    """Weighted sums over a symmetric window along one dimension, where it fits.
+
+    Sums of shifted views: in double precision several times faster than a convolution of one channel.
+    """
+    reach, last = len(weights) // 2, len(weights) - 1
+    size = values.shape[dimension] - last
+    total = weights[reach] * values.narrow(dimension, reach, size)
+    for i in range(reach):
+        pair = values.narrow(dimension, i, size) + values.narrow(dimension, last - i, size)
+        total = total.add_(pair, alpha=weights[i])
+    return total
 
 
 def _range(data_range: float | Tensor, like: Tensor) -> Tensor:
