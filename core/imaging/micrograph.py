@@ -56,7 +56,7 @@ _CARBON_STRUCTURE_FACTOR = 0.1
 # The silhouette is where the projection, blurred, is more than a tenth of its maximum, and a little more.
 _SILHOUETTE_BLUR_ANGSTROM, _SILHOUETTE_LEVEL, _SILHOUETTE_RIM_ANGSTROM = 5.0, 0.1, 4.0
 _PARTICLES_AT_ONCE = 32
-# Beyond the particles that reach in from outside: how far their rings reach.
+# The least margin beside half a box: how far the rings of the CTF reach.
 _FRINGE_PX = 64
 _LATTICE_ANGSTROM = (3.90, 3.67, 3.44)  # the three strongest of hexagonal ice
 
@@ -191,9 +191,9 @@ def simulate_micrograph(
     """
     pixel_size = settings.pixel_size_angstrom
     generator = image_generator(seed, index, "micrograph")
-    canvas = _Canvas.about(
-        settings.shape_px, max(kind.projector.box_px for kind in species) // 2 + _FRINGE_PX
-    )
+    # a particle's centre may lie its radius outside, with half a box about it
+    reach = max(_FRINGE_PX, math.ceil(max(kind.radius_px for kind in species)))
+    canvas = _Canvas.about(settings.shape_px, max(kind.projector.box_px for kind in species) // 2 + reach)
     optics = _draw_optics(settings, generator)
     thickness = _ice_thickness(canvas, settings, generator)
     contaminants, contaminated = _contaminants(canvas, settings, generator)
@@ -223,7 +223,10 @@ def simulate_micrograph(
     expected = canvas.crop(contrast).mul_(-2).exp_().mul_(exposure * pixel_size**2)
     labels, particles = _truth(canvas, contaminated, silhouettes, particles)
 
-    noise = poisson(expected, image_generator(seed, index, "counts")).sub_(expected)
+    counting = image_generator(seed, index, "counts")
+    noise = poisson(expected, counting).sub_(expected)
+    # gain correction and resampling leave no whole numbers in real micrographs
+    noise += torch.rand(noise.shape, generator=counting).sub_(0.5)
     noise = coloured(noise, noise_power(settings.shape_px, settings.detector_roll_off))
     image = -(expected + noise)
     mean, spread = image.mean(), image.std()

@@ -183,6 +183,12 @@ def test_particle_reaches_in_from_outside():
     assert hits > 0
 
 
+def test_large_particle_may_reach_in_from_outside():
+    # a radius beyond the margin that the rings of the CTF need
+    micrograph = simulate(species=(ball(70.0, 144),), minimum_distance=0.0)
+    assert (micrograph.labels == PARTICLE).any()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
