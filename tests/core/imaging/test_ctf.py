@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from cryohush.core.errors import InputError
-from cryohush.core.imaging.ctf import CtfParameters, ctf, read_ctf_table
+from cryohush.core.errors import ConfigurationError, InputError
+from cryohush.core.imaging.ctf import (
+    CtfParameters,
+    b_factor_envelope,
+    box_needed_px,
+    check_ctf_sampling,
+    ctf,
+    read_ctf_table,
+)
 
 
 def parameters(**changes: float) -> CtfParameters:
@@ -82,3 +89,27 @@ def test_rectangle_samples_the_same_function_as_a_square():
     # the Nyquist frequencies of the smaller grid have both signs on the larger one
     torch.testing.assert_close(rectangle[:, :32, :48], expected[:, :32, :48], rtol=0, atol=1e-4)
     torch.testing.assert_close(rectangle[:, 33:, :48], expected[:, 33:, :48], rtol=0, atol=1e-4)
+
+
+def test_b_factor_leaves_exp_of_minus_b_over_4_d_squared():
+    envelope = b_factor_envelope(torch.tensor([100.0]), torch.tensor([2.0]), 32)
+    assert envelope[0, 0, 0] == 1
+    assert envelope[0, 0, 16].item() == pytest.approx(math.exp(-100 / (4 * 4.0**2)), rel=1e-5)  # 4 Å
+
+
+def test_box_needed_is_where_the_ctf_begins_to_alias():
+    # without Cs the last oscillation before Nyquist is the fastest: its period must span two samples
+    p = parameters(defocus_u_angstrom=20000.0, defocus_v_angstrom=20000.0, cs_mm=0.0, amplitude_contrast=0.0)
+    box = int(box_needed_px(p, torch.tensor([1.0]))[0])
+    wavelength = 12.2643247 / math.sqrt(3e5 * (1 + 3e5 * 0.978466e-6))
+
+    def phase_step(n: int) -> float:
+        k = np.arange(n // 2 + 1) / n
+        return float(np.diff(math.pi * wavelength * 20000.0 * k**2).max())
+
+    assert phase_step(box) <= math.pi
+    assert phase_step(box - 4) > math.pi
+    check_ctf_sampling(p, torch.tensor([1.0]), box)
+    with pytest.raises(ConfigurationError, match=rf"image 1 .*needs a box of {box} px"):
+        check_ctf_sampling(p, torch.tensor([1.0]), box - 2)
+    check_ctf_sampling(p, torch.tensor([1.0]), box // 2 + 2, resolution_angstrom=4.0)

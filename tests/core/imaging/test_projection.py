@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from cryohush.core.imaging.ctf import CtfParameters, ctf
+from cryohush.core.imaging.ctf import CtfParameters, b_factor_envelope, ctf
 from cryohush.core.imaging.projection import Projector, random_rotations, rotations_from_euler
+from cryohush.core.imaging.resample import shift_images
 
 
 def blobs(side: int = 48, seed: int = 0) -> torch.Tensor:
@@ -91,10 +92,11 @@ def test_projections_and_ctf_agree_with_relion(tmp_path):
         mrc.set_data(volume.numpy())
         mrc.voxel_size = 2.0
     angles = torch.tensor([[0.0, 0, 0], [30, 0, 0], [0, 50, 0], [10, 80, -140], [-60, 130, 25]])
-    optics = CtfParameters(*(torch.full((5,), v) for v in (12000.0, 10500.0, 35.0, 300.0, 2.7, 0.1, 0.0)))
+    origins = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, -5.0], [1.7, 4.1], [-6.3, 2.2]])  # x, y in Å
+    optics = CtfParameters(*(torch.full((5,), v) for v in (12000.0, 10500.0, 35.0, 300.0, 2.7, 0.1, 50.0)))
     rows = "\n".join(
-        f"{i}@none.mrcs 1 12000.0 10500.0 35.0 " + " ".join(f"{value:.3f}" for value in row)
-        for i, row in enumerate(angles.tolist(), 1)
+        f"{i}@none.mrcs 1 12000.0 10500.0 35.0 50.0 80.0 " + " ".join(f"{value:.3f}" for value in row)
+        for i, row in enumerate(torch.cat([angles, origins], 1).tolist(), 1)
     )
     labels = [
         "ImageName",
@@ -102,9 +104,13 @@ def test_projections_and_ctf_agree_with_relion(tmp_path):
         "DefocusU",
         "DefocusV",
         "DefocusAngle",
+        "PhaseShift",
+        "CtfBfactor",
         "AngleRot",
         "AngleTilt",
         "AnglePsi",
+        "OriginXAngst",
+        "OriginYAngst",
     ]
     (tmp_path / "angles.star").write_text(
         "# version 30001\n\ndata_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnOpticsGroupName #2\n"
@@ -120,11 +126,13 @@ def test_projections_and_ctf_agree_with_relion(tmp_path):
         cwd=tmp_path, check=True, capture_output=True, timeout=60,
     )  # fmt: skip
     relion = mrcfile.read(tmp_path / "out.mrcs")
-    transfer = ctf(optics, torch.full((5,), 2.0), box)
-    ours = torch.fft.irfft2(
-        torch.fft.rfft2(Projector(volume)(rotations_from_euler(angles))) * transfer
-    ).numpy()
+    size = torch.full((5,), 2.0)
+    transfer = ctf(optics, size, box) * b_factor_envelope(torch.full((5,), 80.0), size, box)
+    images = torch.fft.irfft2(torch.fft.rfft2(Projector(volume)(rotations_from_euler(angles))) * transfer)
+    # RELION's origin is what would bring the particle back to the centre
+    ours = shift_images(images, -origins.flip(1) / 2.0).numpy()
     ring = np.rint(np.hypot(np.fft.fftfreq(box)[:, None], np.fft.rfftfreq(box)[None]) * box).astype(int)
+    powers: dict[int, list[float]] = {}
     for one, other in zip(ours, relion, strict=True):
         a, b = np.fft.rfft2(one), np.fft.rfft2(other)
         for radius in range(1, 29):
@@ -133,3 +141,7 @@ def test_projections_and_ctf_agree_with_relion(tmp_path):
                 (np.abs(a[here]) ** 2).sum() * (np.abs(b[here]) ** 2).sum()
             )
             assert frc > 0.99, f"ring {radius}: {frc:.4f}"
+            # the same envelope too, on a scale of RELION's own
+            powers.setdefault(radius, []).append(np.linalg.norm(a[here]) / np.linalg.norm(b[here]))
+    scale = np.array([np.mean(powers[radius]) for radius in sorted(powers)])
+    assert np.ptp(scale) < 0.1 * scale.mean()  # interpolation

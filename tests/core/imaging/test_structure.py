@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cryohush.core.errors import InputError
-from cryohush.core.imaging.structure import potential_map, read_structure
+from cryohush.core.imaging.structure import assembly_names, potential_map, read_structure
 
 
 def write_pdb(path, atoms):
@@ -79,3 +79,58 @@ def test_complex_larger_than_the_box_is_refused(tmp_path):
     path = write_pdb(tmp_path / "a.pdb", [(40, 0, 0, "C"), (-40, 0, 0, "C")])
     with pytest.raises(ValueError, match="diameter of 80 Å"):
         potential_map(read_structure(path), 32, 2.0, 60)
+
+
+ASSEMBLY = """\
+REMARK 350 BIOMOLECULE: 1
+REMARK 350 APPLY THE FOLLOWING TO CHAINS: A
+REMARK 350   BIOMT1   1  1.000000  0.000000  0.000000        0.00000
+REMARK 350   BIOMT2   1  0.000000  1.000000  0.000000        0.00000
+REMARK 350   BIOMT3   1  0.000000  0.000000  1.000000        0.00000
+REMARK 350   BIOMT1   2 -1.000000  0.000000  0.000000       20.00000
+REMARK 350   BIOMT2   2  0.000000 -1.000000  0.000000        0.00000
+REMARK 350   BIOMT3   2  0.000000  0.000000  1.000000        0.00000
+"""
+
+
+def test_assembly_is_built_by_its_operators(tmp_path):
+    path = write_pdb(tmp_path / "a.pdb", [(4, 1, 0, "C"), (5, 2, 3, "N")])
+    path.write_text(ASSEMBLY + path.read_text())
+    assert assembly_names(path) == ["1"]
+    assert read_structure(path).n_atoms == 2
+    structure = read_structure(path, "1")
+    found = structure.positions_angstrom() + structure.centroid_angstrom
+    expected = [(4, 1, 0), (5, 2, 3), (16, -1, 0), (15, -2, 3)]  # x to 20 - x, y to -y
+    assert sorted(map(tuple, np.round(found, 3).tolist())) == sorted(expected)
+
+
+def test_missing_assembly_is_refused_with_those_there_are(tmp_path):
+    path = write_pdb(tmp_path / "a.pdb", [(4, 1, 0, "C")])
+    path.write_text(ASSEMBLY + path.read_text())
+    with pytest.raises(InputError, match="no assembly '7', only 1"):
+        read_structure(path, "7")
+
+
+def test_unknown_element_is_refused_by_the_atoms_name(tmp_path):
+    path = write_pdb(tmp_path / "a.pdb", [(0, 0, 0, "C"), (5, 0, 0, "Q")])
+    with pytest.raises(InputError, match="residue ALA 2, chain A: the element 'X'"):
+        read_structure(path)
+
+
+def test_sharp_atoms_give_the_same_map_on_a_coarse_grid_as_on_a_fine_one(tmp_path):
+    rng = np.random.default_rng(0)
+    path = write_pdb(tmp_path / "a.pdb", [(*xyz, "O") for xyz in rng.normal(size=(40, 3)) * 4])
+    structure = read_structure(path)
+    coarse, fine = potential_map(structure, 24, 2.0, 10), potential_map(structure, 96, 0.5, 10)
+    a, b = torch.fft.rfftn(coarse), torch.fft.rfftn(fine) / 64
+    # without the finer grid and its sharpening they differ by more than half here
+    kept = slice(0, 9)  # up to 3/4 of the coarse Nyquist
+    assert (a[kept, kept, kept] - b[kept, kept, kept]).norm() / b[kept, kept, kept].norm() < 0.03
+
+
+def test_atomic_b_factors_blur_as_the_same_common_one(tmp_path):
+    path = write_pdb(tmp_path / "a.pdb", [(3, 0, 0, "O"), (-3, 1, 2, "P")])  # B 20 in the file
+    structure = read_structure(path)
+    one = potential_map(structure, 24, 1.0, 50)
+    other = potential_map(structure, 24, 1.0, 30, add_atomic_b_factors=True)
+    torch.testing.assert_close(one, other)
