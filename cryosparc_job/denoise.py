@@ -79,8 +79,8 @@ def denoise(instance: Instance, request: Request) -> int:
     CryohushError
         If there is no job yet that could say what is wrong.
     """
-    job, source = _find(instance, request)
     directory = instance.project_directory(request.project)
+    job, source = _find(instance, request)
     place = find_place(directory, request.project, source.job, request.scratch)
     with tempfile.TemporaryDirectory(prefix="cryohush-") as folder:
         table = Path(folder) / INPUT_TABLE

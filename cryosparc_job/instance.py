@@ -19,6 +19,8 @@ from ..core.errors import ConfigurationError, HostError
 
 # How long a lost connection is worth waiting for, and the pauses between the tries.
 PATIENCE_SECONDS = 600.0
+# An error inside of the server passes, if it does, soon.
+INTERNAL_ERROR, ERROR_PATIENCE_SECONDS = 500, 30.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 
 T = TypeVar("T")
@@ -101,7 +103,7 @@ class Instance:
         HostError
             If the server refuses, or stays away.
         """
-        give_up = time.monotonic() + (PATIENCE_SECONDS if patience_seconds is None else patience_seconds)
+        began, patience = time.monotonic(), PATIENCE_SECONDS if patience_seconds is None else patience_seconds
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -110,7 +112,9 @@ class Instance:
                 lost = lost_connection(error)
                 if lost is None:
                     raise HostError(self.redact(f"cannot {doing}: {reason(error)}")) from error
-                if time.monotonic() + pause > give_up:
+                if getattr(error, "code", None) == INTERNAL_ERROR:
+                    patience = min(patience, ERROR_PATIENCE_SECONDS)
+                if time.monotonic() + pause > began + patience:
                     raise ConnectionLost(
                         self.redact(f"cannot {doing}: the connection is lost ({lost}).")
                     ) from error
