@@ -42,7 +42,7 @@ from ..errors import ConfigurationError
 from . import filters
 from .covariance import estimate_covariance, estimate_covariance_through_ctf
 from .fourier_bessel import FourierBesselBasis
-from .normalise import default_radius_px
+from .normalise import background_statistics, default_radius_px
 
 if TYPE_CHECKING:
     from .ctf import CtfParameters
@@ -206,9 +206,9 @@ def radial_wiener(images: Tensor, strength: float, noise_power: Tensor | None = 
 
 def covariance_wiener(images: Tensor, strength: float = 1.0, noise_power: Tensor | None = None) -> Tensor:
     """The covariance Wiener filter [7]_ of a stack that keeps its CTF; parameters as of `radial_wiener`."""
-    white, power = _whitened(images, noise_power)
+    white, power, background = _whitened(images, noise_power)
     covariance = estimate_covariance(white, strength, _basis(images.shape[-1]))
-    return filters.radial_filter(covariance.denoise(white, strength), power.sqrt())
+    return filters.radial_filter(covariance.denoise(white, strength), power.sqrt()) + background
 
 
 def covariance_wiener_through_ctf(
@@ -244,7 +244,7 @@ def covariance_wiener_through_ctf(
     from .ctf import ctf, defocus_groups
 
     box = images.shape[-1]
-    white, power = _whitened(images, noise_power)
+    white, power, background = _whitened(images, noise_power)
     group, common = defocus_groups(parameters, max(1, min(n_groups, len(images) // 20)))
     on_grid = power[filters.ring_index((box, box))]
     transfer = ctf(common, torch.full((len(common),), pixel_size_angstrom), box) / on_grid.sqrt()
@@ -253,7 +253,7 @@ def covariance_wiener_through_ctf(
     if not keep_ctf:
         return restored
     own = ctf(parameters, torch.full((len(images),), pixel_size_angstrom), box)
-    return filters.apply_transfer(restored, own)
+    return filters.apply_transfer(restored, own) + background
 
 
 def _geometric(first: float, last: float, n: int) -> tuple[float, ...]:
@@ -323,12 +323,16 @@ def _one_by_one(
     return torch.from_numpy(np.stack([denoise(image, sd) for image, sd in pairs])).to(images)
 
 
-def _whitened(images: Tensor, noise_power: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Images with noise of power 1 in every ring, and what it was."""
+def _whitened(images: Tensor, noise_power: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Images with noise of power 1 in every ring, what it was, and the grey value that was taken away.
+
+    The basis has no functions in the corners of the box, where a background that is not 0 would be lost.
+    """
     shape = (images.shape[-2], images.shape[-1])
     if noise_power is None:
         noise_power = filters.background_power(images, default_radius_px(shape))
-    return filters.radial_filter(images, noise_power.rsqrt()), noise_power
+    background = background_statistics(images, min(shape) / 2)[0].mean()
+    return filters.radial_filter(images - background, noise_power.rsqrt()), noise_power, background
 
 
 @lru_cache(maxsize=2)

@@ -9,16 +9,20 @@ SNR 0.05 with the CTF of images drawn from a real table and coloured noise, whos
 zero frequency to Nyquist.
 
 Of each stack the first images are judged; on others, a fifth as many but four at least, each baseline's
-parameter is chosen with the clean images at hand; outputs are judged as they come. The covariance Wiener filter (CWF) and the radial one are fitted to the whole noisy stack.
-They, the best linear filter and the Bayes limit know the power of the noise; other baselines estimate it,
-and models get what a user gives them: images whose noise has mean 0 and standard deviation 1. The target is
-the particle with its CTF. The best linear filter is the covariance Wiener filter with the covariance of
-other clean views.
+parameter is chosen with the clean images at hand; outputs are judged as they come. The covariance Wiener
+filter (CWF) and the radial one are fitted to the whole noisy stack. They, the best linear filter and the
+Bayes limit know the power of the noise; other baselines estimate it, and models get what a user gives them:
+images whose noise has mean 0 and standard deviation 1. The target is the particle with its CTF. The best
+linear filter is the covariance Wiener filter with the covariance of other clean views.
 
 "share" is the share of the way from the noisy images to the limit, (noisy - method) / (noisy - Bayes) in
 log mean squared error; "efficiency" that from the best linear filter, (linear - method) / (linear - Bayes):
 0 is the class of the CWF, 1 is optimal, above 1 is a leak. SSIM and PSNR are taken with the span of each
 clean image as the data range, after the best grey scale for SSIM. Writes test_set.md and test_set.json.
+
+The Bayes limit is that of poses on the grid, which are known exactly once the grid's neighbours can be told
+apart. Continuous angles are never known better than the Cramér-Rao bound, the "pose floor" beneath each
+table: shares refer to the larger of the two errors.
 """
 
 from __future__ import annotations
@@ -92,6 +96,7 @@ class Specimen:
     """Clean views `(n, y, x)` of one structure without CTF, and its volume on the same grey scale."""
 
     views: Tensor
+    rotations: Tensor
     others: Tensor
     volume: Tensor
     grid: PoseGrid
@@ -185,12 +190,16 @@ def make_specimen(path: Path, arguments: argparse.Namespace, generator: torch.Ge
     grid = PoseGrid.centred(2 if arguments.quick else 3)
     fine, projector = grid.refined(), Projector(volume)
 
-    def project(n: int) -> Tensor:
+    def project(n: int) -> tuple[Tensor, Tensor]:
         picked = torch.randint(fine.n_orientations, (n,), generator=generator)
-        parts = [torch.fft.irfft2(projector.slices(fine.rotations(index))) for index in picked.split(512)]
-        return torch.cat(parts)
+        rotations = fine.rotations(picked)
+        return torch.cat(
+            [torch.fft.irfft2(projector.slices(some)) for some in rotations.split(512)]
+        ), rotations
 
-    return Specimen(project(arguments.stack), project(arguments.linear_images), volume, grid, pixel_size)
+    views, rotations = project(arguments.stack)
+    others, _ = project(arguments.linear_images)
+    return Specimen(views, rotations, others, volume, grid, pixel_size)
 
 
 def make_stack(
@@ -251,7 +260,8 @@ def judge(
         stack.scale * specimen.volume, specimen.grid, stack.noise_power, refine_from_box_px=arguments.box // 2
     )
     posterior = limit(noisy, None if stack.transfer is None else stack.transfer[judged])
-    rows.append(figures(LIMIT, posterior.mean, clean))
+    floor = pose_floor(stack, specimen, judged) / float(clean.var((1, 2), correction=0).mean())
+    rows.append({**figures(LIMIT, posterior.mean, clean), "pose_floor_nmse": floor})
     return rows
 
 
@@ -292,6 +302,28 @@ def best_linear(stack: Stack, covariance: ImageCovariance, judged: slice) -> Ten
     return apply_transfer(restored, stack.scale * transfer)
 
 
+def pose_floor(stack: Stack, specimen: Specimen, judged: slice) -> float:
+    """Cramér-Rao bound of the squared error per pixel when three continuous angles are unknown.
+
+    The derivatives J of the images by the angles, and noise of covariance S, leave J (J' S^-1 J)^-1 J'.
+    """
+    rotations, step = specimen.rotations[judged], 0.01  # radians
+    projector = Projector(specimen.volume)
+    derivatives = []
+    for axis in torch.eye(3):
+        turn = torch.linalg.matrix_exp(step * torch.linalg.cross(axis.expand(3, 3), torch.eye(3)))
+        either = [torch.fft.irfft2(projector.slices(rotations @ way)) for way in (turn, turn.T)]
+        change = stack.scale * (either[0] - either[1]) / (2 * step)
+        derivatives.append(
+            change if stack.transfer is None else apply_transfer(change, stack.transfer[judged])
+        )
+    jacobian = torch.stack(derivatives, 1)
+    white = apply_transfer(jacobian, stack.noise_power.rsqrt()).flatten(2)
+    uncertainty = torch.linalg.inv(white @ white.mT)
+    jacobian = jacobian.flatten(2)
+    return float((uncertainty * (jacobian @ jacobian.mT)).sum((1, 2)).mean()) / jacobian.shape[2]
+
+
 def figures(name: str, images: Tensor, clean: Tensor) -> dict[str, Any]:
     span = grey_value_span(clean)
     error = mean_squared_error(images, clean)
@@ -322,6 +354,11 @@ def write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
             "| method | MSE | NMSE | affine NMSE | PSNR (dB) | SSIM | share | efficiency | images/s |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
+        floors = [
+            row["pose_floor_nmse"]
+            for row in rows
+            if row["condition"] == condition.name and row["method"] == LIMIT
+        ]
         for row in means:
             rate = "" if row["rate"] is None else f"{row['rate']:.0f}"
             lines.append(
@@ -329,6 +366,7 @@ def write(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
                 f"| {row['psnr']:.2f} | {row['ssim']:.3f} | {row['share']:.2f} | {row['efficiency']:.2f} "
                 f"| {rate} |"
             )
+        lines += ["", f"Pose floor: NMSE {sum(floors) / len(floors):.4f}."]
     options = {key: str(value) for key, value in vars(arguments).items()}
     result = {"options": options, "summary": summary, "rows": rows}
     (arguments.output / "test_set.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -343,6 +381,8 @@ def condition_means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     log_error = {
         name: sum(math.log(row["nmse"]) for row in own) / len(own) for name, own in by_method.items()
     }
+    limits = by_method[LIMIT]
+    limit = sum(math.log(max(row["nmse"], row["pose_floor_nmse"])) for row in limits) / len(limits)
     means = []
     for name, own in by_method.items():
         mean = {
@@ -351,7 +391,7 @@ def condition_means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         rates = [row["rate"] for row in own if "rate" in row]
         for key, start in (("share", NOISY), ("efficiency", LINEAR)):
-            mean[key] = (log_error[start] - log_error[name]) / (log_error[start] - log_error[LIMIT])
+            mean[key] = (log_error[start] - log_error[name]) / (log_error[start] - limit)
         means.append({"method": name, **mean, "rate": sum(rates) / len(rates) if rates else None})
     return means
 
