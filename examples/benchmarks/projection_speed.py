@@ -3,8 +3,8 @@
     python examples/benchmarks/projection_speed.py [--box 128] [--threads 1]
 
 `Projector.__call__` ends in the transforms of padded images: its yardstick is `irfft2` of the same padded
-images alone. `Projector.slices` reads eight complex values per frequency: its yardstick is the memory's bandwidth, as
-a copy of that many values. Both are measured in the same run; run it on an idle machine.
+images alone. `Projector.slices` reads eight complex values per frequency: its yardstick is the memory's
+bandwidth, as a copy of that many values. Both are measured in the same run; run it on an idle machine.
 """
 
 from __future__ import annotations
