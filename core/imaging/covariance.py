@@ -74,7 +74,7 @@ class ImageCovariance:
             As for `estimate_covariance_through_ctf`.
         """
         operators = self.basis.radial_operators(transfer)
-        gains, seen_means = [], []
+        gains = []
         for order, (vectors, values) in enumerate(zip(self.vectors, self.eigenvalues, strict=True)):
             # C A (A C A + v)^-1 for all groups, with C = V values V'
             spread = operators[order] @ (vectors * values.sqrt())
