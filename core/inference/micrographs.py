@@ -10,12 +10,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..imaging.background import NoiseStatistics, background_level, noise_statistics
+from ..imaging.filters import gaussian_filter
 from .denoiser import Denoiser, keep_above
 from .tiling import TILE_PX, plan_tiles, run_in_tiles
 
 # From here on a user is told that what is seen in parts of the micrograph may not be what it seems.
 DEVIANT_SHARE = 0.1
 STREAK = 0.5
+LARGEST_LEVEL = 2.0
+"""Distance from the level of the ice, in standard deviations of the noise, to which a local mean is cut.
+
+Of contamination, which is far darker, a network that knows particles makes patterns. It gets it as so much of
+it, with its noise, and what was cut off is put back after it.
+"""
+LOCAL_SIGMA_PX = 4.0
 # With more of it constant, the noise that is measured is not the noise.
 LARGEST_CONSTANT_SHARE = 0.4
 # A spread below this share of the mean is rounding.
@@ -83,7 +91,11 @@ class MicrographDenoiser:
             is_rounding = not noise.std > _CONSTANT_SPREAD * float(mean.abs())
             if is_rounding or noise.constant_share > LARGEST_CONSTANT_SHARE:
                 return image, _why_constant(raw), None
-            denoised = self._network(residual.div_(noise.std)).mul_(noise.std).add_(level).add_(mean)
+            scaled = residual.div_(noise.std)
+            local = gaussian_filter(scaled, LOCAL_SIGMA_PX)
+            excess = local.sub_(local.clamp(-LARGEST_LEVEL, LARGEST_LEVEL))
+            denoised = self._network(scaled.sub_(excess)).add_(excess)
+            denoised = denoised.mul_(noise.std).add_(level).add_(mean)
             if blend:
                 denoised = torch.lerp(denoised, raw, blend)
             if keep_above_px is not None:
@@ -104,7 +116,7 @@ def _why_not_finite(raw: Tensor) -> str:
 
 def _why_constant(raw: Tensor) -> str:
     if raw.min() == raw.max():
-        return f"the micrograph is constant: every pixel is {float(raw[0, 0]):g}."
+        return "the micrograph is constant: all pixels have one value."
     return "the micrograph is constant over about half of its area or more, so its noise is unknown."
 
 
