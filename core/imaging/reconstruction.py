@@ -5,8 +5,8 @@ The transform of a projection is a central slice of the transform of the volume.
 
     V = sum_i(w_i c_i F_i) / (sum_i(w_i c_i²) + regularisation)
 
-Both sums live on a grid of the padded box, so memory does not depend on the number of images. Insertion
-convolves with the trilinear kernel, which multiplies the volume by sinc²; that is divided out.
+Both sums live on a grid of the padded box, so memory does not depend on the number of images: 4 GB at 256 px.
+Insertion convolves with the trilinear kernel, which multiplies the volume by sinc²; that is divided out.
 
 References
 ----------
@@ -21,9 +21,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch_fourier_slice import insert_central_slices_rfft_3d_multichannel
-
-# Images inserted at once: few, so that the temporaries stay near the cache.
-_BATCH = 8
 
 
 class Reconstruction:
@@ -46,6 +43,8 @@ class Reconstruction:
         self.box_px = box_px
         self.padded_px = pad_factor * box_px
         self._margin = (self.padded_px - box_px) // 2
+        # inserted at once: few, to stay near the cache, yet enough to be worth a volume of temporaries
+        self._batch = max(8, self.padded_px // 32)
         self._symmetry = torch.eye(3)[None] if symmetry is None else symmetry.float()
         shape = (self.padded_px, self.padded_px, self.padded_px // 2 + 1)
         self._data = torch.zeros(shape, dtype=torch.complex64)
@@ -93,8 +92,8 @@ class Reconstruction:
         for name, (values, shape) in expected.items():
             if values is not None and tuple(values.shape) != shape:
                 raise ValueError(f"{name}: expected the shape {shape}, found {tuple(values.shape)}")
-        for first in range(0, n, _BATCH):
-            here = slice(first, first + _BATCH)
+        for first in range(0, n, self._batch):
+            here = slice(first, first + self._batch)
             slices = self._slices(images[here], None if shifts_px is None else shifts_px[here])
             here_transfer = torch.ones(()) if transfer is None else transfer[here]
             here_weight = torch.ones(()) if weights is None else weights[here, None, None]
