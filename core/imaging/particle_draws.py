@@ -129,7 +129,9 @@ def draw_optics(n: int, config: CtfConfig, generator: torch.Generator) -> CtfPar
         mean + half,
         mean - half,
         180 * torch.rand(n, generator=generator),
-        *(torch.full((n,), value) for value in (config.voltage_kv, config.cs_mm, config.amplitude_contrast)),
+        torch.full((n,), config.voltage_kv),
+        torch.full((n,), config.cs_mm),
+        torch.full((n,), config.amplitude_contrast),
         uniform(n, config.phase_shift_degrees, generator),
     )
 

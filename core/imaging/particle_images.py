@@ -236,4 +236,5 @@ def _read_pieces(path: Path) -> Tensor:
 
 def _spread(n: int) -> list[int]:
     """Numbers of at most `_MOST_IMAGES` images, evenly spread over a stack of n."""
-    return np.unique(np.linspace(0, n - 1, min(n, _MOST_IMAGES)).astype(int)).tolist()
+    numbers: list[int] = np.unique(np.linspace(0, n - 1, min(n, _MOST_IMAGES)).astype(int)).tolist()
+    return numbers
