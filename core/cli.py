@@ -291,11 +291,13 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 
 def _simulate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from pydantic import BaseModel
+
     from .config.load import load_kind
     from .config.micrographs import MicrographsConfig
     from .config.simulate import ParticlesConfig
 
-    kinds = {"particles": ParticlesConfig, "micrographs": MicrographsConfig}
+    kinds: dict[str, type[BaseModel]] = {"particles": ParticlesConfig, "micrographs": MicrographsConfig}
     config = load_kind(arguments.config, kinds, arguments.overrides)
     try:
         from .imaging.micrograph_set import simulate_micrographs
