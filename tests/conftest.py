@@ -10,7 +10,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     relion = shutil.which("relion_pipeliner")
     if relion is None and os.environ.get("CRYOHUSH_REQUIRE_RELION"):
         pytest.exit("CRYOHUSH_REQUIRE_RELION is set and relion_pipeliner is not on the PATH", returncode=1)
+    python_47 = os.environ.get("CRYOHUSH_CRYOSPARC47_PYTHON")
+    if python_47 is None and os.environ.get("CRYOHUSH_REQUIRE_CRYOSPARC47"):
+        pytest.exit(
+            "CRYOHUSH_REQUIRE_CRYOSPARC47 is set and CRYOHUSH_CRYOSPARC47_PYTHON is not", returncode=1
+        )
+    without_47 = pytest.mark.skip(
+        reason="CRYOHUSH_CRYOSPARC47_PYTHON does not name a Python with cryosparc-tools 4.7 and cryohush"
+    )
     without_relion = pytest.mark.skip(reason="RELION is not installed (Debian: apt-get install relion)")
     for item in items:
         if relion is None and item.get_closest_marker("relion"):
             item.add_marker(without_relion)
+        if python_47 is None and item.get_closest_marker("cryosparc47"):
+            item.add_marker(without_47)

@@ -3,8 +3,8 @@
 It is built from what the client's documentation and models say. It cannot know, and no test leans on:
 
 - codes and texts of the server's errors;
-- whether a failed or killed job can be started again or has to be cleared (`restart_needs_clear` is for both),
-  and whether clearing keeps outputs;
+- whether a failed or killed job can be started again or has to be cleared (`restart_needs_clear`), and if
+  outputs are kept then;
 - whether inputs can be connected while a job runs (the adapter does it before);
 - what the server checks of a saved table: here its fields must be all there, and no uid twice;
 - names of the files that it writes, of the rules for several connections, and of the registry of slots;

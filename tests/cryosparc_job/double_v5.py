@@ -4,8 +4,8 @@ cryosparc-tools has a typed stub of every function of the server (`api.pyi`) and
 give, but no addresses: it asks the server for an OpenAPI document and makes its functions from that. So the
 document is made from the stub here: what is positional only goes into the path, what is keyword only into the
 query, the rest is the body, and the annotation of the result is its schema. Every request is validated by the
-stub's annotations, every reply by the model that it names. `double_store` tells what no double can know; besides,
-addresses and verbs of the requests are this double's own.
+stub's annotations, every reply by the model that it names. `double_store` tells what no double can know.
+Addresses and verbs of the requests are this double's own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A child process that copies the images instead of denoising them, or ends badly: the word after it says how.
+"""A child process that copies the images instead of denoising them, or ends badly, as its argument says.
 
 It needs no torch, so a test of what the parent does costs little.
 """

@@ -47,7 +47,8 @@ def test_names_that_do_not_fit(
             given[name] = None
     assert denoise(*words, **given) == 1
     error = capsys.readouterr().err
-    assert error.count("ERROR") == 1 and "Traceback" not in error
+    assert error.count("ERROR") == 1
+    assert "Traceback" not in error
     assert re.search(message, error), error
     assert not store.external
 
@@ -89,7 +90,8 @@ def test_tables_that_make_no_sense(
     store.add_source("particle", table)
     assert denoise(particles="J43:particles") == 1
     error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
+    assert message in error
+    assert "Traceback" not in error
     assert not store.external
 
 
@@ -104,7 +106,8 @@ def test_a_project_directory_that_is_not_mounted(
     double.operations.project_directory = told
     assert denoise() == 1
     error = capsys.readouterr().err
-    assert "not on this machine" in error and "--scratch" in error
+    assert "not on this machine" in error
+    assert "--scratch" in error
     assert not store.external
 
 
@@ -130,4 +133,5 @@ def test_a_directory_that_may_not_be_written_to(
     monkeypatch.setattr(place.os, "access", lambda path, mode: Path(path).name != "denoised")
     assert denoise() == 1
     (job,) = store.external
-    assert job.status == "failed" and "Run as a user" in job.texts("error")[-1]
+    assert job.status == "failed"
+    assert "Run as a user" in job.texts("error")[-1]

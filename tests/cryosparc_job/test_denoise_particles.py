@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pytest
 from conftest import Run, particle_table
 from double_store import Store
 from double_v5 import Double5
@@ -60,7 +59,8 @@ def assert_the_job_shows_what_it_does(store: Store) -> None:
         "Power by resolution",
         "Correlation of raw and denoised",
     ]
-    assert job.tile is not None and job.outputs["particles"].image is not None
+    assert job.tile is not None
+    assert job.outputs["particles"].image is not None
     assert all(data.startswith(b"\x89PNG") for _, data in store.assets)
 
 
@@ -80,10 +80,12 @@ def test_a_bad_image_ends_the_job_or_is_named(denoise: Run, store: Store) -> Non
     path.write_bytes(data)
     assert denoise() == 1
     (job,) = store.external
-    assert job.status == "failed" and "constant" in job.texts("error")[-1]
+    assert job.status == "failed"
+    assert "constant" in job.texts("error")[-1]
     assert not list((store.directory / job.uid).rglob("*.mrcs"))
     assert not job.outputs["particles"].files
     # in the same job, with another option
     assert denoise("--skip-bad", "--resume", job.uid, particles=None, workspace=None) == 0
     assert any(text.startswith("unchanged: 1@") for text in job.texts("warning"))
-    assert len(store.external) == 1 and job.status == "completed"
+    assert len(store.external) == 1
+    assert job.status == "completed"

@@ -79,8 +79,10 @@ def test_errors_of_the_adapter_itself(
     monkeypatch.setattr(denoise_module, "run_work", raise_it)
     assert denoise() == 1
     *_, details, reason = failed(store).texts("error")
-    assert reason.startswith(message) and len(reason) <= 2000
-    assert "Traceback" in details and type(error).__name__ in details
+    assert reason.startswith(message)
+    assert len(reason) <= 2000
+    assert "Traceback" in details
+    assert type(error).__name__ in details
 
 
 def when_ready(store: Store, action: Callable[[], None]) -> threading.Thread:

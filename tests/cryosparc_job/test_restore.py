@@ -86,7 +86,8 @@ def test_two_denoised_jobs_are_told_apart(
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    assert denoise() == 0 and denoise() == 0
+    assert denoise() == 0
+    assert denoise() == 0
     first, second = store.load("J43", "particles")[:3], store.load("J44", "particles")[3:]
     both = store.add_source("particle", np.concatenate([first, second])).uid
     assert restore(double, "--particles", f"{both}:particles") == 1

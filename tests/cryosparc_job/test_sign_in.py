@@ -54,7 +54,8 @@ def write_credentials(path: Path, mode: int = 0o600) -> Path:
 def test_credentials_come_from_a_file_of_ones_own(tmp_path: Path) -> None:
     credentials = read_credentials(write_credentials(tmp_path / "me.json"), {})
     assert (credentials.email, credentials.password) == (EMAIL, PASSWORD)
-    assert PASSWORD not in repr(credentials) and PASSWORD in credentials.secrets
+    assert PASSWORD not in repr(credentials)
+    assert PASSWORD in credentials.secrets
     (tmp_path / "me.yaml").write_text("email: a@b.c\npassword: secret\n")
     (tmp_path / "me.yaml").chmod(0o400)
     assert read_credentials(tmp_path / "me.yaml", {}) == Credentials("a@b.c", "secret")
@@ -111,7 +112,8 @@ def test_email_and_password_do_without_a_token(
     monkeypatch.setenv("CRYOSPARC_PASSWORD", "wrong " + PASSWORD)
     assert denoise() == 1
     seen = "".join(capfd.readouterr())
-    assert "email and password were refused" in seen and PASSWORD not in seen
+    assert "email and password were refused" in seen
+    assert PASSWORD not in seen
 
 
 def test_a_sourced_cryosparc_environment_does_not_matter(
@@ -136,7 +138,9 @@ def error_of(run: Run, capfd: pytest.CaptureFixture[str], *words: str) -> str:
 def test_nobody_is_signed_in(denoise: Run, signed_in: Path, capfd: pytest.CaptureFixture[str]) -> None:
     store_token(signed_in.parents[1], "http://elsewhere:39000")
     error = error_of(denoise, capfd)
-    assert "nobody is signed in" in error and "login --url http://127" in error and "elsewhere" in error
+    assert "nobody is signed in" in error
+    assert "login --url http://127" in error
+    assert "elsewhere" in error
 
 
 @pytest.mark.parametrize("expires", ["2020-01-01T00:00:00Z", "2099-01-01T00:00:00Z"])
@@ -160,7 +164,8 @@ def test_a_token_file_that_others_can_read_is_pointed_out(
 def test_no_server(denoise: Run, double: Double5, signed_in: Path, capfd: pytest.CaptureFixture[str]) -> None:
     double.server.close()
     error = error_of(denoise, capfd)
-    assert "Connection refused" in error and "Is the instance running" in error
+    assert "Connection refused" in error
+    assert "Is the instance running" in error
 
 
 def test_https_for_http(
@@ -219,7 +224,8 @@ def test_a_proxy_in_the_way(
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://me:proxy-secret@127.0.0.1:1")
     error = error_of(denoise, capfd)
-    assert "A proxy stands in the way" in error and "export no_proxy=127.0.0.1" in error
+    assert "A proxy stands in the way" in error
+    assert "export no_proxy=127.0.0.1" in error
     assert "proxy-secret" not in error
 
 
