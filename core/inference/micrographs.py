@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from ..imaging.background import NoiseStatistics, background_level, noise_statistics
 from ..imaging.filters import gaussian_filter
@@ -23,7 +24,8 @@ LARGEST_LEVEL = 2.0
 Of contamination, which is far darker, a network that knows particles makes patterns. It gets it as so much of
 it, with its noise, and what was cut off is put back after it.
 """
-LOCAL_SIGMA_PX = 4.0
+# Local means are Gaussian ones with a standard deviation of so many pixels.
+_LOCAL_PX = 4
 # With more of it constant, the noise that is measured is not the noise.
 LARGEST_CONSTANT_SHARE = 0.4
 # A spread below this share of the mean is rounding.
@@ -92,8 +94,7 @@ class MicrographDenoiser:
             if is_rounding or noise.constant_share > LARGEST_CONSTANT_SHARE:
                 return image, _why_constant(raw), None
             scaled = residual.div_(noise.std)
-            local = gaussian_filter(scaled, LOCAL_SIGMA_PX)
-            excess = local.sub_(local.clamp(-LARGEST_LEVEL, LARGEST_LEVEL))
+            excess = _excess(scaled)
             denoised = self._network(scaled.sub_(excess)).add_(excess)
             denoised = denoised.mul_(noise.std).add_(level).add_(mean)
             if blend:
@@ -106,6 +107,17 @@ class MicrographDenoiser:
         stride, reach = self._denoiser.stride, self._denoiser.receptive_field_px
         tiling = plan_tiles((image.shape[0], image.shape[1]), stride, reach, self._tile_px)
         return run_in_tiles(image, tiling, self._denoiser.run, at_once=self._at_once, executor=self._executor)
+
+
+def _excess(scaled: Tensor) -> Tensor:
+    """By how much the local mean of an image `(y, x)` lies beyond `LARGEST_LEVEL`."""
+    y, x = scaled.shape
+    # on cells of one standard deviation: a convolution of the whole would need gigabytes
+    cells = functional.adaptive_avg_pool2d(scaled[None], (-(-y // _LOCAL_PX), -(-x // _LOCAL_PX)))
+    local = gaussian_filter(cells, 1.0)
+    beyond = local - local.clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
+    excess: Tensor = functional.interpolate(beyond[None], size=(y, x), mode="bilinear")
+    return excess[0, 0]
 
 
 def _why_not_finite(raw: Tensor) -> str:
