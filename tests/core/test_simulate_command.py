@@ -16,6 +16,8 @@ from particle_files import read_stack
 from simulated import BOX, blobs, settings, write_map
 
 from cryohush.core.cli import main
+from cryohush.core.config.load import load_yaml
+from cryohush.core.config.simulate import ParticlesConfig
 
 
 def write_config(folder: Path, **changes: Any) -> str:
@@ -99,3 +101,8 @@ def test_relion_reconstructs_the_map_from_each_stack(tmp_path: Path, monkeypatch
         assert unknown <= {f"rlnCryohush{name}" for name in ("Structure", "Noise", "Snr", "Contaminated")}
         found = shell_correlation(mrcfile.read(tmp_path / f"{output}.mrc"), blobs())
         assert found[1:10].min() > (0.9 if output == "noisy" else 0.98), output
+
+
+def test_the_example_is_a_valid_configuration() -> None:
+    example = Path(__file__).parents[2] / "examples" / "simulate.yaml"
+    assert load_yaml(example, ParticlesConfig).noise.combine == "one"
