@@ -195,6 +195,10 @@ class Instance:
             lambda: self.client.find_job(project, source.job).load_output(source.output, slots=list(slots)),
         )
 
+    def download(self, project: str, name: str, path: Path) -> None:
+        """Bring a file of the project's directory here."""
+        self.call(f"fetch {name}", lambda: self.client.download_file(project, name, str(path)))
+
 
 class ConnectionLost(HostError):
     """The server did not answer, for as long as was waited."""

@@ -83,8 +83,17 @@ class ExternalJob:
         self.uid: str = controller.uid
         self.was_started = False
 
-    def _call(self, doing: str, action: Callable[[], T], **options: Any) -> T:
-        return self.instance.call(f"{doing} {self.uid}", action, **options)
+    def _call(
+        self,
+        doing: str,
+        action: Callable[[], T],
+        *,
+        arrived: Callable[[], T | None] | None = None,
+        patience_seconds: float | None = None,
+    ) -> T:
+        return self.instance.call(
+            f"{doing} {self.uid}", action, arrived=arrived, patience_seconds=patience_seconds
+        )
 
     def status(self, patience_seconds: float | None = None) -> str:
         """Return `building`, `running`, `waiting`, `completed`, `killed` or `failed`."""

@@ -108,10 +108,7 @@ class Place:
             part = part_path(path)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                instance.call(
-                    f"fetch {name}",
-                    lambda name=name, part=part: instance.client.download_file(project, name, str(part)),
-                )
+                instance.download(project, name, part)
                 rename_complete(part, path)
             except OSError as error:
                 raise writing_failed(path, error) from error

@@ -19,7 +19,7 @@ from double_v47 import EMAIL, LICENSE, PASSWORD, Double47
 pytestmark = pytest.mark.cryosparc47
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-# The real command. The child process copies, unless the word is "denoise", and what waits does so for a short while.
+# The real command. The child process copies, unless the word is "denoise", and nothing waits for long.
 DRIVER = """
 import sys
 from cryohush.cryosparc_job import cli, guard, instance, worker

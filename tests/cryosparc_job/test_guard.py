@@ -1,4 +1,4 @@
-"""However the work ends, the job ends in the right state, with a short message and the whole text in its log."""
+"""However the work ends, the job ends in the right state: a short message, and the whole text in its log."""
 
 from __future__ import annotations
 
@@ -218,7 +218,8 @@ def test_the_folder_of_the_child_is_not_the_place_for_passwords(
 ) -> None:
     script = tmp_path / "child.py"
     script.write_text(
-        "import json, os, sys\njson.load(sys.stdin)\nprint(json.dumps({'result': {'env': dict(os.environ)}}))\n"
+        "import json, os, sys\njson.load(sys.stdin)\n"
+        "print(json.dumps({'result': {'env': dict(os.environ)}}))\n"
     )
     monkeypatch.setattr(worker, "COMMAND", (worker.COMMAND[0], str(script)))
     monkeypatch.setenv("CRYOSPARC_PASSWORD", "secret")
