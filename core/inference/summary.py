@@ -139,6 +139,8 @@ class Summary:
     @property
     def speed(self) -> str:
         """The same in words, per minute where images are large."""
+        if self.n_resumed == self.n_images:
+            return "all of them by an earlier run"
         if self.kind == "micrographs":
             return f"{60 * self.images_per_second:.1f} micrographs per minute"
         return f"{self.images_per_second:.0f} images per second"
