@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import CsError, InputError, StarError
 from .cs import CsTable
-from .particles import OpticsGroup, ParticleSet
+from .optics import OpticsGroup
+from .particles import ParticleSet
 from .star import Table, read_tables, unquote
 
 _TABLES = ("particles", "images", "")
