@@ -30,7 +30,8 @@ from .worker import run_work
 INPUT, OUTPUT, SLOT = "particles", "particles", "blob"
 INPUT_TABLE = "input.cs"
 TITLE = "Denoised particles (cryohush)"
-PROGRESS_SECONDS = 5.0
+# Version 4 gets a new line each time.
+PROGRESS_SECONDS, PROGRESS_SECONDS_4 = 5.0, 60.0
 WAY_BACK = (
     "Back to the raw images: cryosparc_cryohush restore, with the denoised particles that you have selected."
 )
@@ -235,10 +236,11 @@ class _Progress:
 
     def __init__(self, job: ExternalJob) -> None:
         self._job, self._text, self._last = job, ProgressText(), float("-inf")
+        self._pause = PROGRESS_SECONDS if job.instance.is_5 else PROGRESS_SECONDS_4
 
     def __call__(self, message: dict[str, Any]) -> None:
         text, now = self._text(message["done"], message["total"]), time.monotonic()
-        if message["done"] < message["total"] and now - self._last < PROGRESS_SECONDS:
+        if message["done"] < message["total"] and now - self._last < self._pause:
             return
         self._last = now
         print(text, flush=True)
