@@ -18,11 +18,12 @@ from .tiling import TILE_PX, plan_tiles, run_in_tiles
 # From here on a user is told that what is seen in parts of the micrograph may not be what it seems.
 DEVIANT_SHARE = 0.1
 STREAK = 0.5
-LARGEST_LEVEL = 2.0
-"""Distance from the level of the ice, in standard deviations of the noise, to which a local mean is cut.
 
-Of contamination, which is far darker, a network that knows particles makes patterns. It gets it as so much of
-it, with its noise, and what was cut off is put back after it.
+LARGEST_LEVEL = 2.0
+"""Largest local mean that the network gets to see, in standard deviations of the noise from the ice's level.
+
+It knows particles, and would make patterns of contamination, which is far darker. What lies beyond is taken off
+before it, without the noise, and put back after it.
 """
 # Local means are Gaussian ones with a standard deviation of so many pixels.
 _LOCAL_PX = 4
