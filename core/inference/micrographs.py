@@ -22,8 +22,8 @@ STREAK = 0.5
 LARGEST_LEVEL = 2.0
 """Largest local mean that the network gets to see, in standard deviations of the noise from the ice's level.
 
-It knows particles, and would make patterns of contamination, which is far darker. What lies beyond is taken off
-before it, without the noise, and put back after it.
+It knows particles, and would make patterns of contamination, which is far darker. What lies beyond is taken
+off before it, without the noise, and put back after it.
 """
 # Local means are Gaussian ones with a standard deviation of so many pixels.
 _LOCAL_PX = 4
