@@ -86,7 +86,7 @@ def test_relion_reconstructs_the_map_from_each_stack(tmp_path: Path, monkeypatch
     """A wrong sign or order of an angle, an origin or a CTF parameter would leave no map at all."""
     config = write_config(
         tmp_path,
-        n_images=250,
+        n_images=400,
         snr=4.0,
         ctf={"defocus_angstrom": [10000, 20000], "astigmatism_angstrom": [500, 2000]},
     )
