@@ -27,6 +27,12 @@ OPTIONS = (
     ("--blend", "blend", "A", "share of the raw image in the output, 0 to 1 (default: 0)"),
     ("--keep-above", "keep_above_angstrom", "RES", "keep the raw image beyond this resolution, Å"),
     ("--particle-diameter", "particle_diameter_angstrom", "D", "Å (default: three quarters of the box)"),
+    (
+        "--protein",
+        "protein",
+        "GREY",
+        "dark or white; auto: dark in micrographs, as blob/sign says in particles",
+    ),
     ("--output-dtype", "output_dtype", "TYPE", "float32 or float16 (default: float32)"),
     ("--threads", "threads", "N", "CPU threads (default: all that this process may use)"),
 )
@@ -41,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_denoise(commands.add_parser("denoise", help="denoise particles"))
+    _add_denoise(commands.add_parser("denoise", help="denoise particles or micrographs"))
     _add_restore(commands.add_parser("restore", help="give a selection of denoised particles its raw images"))
     return parser
 
@@ -64,11 +70,15 @@ def _add_instance(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_denoise(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Denoise the particles of a job's output. The result is an external job's output."
+    parser.description = (
+        "Denoise the particles or micrographs of a job's output. The result is an external job's."
+    )
     parser.set_defaults(work=_denoise)
     _add_instance(parser)
     parser.add_argument("--workspace", metavar="W1", help="where the job is made")
-    parser.add_argument("--particles", metavar="J42:particles", help="job and output to denoise")
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument("--particles", metavar="J42:particles", help="job and output with particles")
+    images.add_argument("--micrographs", metavar="J10:exposures", help="job and output with micrographs")
     parser.add_argument("--resume", metavar="J57", help="go on in a job that failed or was killed")
     parser.add_argument(
         "--scratch",
@@ -155,11 +165,13 @@ def _denoise(arguments: argparse.Namespace, secrets: list[str]) -> int:
     }
     options = validate(given, DenoiseOptions, "command line")
     from .denoise import Request, denoise
+    from .kinds import MICROGRAPHS, PARTICLES
 
     request = Request(
         project=arguments.project,
         workspace=arguments.workspace,
-        particles=arguments.particles,
+        source=arguments.particles or arguments.micrographs,
+        kind=PARTICLES if arguments.particles else MICROGRAPHS if arguments.micrographs else None,
         resume=arguments.resume,
         options=options,
         scratch=arguments.scratch,

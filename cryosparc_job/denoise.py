@@ -1,4 +1,4 @@
-"""`cryosparc_cryohush denoise`: particles in, the same particles with other images out."""
+"""`cryosparc_cryohush denoise`: particles or micrographs in, the same with other images out."""
 
 from __future__ import annotations
 
@@ -17,28 +17,18 @@ import numpy as np
 from .. import __version__
 from ..core.config.denoise import DenoiseOptions
 from ..core.errors import ConfigurationError, HostError
+from ..core.inference.plan import plan_stacks, read_images
 from ..core.inference.progress import ProgressText
-from ..core.io.cs import CsTable, read_images
 from ..core.io.files import part_path, rename_complete, writing_failed
-from ..core.io.particles import ParticleSet
 from .guard import Watch, run_guarded, stop_signals
 from .instance import ConnectionLost, Instance, Source
 from .job import ExternalJob, create_job, find_job
+from .kinds import KINDS, Kind, filler, write_table
 from .place import FOLDER, Place, find_place
 from .worker import run_work
 
-INPUT, OUTPUT, SLOT = "particles", "particles", "blob"
-INPUT_TABLE = "input.cs"
-TITLE = "Denoised particles (cryohush)"
 # Version 4 gets a new line each time.
 PROGRESS_SECONDS, PROGRESS_SECONDS_4 = 5.0, 60.0
-WAY_BACK = (
-    "Back to the raw images: cryosparc_cryohush restore, with the denoised particles that you have selected."
-)
-TRUST = (
-    "Look at, sort and classify these particles. Refine, reconstruct and measure resolution with the raw "
-    "ones: a denoiser adds what it has learnt, the same to both half sets."
-)
 # Bad images that are named one by one.
 _WARNINGS = 8
 
@@ -49,8 +39,10 @@ class Request:
 
     Attributes
     ----------
-    project, workspace, particles
-        As in `P3`, `W1`, `J42:particles`; the last two may be None if `resume` is not.
+    project, workspace
+        As in `P3`, `W1`; the workspace may be None if `resume` is not.
+    source, kind
+        As in `J42:particles`, and what that is; None if `resume` is not.
     resume
         The job to go on with, as in `J57`.
     options
@@ -63,7 +55,8 @@ class Request:
 
     project: str
     workspace: str | None
-    particles: str | None
+    source: str | None
+    kind: Kind | None
     resume: str | None
     options: DenoiseOptions
     scratch: Path | None
@@ -71,7 +64,7 @@ class Request:
 
 
 def denoise(instance: Instance, request: Request) -> int:
-    """Denoise the particles of an output in an external job; the exit status.
+    """Denoise the images of an output in an external job; the exit status.
 
     All that can be wrong with the input is found before the job is made.
 
@@ -81,48 +74,52 @@ def denoise(instance: Instance, request: Request) -> int:
         If there is no job yet that could say what is wrong.
     """
     directory = instance.project_directory(request.project)
-    job, source = _find(instance, request)
+    job, source, kind = _find(instance, request)
     place = find_place(directory, request.project, source.job, request.scratch)
     with tempfile.TemporaryDirectory(prefix="cryohush-") as folder:
-        table = Path(folder) / INPUT_TABLE
-        instance.load(request.project, source, [SLOT]).save(str(table))
-        names = read_images(CsTable(table)).stack_names
+        table = Path(folder) / kind.table
+        dataset = instance.load(request.project, source, [kind.slot])
+        names = write_table(kind, dataset, table)
         if place.is_shared:
-            particles = ParticleSet.read(table, root=place.root)
+            stacks = plan_stacks(read_images(table, root=place.root))
             if job is None:
-                place.check_space(particles, request.options.output_dtype)
+                place.check_space(stacks, request.options.output_dtype)
         with stop_signals() as signals:
             if job is None:
-                job = _create(instance, request)
+                job = _create(instance, request, kind)
                 print(f"job {job.uid} of {request.project}", flush=True)
-            run = _Run(instance, request, job, source, place, table, names)
+            run = _Run(instance, request, job, source, kind, place, dataset, table, names)
             return run_guarded(job, signals, run)
 
 
-def _find(instance: Instance, request: Request) -> tuple[ExternalJob | None, Source]:
-    """Return the job to go on with, if there is one, and the particles."""
-    job, particles = None, request.particles
+def _find(instance: Instance, request: Request) -> tuple[ExternalJob | None, Source, Kind]:
+    """Return the job to go on with, if there is one, and the images."""
+    job, text, kind = None, request.source, request.kind
     if request.resume is not None:
         job = find_job(instance, request.project, request.resume)
         if job.status() == "completed":
             raise HostError(f"{job.uid} is completed: there is nothing to go on with.")
-        connected = [":".join(pair) for pair in job.connections(INPUT)]
-        if connected and particles not in (None, connected[0]):
-            raise ConfigurationError(f"--particles {particles}: {job.uid} has {connected[0]}. Leave it out.")
-        particles = connected[0] if connected else particles
-    if particles is None:
-        raise ConfigurationError("--particles is missing, as in --particles J42:particles.")
+        for known in KINDS:
+            for pair in job.connections(known.name):
+                if text not in (None, ":".join(pair)):
+                    raise ConfigurationError(f"{text}: {job.uid} has {':'.join(pair)}. Leave it out.")
+                text, kind = ":".join(pair), known
+    if text is None or kind is None:
+        raise ConfigurationError(
+            "neither --particles nor --micrographs is given, as in --particles J42:particles."
+        )
     if job is None:
         if request.workspace is None:
             raise ConfigurationError("--workspace is missing, as in --workspace W1.")
         instance.check_workspace(request.project, request.workspace)
-    return job, instance.find_source(request.project, particles, "particle", [SLOT])
+    return job, instance.find_source(request.project, text, kind.data, [kind.slot]), kind
 
 
-def _create(instance: Instance, request: Request) -> ExternalJob:
-    description = f"{TRUST}\n\n{WAY_BACK}\n\n    {request.command}"
+def _create(instance: Instance, request: Request, kind: Kind) -> ExternalJob:
+    description = f"{kind.trust}\n\n{kind.way_back}\n\n    {request.command}"
     mark = f"cryohush {__version__}, run {uuid.uuid4()}"
-    return create_job(instance, request.project, str(request.workspace), TITLE, description, mark)
+    title = f"Denoised {kind.noun} (cryohush)"
+    return create_job(instance, request.project, str(request.workspace), title, description, mark)
 
 
 @dataclass
@@ -133,7 +130,9 @@ class _Run:
     request: Request
     job: ExternalJob
     source: Source
+    kind: Kind
     place: Place
+    dataset: Any
     table: Path
     stack_names: list[str]
 
@@ -145,21 +144,21 @@ class _Run:
         self._say(
             f"cryohush {__version__}, cryosparc-tools {self.instance.tools_version}: {self.request.command}"
         )
-        self._say(TRUST)
-        table = folder / INPUT_TABLE
+        self._say(self.kind.trust)
+        table = folder / self.kind.table
         _copy(self.table, table)
         if not self.place.is_shared:
             self.place.fetch(self.instance, self.request.project, self.stack_names, self._say)
-        show = _Progress(self.job)
+        show = _Progress(self.job, self.kind.noun)
         result = run_work(
             {
-                "task": "denoise_particles",
+                "task": "denoise",
                 "source": str(table),
                 "output": str(folder),
                 "root": str(self.place.root),
                 "options": self.request.options.model_dump(mode="json"),
                 "command": self.request.command,
-                "way_back": WAY_BACK,
+                "way_back": self.kind.way_back,
             },
             on_message=lambda message: self._say(message["log"]) if "log" in message else show(message),
             on_tick=Watch(self.job),
@@ -168,7 +167,17 @@ class _Run:
             for path in [*result["stacks"], result["record"], result["report"]]:
                 self._say(f"sending {Path(path).name}")
                 self.job.upload(Path(path), f"{FOLDER}/{Path(path).relative_to(folder).as_posix()}")
-        self._save(CsTable(result["table"]), f"{directory}/{FOLDER}")
+        images = read_images(table, root=self.place.root)
+        fill = filler(
+            self.kind,
+            self.dataset,
+            images,
+            plan_stacks(images),
+            f"{directory}/{FOLDER}",
+            self.request.options.output_dtype,
+            result["grey_ranges"],
+        )
+        self.job.save_output(self.kind.name, np.asarray(self.dataset["uid"]), fill)
         self._show(result)
 
     def _begin(self, directory: str) -> None:
@@ -180,23 +189,10 @@ class _Run:
                 raise
             except HostError:
                 self.place.clear(self.job, directory)
-        self.job.connect(INPUT, self.source, [SLOT], "Raw particles")
-        self.job.add_output("particle", OUTPUT, [SLOT], INPUT, "Denoised particles")
+        name, noun = self.kind.name, self.kind.noun
+        self.job.connect(name, self.source, [self.kind.slot], f"Raw {noun}")
+        self.job.add_output(self.kind.data, name, [self.kind.output_slot], name, f"Denoised {noun}")
         self.job.start()
-
-    def _save(self, table: CsTable, prefix: str) -> None:
-        """Save the rows of the denoised table as the job's output."""
-
-        def fill(dataset: Any) -> None:
-            for name in dataset.fields():
-                if name == "blob/path":
-                    paths, rows = np.unique(table.column(name), return_inverse=True)
-                    stacks = [f"{prefix}/{path.decode().removeprefix('>')}" for path in paths.tolist()]
-                    dataset[name] = np.array(stacks, dtype=object)[rows]
-                elif name in table.fields and name != "uid":
-                    dataset[name] = table.column(name)
-
-        self.job.save_output(OUTPUT, table.column("uid"), fill)
 
     def _show(self, result: dict[str, Any]) -> None:
         """Show what was done; a picture that cannot be shown is no reason to fail."""
@@ -207,7 +203,7 @@ class _Run:
                 lambda text=text, path=path: self.job.log_plot(Path(path), text)
                 for text, path in result["plots"].items()
             ),
-            lambda: self.job.set_images(OUTPUT, montage),
+            lambda: self.job.set_images(self.kind.name, montage),
         ]
         for picture in pictures:
             try:
@@ -222,7 +218,7 @@ class _Run:
             self._say(f"{len(result['skipped'])} images were passed through unchanged", "warning")
         for name, text in result["facts"].items():
             self._say(f"{name}: {text}")
-        self._say(WAY_BACK)
+        self._say(self.kind.way_back)
 
     def _say(self, line: str, level: str = "text") -> None:
         """Print a line, and write it into the event log if it can be reached."""
@@ -234,8 +230,8 @@ class _Run:
 class _Progress:
     """The line of progress in the event log and on the terminal."""
 
-    def __init__(self, job: ExternalJob) -> None:
-        self._job, self._text, self._last = job, ProgressText(), float("-inf")
+    def __init__(self, job: ExternalJob, noun: str) -> None:
+        self._job, self._text, self._last = job, ProgressText(noun), float("-inf")
         self._pause = PROGRESS_SECONDS if job.instance.is_5 else PROGRESS_SECONDS_4
 
     def __call__(self, message: dict[str, Any]) -> None:

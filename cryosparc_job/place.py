@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ..core.errors import HostError, OutputError
+from ..core.inference.plan import StackPlan
 from ..core.io.files import part_path, rename_complete, writing_failed
-from ..core.io.particles import ParticleSet
 from .instance import Instance
 from .job import ExternalJob
 
@@ -65,11 +65,10 @@ class Place:
         job.clear()
         self.folder(job_directory)
 
-    def check_space(self, particles: ParticleSet, dtype: str) -> None:
+    def check_space(self, stacks: Sequence[StackPlan], dtype: str) -> None:
         """Raise an OutputError if the disk cannot hold the denoised images."""
-        shapes = particles.check_images()
-        images = zip(particles.distinct_images(), shapes, strict=True)
-        needed = sum(len(indices) * y * x for indices, (_, y, x) in images) * np.dtype(dtype).itemsize
+        pixels = sum(len(stack.indices) * stack.shape[0] * stack.shape[1] for stack in stacks)
+        needed = pixels * np.dtype(dtype).itemsize
         free = shutil.disk_usage(self.root).free
         if needed > free:
             raise OutputError(

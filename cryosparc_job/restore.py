@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..core.errors import HostError
-from .denoise import INPUT, SLOT
 from .guard import run_guarded, stop_signals
 from .instance import Instance, Source
 from .job import ExternalJob, create_job, find_job
+from .kinds import PARTICLES
 from .place import FOLDER
 
-SELECTED, RAW, OUTPUT = "particles", "raw", "particles"
+SELECTED, RAW, OUTPUT, SLOT = "particles", "raw", "particles", PARTICLES.slot
 TITLE = "Raw particles of a selection (cryohush)"
 DESCRIPTION = "The selected particles with their raw images, for refinement and reconstruction."
 
@@ -101,9 +101,9 @@ def _raw_source(instance: Instance, project: str, selected: Source, dataset: Any
         )
     if len(jobs) != 1:
         raise HostError(f"the images of {selected} are from several jobs: {', '.join(jobs)}. {remedy}")
-    connected = find_job(instance, project, jobs[0]).connections(INPUT)
+    connected = find_job(instance, project, jobs[0]).connections(PARTICLES.name)
     if not connected:
-        raise HostError(f"{jobs[0]} has no input {INPUT!r} any more. {remedy}")
+        raise HostError(f"{jobs[0]} has no input {PARTICLES.name!r} any more. {remedy}")
     return ":".join(connected[0])
 
 

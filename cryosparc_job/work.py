@@ -17,13 +17,15 @@ from ..core.errors import CryohushError
 from .worker import SMALLER
 
 PROGRESS_SECONDS = 2.0
+# Every how many-th pixel, in x and y, decides what is black and white.
+GREY_STEP = 4
 
 Say = Callable[[dict[str, Any]], None]
 ShouldStop = Callable[[], bool]
 
 
-def denoise_particles(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, Any]:
-    """Denoise the particles of a `.cs` file and draw what the job shows."""
+def denoise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, Any]:
+    """Denoise the images of a table and draw what the job shows."""
     from ..core.config.denoise import DenoiseOptions
     from ..core.inference.run import run_denoise
     from ..core.report.pdf import report_run
@@ -51,20 +53,31 @@ def denoise_particles(task: dict[str, Any], say: Say, should_stop: ShouldStop) -
     )
     report, montage = report_run(summary, task["command"], way_back=task["way_back"])
     return {
-        "table": str(summary.table),
         "stacks": [str(path) for path in summary.stacks],
         "record": str(summary.record),
         "report": str(report),
         "montage": str(montage),
         "plots": {text: str(path) for text, path in draw_plots(summary).items()},
         "facts": summary.facts(),
+        "grey_ranges": [_grey_range(path) for path in summary.stacks]
+        if summary.kind == "micrographs"
+        else [],
         "resumed": summary.n_resumed,
         "skipped": [f"{image.image}@{image.stack}: {image.problem}" for image in summary.skipped],
     }
 
 
+def _grey_range(path: Path) -> tuple[float, float]:
+    """Return what cryoSPARC shows as black and white in a micrograph."""
+    from ..core.io.mrc import StackReader
+    from ..core.report.figures import grey_range
+
+    with StackReader(path) as reader:
+        return grey_range(reader.read([0])[:, ::GREY_STEP, ::GREY_STEP])
+
+
 TASKS: dict[str, Callable[[dict[str, Any], Say, ShouldStop], dict[str, Any]]] = {
-    "denoise_particles": denoise_particles,
+    "denoise": denoise,
 }
 
 

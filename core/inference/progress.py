@@ -9,8 +9,8 @@ from collections.abc import Callable
 class ProgressText:
     """Says how much is done, how fast it goes and how long it will take; the clock starts when it is made."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._begin = clock, clock()
+    def __init__(self, noun: str = "particles", clock: Callable[[], float] = time.monotonic) -> None:
+        self._noun, self._clock, self._begin = noun, clock, clock()
         self._first_done: int | None = None
 
     def __call__(self, done: int, total: int) -> str:
@@ -18,11 +18,12 @@ class ProgressText:
         if self._first_done is None:
             # A continued job starts with what an earlier one has done: that says nothing of the speed.
             self._first_done = done
-        text = f"{done} of {total} particles ({100 * done // max(total, 1)} %)"
+        text = f"{done} of {total} {self._noun} ({100 * done // max(total, 1)} %)"
         seconds = self._clock() - self._begin
         if seconds > 0 and done > self._first_done:
             speed = (done - self._first_done) / seconds
-            text += f", {speed:.0f} per second, {_duration((total - done) / speed)} to go"
+            pace = f"{speed:.0f} per second" if speed >= 1 else f"{1 / speed:.1f} s each"
+            text += f", {pace}, {_duration((total - done) / speed)} to go"
         return text
 
 

@@ -32,6 +32,18 @@ FIELDS = {
         ("import_sig", "u8"),
     ],
 }
+MICROGRAPH = [
+    ("path", "O"),
+    ("idx", "u4"),
+    ("shape", "2u4"),
+    ("psize_A", "f4"),
+    ("format", "O"),
+    ("is_background_subtracted", "u4"),
+    ("vmin", "f4"),
+    ("vmax", "f4"),
+    ("import_sig", "u8"),
+]
+FIELDS |= {"micrograph_blob": MICROGRAPH, "micrograph_blob_denoised": MICROGRAPH}
 BUILDABLE = ("building", "running", "waiting")
 
 

@@ -36,13 +36,13 @@ def copy(task: dict[str, Any]) -> dict[str, Any]:
     for name in ("cryohush.json", "logfile.pdf", "montage.png"):
         (output / name).write_bytes(b"picture")
     return {
-        "table": str(output / "particles.cs"),
         "stacks": [str(output / name) for name in names],
         "record": str(output / "cryohush.json"),
         "report": str(output / "logfile.pdf"),
         "montage": str(output / "montage.png"),
         "plots": {},
         "facts": {"version": "fake"},
+        "grey_ranges": [],
         "resumed": 0,
         "skipped": [],
     }

@@ -88,7 +88,7 @@ def test_a_job_that_was_made_and_not_yet_connected(
     ("words", "status", "message"),
     [
         ({"particles": None}, "completed", "J43 is completed: there is nothing to go on with"),
-        ({"particles": "J42:others"}, "failed", "--particles J42:others: J43 has J42:particles"),
+        ({"particles": "J42:others"}, "failed", "J42:others: J43 has J42:particles"),
     ],
 )
 def test_what_there_is_no_going_on_with(
