@@ -16,6 +16,7 @@ from .dncnn import DnCNN
 from .pix2pix import ConvolutionalCritic, ConvolutionalGenerator, ResidualPix2Pix
 from .progressive import ProgressiveAutoencoder, ProgressiveCritic
 from .resnet import ResNetAutoencoder, ResNetCritic
+from .segmentation import SegmentationUNet
 from .unet import ShuffleUNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -28,6 +29,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "diffusion": DiffusionDenoiser,
 }
 
+# Labels instead of images: `(n, 1, y, x)` to logits `(n, classes, y, x)`.
+SEGMENTERS: dict[str, Callable[..., nn.Module]] = {"segmentation_unet": SegmentationUNet}
+
 # What the adversarial losses set against them: `(n, channels, y, x)` to scores `(n, ...)`, without a sigmoid.
 CRITICS: dict[str, Callable[..., nn.Module]] = {
     "resnet": ResNetCritic,
@@ -35,4 +39,4 @@ CRITICS: dict[str, Callable[..., nn.Module]] = {
     "progressive": ProgressiveCritic,
 }
 
-__all__ = ["CRITICS", "MODELS", "ShuffleUNet"]
+__all__ = ["CRITICS", "MODELS", "SEGMENTERS", "ShuffleUNet"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import nn
 
 from ..errors import ModelError
 from ..io.files import part_path, rename_complete
-from . import MODELS
+from . import MODELS, SEGMENTERS
 
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 _METADATA_KEY = "cryohush"
@@ -78,14 +78,23 @@ def list_models() -> dict[str, dict[str, Any]]:
     return entries
 
 
-def load_model(name_or_path: str | Path) -> LoadedModel:
+def load_model(
+    name_or_path: str | Path, networks: Mapping[str, Callable[..., nn.Module]] = MODELS
+) -> LoadedModel:
     """Load a shipped model by its name, or a user's `.safetensors` file by its path.
+
+    Parameters
+    ----------
+    name_or_path
+        Which model.
+    networks
+        The registry that its network has to be in: denoisers, unless `SEGMENTERS` is given.
 
     Raises
     ------
     ModelError
         If there is no such model or file, if the weights are not those that the manifest names, or if they do
-        not fit the network that they claim to belong to.
+        not fit the network that they claim to belong to, or that is of another kind.
     """
     name = str(name_or_path)
     shipped = list_models()
@@ -108,7 +117,7 @@ def load_model(name_or_path: str | Path) -> LoadedModel:
             )
         data, sha256 = _read(path)
         card = _metadata(path, data)
-    return LoadedModel(name, _build(path, data, card), sha256, card, path)
+    return LoadedModel(name, _build(path, data, card, networks), sha256, card, path)
 
 
 def save_model(
@@ -162,14 +171,21 @@ def _metadata(path: Path, data: bytes) -> dict[str, Any]:
     return dict(card)
 
 
-def _build(path: Path, data: bytes, card: Mapping[str, Any]) -> nn.Module:
+def _build(
+    path: Path, data: bytes, card: Mapping[str, Any], networks: Mapping[str, Callable[..., nn.Module]]
+) -> nn.Module:
     network = card["model"]
-    if network["name"] not in MODELS:
+    if network["name"] not in networks:
+        known = {**MODELS, **SEGMENTERS}
+        if network["name"] in known:
+            kinds = ("labels micrographs", "denoises")
+            found, wanted = kinds if network["name"] in SEGMENTERS else kinds[::-1]
+            raise ModelError(f"{path}: a model that {found}, where one that {wanted} is needed.")
         raise ModelError(
-            f"{path}: unknown network {network['name']!r}; this version has {', '.join(sorted(MODELS))}."
+            f"{path}: unknown network {network['name']!r}; this version has {', '.join(sorted(known))}."
         )
     try:
-        module = MODELS[network["name"]](**network["arguments"])
+        module = networks[network["name"]](**network["arguments"])
         module.load_state_dict(safetensors.torch.load(data))
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         # torch lists every tensor that does not fit, one per line: two of them tell enough
