@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from ... import __version__
 from ..config.denoise import PARTICLE_SHARE_OF_BOX, DenoiseOptions
@@ -26,16 +22,8 @@ from ..io.micrographs import MicrographSet
 from ..io.mrc import WriterState
 from ..io.particles import ParticleSet
 from ..models.weights import LoadedModel, load_model
-from .denoiser import Denoiser
-from .devices import (
-    Precision,
-    available_threads,
-    choose_batch_size,
-    choose_precision,
-    keep_freed_memory,
-    resolve_devices,
-)
-from .micrographs import MicrographDenoiser
+from .devices import resolve_devices
+from .engine import Choices, Engine, LocalDevices, Task, tiling
 from .plan import (
     CS_TABLE_NAME,
     MICROGRAPH_TABLE_NAME,
@@ -50,20 +38,8 @@ from .plan import (
     source_files,
     written_image_names,
 )
-from .stream import (
-    BATCHES_PER_WORKER,
-    MICROGRAPHS_PER_WORKER,
-    ImageOptions,
-    Worker,
-    denoise_stacks,
-    micrograph_worker,
-    particle_worker,
-)
 from .summary import RECORD_NAME, Summary, read_samples, write_record
-from .tiling import Tiling, plan_tiles
 
-# Two workers keep a GPU busy: one calculates while the other one's images travel.
-WORKERS_PER_GPU = 2
 # The journal's entry for what was chosen when the run began; no stack has an empty name.
 _CHOICES = ""
 
@@ -84,6 +60,7 @@ def run_denoise(
     should_stop: Callable[[], bool] = lambda: False,
     log: Callable[[str], None] = lambda line: None,
     command: str | None = None,
+    engine: Engine | None = None,
 ) -> Summary:
     """Denoise a table of particles or micrographs, a bare stack, or a single micrograph.
 
@@ -118,6 +95,8 @@ def run_denoise(
         Gets the lines that a user should read.
     command
         The command line, for the record.
+    engine
+        Where to calculate, instead of on `options.device`.
 
     Raises
     ------
@@ -133,7 +112,8 @@ def run_denoise(
     started, begin = time.time(), time.monotonic()
     output_dir = Path(output_dir)
     model = load_model(options.model)
-    devices = resolve_devices(options.device)
+    if engine is None:
+        engine = LocalDevices(resolve_devices(options.device), options.threads)
     images = read_images(source, root=root, passthrough=passthrough)
     is_micrographs = isinstance(images, MicrographSet)
     stacks = plan_stacks(images, options.protein)
@@ -149,11 +129,9 @@ def run_denoise(
     else:
         log(f"{len(images)} particles, {n_images} images in {len(stacks)} stacks")
 
-    keep_freed_memory()
-    threads = torch.get_num_threads()
     with _open_journal(
         output_dir,
-        _fingerprint(images, model, devices, options),
+        _fingerprint(images, model, engine, options),
         [stack.name for stack in stacks],
         resume=resume,
         overwrite=overwrite,
@@ -161,25 +139,10 @@ def run_denoise(
         log=log,
     ) as journal:
         _check_free_space(images, stacks, output_dir, journal, options)
-        choices = _choose(journal, devices, options, model, stacks, log, is_micrographs=is_micrographs)
-        try:
-            with _workers(model, devices, choices, options, is_micrographs=is_micrographs) as workers:
-                result = denoise_stacks(
-                    stacks,
-                    workers,
-                    dict.fromkeys(choices.batch_sizes, 1) if is_micrographs else choices.batch_sizes,
-                    output_dir,
-                    journal,
-                    batches_per_worker=MICROGRAPHS_PER_WORKER if is_micrographs else BATCHES_PER_WORKER,
-                    one_thread_each=devices[0].type == "cpu",
-                    dtype=options.output_dtype,
-                    label=f"cryohush {__version__}: denoised by {Path(model.name).name}, not raw data",
-                    skip_bad=options.skip_bad,
-                    progress=progress,
-                    should_stop=should_stop,
-                )
-        finally:
-            torch.set_num_threads(threads)
+        choices = _choose(journal, engine, options, model, stacks, log, is_micrographs=is_micrographs)
+        label = f"cryohush {__version__}: denoised by {Path(model.name).name}, not raw data"
+        task = Task(model, options, choices, stacks, is_micrographs, label)
+        result = engine.denoise(task, output_dir, journal, progress, should_stop)
         table = _write_table(images, stacks, output_dir)
     summary = Summary(
         kind="micrographs" if is_micrographs else "particles",
@@ -190,10 +153,10 @@ def run_denoise(
         stacks=[output_dir / stack.name for stack in stacks],
         record=output_dir / RECORD_NAME,
         model=model,
-        devices=[_device_name(device) for device in devices],
+        devices=engine.names,
         precision=choices.precision,
         batch_sizes={_box(shape): size for shape, size in choices.batch_sizes.items()},
-        threads=_thread_count(devices, options),
+        threads=engine.threads,
         n_rows=len(images),
         n_images=n_images,
         n_resumed=n_images - result.n_written,
@@ -204,14 +167,6 @@ def run_denoise(
     )
     write_record(summary, command, started)
     return summary
-
-
-@dataclass(frozen=True)
-class _Choices:
-    """What `auto` came to when the run began; a resumed run keeps it, whatever would be measured now."""
-
-    precision: Precision
-    batch_sizes: dict[tuple[int, int], int]
 
 
 def _check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], images: ImageSet) -> None:
@@ -242,7 +197,7 @@ def _check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], images:
 
 
 def _fingerprint(
-    images: ImageSet, model: LoadedModel, devices: Sequence[torch.device], options: DenoiseOptions
+    images: ImageSet, model: LoadedModel, engine: Engine, options: DenoiseOptions
 ) -> dict[str, Any]:
     """Return all that the pixels of the result depend on."""
     stacks = hashlib.sha256()
@@ -255,7 +210,7 @@ def _fingerprint(
         "input": _sha256(*source_files(images)) if images.has_table else images.source.name,
         "stacks": stacks.hexdigest(),
         "model": model.sha256,
-        "device": sorted({device.type for device in devices}),
+        "device": engine.types,
         **result_of,
     }
 
@@ -337,98 +292,35 @@ def _check_free_space(
 
 def _choose(
     journal: Manifest,
-    devices: Sequence[torch.device],
+    engine: Engine,
     options: DenoiseOptions,
     model: LoadedModel,
     stacks: Sequence[StackPlan],
     log: Callable[[str], None],
     *,
     is_micrographs: bool,
-) -> _Choices:
-    """Return precision and batch sizes: those that the journal holds, or new ones, which it then holds.
-
-    Of micrographs the batches are those of their tiles.
-    """
-    names = ", ".join(_device_name(device) for device in devices)
+) -> Choices:
+    """Return precision and batch sizes: those that the journal holds, or new ones, which it then holds."""
     recorded = journal.extras.get(_CHOICES)
     if recorded is not None:
-        precision: Precision = recorded["precision"]
         sizes = {(y, x): size for y, x, size in recorded["batch_sizes"]}
-        reason = "as when the run began"
+        choices, reason = Choices(recorded["precision"], sizes), "as when the run began"
     else:
-        precision, reason = choose_precision(devices[0], options.precision, model.module)
-        sizes = {}
-        for shape in dict.fromkeys(stack.shape for stack in stacks):
-            if options.batch_size == "auto":
-                sizes[shape] = min(
-                    choose_batch_size(
-                        device,
-                        precision,
-                        model.module,
-                        _tiling(model, shape).outer if is_micrographs else shape,
-                    )
-                    for device in devices
-                )
-            else:
-                sizes[shape] = options.batch_size
-        recorded = {"precision": precision, "batch_sizes": [[y, x, size] for (y, x), size in sizes.items()]}
+        shapes = list(dict.fromkeys(stack.shape for stack in stacks))
+        choices, reason = engine.choose(model, options, shapes, are_micrographs=is_micrographs)
+        sizes = choices.batch_sizes
+        recorded = {
+            "precision": choices.precision,
+            "batch_sizes": [[y, x, size] for (y, x), size in sizes.items()],
+        }
         journal.record(_CHOICES, WriterState(), recorded)
-    log(f"device {names}, precision {precision} ({reason})")
+    log(f"device {', '.join(engine.names)}, precision {choices.precision} ({reason})")
     if is_micrographs:
-        tilings = {_tiling(model, shape): size for shape, size in sizes.items()}
+        tilings = {tiling(model, shape): size for shape, size in sizes.items()}
         log("tiles of " + ", ".join(f"{_box(t.tile)} px and {t.border_px} px around" for t in tilings))
     else:
         log("batches of " + ", ".join(f"{size} images of {_box(shape)} px" for shape, size in sizes.items()))
-    return _Choices(precision, sizes)
-
-
-def _tiling(model: LoadedModel, shape: tuple[int, int]) -> Tiling:
-    return plan_tiles(shape, int(model.module.stride), int(model.module.receptive_field_px))  # type: ignore[arg-type]
-
-
-def _thread_count(devices: Sequence[torch.device], options: DenoiseOptions) -> int:
-    """Return how many threads feed the devices, or calculate where these are the CPU."""
-    if devices[0].type == "cuda":
-        return WORKERS_PER_GPU * len(devices)
-    return options.threads or available_threads()
-
-
-@contextlib.contextmanager
-def _workers(
-    model: LoadedModel,
-    devices: Sequence[torch.device],
-    choices: _Choices,
-    options: DenoiseOptions,
-    *,
-    is_micrographs: bool,
-) -> Iterator[list[Worker]]:
-    """Yield the workers.
-
-    On the CPU the tiles of all micrographs under way share its threads: enough micrographs that none of these
-    waits, and one more, which is normalised or put together meanwhile.
-    """
-    threads = _thread_count(devices, options)
-    image_options = ImageOptions(
-        options.particle_diameter_angstrom, options.blend, options.keep_above_angstrom
-    )
-    denoisers = [Denoiser(model.module, device, choices.precision) for device in devices]
-    if not is_micrographs:
-        yield [particle_worker(denoiser, image_options) for denoiser in denoisers] * (threads // len(devices))
-        return
-    tiles_at_once = min(choices.batch_sizes.values())
-    if devices[0].type == "cuda":
-        on_gpus = [MicrographDenoiser(denoiser, at_once=tiles_at_once) for denoiser in denoisers]
-        yield [micrograph_worker(denoiser, image_options) for denoiser in on_gpus] * WORKERS_PER_GPU
-        return
-    fewest_tiles = min(len(_tiling(model, shape).origins) for shape in choices.batch_sizes)
-    n_workers = 1 + -(-threads // fewest_tiles)
-    with ThreadPoolExecutor(threads, "tiles", torch.set_num_threads, (1,)) as executor:
-        on_cpu = MicrographDenoiser(denoisers[0], at_once=tiles_at_once, executor=executor)
-        yield [micrograph_worker(on_cpu, image_options)] * n_workers
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
+    return choices
 
 
 def _box(shape: tuple[int, int]) -> str:

@@ -20,7 +20,7 @@ from particle_files import noise, read_stack, write_stack, write_table
 
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.errors import Aborted, ConfigurationError, ImageError, OutputError
-from cryohush.core.inference import devices, run, stream
+from cryohush.core.inference import devices, engine, stream
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.run import run_denoise
 from cryohush.core.inference.summary import Summary
@@ -278,12 +278,12 @@ def test_what_auto_chose_is_kept_by_a_resumed_run(
     write_stack(tmp_path / "x.mrcs", noise(40, 16, 16))
     auto = options(weights, precision="auto", batch_size="auto")
     monkeypatch.setattr(devices, "CPU_BATCH_PX", 5 * 16 * 16)
-    monkeypatch.setattr(run, "choose_precision", lambda *_: ("bf16", "so said the test"))
+    monkeypatch.setattr(engine, "choose_precision", lambda *_: ("bf16", "so said the test"))
     given, _ = stop_after(10)
     with pytest.raises(Aborted):
         run_denoise(tmp_path / "x.mrcs", tmp_path / "out", auto, **given)
     monkeypatch.setattr(devices, "CPU_BATCH_PX", 8 * 16 * 16)
-    monkeypatch.setattr(run, "choose_precision", lambda *_: ("fp32", "so said the test"))
+    monkeypatch.setattr(engine, "choose_precision", lambda *_: ("fp32", "so said the test"))
     summary = run_denoise(tmp_path / "x.mrcs", tmp_path / "out", auto, resume=True)
     assert (summary.precision, summary.batch_sizes) == ("bf16", {"16x16": 5})
 
