@@ -136,6 +136,9 @@ class _Run:
     table: Path
     stack_names: list[str]
 
+    def __post_init__(self) -> None:
+        self._watch = Watch(self.job)
+
     def __call__(self) -> None:
         """Do all of it, but for the end of the job."""
         directory = self.job.directory_name()
@@ -161,7 +164,7 @@ class _Run:
                 "way_back": self.kind.way_back,
             },
             on_message=lambda message: self._say(message["log"]) if "log" in message else show(message),
-            on_tick=Watch(self.job),
+            on_tick=self._watch,
         )
         if not self.place.is_shared:
             for path in [*result["stacks"], result["record"], result["report"]]:
@@ -221,8 +224,9 @@ class _Run:
         self._say(self.kind.way_back)
 
     def _say(self, line: str, level: str = "text") -> None:
-        """Print a line, and write it into the event log if it can be reached."""
+        """Print a line, and write it into the event log if it can be reached and the job is still wanted."""
         print(self.instance.redact(line), flush=True)
+        self._watch()
         with contextlib.suppress(ConnectionLost):
             self.job.log(line, level)
 

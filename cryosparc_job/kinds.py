@@ -131,8 +131,8 @@ def filler(
     grey_ranges
         Darkest and brightest grey to show, per stack; needed for micrographs.
     """
-    is_set = isinstance(images, ParticleSet)
-    index = images.output_positions() if is_set else np.zeros(len(images), np.int32)
+    single = np.zeros(len(images), np.int32)
+    index = images.output_positions() if isinstance(images, ParticleSet) else single
     paths = np.array([f"{prefix}/{stack.name}" for stack in stacks], dtype=object)
     new: dict[str, Callable[[], NDArray[Any]]] = {
         "path": lambda: paths[images.stack],

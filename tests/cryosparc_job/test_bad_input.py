@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Run, particle_table
+from cryosparc_project import Run, particle_table
 from double_store import Store
 from double_v5 import Double5
 from numpy.typing import NDArray

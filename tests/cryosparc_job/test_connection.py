@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run, particle_table
+from cryosparc_project import Run, particle_table
 from double_server import Fault
 from double_store import Store
 from double_v5 import Double5

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PARTICLES, Run
+from cryosparc_project import PARTICLES, Run
 from double_store import Store
 from double_v5 import Double5
 

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from conftest import Run, particle_table
+from cryosparc_project import Run, particle_table
 from double_store import Store
 from double_v5 import Double5
 

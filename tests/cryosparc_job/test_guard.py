@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from cryosparc_project import Run
 from double_server import Fault
 from double_store import Job, Store
 from double_v5 import Double5

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from cryosparc_project import Run
 from double_server import Fault
 from double_store import Store
 from double_v5 import Double5

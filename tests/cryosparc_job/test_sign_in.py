@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Run, store_token
+from cryosparc_project import Run, store_token
 from double_server import Reply, Server
 from double_store import Store
 from double_v5 import EMAIL, PASSWORD, Double5
