@@ -7,12 +7,13 @@ import contextlib
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from .. import __version__
-from .errors import Aborted, CryohushError
+from .errors import Aborted, ConfigurationError, CryohushError
 
 STOP_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 # Without a terminal, progress is a line each time this much more is done.
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_denoise(commands.add_parser("denoise", help="denoise particles or micrographs"))
     _add_simulate(commands.add_parser("simulate", help="simulate particles or micrographs"))
     _add_train(commands.add_parser("train", help="train a network"))
+    _add_evaluate(commands.add_parser("evaluate", help="measure how good denoised images are"))
     _add_models(commands.add_parser("models", help="list the shipped models, or tell about one"))
     return parser
 
@@ -135,6 +137,44 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a shipped preset: general")
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the weights go")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
+    _add_overrides(parser)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measure denoised particles, micrographs or half maps against clean images or against independent "
+        "noisy ones, and write the figures as JSON, PNG, HTML and PDF. Tables go together row by row."
+    )
+    parser.set_defaults(work=_evaluate)
+
+    def option(flag: str, metavar: str, text: str, default: str, nargs: int | str | None = None) -> None:
+        # SUPPRESS tells what the user said from what the configuration says
+        text = f"{text} (default: {default})"
+        parser.add_argument(flag, metavar=metavar, nargs=nargs, default=argparse.SUPPRESS, help=text)
+
+    option("--denoised", "A", "denoised images: .star, .cs, .mrcs or .mrc", "none")
+    option("--reference", "B", "the clean images", "none")
+    pair = "denoised images and independent noisy ones of the same particles, or two half maps"
+    option("--pairs", "FILE", pair, "none", nargs=2)
+    option("--raw", "FILE", "the images before denoising, to see the gain", "none")
+    option("--mask", "FILE", "mask for half maps", "none")
+    option("--model", "NAME", "a model whose inventions are to be measured", "none")
+    option("--metrics", "NAME", "figures against clean images", "all", nargs="+")
+    option("--baselines", "NAME", "classical denoisers to compare with", "none", nargs="+")
+    option("--data-range", "RANGE", "full scale: reference, unit, or grey values", "reference")
+    option("--device", "DEVICE", "auto, cpu or cuda:N, for --model", "auto")
+    option("--threads", "N", "CPU threads", "none: all that this process may use")
+    parser.add_argument(
+        "--align-twin",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="take back the drift between raw images and their twins, by micrograph (default: off)",
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="a YAML file with these options and more (default: none)"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the report goes")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report (default: off)")
     _add_overrides(parser)
 
 
@@ -345,12 +385,59 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
     config = load_yaml(find_preset(arguments.config), TrainingConfig, arguments.overrides)
 
     try:
-        from .training.supervised import train
+        from .training.run import train
     except ModuleNotFoundError as error:
         raise CryohushError(f"training needs {error.name}: pip install 'cryohush[train]'") from error
 
     weights = train(config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop)
     _say(f"wrote {weights}")
+
+
+def _evaluate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.evaluate import EvaluateConfig, read_config
+
+    given = vars(arguments)
+    options = {name: given[name] for name in EvaluateConfig.model_fields if name in given}
+    config = read_config({**options, **_pairs(given)}, arguments.config, arguments.overrides)
+
+    from .report.evaluate import run_evaluate
+
+    with _progress() as progress:
+        evaluation = run_evaluate(
+            config,
+            arguments.output,
+            overwrite=arguments.overwrite,
+            progress=progress,
+            should_stop=should_stop,
+            log=_say,
+            command=arguments.command_line,
+        )
+    for path in evaluation.files:
+        _say(f"wrote {path}")
+
+
+def _pairs(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what --pairs and --mask stand for: half maps, if both files are cubic `.mrc` volumes."""
+    from .io.mrc import StackReader
+
+    def is_volume(name: str) -> bool:
+        if not name.endswith(".mrc"):
+            return False
+        with StackReader(name) as reader:
+            return len(set(reader.shape)) == 1
+
+    if "pairs" not in given:
+        if "mask" in given:
+            raise ConfigurationError("--mask goes with --pairs of two half maps (.mrc).")
+        return {}
+    if "denoised" in given:
+        raise ConfigurationError("--pairs names the denoised images itself: leave --denoised out.")
+    first, second = given["pairs"]
+    if is_volume(first) and is_volume(second):
+        return {"half_maps": {"first": first, "second": second, "mask": given.get("mask")}}
+    if "mask" in given:
+        raise ConfigurationError("--mask goes with --pairs of two half maps (.mrc).")
+    return {"denoised": first, "twin": second}
 
 
 def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:

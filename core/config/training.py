@@ -1,11 +1,15 @@
-"""What `cryohush train` reads: one YAML file, unknown keys refused."""
+"""What `cryohush train` reads: one YAML file, unknown keys refused.
+
+The images come from one of the sections `data` (simulated) and `pairs` (the user's own). The loop follows
+from the sections that are there: `adversarial`, `diffusion`, or neither, which is plain supervised training.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Section(BaseModel):
@@ -48,6 +52,9 @@ class SimulationConfig(_Section):
         `.npy` tables of real CTF parameters (`cryohush.core.imaging.ctf.read_ctf_table`).
     box_px
         Side of the projections.
+    noise_blocks
+        MRC stack of real noise, blocks at least as large as the box, on any scale: pieces of them take the
+        place of the simulated noise and of the uneven ice.
     other_boxes_px, other_box_probability
         A batch is resampled to one of these sides with this probability in all; it then holds as many pixels
         as any other batch.
@@ -56,6 +63,7 @@ class SimulationConfig(_Section):
     structures: Path
     held_out: tuple[str, ...] = ()
     ctf_tables: tuple[Path, ...]
+    noise_blocks: Path | None = None
     box_px: int = Field(128, ge=32, multiple_of=2)
     other_boxes_px: tuple[int, ...] = ()
     other_box_probability: float = Field(0.0, ge=0, le=1)
@@ -66,8 +74,116 @@ class SimulationConfig(_Section):
     imaging: ImagingConfig = ImagingConfig()
 
 
+class PairsConfig(_Section):
+    """Pairs of images on disk, row by row the same particles.
+
+    Attributes
+    ----------
+    noisy, target
+        Tables (.star, .cs) or stacks. The target is clean, or another noisy image of the same particle whose
+        noise is independent (Noise2Noise).
+    target_is_clean
+        Whether the target shares the grey scale of the noisy image and is noise-free; a noisy target is
+        normalised by its own background, so that both have to be equally noisy.
+    half_set
+        Only particles of this rlnRandomSubset. Train one model for each half, and apply it to the other.
+    validation_share
+        Share of the micrographs (of the particles, where they are not known) kept for validation.
+    """
+
+    noisy: Path
+    target: Path
+    target_is_clean: bool = True
+    half_set: Literal[1, 2] | None = None
+    validation_share: float = Field(0.1, gt=0, lt=1)
+
+
+class LossConfig(_Section):
+    """Weighted sum of losses between estimate and target.
+
+    Attributes
+    ----------
+    pixel
+        Weights of the losses of `cryohush.core.losses.pixel`.
+    snr_weighted
+        Divide the loss of each image by (SNR + 0.02)^(1/2): without it the few clean images would rule, with
+        the full 1 / SNR the hopeless ones.
+    perceptual
+        Weight of the squared difference of features; 0 leaves it out.
+    features
+        Whose: a shipped model or weights file of a `shuffle_unet`, or the ImageNet weights of VGG-19 (a
+        file named `vgg19*`).
+    """
+
+    pixel: dict[Literal["l1", "l2", "mean_grey_value", "coarse_l1"], float] = {"l2": 1.0}
+    snr_weighted: bool = True
+    perceptual: float = Field(0.0, ge=0)
+    features: str = "general"
+
+
+class AdversarialConfig(_Section):
+    """A critic that learns to tell estimates from clean images.
+
+    Attributes
+    ----------
+    critic
+        A name in the registry of critics and the arguments of its constructor, without `channels`.
+    paired
+        Whether the critic sees the noisy image beside the estimate.
+    unpaired_clean
+        Clean images that the critic sees belong to other particles than the noisy ones: unsupervised. The
+        pixel losses then compare the estimate with the noisy image (`coarse_l1` is meant for it).
+    weight
+        Of the adversarial loss beside those of `loss`.
+    score
+        `alpha_beta` (cross entropy is 0, 0; squared error 1, 1) or `wasserstein`.
+    weight_limit
+        Clip the critic's weights to this size after each of its steps.
+    gradient_penalty
+        Weight of the gradient penalty; 0 leaves it out.
+    critic_steps, generator_steps
+        Of either before the other has its turn.
+    critic_optimiser, critic_learning_rate
+        The learning rate follows the generator's schedule.
+    """
+
+    critic: NetworkConfig = NetworkConfig(name="resnet")
+    paired: bool = False
+    unpaired_clean: bool = False
+    weight: float = Field(1.0, gt=0)
+    score: Literal["alpha_beta", "wasserstein"] = "alpha_beta"
+    alpha: float = Field(0.0, ge=-1, le=1)
+    beta: float = Field(0.0, ge=-1, le=1)
+    weight_limit: float | None = Field(None, gt=0)
+    gradient_penalty: float = Field(0.0, ge=0)
+    critic_steps: int = Field(1, ge=1)
+    generator_steps: int = Field(1, ge=1)
+    critic_optimiser: Literal["adam", "sgd", "rmsprop"] = "adam"
+    critic_learning_rate: float = Field(2e-4, gt=0)
+
+
+class DiffusionConfig(_Section):
+    """Training of a `diffusion` network: the noise predictor first, then the U-Net after it.
+
+    Attributes
+    ----------
+    post_steps
+        The last so many of the steps train the U-Net on draws of the finished predictor.
+    """
+
+    post_steps: int = Field(0, ge=0)
+
+
 class OptimisationConfig(_Section):
-    """AdamW with linear warm-up and cosine decay, and an exponential moving average of the weights."""
+    """AdamW with linear warm-up and cosine decay, and an exponential moving average of the weights.
+
+    Attributes
+    ----------
+    patience
+        Stop when so many validations in a row were no better, and keep the best weights; None runs all steps.
+    devices, nodes
+        Processes with a device each, on each of so many machines; under torchrun or SLURM as many as started.
+    """
 
     steps: int = Field(gt=0)
     batch_size: int = Field(32, gt=0)
@@ -77,16 +193,19 @@ class OptimisationConfig(_Section):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     gradient_clip: float = Field(1.0, gt=0)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
+    patience: int | None = Field(None, gt=0)
+    devices: int = Field(1, gt=0)
+    nodes: int = Field(1, gt=0)
 
 
 class TrainingConfig(_Section):
-    """A whole supervised training run.
+    """A whole training run.
 
     Attributes
     ----------
     initial_weights
-        A shipped model, or a `.safetensors` file of the same network, to start from (fine-tuning); None starts at
-        random.
+        A shipped model, or a `.safetensors` file of the same network, to start from (fine-tuning); None
+        starts at random.
     """
 
     name: str
@@ -94,7 +213,23 @@ class TrainingConfig(_Section):
     seed: int = 1
     initial_weights: Path | None = None
     network: NetworkConfig = NetworkConfig()
-    data: SimulationConfig
+    data: SimulationConfig | None = None
+    pairs: PairsConfig | None = None
+    loss: LossConfig = LossConfig()
+    adversarial: AdversarialConfig | None = None
+    diffusion: DiffusionConfig | None = None
     optimisation: OptimisationConfig
     validate_every: int = Field(500, gt=0)
     validation_images: int = Field(256, gt=0)
+
+    @model_validator(mode="after")
+    def _check_sections(self) -> TrainingConfig:
+        if (self.data is None) == (self.pairs is None):
+            raise ValueError("exactly one of the sections data and pairs is needed")
+        if self.adversarial is not None and self.diffusion is not None:
+            raise ValueError("adversarial and diffusion exclude each other")
+        if (self.diffusion is not None) != (self.network.name == "diffusion"):
+            raise ValueError("the section diffusion and the network diffusion belong together")
+        if self.diffusion is not None and self.diffusion.post_steps >= self.optimisation.steps:
+            raise ValueError("diffusion.post_steps must leave steps of optimisation.steps to the predictor")
+        return self

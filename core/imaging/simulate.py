@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .ctf import CtfParameters, ctf
 from .filters import frequency_grid
-from .noise import log_uniform, noise_of_ice_and_detector, smooth_background, uniform
+from .noise import log_uniform, noise_of_ice_and_detector, random_patch, smooth_background, uniform
 from .normalise import background_statistics, default_radius_px
 from .projection import Projector, random_rotations
 from .structure import potential_map, read_structure
@@ -170,6 +170,7 @@ def simulate_pairs(
     batch_size: int,
     generator: torch.Generator,
     box_px: int | None = None,
+    noise_blocks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One batch of noisy images and their clean counterparts.
 
@@ -178,6 +179,9 @@ def simulate_pairs(
     box_px
         Side of the images: the bank's, unless the projections shall be sampled more finely or coarsely, with
         the pixel size changed to match.
+    noise_blocks
+        `(n, y, x)` real noise, on any scale, of which random pieces take the place of the simulated noise and
+        of the uneven ice.
 
     Returns
     -------
@@ -216,16 +220,19 @@ def simulate_pairs(
     snr = log_uniform(n, ranges.snr, generator)
     snr[torch.rand(n, generator=generator) < ranges.empty_probability] = 0.0
     clean *= (snr / variance).sqrt()[:, None, None]
-    clean += smooth_background(n, box, ranges.background_share, generator)
-    ice, detector = noise_of_ice_and_detector(
-        frequency,
-        transfer,
-        tilt=ranges.noise_tilt,
-        largest_ice_share=ranges.ice_share,
-        generator=generator,
-    )
-    clean += ice
-    noisy = clean + detector
+    if noise_blocks is None:
+        clean += smooth_background(n, box, ranges.background_share, generator)
+        ice, noise = noise_of_ice_and_detector(
+            frequency,
+            transfer,
+            tilt=ranges.noise_tilt,
+            largest_ice_share=ranges.ice_share,
+            generator=generator,
+        )
+        clean += ice
+    else:
+        noise = torch.stack([random_patch(noise_blocks, (box, box), generator) for _ in range(n)])
+    noisy = clean + noise
 
     # as the particles of a user who gives no diameter
     mean, std = background_statistics(noisy, default_radius_px((box, box)))

@@ -1,10 +1,10 @@
 """SR3: a diffusion model that draws clean images from the posterior given a noisy one.
 
 The clean image y is destroyed by noise, `y_g = sqrt(g) y + sqrt(1 - g) e`, where g falls from 1 to nearly 0.
-A network learns e from y_g, g and the noisy observation x (eq. 6 of [1]_); going backwards from pure noise,
-it draws an image that is likely given x. One draw looks sharp but has twice the squared error of the
-posterior mean; the mean of k draws has 1 + 1/k times that error, and their spread tells what the model is
-unsure of.
+A network learns to tell e from y given y_g, g and the noisy observation x (eq. 6 of [1]_); going backwards
+from pure noise, it draws an image that is likely given x. One draw looks sharp but has twice the squared
+error of the posterior mean; the mean of k draws has 1 + 1/k times that error, and their spread tells what the
+model is unsure of.
 
 References
 ----------
@@ -12,7 +12,8 @@ References
 .. [2] Ho, Jain & Abbeel (2020) DDPM, arXiv:2006.11239.
 .. [3] Song, Meng & Ermon (2020) DDIM, arXiv:2010.02502, eq. 12.
 .. [4] Chen et al. (2020) WaveGrad, arXiv:2009.00713: conditioning on the noise level.
-.. [5] Single-particle denoising by SR3 and a U-Net after it (2024), arXiv:2401.01097.
+.. [5] Salimans & Ho (2022) arXiv:2202.00512, section 4.
+.. [6] Single-particle denoising by SR3 and a U-Net after it (2024), arXiv:2401.01097.
 """
 
 from __future__ import annotations
@@ -59,11 +60,12 @@ class _ConditionedBlocks(nn.Module):
         return x
 
 
-class NoisePredictor(nn.Module):
-    """U-Net that predicts the noise e in y_g from y_g, the observation and the noise level.
+class VelocityPredictor(nn.Module):
+    """U-Net that predicts v = sqrt(g) e - sqrt(1 - g) y from y_g, the observation and the noise level.
 
-    Differs from SR3 [1]_: pixel-unshuffled input, skips added, no attention and no normalisation, which would
-    make a pixel depend on the whole image, and far fewer channels.
+    Differs from SR3 [1]_, which predicts e: v gives e and y at every level without dividing by a small number
+    [5]_, so that few steps suffice. And: pixel-unshuffled input, skips added, no attention and no
+    normalisation, which would make a pixel depend on the whole image, and far fewer channels.
 
     Parameters
     ----------
@@ -97,7 +99,7 @@ class NoisePredictor(nn.Module):
         self.head = nn.Conv2d(widths[0], cell, 3, padding=1)
 
     def forward(self, noised: Tensor, observation: Tensor, level: Tensor) -> Tensor:
-        """`(n, 1, y, x)` y_g and observation and `(n,)` g to `(n, 1, y, x)` noise."""
+        """`(n, 1, y, x)` y_g and observation and `(n,)` g to `(n, 1, y, x)` v."""
         embedded = self.embed(_fourier_features(level))
         x = self.stem(torch.cat([self.unshuffle(noised), self.unshuffle(observation)], dim=1))
         skips: list[Tensor] = []
@@ -134,6 +136,11 @@ def add_noise(clean: Tensor, level: Tensor, noise: Tensor) -> Tensor:
     return level.sqrt() * clean + (1 - level).sqrt() * noise
 
 
+def velocity(clean: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    """v of clean images and noise `(n, 1, y, x)` at levels g `(n,)`: what the predictor is trained for."""
+    return add_noise(noise, level, -clean)
+
+
 def sample(
     predictor: nn.Module,
     observation: Tensor,
@@ -147,7 +154,7 @@ def sample(
     Parameters
     ----------
     predictor
-        A trained `NoisePredictor`.
+        A trained `VelocityPredictor`.
     observation
         `(n, 1, y, x)`.
     steps
@@ -166,8 +173,9 @@ def sample(
     image = fresh().expand_as(observation)
     for number in range(steps, 0, -1):
         level, following = levels[number], levels[number - 1]
-        noise = predictor(image, observation, level.expand(len(observation))).float()
-        clean = (image - (1 - level).sqrt() * noise) / level.sqrt()
+        v = predictor(image, observation, level.expand(len(observation))).float()
+        clean = level.sqrt() * image - (1 - level).sqrt() * v
+        noise = (1 - level).sqrt() * image + level.sqrt() * v
         if deterministic:
             spread = torch.zeros_like(level)
         else:
@@ -179,12 +187,12 @@ def sample(
 
 
 class DiffusionDenoiser(nn.Module):
-    """The mean of several draws of a diffusion model, improved by a U-Net [5]_.
+    """The mean of several draws of a diffusion model, improved by a U-Net [6]_.
 
     Parameters
     ----------
     predictor, post
-        Arguments of `NoisePredictor` and of the `ShuffleUNet` after it; `post` None leaves it out.
+        Arguments of `VelocityPredictor` and of the `ShuffleUNet` after it; `post` None leaves it out.
     clean_scale
         Standard deviation of clean images: the predictor works on clean images divided by it.
     steps, draws, deterministic
@@ -202,7 +210,7 @@ class DiffusionDenoiser(nn.Module):
         deterministic: bool = True,
     ) -> None:
         super().__init__()
-        self.predictor = NoisePredictor(**(predictor or {}))
+        self.predictor = VelocityPredictor(**(predictor or {}))
         self.post = None if post is None else ShuffleUNet(**post)
         self.stride = max(self.predictor.stride, self.post.stride if self.post is not None else 1)
         # each step looks that much further
@@ -220,10 +228,14 @@ class DiffusionDenoiser(nn.Module):
         )
         return image * self.clean_scale
 
+    def mean_draw(self, x: Tensor) -> Tensor:
+        """The mean of the draws: `(n, 1, y, x)` to the same."""
+        return torch.stack([self.draw(x, number) for number in range(self.draws)]).mean(0)
+
+    def improve(self, drawn: Tensor) -> Tensor:
+        """What the U-Net makes of a mean of draws, which stays as it is without one."""
+        return drawn if self.post is None else drawn + self.post(drawn)
+
     def forward(self, x: Tensor) -> Tensor:
         """`(n, 1, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
-        mean = torch.stack([self.draw(x, number) for number in range(self.draws)]).mean(0)
-        if self.post is None:
-            return mean
-        corrected: Tensor = mean + self.post(mean)
-        return corrected
+        return self.improve(self.mean_draw(x))

@@ -77,15 +77,19 @@ class ShuffleUNet(nn.Module):
         with torch.no_grad():  # starts at a plain small guess, not at noise of unit variance
             self.head.weight.mul_(0.1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(n, 1, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Features of each level on the way down, finest first."""
         x = self.stem(self.unshuffle(x))
-        skips: list[Tensor] = []
+        features: list[Tensor] = []
         for level, down in enumerate(self.downs):
             x = self.down_blocks[level](x)
-            skips.append(x)
+            features.append(x)
             x = down(x)
-        x = self.down_blocks[-1](x)
+        return [*features, self.down_blocks[-1](x)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, 1, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
+        *skips, x = self.encode(x)
         for level in reversed(range(len(self.ups))):
             x = self.up_blocks[level](self.ups[level](x) + skips[level])
         out: Tensor = self.shuffle(self.head(x))

@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..config.training import SimulationConfig
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, MrcError
 from ..imaging.ctf import CtfParameters, read_ctf_table
+from ..imaging.noise import image_generator
 from ..imaging.simulate import ImagingRanges, ProjectionBank, make_projection_bank, simulate_pairs
 from ..io.files import part_path, rename_complete
+from ..io.mrc import StackReader
 
 _SUFFIXES = (".pdb", ".cif", ".ent", ".pdb.gz", ".cif.gz", ".ent.gz")
 
@@ -42,6 +44,11 @@ class SimulatedParticles:
         self._box_px = config.box_px
         self._other_boxes, self._other_box_probability = config.other_boxes_px, config.other_box_probability
         self._ranges = ImagingRanges(**config.imaging.model_dump())
+        self._noise_blocks = None
+        if config.noise_blocks is not None:
+            self._noise_blocks = _read_blocks(
+                config.noise_blocks, max(config.box_px, *config.other_boxes_px, 0)
+            )
         self._optics = _join([read_ctf_table(path) for path in config.ctf_tables])
         files = find_structures(config, held_out=held_out)
         self.structures = [path.name.split(".")[0] for path in files]
@@ -66,12 +73,32 @@ class SimulatedParticles:
 
         `n` is `size` for the usual box, more for smaller boxes and fewer for larger ones.
         """
-        generator = torch.Generator().manual_seed((self._seed << 32) + number)
+        generator = image_generator(self._seed, number, "batch")
         box = self._box_px
         if self._other_boxes and torch.rand(1, generator=generator).item() < self._other_box_probability:
             box = self._other_boxes[int(torch.randint(len(self._other_boxes), (1,), generator=generator))]
         size = max(1, size * self._box_px**2 // box**2)
-        return simulate_pairs(self._bank, self._optics, self._ranges, size, generator, box)
+        return simulate_pairs(
+            self._bank, self._optics, self._ranges, size, generator, box, self._noise_blocks
+        )
+
+
+def _read_blocks(path: Path, box_px: int) -> Tensor:
+    """
+    Raises
+    ------
+    MrcError
+        The blocks are smaller than the box.
+    """
+    with StackReader(path) as reader:
+        n, height, width = reader.shape
+        if min(height, width) < box_px:
+            raise MrcError(
+                f"expected blocks of noise of at least {box_px} px a side, found {width} x {height}.",
+                path=path,
+                remedy="Extract larger ones, or train with a smaller data.box_px.",
+            )
+        return torch.from_numpy(reader.read(range(n)))
 
 
 def find_structures(config: SimulationConfig, *, held_out: bool) -> list[Path]:

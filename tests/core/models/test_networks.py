@@ -109,7 +109,7 @@ def test_noised_image_has_the_variance_of_its_parts():
 
 
 class _GaussianPosterior(torch.nn.Module):
-    """The exact noise predictor where clean pixels are N(0, 1) and the observation is clean + N(0, s²)."""
+    """The exact predictor of v where clean pixels are N(0, 1) and the observation is clean + N(0, s²)."""
 
     def __init__(self, noise_variance: float) -> None:
         super().__init__()
@@ -120,7 +120,8 @@ class _GaussianPosterior(torch.nn.Module):
         # posterior of the clean pixel given both: precision-weighted mean
         precision = 1 + 1 / self.noise_variance + level / (1 - level)
         mean = (observation / self.noise_variance + level.sqrt() * noised / (1 - level)) / precision
-        return (noised - level.sqrt() * mean) / (1 - level).sqrt()
+        noise = (noised - level.sqrt() * mean) / (1 - level).sqrt()
+        return level.sqrt() * noise - (1 - level).sqrt() * mean
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

@@ -1,0 +1,26 @@
+"""Training by the loop that the configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..config.training import TrainingConfig
+from . import adversarial, diffusion, supervised
+
+
+def train(
+    config: TrainingConfig,
+    output_dir: Path,
+    *,
+    resume: bool = False,
+    log: Callable[[str], None] = print,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Train a network and return the path of its weights; see the loops."""
+    loop = supervised.train
+    if config.adversarial is not None:
+        loop = adversarial.train
+    elif config.diffusion is not None:
+        loop = diffusion.train
+    return loop(config, output_dir, resume=resume, log=log, should_stop=should_stop)

@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cryohush.core.config.training import PairsConfig, TrainingConfig
+from cryohush.core.errors import ConfigurationError, InputError
+from cryohush.core.io.mrc import StackWriter
+from cryohush.core.models.weights import load_model
+from cryohush.core.training.pairs import PairedParticles
+from cryohush.core.training.run import train
+
+N, BOX = 40, 32
+
+
+def write_stack(path: Path, images: np.ndarray) -> Path:
+    with StackWriter(path, images.shape, pixel_size_angstrom=2.0, label="test") as writer:
+        writer.write(images)
+    return path
+
+
+def write_set(folder: Path, name: str, images: np.ndarray, *, half_sets: bool = True) -> Path:
+    write_stack(folder / f"{name}.mrcs", images)
+    labels = ["rlnImageName", "rlnMicrographName", *(["rlnRandomSubset"] if half_sets else [])]
+    lines = ["data_particles", "", "loop_", *(f"_{label} #{i}" for i, label in enumerate(labels, 1))]
+    for i in range(len(images)):
+        row = [f"{i + 1:06d}@{name}.mrcs", f"mic{i // 8}.mrc", *([str(1 + i % 2)] if half_sets else [])]
+        lines.append(" ".join(row))
+    path = folder / f"{name}.star"
+    path.write_text("\n".join([*lines, ""]))
+    return path
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """Each image has its own number as the mean of its centre, so that rows can be told apart."""
+    rng = np.random.default_rng(1)
+    images = rng.normal(size=(N, BOX, BOX)).astype(np.float32)
+    images[:, 12:20, 12:20] += np.arange(N, dtype=np.float32)[:, None, None] * 3
+    return images
+
+
+def test_pairs_stay_together_and_share_their_turn(tmp_path, images):
+    noisy, clean = write_set(tmp_path, "noisy", images), write_set(tmp_path, "clean", 2 * images)
+    data = PairedParticles(PairsConfig(noisy=noisy, target=clean), held_out=False, seed=3)
+    for number in range(4):
+        x, y, snr = data.batch(number, 16)
+        assert x.shape == y.shape == (16, 1, BOX, BOX)
+        assert snr.isnan().all()
+        # the target keeps its scale beside the noisy image: twice as large, and shifted by the mean taken off
+        spread = (y - 2 * x).std(dim=(1, 2, 3))
+        assert float(spread.max()) < 1e-3
+
+
+def test_noisy_targets_are_normalised_by_themselves(tmp_path, images):
+    noisy, twin = write_set(tmp_path, "noisy", images), write_set(tmp_path, "twin", 5 * images + 7)
+    config = PairsConfig(noisy=noisy, target=twin, target_is_clean=False)
+    x, y, _ = PairedParticles(config, held_out=False, seed=3).batch(0, 16)
+    torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-3)
+
+
+def test_validation_keeps_whole_micrographs_back(tmp_path, images):
+    path = write_set(tmp_path, "noisy", images)
+    config = PairsConfig(noisy=path, target=path, validation_share=0.2)
+    training = PairedParticles(config, held_out=False, seed=3).rows
+    validation = PairedParticles(config, held_out=True, seed=3).rows
+    assert len(validation) == 8  # one of five micrographs of eight particles
+    assert not set(training // 8) & set(validation // 8)
+    assert sorted([*training, *validation]) == list(range(N))
+
+
+def test_half_set_alone_is_used(tmp_path, images):
+    path = write_set(tmp_path, "noisy", images)
+    data = PairedParticles(PairsConfig(noisy=path, target=path, half_set=2), held_out=False, seed=3)
+    assert set(data.rows % 2) == {1}
+
+
+def test_half_set_without_its_column_is_refused(tmp_path, images):
+    path = write_set(tmp_path, "noisy", images, half_sets=False)
+    with pytest.raises(ConfigurationError, match="no column rlnRandomSubset"):
+        PairedParticles(PairsConfig(noisy=path, target=path, half_set=1), held_out=False, seed=3)
+
+
+def test_sets_that_do_not_match_are_refused(tmp_path, images):
+    noisy = write_set(tmp_path, "noisy", images)
+    fewer = write_set(tmp_path, "fewer", images[:-1])
+    with pytest.raises(InputError, match=rf"fewer\.star: expected the {N} particles .* found {N - 1}"):
+        PairedParticles(PairsConfig(noisy=noisy, target=fewer), held_out=False, seed=3)
+    smaller = write_set(tmp_path, "smaller", images[:, :24, :24])
+    with pytest.raises(InputError, match=r"expected images of 32 x 32 px as in .* found 24 x 24"):
+        PairedParticles(PairsConfig(noisy=noisy, target=smaller), held_out=False, seed=3)
+
+
+def test_one_micrograph_cannot_be_split(tmp_path, images):
+    path = write_set(tmp_path, "noisy", images[:8])
+    with pytest.raises(InputError, match="no particle is left for training"):
+        PairedParticles(PairsConfig(noisy=path, target=path), held_out=False, seed=3)
+
+
+def test_noise2noise_approaches_the_clean_image_that_it_never_saw(tiny, tmp_path):
+    """Two noisy versions of smooth blobs: the error to the clean images falls below that of the input."""
+    rng = np.random.default_rng(2)
+    y, x = np.mgrid[:BOX, :BOX] - BOX // 2
+    centre = rng.uniform(-4, 4, size=(128, 2))
+    clean = 3 * np.exp(-((y - centre[:, :1, None]) ** 2 + (x - centre[:, 1:, None]) ** 2) / 30)
+    stacks = [(clean + rng.normal(size=clean.shape)).astype(np.float32) for _ in range(2)]
+    paths = [write_stack(tmp_path / f"{name}.mrcs", stack) for name, stack in zip("ab", stacks, strict=True)]
+    del tiny["data"]
+    pairs = {"noisy": paths[0], "target": paths[1], "target_is_clean": False}
+    options = {**tiny["optimisation"], "steps": 150, "batch_size": 16, "learning_rate": 3e-3}
+    config = TrainingConfig.model_validate(
+        {**tiny, "pairs": pairs, "optimisation": options, "validate_every": 50}
+    )
+    network = load_model(train(config, tmp_path / "run", log=lambda _: None)).module
+    fresh = (clean + rng.normal(size=clean.shape)).astype(np.float32)
+    with torch.inference_mode():
+        estimate = network(torch.from_numpy(fresh)[:, None])[:, 0].numpy()
+    # the background's own mean and sd were normalised to 0 and 1, which they were already
+    assert ((estimate - clean) ** 2).mean() < 0.25
