@@ -16,6 +16,8 @@ from double_store import Store
 from double_v5 import Double5
 from double_v47 import EMAIL, LICENSE, PASSWORD, Double47
 
+from cryohush.core.io.mrc import StackWriter
+
 pytestmark = pytest.mark.cryosparc47
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -93,6 +95,25 @@ def test_the_whole_flow_and_the_way_back(run: Run, store: Store, double: Double4
     seen = result.stdout + result.stderr + str(store.external)
     assert PASSWORD not in seen
     assert LICENSE not in seen
+
+
+def test_micrographs_get_their_slot(run: Run, store: Store) -> None:
+    fields = [("path", "S40"), ("idx", "<u4"), ("shape", "<u4", (2,)), ("psize_A", "<f4"), ("vmin", "<f4")]
+    table = np.zeros(1, [("uid", "<u8"), *((f"micrograph_blob/{name}", *kind) for name, *kind in fields)])
+    table["uid"], table["micrograph_blob/path"] = 5, b"J43/m.mrc"
+    table["micrograph_blob/shape"], table["micrograph_blob/psize_A"] = (96, 128), 1.5
+    store.add_source("exposure", table, "exposures")
+    with StackWriter(
+        store.directory / "J43/m.mrc", (1, 96, 128), pixel_size_angstrom=1.5, label=""
+    ) as writer:
+        writer.write(np.random.default_rng(0).normal(size=(1, 96, 128)).astype(np.float32))
+    result = run("denoise", "--workspace", "W1", "--micrographs", "J43:exposures")
+    assert result.returncode == 0, result.stderr
+    own = np.load(store.directory / "J44" / "J44_exposures.cs")
+    assert (
+        store.directory / own["micrograph_blob_denoised/path"][0].decode()
+    ).stat().st_size == 1024 + 4 * 96 * 128
+    assert store.load("J44", "exposures")["micrograph_blob/path"].tolist() == [b"J43/m.mrc"]
 
 
 @pytest.mark.parametrize("kind", ["drop before", "drop after"])
