@@ -54,7 +54,7 @@ def load_yaml(path: str | Path, model: type[Model], overrides: Sequence[str] = (
         If the file is missing or not YAML, or a key or value does not fit; names all that do not, and for an
         unknown key the nearest valid one.
     """
-    return validate(_read(path, overrides), model, str(path))
+    return validate(read_yaml(path, overrides), model, str(path))
 
 
 def load_kind(
@@ -67,14 +67,15 @@ def load_kind(
     ConfigurationError
         As `load_yaml`, or if the kind is unknown.
     """
-    values = _read(path, overrides)
+    values = read_yaml(path, overrides)
     kind = values.get("kind", next(iter(models)))
     if kind not in models:
         raise ConfigurationError(f"{path}: kind: expected {' or '.join(models)}, found {kind!r}")
     return validate(values, models[kind], str(path))
 
 
-def _read(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML file, one mapping, without a model to fit; parameters and errors as of `load_yaml`."""
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

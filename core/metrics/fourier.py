@@ -49,7 +49,7 @@ def fourier_ring_correlation(images: Tensor, reference: Tensor) -> Tensor:
     InputError
         When the shapes differ.
     """
-    cross, power_a, power_b = _ring_products(images, reference)
+    cross, power_a, power_b = ring_products(images, reference)
     return _ratio(cross, power_a * power_b)
 
 
@@ -59,8 +59,28 @@ def pooled_fourier_ring_correlation(images: Tensor, reference: Tensor) -> Tensor
     Products and powers are summed over the pairs before they are divided. The mean of the single curves would
     weigh each pair alike, however little it holds.
     """
-    cross, power_a, power_b = (product.sum(0) for product in _ring_products(images, reference))
+    cross, power_a, power_b = (product.sum(0) for product in ring_products(images, reference))
     return _ratio(cross, power_a * power_b)
+
+
+def ring_products(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ring means `(..., rings)` of the cross product and of both powers, from 0 to Nyquist.
+
+    Their sums over many images are what pooled curves are made of, chunk by chunk.
+
+    Raises
+    ------
+    InputError
+        When the shapes differ.
+    """
+    require_same_shape(images, reference)
+    shape = (images.shape[-2], images.shape[-1])
+    rings = min(shape) // 2 + 1
+    a, b = torch.fft.rfft2(images, norm="ortho"), torch.fft.rfft2(reference, norm="ortho")
+    cross = ring_mean((a * b.conj()).real, shape)[..., :rings]
+    power_a = ring_mean(a.abs().square(), shape)[..., :rings]
+    power_b = ring_mean(b.abs().square(), shape)[..., :rings]
+    return cross, power_a, power_b
 
 
 def fourier_shell_correlation(volume: Tensor, reference: Tensor) -> Tensor:
@@ -253,18 +273,6 @@ def band_weight(
     if finest_angstrom > 0:
         inside &= frequency <= 1.0 / finest_angstrom
     return inside * hermitian_weight(shape, device)
-
-
-def _ring_products(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Ring means `(..., rings)` of the cross product and of both powers, from 0 to Nyquist."""
-    require_same_shape(images, reference)
-    shape = (images.shape[-2], images.shape[-1])
-    rings = min(shape) // 2 + 1
-    a, b = torch.fft.rfft2(images, norm="ortho"), torch.fft.rfft2(reference, norm="ortho")
-    cross = ring_mean((a * b.conj()).real, shape)[..., :rings]
-    power_a = ring_mean(a.abs().square(), shape)[..., :rings]
-    power_b = ring_mean(b.abs().square(), shape)[..., :rings]
-    return cross, power_a, power_b
 
 
 def _ratio(cross: Tensor, power_product: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,21 +66,57 @@ def draw_montage(
     # The difference has lost the raw background level: its scale has the raw width, centred on its own mean.
     half_width, centre = (raw_range[1] - raw_range[0]) / 2, float(residual.mean())
     ranges = (raw_range, grey_range(denoised), (centre - half_width, centre + half_width))
+    rows = [
+        Row(label, images, limits)
+        for label, images, limits in zip(ROWS, (raw, denoised, residual), ranges, strict=True)
+    ]
+    draw_rows(figure, rows, titles=titles, pixel_size_angstrom=pixel_size_angstrom)
+
+
+class Row(NamedTuple):
+    """Images `(n, y, x)` that are shown side by side on one grey scale, from black to white."""
+
+    label: str
+    images: NDArray[np.float32]
+    limits: tuple[float, float]
+
+
+def draw_rows(
+    figure: Figure | SubFigure,
+    rows: Sequence[Row],
+    *,
+    titles: Sequence[str],
+    pixel_size_angstrom: float | None,
+) -> None:
+    """Draw rows of images below each other, with a title above each column and a scale bar below the first.
+
+    Parameters
+    ----------
+    rows
+        Of the same number of images, all of one size.
+    titles
+        One per column.
+    pixel_size_angstrom
+        For the scale bar, which is in pixels when this is None.
+    """
     # squeeze=False: also one image gives a 2-D array of axes
-    axes = figure.subplots(3, len(raw), squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04})
-    for row, (images, (low, high)) in enumerate(zip((raw, denoised, residual), ranges, strict=True)):
-        for column, image in enumerate(images):
-            panel = axes[row, column]
+    axes = figure.subplots(
+        len(rows), len(titles), squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04}
+    )
+    for number, row in enumerate(rows):
+        for column, image in enumerate(row.images):
+            panel = axes[number, column]
             # the first row on top, as RELION displays it
+            low, high = row.limits
             panel.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
             panel.set_xticks([])
             panel.set_yticks([])
             for spine in panel.spines.values():
                 spine.set_visible(False)
-        axes[row, 0].set_ylabel(ROWS[row], fontsize=8)
+        axes[number, 0].set_ylabel(row.label, fontsize=8)
     for column, title in enumerate(titles):
         axes[0, column].set_title(shorten(title), fontsize=7, pad=3)
-    _draw_scale_bar(axes[2, 0], raw.shape[-1], pixel_size_angstrom)
+    _draw_scale_bar(axes[-1, 0], rows[0].images.shape[-1], pixel_size_angstrom)
 
 
 def draw_spectra(

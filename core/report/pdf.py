@@ -78,11 +78,11 @@ def write_report(
     OutputError
         When a file cannot be written.
     """
-    lines = _fact_lines(facts)
+    lines = fact_lines(facts)
     heights = (FIRST_FACT + LINE_HEIGHT * (len(lines) + 1), PICTURES_HEIGHT[kind], SPECTRA_HEIGHT)
     page = Figure(figsize=(PAGE_WIDTH, sum(heights)))
     text, pictures, spectra = page.subfigures(3, 1, squeeze=False, height_ratios=heights)[:, 0]
-    _draw_text(text, heights[0], headline, lines, " ".join(filter(None, (TRUST, way_back))))
+    draw_text(text, heights[0], headline, lines, " ".join(filter(None, (TRUST, way_back))))
     shown = np.unique(np.linspace(0, len(raw) - 1, COLUMNS[kind]).astype(int)) if len(raw) else np.arange(0)
     width = PICTURE_WIDTH[kind] * max(len(shown), 1) + 0.6
     height = 3 * PICTURE_WIDTH[kind] + 0.2
@@ -107,8 +107,8 @@ def write_report(
         axes.set_title(f"Power by resolution, mean of {len(raw)} {kind}", fontsize=9, pad=8)
         draw_spectra(axes, raw, denoised, pixel_size_angstrom=pixel_size_angstrom)
     return (
-        _save(page, directory / PDF_NAME, format="pdf"),
-        _save(montage, directory / PNG_NAME, format="png", dpi=150),
+        save(page, directory / PDF_NAME, format="pdf"),
+        save(montage, directory / PNG_NAME, format="png", dpi=150),
     )
 
 
@@ -142,7 +142,7 @@ def in_words(value: Any) -> str:
     return "" if value is None else " ".join(str(value).split())
 
 
-def _fact_lines(facts: Mapping[str, str]) -> list[tuple[str, str]]:
+def fact_lines(facts: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return the lines of the two columns; a value that is too long goes on below, without the name."""
     return [
         (name if number == 0 else "", line)
@@ -151,7 +151,7 @@ def _fact_lines(facts: Mapping[str, str]) -> list[tuple[str, str]]:
     ]
 
 
-def _draw_text(
+def draw_text(
     figure: SubFigure, height_inches: float, headline: str, lines: Sequence[tuple[str, str]], warning: str
 ) -> None:
     """Draw the headline, the warning in a box, then the facts in two columns."""
@@ -173,7 +173,14 @@ def _draw_text(
         write(0.25, FIRST_FACT + LINE_HEIGHT * number, line, fontsize=8)
 
 
-def _save(figure: Figure, path: Path, **options: Any) -> Path:
+def save(figure: Figure, path: Path, **options: Any) -> Path:
+    """Write a figure, replacing an earlier file, and return its path.
+
+    Raises
+    ------
+    OutputError
+        When it cannot be written.
+    """
     part = part_path(path)
     try:
         figure.savefig(part, **options)
