@@ -47,9 +47,11 @@ class SimulationConfig(_Section):
     structures
         Folder of PDB or mmCIF files (.pdb, .cif, .gz); every one that is not held out is used.
     held_out
-        Names (without extension) that are kept for validation and never trained on.
+        Names (without extension) that are kept for validation and never trained on; with none, validation
+        sees the same structures from other directions.
     ctf_tables
-        `.npy` tables of real CTF parameters (`cryohush.core.imaging.ctf.read_ctf_table`).
+        `.npy` tables of real CTF parameters (`cryohush.core.imaging.ctf.read_ctf_table`); none are needed
+        where `imaging.no_ctf_probability` is 1.
     box_px
         Side of the projections.
     noise_blocks
@@ -62,7 +64,7 @@ class SimulationConfig(_Section):
 
     structures: Path
     held_out: tuple[str, ...] = ()
-    ctf_tables: tuple[Path, ...]
+    ctf_tables: tuple[Path, ...] = ()
     noise_blocks: Path | None = None
     box_px: int = Field(128, ge=32, multiple_of=2)
     other_boxes_px: tuple[int, ...] = ()
@@ -72,6 +74,12 @@ class SimulationConfig(_Section):
     diameter_share: tuple[float, float] = (0.3, 0.85)
     pixel_size_angstrom: tuple[float, float] = (0.8, 6.0)
     imaging: ImagingConfig = ImagingConfig()
+
+    @model_validator(mode="after")
+    def _check_ctf(self) -> SimulationConfig:
+        if not self.ctf_tables and self.imaging.no_ctf_probability < 1:
+            raise ValueError("data.ctf_tables is needed unless data.imaging.no_ctf_probability is 1")
+        return self
 
 
 class PairsConfig(_Section):

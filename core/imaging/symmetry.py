@@ -73,7 +73,8 @@ def rotations_from_vectors(rotation_vectors: Tensor) -> Tensor:
     x, y, z = rotation_vectors.unbind(-1)
     zero = torch.zeros_like(x)
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*x.shape, 3, 3)
-    return torch.linalg.matrix_exp(cross)
+    rotations: Tensor = torch.linalg.matrix_exp(cross)
+    return rotations
 
 
 def _closed(generators: Tensor) -> Tensor:

@@ -217,5 +217,5 @@ def _last_stage(module: nn.Module) -> tuple[int, float]:
 def _set_stage(modules: tuple[nn.Module, ...], stage: int, share: float) -> None:
     for module in modules:
         if hasattr(module, "n_stages"):
-            module.stage.fill_(stage)  # type: ignore[operator, union-attr]
-            module.share.fill_(share)  # type: ignore[operator, union-attr]
+            module.stage.fill_(stage)  # type: ignore[operator]
+            module.share.fill_(share)  # type: ignore[operator]

@@ -49,7 +49,9 @@ class SimulatedParticles:
             self._noise_blocks = _read_blocks(
                 config.noise_blocks, max(config.box_px, *config.other_boxes_px, 0)
             )
-        self._optics = _join([read_ctf_table(path) for path in config.ctf_tables])
+        # without tables no image has a CTF, and these numbers do nothing
+        tables = [read_ctf_table(path) for path in config.ctf_tables] or [CtfParameters(*torch.ones(7, 1))]
+        self._optics = _join(tables)
         files = find_structures(config, held_out=held_out)
         self.structures = [path.name.split(".")[0] for path in files]
         if cache.exists():
@@ -102,7 +104,7 @@ def _read_blocks(path: Path, box_px: int) -> Tensor:
 
 
 def find_structures(config: SimulationConfig, *, held_out: bool) -> list[Path]:
-    """The training or the held-out files of `config.structures`, sorted by name.
+    """The training or the held-out files of `config.structures`, sorted by name; all when none is held out.
 
     Raises
     ------
@@ -115,6 +117,8 @@ def find_structures(config: SimulationConfig, *, held_out: bool) -> list[Path]:
     if unknown:
         raise ConfigurationError(f"data.held_out names {', '.join(unknown)}, not in {config.structures}")
     chosen = [path for path in files if (path.name.split(".")[0] in config.held_out) == held_out]
+    if not config.held_out:
+        chosen = files
     if not chosen:
         kind = "held-out" if held_out else "training"
         raise ConfigurationError(f"data.structures: no {kind} PDB or mmCIF file in {config.structures}")

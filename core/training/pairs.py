@@ -114,7 +114,7 @@ class _Images:
 
 def _choose(images: _Images, config: PairsConfig, *, held_out: bool) -> NDArray[np.intp]:
     """Rows for training or validation: whole micrographs are kept back, whatever the order of the rows."""
-    rows = np.arange(len(images))
+    rows: NDArray[np.intp] = np.arange(len(images))
     half_sets = images.column("rlnRandomSubset")
     if config.half_set is not None:
         if half_sets is None:

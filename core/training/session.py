@@ -165,8 +165,8 @@ def update_average(average: nn.Module, network: nn.Module, step: int, decay: flo
     with torch.no_grad():
         for kept, new in zip(average.parameters(), network.parameters(), strict=True):
             kept.lerp_(new, 1 - decay)
-        for kept, new in zip(average.buffers(), network.buffers(), strict=True):
-            kept.copy_(new)
+        for kept_buffer, buffer in zip(average.buffers(), network.buffers(), strict=True):
+            kept_buffer.copy_(buffer)
 
 
 @torch.inference_mode()
@@ -179,7 +179,8 @@ def validate(network: nn.Module, data: Data, n_images: int) -> tuple[dict[str, f
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
-    errors, variances, ratios, shown = [], [], [], []
+    errors, variances, ratios = [], [], []
+    shown: list[Tensor] = []
     for number in range(math.ceil(n_images / _VALIDATION_BATCH)):
         noisy, target, snr = data.batch(number, _VALIDATION_BATCH)
         estimate = network(noisy.to(device)).float().cpu()

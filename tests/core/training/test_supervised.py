@@ -1,14 +1,15 @@
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
+from cryohush.core.config.load import PRESET_FOLDER, load_yaml
 from cryohush.core.config.training import LossConfig, TrainingConfig
 from cryohush.core.errors import Aborted, ConfigurationError, CryohushError
 from cryohush.core.models.weights import load_model
 from cryohush.core.training import session, supervised
+from cryohush.core.training.adversarial import make_critic
 from cryohush.core.training.data import SimulatedParticles, find_structures
 
 
@@ -135,10 +136,20 @@ def test_loss_weighs_images_by_the_root_of_their_snr():
     assert loss(estimate, clean, torch.tensor([math.nan, math.nan])).item() == 1  # as it is, without an SNR
 
 
-def test_preset_is_a_valid_configuration():
-    import yaml
+# presets of other commands and forms, tested with them
+OTHER_PRESETS = ("segmentation", "nt2c")
 
-    folder = Path(supervised.__file__).parents[1] / "config" / "presets"
-    for path in folder.glob("*.yaml"):
-        config = TrainingConfig.model_validate(yaml.safe_load(path.read_text()))
-        assert config.name == path.stem
+
+PRESETS = [path for path in sorted(PRESET_FOLDER.glob("*.yaml")) if path.stem not in OTHER_PRESETS]
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_preset_is_a_valid_configuration_of_a_network_that_exists(path):
+    config = load_yaml(path, TrainingConfig)
+    assert config.name == path.stem
+    network = session.make_network(config.model_copy(update={"initial_weights": None}))
+    stride = int(network.stride)
+    with torch.inference_mode():
+        assert network.eval()(torch.zeros(1, 1, stride, stride)).shape == (1, 1, stride, stride)
+    if config.adversarial is not None:
+        make_critic(config.adversarial)
