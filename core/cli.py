@@ -33,6 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_denoise(commands.add_parser("denoise", help="denoise particles or micrographs"))
     _add_simulate(commands.add_parser("simulate", help="simulate particles or micrographs"))
+    _add_extract_noise(
+        commands.add_parser("extract-noise", help="cut blocks of pure noise out of micrographs")
+    )
     _add_train(commands.add_parser("train", help="train a network"))
     _add_evaluate(commands.add_parser("evaluate", help="measure how good denoised images are"))
     _add_models(commands.add_parser("models", help="list the shipped models, or tell about one"))
@@ -131,10 +134,65 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     _add_overrides(parser)
 
 
+# Flag, entry of `ExtractNoiseOptions`, placeholder, help, default.
+EXTRACT_NOISE_OPTIONS = (
+    ("--method", "method", "NAME", "segmentation or similarity", "segmentation"),
+    ("--window-px", "window_px", "N", "side of a block", "320"),
+    ("--window-angstrom", "window_angstrom", "L", "side of a block, Å, instead of --window-px", "none"),
+    ("--stride-px", "stride_px", "N", "distance between windows", "half a window"),
+    ("--stride-angstrom", "stride_angstrom", "L", "distance between windows, Å", "half a window"),
+    ("--local-patches", "local_patches", "N", "similarity: parts of a window: 4, 9, 16", "4"),
+    ("--similarity-threshold", "similarity_threshold", "S", "similarity: least SSIM of two parts", "0.7"),
+    ("--least-background", "least_background", "P", "segmentation: least probability of background", "0.5"),
+    ("--margin-angstrom", "margin_angstrom", "L", "segmentation: distance from what is no background", "0"),
+    ("--model", "model", "NAME", "a shipped model, or a .safetensors file", "general or segmentation"),
+    ("--largest-level", "largest_level", "X", "reject blocks whose mean is farther off, in sd", "0.5"),
+    ("--largest-spread", "largest_spread", "X", "reject blocks whose sd differs by a larger factor", "1.25"),
+    ("--largest-gradient", "largest_gradient", "X", "reject blocks with a steeper ramp, in sd", "0.5"),
+    ("--largest-streak", "largest_streak", "X", "reject blocks with a line farther off, in se", "7"),
+    ("--largest-deviation", "largest_deviation", "X", "reject blocks with a pixel farther off, in sd", "10"),
+    ("--most-per-micrograph", "most_per_micrograph", "N", "draw that many at random", "none: all"),
+    ("--minimum-blocks", "minimum_blocks", "N", "fail with fewer in all", "1"),
+    ("--normalisation", "normalisation", "KIND", "of the written blocks: none, zscore or whiten", "none"),
+    ("--pixel-size", "pixel_size_angstrom", "A", "of the micrographs, Å", "what the table or header says"),
+    ("--protein", "protein", "SHADE", "dark or white", "dark"),
+    ("--seed", "seed", "N", "of the draw under --most-per-micrograph", "1"),
+    ("--device", "device", "DEVICE", "auto, cpu, or GPUs such as cuda:0,1", "auto"),
+    ("--precision", "precision", "FORMAT", "auto (measured), fp32, bf16 or fp16", "auto"),
+    ("--threads", "threads", "N", "micrographs at once on the CPU", "all that this process may use"),
+)
+
+
+def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Cut blocks that hold nothing but noise out of micrographs: where a network sees neither particles "
+        "nor contamination, or where the denoised micrograph is alike all over."
+    )
+    parser.set_defaults(work=_extract_noise)
+    parser.add_argument("input", type=Path, metavar="MICROGRAPHS", help="micrographs.star, or one .mrc")
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the result goes")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="as for denoise (default: looked for)")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
+    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
+    for flag, name, metavar, text, default in EXTRACT_NOISE_OPTIONS:
+        parser.add_argument(
+            flag, dest=name, metavar=metavar, default=argparse.SUPPRESS, help=f"{text} (default: {default})"
+        )
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="leave out micrographs with NaN or Inf, and constant ones (default: stop at the first)",
+    )
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Train a network on particles simulated from atomic models."
+    parser.description = "Train a network on images simulated from atomic models, or on your own."
     parser.set_defaults(work=_train)
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a shipped preset: general")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a YAML file, or a shipped preset: general, segmentation"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the weights go")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
     _add_overrides(parser)
@@ -378,18 +436,63 @@ def _simulate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) ->
             _say(f"wrote {path}")
 
 
+def _extract_noise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.extract_noise import ExtractNoiseOptions
+    from .config.load import validate
+
+    fields = ExtractNoiseOptions.model_fields
+    given = {name: getattr(arguments, name) for name in fields if hasattr(arguments, name)}
+    options = validate(given, ExtractNoiseOptions, "command line")
+
+    from .inference.extract_noise import extract_noise
+    from .report.overlays import write_overlay
+
+    with _progress() as progress:
+        summary = extract_noise(
+            arguments.input,
+            arguments.output,
+            options,
+            root=arguments.root,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            draw=write_overlay,
+            progress=progress,
+            should_stop=should_stop,
+            log=_say,
+            command=arguments.command_line,
+        )
+    _say(f"{summary.n_blocks} blocks of {summary.window_px} px in {summary.seconds:.1f} s")
+    _say(summary.explanation)
+    remarks = [count for count in summary.counts if count.remark]
+    for count in remarks[:WARNINGS]:
+        _say(f"warning: {count.micrograph}: {count.remark}")
+    if len(remarks) > WARNINGS:
+        _say(f"{len(remarks)} conspicuous micrographs: see {summary.record}")
+    for path in (summary.stack, summary.table, summary.record):
+        _say(f"wrote {path}")
+
+
 def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
-    from .config.load import find_preset, load_yaml
+    from pydantic import BaseModel
+
+    from .config.load import find_preset, load_kind
+    from .config.segmentation import SegmentationConfig
     from .config.training import TrainingConfig
 
-    config = load_yaml(find_preset(arguments.config), TrainingConfig, arguments.overrides)
-
+    kinds: dict[str, type[BaseModel]] = {"denoiser": TrainingConfig, "segmentation": SegmentationConfig}
+    config = load_kind(find_preset(arguments.config), kinds, arguments.overrides)
     try:
         from .training.run import train
+        from .training.segmentation import train_segmentation
     except ModuleNotFoundError as error:
         raise CryohushError(f"training needs {error.name}: pip install 'cryohush[train]'") from error
 
-    weights = train(config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop)
+    if isinstance(config, SegmentationConfig):
+        if arguments.resume:
+            raise CryohushError("the training of a segmentation takes minutes and cannot be resumed.")
+        weights = train_segmentation(config, arguments.output, log=_say, should_stop=should_stop)
+    elif isinstance(config, TrainingConfig):
+        weights = train(config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop)
     _say(f"wrote {weights}")
 
 
@@ -441,6 +544,7 @@ def _pairs(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .models import MODELS, SEGMENTERS
     from .models.weights import list_models, load_model
 
     if arguments.action == "list":
@@ -449,7 +553,7 @@ def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> N
         return
     import yaml
 
-    model = load_model(arguments.name)
+    model = load_model(arguments.name, {**MODELS, **SEGMENTERS})
     parameters = sum(tensor.numel() for tensor in model.module.parameters())
     facts = {"name": model.name, "file": str(model.path), "sha256": model.sha256, "parameters": parameters}
     _say(yaml.safe_dump({**facts, **model.card}, sort_keys=False, allow_unicode=True).rstrip())

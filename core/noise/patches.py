@@ -15,7 +15,7 @@ _STREAK_NEIGHBOURS = 2
 
 
 def count_in_windows(mask: Tensor, window_px: int, stride_px: int) -> Tensor:
-    """Number of True pixels of `mask` `(y, x)` in every window: `(rows, columns)` int64.
+    """Number of True pixels of `mask` `(y, x)` in every window: `(rows, columns)` int32.
 
     Window (i, j) begins at pixel `(i, j) * stride_px`; only those that lie inside are there. A summed-area
     table makes it four look-ups per window, however large that is [1]_.
@@ -24,7 +24,8 @@ def count_in_windows(mask: Tensor, window_px: int, stride_px: int) -> Tensor:
     ----------
     .. [1] Crow (1984) SIGGRAPH, 207-212. doi:10.1145/800031.808600
     """
-    table = functional.pad(mask.long().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    sums = mask.cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32)
+    table = functional.pad(sums, (1, 0, 1, 0))
     end = table[window_px::stride_px]
     begin = table[: mask.shape[0] - window_px + 1 : stride_px]
     inside = end - begin

@@ -116,12 +116,16 @@ def _shifted_similarity(image: Tensor, moments: Tensor, down: int, right: int) -
 def _window_mean(values: Tensor) -> Tensor:
     """Gaussian-weighted means of `(..., y, x)` over the windows that lie inside."""
     reach = SSIM_WINDOW_PX // 2
-    position = torch.arange(-reach, reach + 1, device=values.device, dtype=values.dtype)
-    kernel = torch.exp(-0.5 * (position / _SSIM_SIGMA_PX) ** 2)
-    kernel /= kernel.sum()
-    flat = values.reshape(-1, 1, *values.shape[-2:])
-    flat = functional.conv2d(functional.conv2d(flat, kernel[None, None, :, None]), kernel[None, None, None])
-    return flat.reshape(*values.shape[:-2], *flat.shape[-2:])
+    profile = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).double() / _SSIM_SIGMA_PX) ** 2)
+    weights: list[float] = (profile / profile.sum()).tolist()
+    for dimension in (-2, -1):  # sums of shifted views: a convolution of one channel takes ten times as long
+        length = values.shape[dimension] - 2 * reach
+        total = values.narrow(dimension, reach, length) * weights[reach]
+        for shift, weight in enumerate(weights[:reach]):
+            total.add_(values.narrow(dimension, shift, length), alpha=weight)
+            total.add_(values.narrow(dimension, 2 * reach - shift, length), alpha=weight)
+        values = total
+    return values
 
 
 def _box_sums(

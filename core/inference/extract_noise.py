@@ -1,0 +1,443 @@
+"""A whole extraction of noise: from micrographs to blocks of noise, their table, label maps and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import queue
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import __version__
+from ..config.extract_noise import ExtractNoiseOptions
+from ..errors import Aborted, ConfigurationError, InputError, OutputError
+from ..io.files import part_path, rename_complete, writing_failed
+from ..io.manifest import MANIFEST_NAME, Manifest
+from ..io.micrographs import MicrographSet
+from ..io.mrc import WriterState
+from ..models import MODELS, SEGMENTERS
+from ..models.weights import LoadedModel, load_model
+from .devices import available_threads, choose_precision, keep_freed_memory, resolve_devices
+from .noise_micrograph import Draw, MicrographCounts, MicrographTask, extract_from, overlay_file, part_file
+from .noise_output import PARTS_FOLDER, STACK_NAME, TABLE_NAME, write_noise
+from .noise_windows import WindowFinder, make_finder, smallest_window_px
+from .plan import output_names
+from .summary import RECORD_NAME
+
+WORKERS_PER_GPU = 2
+
+
+@dataclass(frozen=True)
+class NoiseSummary:
+    """What a run wrote.
+
+    Attributes
+    ----------
+    stack, table, record
+        `noise.mrcs`, `noise.star` and `cryohush.json`.
+    counts
+        Of each micrograph, in their order.
+    n_blocks, window_px
+        Of the stack.
+    overlays
+        The pictures.
+    n_resumed
+        Micrographs that an earlier run had done.
+    seconds
+        The whole run.
+    """
+
+    stack: Path
+    table: Path
+    record: Path
+    counts: list[MicrographCounts]
+    n_blocks: int
+    window_px: int
+    overlays: list[Path]
+    n_resumed: int
+    seconds: float
+
+    @property
+    def explanation(self) -> str:
+        """What became of all windows, in one line."""
+        return explain(self.counts)
+
+
+def extract_noise(
+    source: str | Path,
+    output_dir: str | Path,
+    options: ExtractNoiseOptions,
+    *,
+    root: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    start_anew_on_mismatch: bool = False,
+    draw: Draw | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    log: Callable[[str], None] = lambda line: None,
+    command: str | None = None,
+) -> NoiseSummary:
+    """Cut blocks of pure noise out of micrographs.
+
+    `output_dir` gets `noise.mrcs`, `noise.star` (micrograph, coordinates, statistics and method of each
+    block; RELION reads it as particles), `labels/` (segmentation), `overlays/` and `cryohush.json`. Each
+    worker holds one micrograph; a killed run goes on with the micrographs that are missing.
+
+    Parameters
+    ----------
+    source
+        `micrographs.star`, or one `.mrc`.
+    output_dir
+        Made if missing.
+    options
+        What to do.
+    root
+        Folder that the table's names are relative to; see `MicrographSet.read`.
+    resume, overwrite
+        What to do with an earlier run in the directory; without either, it is an error.
+    start_anew_on_mismatch
+        A run with other input or options that shall be resumed is replaced, instead of an error.
+    draw
+        Writes the picture of a micrograph (`report.overlays.write_overlay`); None draws none.
+    progress
+        Called with the numbers of micrographs done and in all.
+    should_stop
+        Asked once per micrograph.
+    log
+        Gets the lines that a user should read.
+    command
+        The command line, for the record.
+
+    Raises
+    ------
+    InputError
+        If the input cannot be read, a micrograph is not usable and `options.skip_bad` is off, or fewer blocks
+        than `options.minimum_blocks` were found: the text says what excluded how many.
+    ConfigurationError
+        If the window does not suit the micrographs, or a pixel size is needed and not known.
+    OutputError
+        If the directory holds another run, or the disk is full.
+    ModelError, DeviceError
+        If the options cannot be met.
+    Aborted
+        If `should_stop` said so; the run can be resumed.
+    """
+    begin, output_dir = time.monotonic(), Path(output_dir)
+    model = load_model(options.model_name, SEGMENTERS if options.method == "segmentation" else MODELS)
+    devices = resolve_devices(options.device)
+    images = MicrographSet.read(source, root=root)
+    tasks, too_small = _plan(images, options)
+    log(
+        f"{len(images.stacks)} micrographs, windows of {tasks[0].window_px} px every {tasks[0].stride_px} px"
+        f", model {model.name}, SHA-256 {model.sha256[:16]}…"
+    )
+    keep_freed_memory()
+    threads = torch.get_num_threads()
+    with _open_journal(
+        output_dir,
+        _fingerprint(images, model, options, devices),
+        resume=resume,
+        overwrite=overwrite,
+        start_anew_on_mismatch=start_anew_on_mismatch,
+        log=log,
+    ) as journal:
+        n_resumed = sum(str(task.index) in journal.finished for task in tasks)
+        try:
+            finders = _finders(model, devices, options, len(tasks), log)
+            _run(tasks, finders, output_dir, journal, options, draw, progress, should_stop)
+        finally:
+            torch.set_num_threads(threads)
+        counts = [
+            too_small.get(index) or MicrographCounts(**journal.extras[str(index)])
+            for index in range(len(images.stacks))
+        ]
+        n_blocks = sum(count.kept for count in counts)
+        if n_blocks < options.minimum_blocks:
+            raise InputError(
+                f"{n_blocks} blocks of noise found, {options.minimum_blocks} are needed. {explain(counts)}",
+                path=images.source,
+                remedy=_remedy(options),
+            )
+        parts = [(task.index, part_file(output_dir, task.index)) for task in tasks if counts[task.index].kept]
+        stack, table = write_noise(
+            images,
+            output_dir,
+            parts,
+            n_blocks,
+            tasks[0].window_px,
+            options.method,
+            options.pixel_size_angstrom,
+        )
+    overlays = [overlay_file(output_dir, task) for task in tasks] if draw else []
+    summary = NoiseSummary(
+        stack=stack,
+        table=table,
+        record=output_dir / RECORD_NAME,
+        counts=counts,
+        n_blocks=n_blocks,
+        window_px=tasks[0].window_px,
+        overlays=[path for path in overlays if path.exists()],
+        n_resumed=n_resumed,
+        seconds=time.monotonic() - begin,
+    )
+    _write_record(summary, options, model, devices, command)
+    shutil.rmtree(output_dir / PARTS_FOLDER, ignore_errors=True)
+    (output_dir / MANIFEST_NAME).unlink(missing_ok=True)
+    return summary
+
+
+def explain(counts: Sequence[MicrographCounts]) -> str:
+    """What became of all windows, in one line."""
+    excluded: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
+    for count in counts:
+        excluded.update(count.excluded or {})
+        rejected.update(count.rejected or {})
+    total = sum(count.windows for count in counts)
+    meaning = {
+        "contamination": "touch contamination",
+        "particle": "touch particles",
+        "similarity": "are not alike all over (similarity_threshold)",
+    }
+    parts = [f"{number} {meaning[reason]}" for reason, number in excluded.items() if number]
+    parts += [f"{number} exceed largest_{name}" for name, number in rejected.items() if number]
+    parts += [f"{sum(c.beyond_cap for c in counts)} are beyond most_per_micrograph"] * any(
+        c.beyond_cap for c in counts
+    )
+    text = f"Of {total} windows {', '.join(parts) or 'none was excluded'}."
+    best = [count.best_similarity for count in counts if count.best_similarity is not None]
+    if best:
+        text += f" The best similarity is {max(best):.2f}."
+    left_out = [count for count in counts if not count.windows]
+    if left_out:
+        text += f" {len(left_out)} micrographs were left out, {left_out[0].micrograph}: {left_out[0].remark}"
+    return text
+
+
+def _remedy(options: ExtractNoiseOptions) -> str:
+    ways = "Try a smaller window_px or stride_px, or wider limits"
+    if options.method == "similarity":
+        return f"{ways}, or a lower similarity_threshold."
+    return f"{ways}, or refine the network on these micrographs."
+
+
+def _plan(
+    images: MicrographSet, options: ExtractNoiseOptions
+) -> tuple[list[MicrographTask], dict[int, MicrographCounts]]:
+    """The micrographs to search, and those that the window does not fit into."""
+    tasks, too_small = [], {}
+    names = output_names(images)
+    for index, shape in enumerate(images.check_images()):
+        pixel_size = options.pixel_size_angstrom or images.pixel_size_angstrom(index)
+        window, stride = options.window_and_stride_px(pixel_size)
+        task = MicrographTask(
+            index,
+            images.stacks[index],
+            images.stack_names[index],
+            names[index],
+            shape,
+            pixel_size,
+            window,
+            stride,
+        )
+        if options.method == "segmentation" and pixel_size is None:
+            raise ConfigurationError(
+                f"method segmentation needs the pixel size of {task.name}, which {images.source} does not "
+                "say. Give pixel_size_angstrom."
+            )
+        if window > min(shape):
+            remark = (
+                f"the window of {window} px is larger than the {shape[1]} x {shape[0]} px of the micrograph."
+            )
+            too_small[index] = MicrographCounts(task.name, remark=remark)
+        else:
+            tasks.append(task)
+    if not tasks:
+        raise ConfigurationError(
+            f"{next(iter(too_small.values())).remark} Give a smaller window_px or window_angstrom."
+        )
+    windows = sorted({task.window_px for task in tasks})
+    if len(windows) > 1:
+        raise ConfigurationError(
+            f"with the pixel sizes of these micrographs, window_angstrom {options.window_angstrom:g} is from "
+            f"{windows[0]} to {windows[-1]} px, and a stack has one size. Give window_px, or extract from "
+            "one pixel size at a time."
+        )
+    if windows[0] < smallest_window_px(options):
+        raise ConfigurationError(
+            f"a window of {windows[0]} px is too small for {options.local_patches} local patches: at least "
+            f"{smallest_window_px(options)} px are needed."
+        )
+    return tasks, too_small
+
+
+def _fingerprint(
+    images: MicrographSet,
+    model: LoadedModel,
+    options: ExtractNoiseOptions,
+    devices: Sequence[torch.device],
+) -> dict[str, Any]:
+    """All that the result depends on."""
+    files = hashlib.sha256()
+    for path in [images.source, *images.stacks]:
+        status = path.stat()
+        files.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    chosen = options.model_dump(mode="json", exclude={"model", "device", "threads", "minimum_blocks"})
+    kinds = sorted({device.type for device in devices})
+    return {
+        "version": __version__,
+        "files": files.hexdigest(),
+        "model": model.sha256,
+        "device": kinds,
+        **chosen,
+    }
+
+
+@contextlib.contextmanager
+def _open_journal(
+    output_dir: Path,
+    fingerprint: dict[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+    start_anew_on_mismatch: bool,
+    log: Callable[[str], None],
+) -> Iterator[Manifest]:
+    """The journal to go on with, or a new one in a cleared directory."""
+    path, parts = output_dir / MANIFEST_NAME, output_dir / PARTS_FOLDER
+    results = [output_dir / name for name in (STACK_NAME, TABLE_NAME, RECORD_NAME)]
+    goes_on = resume and path.exists()
+    if goes_on and start_anew_on_mismatch and not Manifest.matches(path, fingerprint):
+        log("an earlier run is there with other input or options: starting anew")
+        goes_on, overwrite = False, True
+    occupied = [old for old in (path, *results) if old.exists()]
+    if occupied and not goes_on and not overwrite and not start_anew_on_mismatch:
+        raise OutputError(
+            f"{output_dir} holds another run ({occupied[0].name}). Resume it (--resume), replace it "
+            "(--overwrite), or choose another directory."
+        )
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise writing_failed(output_dir, error) from error
+    with Manifest.open(path, fingerprint, resume=goes_on) as journal:
+        if goes_on:
+            log(f"an earlier run is there: {len(journal.finished)} micrographs are done")
+        else:
+            for old in results:
+                old.unlink(missing_ok=True)
+                part_path(old).unlink(missing_ok=True)
+            for old in parts.iterdir():
+                old.unlink()
+        yield journal
+
+
+def _finders(
+    model: LoadedModel,
+    devices: Sequence[torch.device],
+    options: ExtractNoiseOptions,
+    n_tasks: int,
+    log: Callable[[str], None],
+) -> list[WindowFinder]:
+    """One for each micrograph that is worked on at once; on the CPU they share the threads."""
+    precision, reason = choose_precision(devices[0], options.precision, model.module)
+    log(f"device {', '.join(map(str, devices))}, precision {precision} ({reason})")
+    if devices[0].type == "cpu":
+        threads = options.threads or available_threads()
+        workers = max(1, min(threads, n_tasks))
+        torch.set_num_threads(max(1, threads // workers))
+        finder = make_finder(model, devices[0], precision, options)
+        return [finder] * workers
+    finders = [make_finder(model, device, precision, options) for device in devices]
+    return finders * min(WORKERS_PER_GPU, max(1, -(-n_tasks // len(devices))))
+
+
+def _run(
+    tasks: Sequence[MicrographTask],
+    finders: Sequence[WindowFinder],
+    output_dir: Path,
+    journal: Manifest,
+    options: ExtractNoiseOptions,
+    draw: Draw | None,
+    progress: Callable[[int, int], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Work through the micrographs that are missing, as many at once as there are finders."""
+    free: queue.SimpleQueue[WindowFinder] = queue.SimpleQueue()
+    for finder in finders:
+        free.put(finder)
+    lock = threading.Lock()
+
+    def work(task: MicrographTask) -> None:
+        finder = free.get()
+        try:
+            counts = extract_from(task, finder, output_dir, options, draw)
+        finally:
+            free.put(finder)
+        with lock:
+            journal.record(str(task.index), WriterState(), asdict(counts))
+            journal.finish(str(task.index))
+
+    waiting = [task for task in tasks if str(task.index) not in journal.finished][::-1]
+    total, done = len(tasks), len(tasks) - len(waiting)
+    progress(done, total)
+    with ThreadPoolExecutor(len(finders)) as pool:
+        running: set[Future[None]] = set()
+        while waiting or running:
+            if should_stop():
+                waiting.clear()
+                wait(running)
+                raise Aborted(
+                    f"Stopped after {done} of {total} micrographs. Run again with --resume to go on."
+                )
+            while waiting and len(running) < len(finders):
+                running.add(pool.submit(work, waiting.pop()))
+            finished, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+            done += len(finished)
+            progress(done, total)
+
+
+def _write_record(
+    summary: NoiseSummary,
+    options: ExtractNoiseOptions,
+    model: LoadedModel,
+    devices: Sequence[torch.device],
+    command: str | None,
+) -> None:
+    record = {
+        "version": __version__,
+        "command": command,
+        "options": options.model_dump(mode="json"),
+        "model": {"name": Path(model.name).name, "sha256": model.sha256},
+        "devices": [str(device) for device in devices],
+        "blocks": summary.n_blocks,
+        "window_px": summary.window_px,
+        "what_became_of_the_windows": summary.explanation,
+        "resumed_micrographs": summary.n_resumed,
+        "seconds": round(summary.seconds, 2),
+        "micrographs": [asdict(count) for count in summary.counts],
+    }
+    part = part_path(summary.record)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        rename_complete(part, summary.record)
+    except OSError as error:
+        raise writing_failed(summary.record, error) from error
