@@ -193,6 +193,10 @@ class ParticlesConfig(_Section):
         In place of `snr`: [lowest, highest], drawn log-uniformly for each image.
     particle_diameter_angstrom
         Of the circle, for the ratio and for the background; None is three quarters of the box.
+    symmetry
+        Point group, RELION's name (C4, D7, O, I1 ...): directions are uniform on its asymmetric unit.
+    poses
+        Table (.star or .cs) whose first `n_images` rows give poses and shifts, in place of random ones.
     largest_shift_angstrom
         Of the particle off the centre, along x and y each; drawn uniformly.
     envelope_b_factor_square_angstrom
@@ -216,6 +220,8 @@ class ParticlesConfig(_Section):
     snr: Annotated[tuple[_Positive, ...], _OneOrMore] = ()
     snr_range: _PositiveRange | None = None
     particle_diameter_angstrom: _Positive | None = None
+    symmetry: str = "C1"
+    poses: Path | None = None
     largest_shift_angstrom: _NotNegative = 0.0
     ctf: CtfConfig | None = CtfConfig()
     envelope_b_factor_square_angstrom: _Range = (0.0, 0.0)
@@ -230,6 +236,9 @@ class ParticlesConfig(_Section):
     def _consistent(self) -> ParticlesConfig:
         if bool(self.snr) == (self.snr_range is not None):
             raise ValueError("give a signal-to-noise ratio: either `snr` or `snr_range`")
+        drawn = sorted(self.model_fields_set & {"symmetry", "largest_shift_angstrom"})
+        if self.poses is not None and drawn:
+            raise ValueError(f"the table of `poses` already fixes {', '.join(drawn)}: give either")
         if len(set(self.outputs)) != len(self.outputs):
             raise ValueError("an output is named twice")
         return self

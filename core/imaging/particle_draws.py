@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from ..config.simulate import CtfConfig, ParticlesConfig
+from ..errors import InputError
+from ..io.particles import ParticleSet
 from .ctf import CtfParameters, check_ctf_sampling, read_ctf_table
 from .noise import image_generator, log_uniform, uniform
+from .poses import Poses, poses_of, uniform_poses
+from .projection import euler_from_rotations
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,16 +69,16 @@ def draw_particles(config: ParticlesConfig, shares: Sequence[float]) -> Particle
     Raises
     ------
     InputError
-        A CTF table cannot be read.
+        A CTF table or the table of poses cannot be read, or the latter is too short.
     ConfigurationError
-        A CTF oscillates faster than the box can sample.
+        An unknown symmetry, or a CTF oscillates faster than the box can sample.
     """
     n, seed = config.n_images, config.seed
 
     def source(purpose: str) -> torch.Generator:
         return image_generator(seed, 0, purpose)
 
-    largest_shift_px = config.largest_shift_angstrom / config.pixel_size_angstrom
+    poses = _poses(config, source("pose"))
     contaminated = torch.zeros(n, dtype=torch.bool)
     if config.contamination is not None:
         chosen = torch.randperm(n, generator=source("contamination"))
@@ -92,8 +96,8 @@ def draw_particles(config: ParticlesConfig, shares: Sequence[float]) -> Particle
         check_ctf_sampling(optics, torch.full((n,), config.pixel_size_angstrom), config.box_px)
     return ParticleDraws(
         structure=torch.repeat_interleave(torch.tensor(deal(n, shares))),
-        rot_tilt_psi_degrees=_uniform_poses(n, source("pose")),
-        shift_px=largest_shift_px * (2 * torch.rand(n, 2, generator=source("shift")) - 1),
+        rot_tilt_psi_degrees=euler_from_rotations(poses.rotations),
+        shift_px=poses.shifts_angstrom / config.pixel_size_angstrom,
         optics=optics,
         b_factor_square_angstrom=uniform(n, config.envelope_b_factor_square_angstrom, source("envelope")),
         snr=snr,
@@ -136,8 +140,18 @@ def draw_optics(n: int, config: CtfConfig, generator: torch.Generator) -> CtfPar
     )
 
 
-def _uniform_poses(n: int, generator: torch.Generator) -> Tensor:
-    """`(n, 3)` rot, tilt and psi in degrees, uniform on SO(3)."""
-    turns = 360 * torch.rand(n, 2, generator=generator) - 180
-    tilt = torch.rad2deg(torch.acos(2 * torch.rand(n, generator=generator) - 1))
-    return torch.stack([turns[:, 0], tilt, turns[:, 1]], dim=1)
+def _poses(config: ParticlesConfig, generator: torch.Generator) -> Poses:
+    """From the table, or uniform."""
+    n = config.n_images
+    if config.poses is None:
+        return uniform_poses(
+            n, generator, symmetry=config.symmetry, largest_shift_angstrom=config.largest_shift_angstrom
+        )
+    poses = poses_of(ParticleSet.read(config.poses))
+    if len(poses) < n:
+        raise InputError(
+            f"expected poses of {n} particles, found {len(poses)}.",
+            path=config.poses,
+            remedy="Simulate fewer images.",
+        )
+    return poses[torch.arange(n)]

@@ -42,6 +42,20 @@ def rotations_from_euler(rot_tilt_psi_degrees: Tensor) -> Tensor:
     return _about_z(rot) @ _about_y(tilt) @ _about_z(psi)
 
 
+def euler_from_rotations(rotations: Tensor) -> Tensor:
+    """RELION's rot, tilt and psi `(..., 3)` in degrees of `(..., 3, 3)`: undoes `rotations_from_euler`.
+
+    Where the tilt is 0 or 180 degrees rot and psi turn about one axis: rot is then 0.
+    """
+    sine = rotations[..., :2, 2].norm(dim=-1)
+    tilt = torch.atan2(sine, rotations[..., 2, 2])
+    pole = sine < 1e-6
+    rot = torch.atan2(rotations[..., 1, 2], rotations[..., 0, 2]).masked_fill(pole, 0.0)
+    psi = torch.atan2(rotations[..., 2, 1], -rotations[..., 2, 0])
+    psi = torch.where(pole, torch.atan2(rotations[..., 1, 0], rotations[..., 1, 1]), psi)
+    return torch.rad2deg(torch.stack([rot, tilt, psi], dim=-1))
+
+
 def _about_z(angle: Tensor) -> Tensor:
     c, s, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     return torch.stack([c, -s, zero, s, c, zero, zero, zero, one], dim=-1).reshape(*angle.shape, 3, 3)

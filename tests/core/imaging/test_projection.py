@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from cryohush.core.imaging.ctf import CtfParameters, b_factor_envelope, ctf
-from cryohush.core.imaging.projection import Projector, random_rotations, rotations_from_euler
+from cryohush.core.imaging.projection import (
+    Projector,
+    euler_from_rotations,
+    random_rotations,
+    rotations_from_euler,
+)
 from cryohush.core.imaging.resample import shift_images
 
 
@@ -57,6 +62,19 @@ def test_random_rotations_are_proper_and_uniform():
     # uniform: each entry has mean 0 and variance 1/3; the standard errors are 0.004 and 0.002
     assert rotations.mean(0).abs().max() < 0.02
     assert (rotations.var(0) - 1 / 3).abs().max() < 0.012
+
+
+def test_angles_of_a_rotation_give_it_back():
+    generator = torch.Generator().manual_seed(7)
+    rotations = random_rotations(200, generator)
+    poles = rotations_from_euler(torch.tensor([[30.0, 0.0, 50.0], [30.0, 180.0, 50.0]]))
+    rotations = torch.cat([rotations, poles])
+    angles = euler_from_rotations(rotations)
+    torch.testing.assert_close(rotations_from_euler(angles), rotations, atol=1e-5, rtol=0)
+    # rot and psi are one turn at the poles
+    torch.testing.assert_close(
+        angles[200:], torch.tensor([[0.0, 0.0, 80.0], [0.0, 180.0, 20.0]]), atol=1e-3, rtol=0
+    )
 
 
 # interpolation leaves ghosts beyond the box, which slices fold back into it: less with more padding

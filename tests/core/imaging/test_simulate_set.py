@@ -20,8 +20,9 @@ from cryohush.core.errors import Aborted, ConfigurationError, InputError, Output
 from cryohush.core.imaging.particle_classes import read_classes
 from cryohush.core.imaging.particle_draws import deal, draw_particles
 from cryohush.core.imaging.particle_images import ParticleImages
-from cryohush.core.imaging.projection import Projector
+from cryohush.core.imaging.projection import Projector, rotations_from_euler
 from cryohush.core.imaging.simulate_set import simulate_particles
+from cryohush.core.imaging.symmetry import symmetry_operators, to_asymmetric_unit
 from cryohush.core.io.particles import ParticleSet
 from cryohush.core.io.star import read_tables
 
@@ -260,3 +261,22 @@ def test_a_ratio_that_the_dose_cannot_give_is_refused(structure: Path, tmp_path:
     noise = {"components": [{"kind": "poisson", "electrons_per_pixel": 0.01}]}
     with pytest.raises(ConfigurationError, match=r"images 1 to 8: .* cannot be had from 0\.01 electrons"):
         simulate(configuration(structure, snr=10.0, noise=noise), tmp_path / "out")
+
+
+def test_poses_of_a_table_give_the_same_images_again(structure: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"n_images": 12, "outputs": ["clean"], "ctf": None}
+    first = simulate(configuration(structure, **changes, largest_shift_angstrom=6.0), tmp_path / "first")
+    again = configuration(structure, **changes, poses=str(tmp_path / "first/clean.star"))
+    # the table has angles to 1e-6 degrees or so, and the images float32
+    np.testing.assert_allclose(simulate(again, tmp_path / "again")["clean"], first["clean"], atol=2e-3)
+    with pytest.raises(InputError, match=r"clean\.star: expected poses of 13 particles, found 12"):
+        draw_particles(again.model_copy(update={"n_images": 13}), [1.0])
+
+
+def test_symmetry_keeps_directions_to_its_part_of_the_sphere(structure: Path) -> None:
+    config = configuration(structure, symmetry="D3", n_images=400, ctf=None)
+    rotations = rotations_from_euler(draw_particles(config, [1.0]).rot_tilt_psi_degrees)
+    unique = to_asymmetric_unit(rotations, symmetry_operators("D3"))
+    torch.testing.assert_close(unique, rotations, atol=1e-4, rtol=0)
+    with pytest.raises(ConfigurationError, match="Q7"):
+        draw_particles(configuration(structure, symmetry="Q7", ctf=None), [1.0])
