@@ -22,10 +22,10 @@ PROGRESS_PERCENT = 5
 WARNINGS = 8
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(prog: str = "cryohush") -> argparse.ArgumentParser:
     """Return the parser. Options that are not given are absent from its result."""
     parser = argparse.ArgumentParser(
-        prog="cryohush",
+        prog=prog,
         description="Denoise cryo-EM particles and micrographs.",
         epilog="Denoised images are for viewing, picking and classification. Reconstruct from raw ones.",
     )
@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_train(commands.add_parser("train", help="train a network"))
     _add_evaluate(commands.add_parser("evaluate", help="measure how good denoised images are"))
+    _add_batch(commands.add_parser("batch", help="denoise many sources on many workers"))
     _add_models(commands.add_parser("models", help="list the shipped models, or tell about one"))
     return parser
 
@@ -236,6 +237,25 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_overrides(parser)
 
 
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Run a plan: many sources on the GPUs of this machine or of a cluster (docs/batch.md)."
+    )
+    parser.set_defaults(work=_batch)
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("run", "status", "resume", "retry-failed"),
+        default="run",
+        help="resume goes on after an interruption, retry-failed tries what failed again, status tells how "
+        "things stand, also while the batch runs (default: %(default)s)",
+    )
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="a YAML file")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, and say what would run (default: off)"
+    )
+
+
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
@@ -266,8 +286,19 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(
+    argv: Sequence[str] | None = None, *, prog: str = "cryohush", hosts: Mapping[str, Host] | None = None
+) -> int:
     """Run a command.
+
+    Parameters
+    ----------
+    argv
+        Its words; None is those that the process was started with.
+    prog
+        Its name.
+    hosts
+        Of the sources of a batch, besides plain files.
 
     Returns
     -------
@@ -277,10 +308,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = build_parser().parse_args(words)
+        arguments = build_parser(prog).parse_args(words)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 2
-    arguments.command_line = shlex.join(["cryohush", *words])
+    arguments.command_line, arguments.hosts = shlex.join([prog, *words]), hosts or {}
     try:
         with _stop_flag() as should_stop:
             arguments.work(arguments, should_stop)
@@ -445,6 +476,7 @@ def _extract_noise(arguments: argparse.Namespace, should_stop: Callable[[], bool
     options = validate(given, ExtractNoiseOptions, "command line")
 
     from .inference.extract_noise import extract_noise
+    from .report.noise import report_noise
     from .report.overlays import write_overlay
 
     with _progress() as progress:
@@ -468,7 +500,8 @@ def _extract_noise(arguments: argparse.Namespace, should_stop: Callable[[], bool
         _say(f"warning: {count.micrograph}: {count.remark}")
     if len(remarks) > WARNINGS:
         _say(f"{len(remarks)} conspicuous micrographs: see {summary.record}")
-    for path in (summary.stack, summary.table, summary.record):
+    report = report_noise(summary, arguments.command_line)
+    for path in (summary.stack, summary.table, summary.record, report):
         _say(f"wrote {path}")
 
 
@@ -541,6 +574,38 @@ def _pairs(given: Mapping[str, Any]) -> dict[str, Any]:
     if "mask" in given:
         raise ConfigurationError("--mask goes with --pairs of two half maps (.mrc).")
     return {"denoised": first, "twin": second}
+
+
+def _batch(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.batch import BatchPlan
+    from .config.load import load_yaml
+    from .report.batch import forecast_table, status_table, write_batch_report
+
+    plan = load_yaml(arguments.plan, BatchPlan)
+    if arguments.action == "status":
+        _say(status_table(plan.output))
+        return
+
+    from .inference.batch import run_batch
+    from .inference.sources import Files, prepare
+    from .report.pdf import report_run
+
+    hosts: dict[str, Host] = {
+        "file": Files(plan.output, lambda summary: report_run(summary, arguments.command_line)),
+        **arguments.hosts,
+    }
+    if arguments.dry_run:
+        _say(forecast_table(prepare(plan, hosts)))
+        return
+    items = run_batch(
+        plan, hosts, arguments.action, should_stop=should_stop, log=_say, command=arguments.command_line
+    )
+    _say(f"wrote {write_batch_report(plan.output)}")
+    failed = [item.name for item in items if item.state == "failed"]
+    if any(item.state == "stopped" for item in items):
+        raise Aborted("Stopped on request. What is finished is kept: batch resume goes on from there.")
+    if failed:
+        raise CryohushError(f"{len(failed)} of {len(items)} sources failed: {', '.join(failed)}")
 
 
 def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:

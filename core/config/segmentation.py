@@ -33,10 +33,12 @@ class SimulatedMicrographs(_Section):
         (lowest, highest), drawn for each structure; half of the network's pixel size.
     discs_per_square_micrometre
         (lowest, highest), drawn for each micrograph.
+    minimum_distance
+        (lowest, highest) of `settings.minimum_distance`, drawn for each micrograph: crowded ones overlap.
     large_discs_probability
         Chance that a micrograph has, instead, few and large ice crystals of up to five times the radius.
     settings
-        Everything else; its pixel size and density of discs are not used.
+        Everything else; its values of what is named above are not used.
     """
 
     structures: Path
@@ -44,6 +46,7 @@ class SimulatedMicrographs(_Section):
     micrographs_per_structure: int = Field(6, ge=1)
     pixel_size_angstrom: Range = (3.25, 4.75)
     discs_per_square_micrometre: Range = (0.0, 100.0)
+    minimum_distance: Range = (0.35, 0.9)
     large_discs_probability: float = Field(0.2, ge=0, le=1)
     settings: MicrographSettings = MicrographSettings(shape_px=(768, 768))
 

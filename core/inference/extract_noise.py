@@ -30,7 +30,14 @@ from ..models import MODELS, SEGMENTERS
 from ..models.weights import LoadedModel, load_model
 from .devices import available_threads, choose_precision, keep_freed_memory, resolve_devices
 from .noise_micrograph import Draw, MicrographCounts, MicrographTask, extract_from, overlay_file, part_file
-from .noise_output import PARTS_FOLDER, STACK_NAME, TABLE_NAME, write_noise
+from .noise_output import (
+    LABELS_FOLDER,
+    OVERLAYS_FOLDER,
+    PARTS_FOLDER,
+    STACK_NAME,
+    TABLE_NAME,
+    write_noise,
+)
 from .noise_windows import WindowFinder, make_finder, smallest_window_px
 from .plan import output_names
 from .summary import RECORD_NAME
@@ -51,7 +58,7 @@ class NoiseSummary:
     n_blocks, window_px
         Of the stack.
     overlays
-        The pictures.
+        The pictures of the micrographs that have blocks.
     n_resumed
         Micrographs that an earlier run had done.
     seconds
@@ -180,7 +187,7 @@ def extract_noise(
             options.method,
             options.pixel_size_angstrom,
         )
-    overlays = [overlay_file(output_dir, task) for task in tasks] if draw else []
+    drawn = [task for task in tasks if draw and counts[task.index].kept]
     summary = NoiseSummary(
         stack=stack,
         table=table,
@@ -188,7 +195,7 @@ def extract_noise(
         counts=counts,
         n_blocks=n_blocks,
         window_px=tasks[0].window_px,
-        overlays=[path for path in overlays if path.exists()],
+        overlays=[overlay_file(output_dir, task) for task in drawn],
         n_resumed=n_resumed,
         seconds=time.monotonic() - begin,
     )
@@ -322,6 +329,8 @@ def _open_journal(
     if goes_on and start_anew_on_mismatch and not Manifest.matches(path, fingerprint):
         log("an earlier run is there with other input or options: starting anew")
         goes_on, overwrite = False, True
+    if resume and not path.exists() and results[-1].exists() and not start_anew_on_mismatch:
+        raise OutputError(f"{output_dir} holds a run that is complete. Replace it with --overwrite.")
     occupied = [old for old in (path, *results) if old.exists()]
     if occupied and not goes_on and not overwrite and not start_anew_on_mismatch:
         raise OutputError(
@@ -341,6 +350,8 @@ def _open_journal(
                 part_path(old).unlink(missing_ok=True)
             for old in parts.iterdir():
                 old.unlink()
+            for folder in (LABELS_FOLDER, OVERLAYS_FOLDER):  # of micrographs that may no longer be there
+                shutil.rmtree(output_dir / folder, ignore_errors=True)
         yield journal
 
 

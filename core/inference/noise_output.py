@@ -149,9 +149,20 @@ def write_noise(
             centres = (part.origins + window_px // 2).tolist()
             for (y, x), values in zip(centres, part.statistics.tolist(), strict=True):
                 number = len(rows) + 1
-                rows.append((f"{number:06d}@{image_name}", name, float(x), float(y), group, method, *values))
+                rows.append(
+                    (
+                        f"{number:06d}@{image_name}",
+                        name,
+                        float(x),
+                        float(y),
+                        group,
+                        method,
+                        *map(_exact, values),
+                    )
+                )
             writer.write(part.blocks)
-            whitening += [(name, ring, float(value)) for ring, value in enumerate(part.amplitudes)]
+            amplitudes = part.amplitudes.tolist()
+            whitening += [(name, ring, _exact(value)) for ring, value in enumerate(amplitudes)]
     labels = (
         "rlnImageName",
         "rlnMicrographName",
@@ -171,6 +182,11 @@ def write_noise(
         tables.append(("whitening", columns, whitening))
     write_tables(table, tables)
     return stack, table
+
+
+def _exact(value: float) -> str:
+    """A number with all the digits of single precision, however small it is."""
+    return f"{value:.9g}"
 
 
 def _group(images: MicrographSet, index: int) -> int:
