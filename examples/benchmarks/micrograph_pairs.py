@@ -1,16 +1,23 @@
 """Score denoised micrographs against independent noisy micrographs of the same exposures.
 
     python micrograph_pairs.py --raw micrographs_rest.star --twin micrographs_frame.star --output DIR
-        [--models general weights.safetensors ...] [--topaz-python PYTHON] [--align-twin]
+        [--models general weights.safetensors ...] [--topaz-python PYTHON] [--bm3d] [--align-twin]
+        [--picks FOLDER --diameter ANGSTROM]
 
 The two tables list the same exposures in the same order, averages of different frames, so their noise is
 independent. Only `--raw` is denoised. The score is the mean over micrographs of the correlation with twins,
 once of all frequencies and once of those from 1/200 to 1/10 per Å: coarser ones hold the ice, which both
 halves share, finer ones hardly any signal. --align-twin takes the drift between the halves back first.
 
-The Gaussian filter is scanned on these very pairs: listed is the best that it can do, which no user without
-the twin would get. "gain" is the difference from it, micrograph by micrograph, with the standard error of a
-bootstrap over micrographs. Writes scores.md and scores.json to DIR.
+The Gaussian and the low-pass filter are scanned on these very pairs: listed is the best that they can do,
+which no user without the twin would get. "gain" is the difference from the Gaussian, micrograph by
+micrograph, with the standard error of a bootstrap over micrographs.
+
+With labelled particles (`FOLDER/<micrograph>_manualpick.star`) another table follows: the papers' SNR of
+pairs of a particle and the nearest empty place, in dB, which rewards any blur and is no evidence alone; and
+two pickers on the denoised micrographs against the labels, within half a diameter: precision, recall and F1
+at the threshold that is best for each, and the average precision, which needs none.
+Writes scores.md and scores.json to DIR.
 """
 
 from __future__ import annotations
@@ -22,22 +29,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from independent_pairs import BEST_GAUSSIAN, SIGMAS_ANGSTROM, topaz
+from independent_pairs import BEST_GAUSSIAN, CUT_OFFS_ANGSTROM, SIGMAS_ANGSTROM, topaz
 from torch import Tensor
 
 from cryohush.core.errors import InputError
-from cryohush.core.imaging.filters import gaussian_filter
+from cryohush.core.imaging.baselines import BASELINES
+from cryohush.core.imaging.filters import gaussian_filter, low_pass
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.devices import choose_precision
 from cryohush.core.inference.micrographs import MicrographDenoiser
 from cryohush.core.io.micrographs import MicrographSet
 from cryohush.core.io.mrc import StackReader
+from cryohush.core.io.star import read_tables
 from cryohush.core.metrics.fourier import band_correlation
+from cryohush.core.metrics.image import region_signal_to_noise_ratio
 from cryohush.core.metrics.independent import align_twin, bootstrap_score
+from cryohush.core.metrics.picking import (
+    Picks,
+    average_precision,
+    nearest_background,
+    pick_blobs,
+    pick_by_mean_shift,
+    score_picks,
+    square_regions,
+)
 from cryohush.core.models.weights import LoadedModel, load_model
 
 COARSEST_ANGSTROM, FINEST_ANGSTROM = 200.0, 10.0
 BANDS = {"all": (float("inf"), 0.0), "band": (COARSEST_ANGSTROM, FINEST_ANGSTROM)}
+PICKERS = {"Laplacian of Gaussian": pick_blobs, "mean shift": pick_by_mean_shift}
 
 
 def main() -> None:
@@ -51,16 +71,22 @@ def main() -> None:
         twin, _ = align_twin(raw, twin, [str(number) for number in range(len(raw))])
     denoised = {"raw": raw}
 
-    def quality(sigma: float) -> float:
-        return float(scores(gaussian_filter(raw, sigma / pixel_size), twin, pixel_size)["band"].mean())
+    def quality(images: Tensor) -> float:
+        return float(scores(images, twin, pixel_size)["band"].mean())
 
-    sigma = max(SIGMAS_ANGSTROM, key=quality)
+    sigma = max(SIGMAS_ANGSTROM, key=lambda sigma: quality(gaussian_filter(raw, sigma / pixel_size)))
+    cut_off = max(CUT_OFFS_ANGSTROM, key=lambda cut_off: quality(low_pass(raw, cut_off, pixel_size)))
     denoised[BEST_GAUSSIAN] = gaussian_filter(raw, sigma / pixel_size)
+    denoised["best low-pass"] = low_pass(raw, cut_off, pixel_size)
+    if arguments.bm3d:
+        bm3d = BASELINES["bm3d"]
+        denoised["BM3D"] = bm3d.denoise(raw, bm3d.default)
     if arguments.topaz_python:
         denoised["Topaz unet"] = topaz(arguments.topaz_python, raw, "unet", arguments.threads)
     for name in arguments.models:
         denoised[f"cryohush {Path(name).stem}"] = denoise(load_model(name), raw, arguments.precision)
-    report(denoised, twin, pixel_size, sigma, arguments)
+    settings = {"sigma_angstrom": sigma, "cut_off_angstrom": cut_off}
+    report(denoised, twin, pixel_size, settings, arguments)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -69,6 +95,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--twin", type=Path, required=True, help="the same exposures with independent noise")
     parser.add_argument("--models", nargs="*", default=["general"], help="names or files (default: general)")
     parser.add_argument("--topaz-python", help="python of an environment with topaz-em 0.3.20")
+    parser.add_argument("--bm3d", action="store_true", help="add BM3D: minutes for each micrograph")
+    parser.add_argument("--picks", type=Path, help="folder of <micrograph>_manualpick.star")
+    parser.add_argument("--diameter", type=float, help="of the particle, Å")
     parser.add_argument("--align-twin", action="store_true", help="take the drift between the halves back")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -107,8 +136,79 @@ def scores(images: Tensor, twin: Tensor, pixel_size: float) -> dict[str, Tensor]
     }
 
 
+def read_labels(path: Path, folder: Path) -> list[Tensor]:
+    """Return the labelled centres `(n, 2)` (y, x) in pixels of each micrograph of a table."""
+    labels = []
+    for stack in MicrographSet.read(path).stacks:
+        for table in read_tables(folder / f"{stack.stem}_manualpick.star"):
+            x, y = table.column("rlnCoordinateX"), table.column("rlnCoordinateY")
+            rows = [[float(tokens[y]), float(tokens[x])] for _, _, tokens in table.rows()]
+            labels.append(torch.tensor(rows))
+    return labels
+
+
+def region_ratio(images: Tensor, labels: list[Tensor], diameter_px: float) -> float:
+    """Mean SNR in dB of pairs of a particle and the nearest empty place; protein is dark."""
+    side, ratios = round(0.7 * diameter_px), []
+    for image, particles in zip(-images, labels, strict=True):
+        shape = (image.shape[0], image.shape[1])
+        centres, particle = nearest_background(shape, particles, diameter_px, side)
+        if len(centres):
+            signal = square_regions(image, particles[particle], side)
+            ratios.append(
+                region_signal_to_noise_ratio(list(signal), list(square_regions(image, centres, side)))
+            )
+    return float(torch.cat(ratios).mean())
+
+
+def picking(images: Tensor, labels: list[Tensor], picker: Any, diameter_px: float) -> list[float]:
+    """Precision, recall, F1 at the threshold that is best for all micrographs, and average precision."""
+    found = [
+        picker(-image, diameter_px, **({"threshold": 0.0} if picker is pick_blobs else {}))
+        for image in images
+    ]
+    thresholds = torch.cat([picks.scores for picks in found]).quantile(torch.linspace(0, 0.95, 40))
+
+    def at(threshold: float) -> Any:
+        kept = [picks.centres_px[picks.scores >= threshold] for picks in found]
+        scored = [score_picks(*pair, diameter_px / 2) for pair in zip(kept, labels, strict=True)]
+        total = scored[0]
+        for one in scored[1:]:
+            total = total + one
+        return total
+
+    best = max((at(float(threshold)) for threshold in thresholds), key=lambda scored: scored.f1)
+    in_order = [Picks(picks.centres_px, picks.scores) for picks in found]
+    return [best.precision, best.recall, best.f1, average_precision(in_order, labels, diameter_px / 2)]
+
+
+def picking_tables(
+    denoised: dict[str, Tensor], pixel_size: float, arguments: argparse.Namespace
+) -> tuple[list[str], dict[str, Any]]:
+    """The SNR and picking table, as lines and as a record."""
+    labels = read_labels(arguments.raw, arguments.picks)
+    diameter_px = arguments.diameter / pixel_size
+    lines = [
+        "",
+        "| | SNR, dB | " + " | ".join(f"{name}: P / R / F1 / AP" for name in PICKERS) + " |",
+        "|---|---|---|---|",
+    ]
+    record: dict[str, Any] = {}
+    for name, images in denoised.items():
+        ratio = region_ratio(images, labels, diameter_px)
+        found = {kind: picking(images, labels, picker, diameter_px) for kind, picker in PICKERS.items()}
+        record[name] = {"snr_db": ratio, **found}
+        cells = [" / ".join(f"{value:.3f}" for value in values) for values in found.values()]
+        lines.append(f"| {name} | {ratio:+.1f} | " + " | ".join(cells) + " |")
+    return lines, record
+
+
 def report(
-    denoised: dict[str, Tensor], twin: Tensor, pixel_size: float, sigma: float, arguments: argparse.Namespace
+    denoised: dict[str, Tensor],
+    twin: Tensor,
+    pixel_size: float,
+    settings: dict[str, float],
+    arguments: argparse.Namespace,
 ) -> None:
     values = {name: scores(images, twin, pixel_size) for name, images in denoised.items()}
     rows: dict[str, dict[str, Any]] = {}
@@ -120,7 +220,7 @@ def report(
         "|---|---|---|---|---|",
     ]
     for name, found in values.items():
-        cells, rows[name] = [f"{name} (sigma {sigma:g} Å)" if name == BEST_GAUSSIAN else name], {}
+        cells, rows[name] = [name], {}
         for band in BANDS:
             gain = bootstrap_score(found[band] - values[BEST_GAUSSIAN][band])
             cells += [f"{float(found[band].mean()):.4f}", f"{gain.mean:+.4f} ± {gain.standard_error:.4f}"]
@@ -130,9 +230,12 @@ def report(
                 "error": gain.standard_error,
             }
         lines.append("| " + " | ".join(cells) + " |")
+    record = {"settings": settings, "align_twin": arguments.align_twin, "rows": rows}
+    if arguments.picks:
+        more, record["picking"] = picking_tables(denoised, pixel_size, arguments)
+        lines += more
     table = "\n".join(lines) + "\n"
     arguments.output.mkdir(parents=True, exist_ok=True)
-    record = {"sigma_angstrom": sigma, "align_twin": arguments.align_twin, "rows": rows}
     (arguments.output / "scores.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (arguments.output / "scores.md").write_text(table, encoding="utf-8")
     print(table)
