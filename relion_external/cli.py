@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from .job import find_job_directory, run_as_external_job
 
-# Inputs of the External job that denoising has no use for, and what RELION appends when it meets `relion_`.
+# Inputs of the External job that no command has a use for, and what RELION appends when it meets `relion_`.
 SWALLOWED = (
     "--in_movies",
     "--in_coords",
@@ -43,6 +43,64 @@ OPTIONS = (
     ("--skip_bad", "skip_bad", "YES", "pass bad images through unchanged instead of stopping (default: No)"),
     ("--config", "config", "YAML", "file with options, as lines `model: general`"),
 )
+
+
+EVALUATE_OPTIONS = (
+    ("--j", "threads", "N", "CPU threads; RELION's 'Number of threads'"),
+    ("--gpu", "gpu", "ID", "GPU for --model; empty: one if there is one, else the CPU"),
+    ("--device", "device", "DEVICE", "auto, cpu or cuda:0, instead of --gpu (default: auto)"),
+    ("--reference", "reference", "STAR", "the clean images, row by row"),
+    ("--twin", "twin", "STAR", "independent noisy images of the same particles, row by row"),
+    ("--raw", "raw", "STAR", "the images before denoising, row by row, to see the gain"),
+    ("--align_twin", "align_twin", "YES", "take the drift between raw images and twins back (default: No)"),
+    ("--model", "model", "NAME", "a model whose inventions are to be measured"),
+    (
+        "--data_range",
+        "data_range",
+        "RANGE",
+        "full scale: reference, unit, or grey values (default: reference)",
+    ),
+    ("--metrics", "metrics", "NAMES", "figures against clean images, as psnr,ssim (default: all)"),
+    ("--baselines", "baselines", "NAMES", "classical denoisers to compare with, as gaussian,radial_wiener"),
+    ("--particle_diameter", "particle_diameter_angstrom", "D", "only this circle counts, Å (default: all)"),
+    ("--config", "config", "YAML", "file with these options and more, as lines `twin: b.star`"),
+)
+
+EXTRACT_NOISE_OPTIONS = (
+    ("--j", "threads", "N", "micrographs at once on the CPU; RELION's 'Number of threads'"),
+    ("--gpu", "gpu", "IDS", "GPUs, as 0 or 0,1; empty: all that there are, else the CPU"),
+    ("--device", "device", "DEVICE", "auto, cpu or cuda:0,1, instead of --gpu (default: auto)"),
+    ("--method", "method", "NAME", "segmentation or similarity (default: segmentation)"),
+    ("--window_px", "window_px", "N", "side of a block (default: 320)"),
+    ("--window_angstrom", "window_angstrom", "L", "side of a block, Å, instead of --window_px"),
+    ("--stride_px", "stride_px", "N", "distance between windows (default: half a window)"),
+    ("--stride_angstrom", "stride_angstrom", "L", "distance between windows, Å"),
+    ("--local_patches", "local_patches", "N", "similarity: parts of a window: 4, 9, 16 (default: 4)"),
+    ("--similarity_threshold", "similarity_threshold", "S", "least SSIM of two parts (default: 0.7)"),
+    ("--least_background", "least_background", "P", "segmentation: least probability (default: 0.5)"),
+    ("--margin_angstrom", "margin_angstrom", "L", "segmentation: distance from the rest (default: 0)"),
+    ("--model", "model", "NAME", "a shipped model or a .safetensors file (default: the method's)"),
+    ("--precision", "precision", "FORMAT", "auto, fp32, bf16 or fp16 (default: auto)"),
+    ("--largest_level", "largest_level", "X", "distance of the mean, in sd (default: 0.5)"),
+    ("--largest_spread", "largest_spread", "X", "ratio of standard deviations (default: 1.25)"),
+    ("--largest_gradient", "largest_gradient", "X", "ramp across a block, in sd (default: 0.5)"),
+    ("--largest_streak", "largest_streak", "X", "distance of a line, in its standard error (default: 7)"),
+    ("--largest_deviation", "largest_deviation", "X", "distance of a pixel, in sd (default: 10)"),
+    ("--most_per_micrograph", "most_per_micrograph", "N", "draw that many at random (default: all)"),
+    ("--minimum_blocks", "minimum_blocks", "N", "fail with fewer in all (default: 1)"),
+    ("--normalisation", "normalisation", "KIND", "none, zscore or whiten (default: none)"),
+    ("--protein", "protein", "SHADE", "dark or white (default: dark)"),
+    ("--pixel_size", "pixel_size_angstrom", "A", "Å (default: the table's)"),
+    ("--seed", "seed", "N", "of the draw under most_per_micrograph (default: 1)"),
+    ("--skip_bad", "skip_bad", "YES", "leave bad micrographs out instead of stopping (default: No)"),
+    ("--config", "config", "YAML", "file with options, as lines `window_px: 128`"),
+)
+
+COMMAND_OPTIONS = {
+    "denoise": OPTIONS,
+    "evaluate": EVALUATE_OPTIONS,
+    "extract-noise": EXTRACT_NOISE_OPTIONS,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,27 +132,56 @@ def build_parser() -> argparse.ArgumentParser:
             "Params tab:                      any option below, its name without the dashes"
         ),
     )
-    denoise.add_argument("--o", metavar="DIR", required=True, help="job directory (RELION gives it)")
-    denoise.add_argument("--in_parts", metavar="STAR", nargs="?", help="particles (RELION gives them)")
-    denoise.add_argument("--in_mics", metavar="STAR", nargs="?", help="micrographs (RELION gives them)")
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure how good denoised images are",
+        description=(
+            "Measure denoised particles or micrographs as an External job of RELION.\n\n"
+            "Input tab, External executable:  relion_cryohush evaluate\n"
+            "Input tab, Input particles:      the denoised particles, or\n"
+            "Input tab, Input micrographs:    the denoised micrographs\n"
+            "Params tab:                      any option below, its name without the dashes"
+        ),
+    )
+    extract_noise = commands.add_parser(
+        "extract-noise",
+        help="cut blocks of pure noise out of micrographs",
+        description=(
+            "Cut blocks of pure noise out of micrographs as an External job of RELION.\n\n"
+            "Input tab, External executable:  relion_cryohush extract-noise\n"
+            "Input tab, Input micrographs:    a micrographs STAR file\n"
+            "Params tab:                      any option below, its name without the dashes"
+        ),
+    )
+    parsers = {"denoise": denoise, "evaluate": evaluate, "extract-noise": extract_noise}
+    for name, command in parsers.items():
+        _add_arguments(command, COMMAND_OPTIONS[name])
+    return parser
+
+
+def _add_arguments(command: argparse.ArgumentParser, options: Sequence[tuple[str, str, str, str]]) -> None:
+    """Add what RELION gives every External job, and the options of a command."""
+    command.add_argument("--o", metavar="DIR", required=True, help="job directory (RELION gives it)")
+    command.add_argument("--in_parts", metavar="STAR", nargs="?", help="particles (RELION gives them)")
+    command.add_argument("--in_mics", metavar="STAR", nargs="?", help="micrographs (RELION gives them)")
     for flag in SWALLOWED:
-        denoise.add_argument(flag, nargs="?", help=argparse.SUPPRESS)
-    for flag, name, metavar, text in OPTIONS:
+        command.add_argument(flag, nargs="?", help=argparse.SUPPRESS)
+    for flag, name, metavar, text in options:
         flags = dict.fromkeys((flag, f"--{name}"))
-        denoise.add_argument(
+        command.add_argument(
             *flags, dest=name, nargs="?", metavar=metavar, default=argparse.SUPPRESS, help=text
         )
-    return parser
 
 
 def parse(arguments: Sequence[str]) -> dict[str, Any]:
     """Return what is on the command line: only the options that are, None for a bare flag."""
     parser = build_parser()
     if not arguments or (arguments[0].startswith("--") and arguments[0] not in ("--help", "--version")):
-        parser.error("no command. The field 'External executable' has to be: relion_cryohush denoise")
+        commands = " or ".join(f"relion_cryohush {name}" for name in COMMAND_OPTIONS)
+        parser.error(f"no command. The field 'External executable' has to be: {commands}")
     parsed, unknown = parser.parse_known_args([_underscored(argument) for argument in arguments])
     if unknown:
-        parser.error(_explain(unknown[0]))
+        parser.error(_explain(unknown[0], COMMAND_OPTIONS[parsed.command]))
     return vars(parsed)
 
 
@@ -106,11 +193,11 @@ def _underscored(argument: str) -> str:
     return "--" + name.replace("-", "_") + equals + value
 
 
-def _explain(unknown: str) -> str:
+def _explain(unknown: str, options: Sequence[tuple[str, str, str, str]]) -> str:
     """Say what an argument that nobody wants may have been meant to be."""
     if not unknown.startswith("-"):
         return f"unexpected {unknown!r}. RELION splits at blanks: a value must not hold any."
-    label, known = unknown.lstrip("-").partition("=")[0], [flag.lstrip("-") for flag, *_ in OPTIONS]
+    label, known = unknown.lstrip("-").partition("=")[0], [flag.lstrip("-") for flag, *_ in options]
     near = difflib.get_close_matches(label, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}."
     return f"unknown parameter {label!r}: {hint}"
@@ -127,8 +214,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work(should_stop: Callable[[], bool]) -> None:
         given = parse(arguments)
-        from .denoise import denoise
+        command = shlex.join(["relion_cryohush", *arguments])
+        if given["command"] == "evaluate":
+            from .evaluate import evaluate
 
-        denoise(directory, given, shlex.join(["relion_cryohush", *arguments]), should_stop)
+            evaluate(directory, given, command, should_stop)
+        elif given["command"] == "extract-noise":
+            from .extract_noise import extract_noise
+
+            extract_noise(directory, given, command, should_stop)
+        else:
+            from .denoise import denoise
+
+            denoise(directory, given, command, should_stop)
 
     return run_as_external_job(directory, work)

@@ -66,7 +66,7 @@ class Project:
 
 
 def write_output_nodes(
-    directory: Path, project: Project, *, table: str, pdf: str, kind: Kind = "particles"
+    directory: Path, project: Project, *, table: str | None, pdf: str, kind: Kind = "particles"
 ) -> Path:
     """Write the table of outputs that RELION reads once, when it first sees the success marker.
 
@@ -78,19 +78,19 @@ def write_output_nodes(
         Decides the columns. 3.1 needs the number and warns about a name, 4 and 5 need the name. Outside of
         a project both are written, which all of them accept.
     table, pdf
-        File names in `directory`.
+        File names in `directory`; a job without a table of images has None.
     kind
-        What the table lists.
+        What the table lists, if there is one.
 
     Raises
     ------
     OutputError
         When the file cannot be written.
     """
-    nodes = (
-        (f"{directory}/{table}", str(NODE_NUMBERS[kind]), project.label or NODE_LABELS[kind]["5"]),
-        (f"{directory}/{pdf}", str(PDF_NUMBER), PDF_LABEL),
-    )
+    nodes = [(f"{directory}/{pdf}", str(PDF_NUMBER), PDF_LABEL)]
+    if table is not None:
+        label = project.label or NODE_LABELS[kind]["5"]
+        nodes.insert(0, (f"{directory}/{table}", str(NODE_NUMBERS[kind]), label))
     kept = {"3.1": (0, 1), None: (0, 1, 2)}.get(project.version, (0, 2))
     text = "\ndata_output_nodes\n\nloop_\n"
     text += "".join(f"{NODE_COLUMNS[column]} #{number}\n" for number, column in enumerate(kept, 1))

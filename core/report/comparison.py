@@ -221,6 +221,8 @@ def compare(
         reference={name: Comparison(RingSums(n_groups, shape)) for name in names if sources.reference},
         twin={name: Comparison(RingSums(n_groups, shape)) for name in names if sources.twin},
     )
+    if not (sources.reference or sources.twin):
+        return result
     mask = _circle(sources, config)
     noise: Tensor = torch.zeros(1)
     done = 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..config.evaluate import EvaluateConfig
@@ -14,6 +15,7 @@ from ..metrics.fourier import resolution_angstrom
 from .comparison import DENOISED, FINE, RAW, Comparison, Result, Sources, score
 from .evaluation_figures import correlation_curves, gallery, histograms, spectra
 from .evaluation_tasks import Found, sample_rows
+from .figures import draw_spectra
 from .html import Picture, Section
 
 # Columns of the gallery, by what is shown.
@@ -28,15 +30,26 @@ GALLERY_SAYS = (
 )
 
 
-def picture_gallery(sources: Sources) -> Picture:
-    """A few images, evenly spread, before, after and beside what they are compared with."""
+def sample_section(sources: Sources) -> Section:
+    """A few images, evenly spread, before, after and beside what they are compared with, and their power."""
     rows = sample_rows(len(sources.denoised), _SHOWN[sources.denoised.kind])
     shown = {
         RAW: sources.raw, DENOISED: sources.denoised, "clean": sources.reference, "twin": sources.twin
     }  # fmt: skip
     images = {name: _middle(of.read(rows).numpy()) for name, of in shown.items() if of is not None}
     figure = gallery(images, [f"row {row + 1}" for row in rows], sources.pixel_size_angstrom)
-    return Picture("gallery", GALLERY_SAYS, figure)
+    pictures = [Picture("gallery", GALLERY_SAYS, figure)]
+    if RAW in images:
+        spectrum = Figure(figsize=(7.6, 3.6), layout="constrained")
+        draw_spectra(
+            spectrum.subplots(),
+            images[RAW],
+            images[DENOISED],
+            pixel_size_angstrom=sources.pixel_size_angstrom,
+        )
+        caption = "Mean power by resolution of these images, and of what was removed."
+        pictures.append(Picture("spectra_raw", caption, spectrum))
+    return Section("Images", pictures=pictures)
 
 
 def _middle(images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -25,9 +25,9 @@ from ..io.files import writing_failed
 from ..io.manifest import MANIFEST_NAME
 from . import PDF_NAME
 from .comparison import Result, Sources, compare
-from .comparison_sections import against_clean, against_twin, picture_gallery
+from .comparison_sections import against_clean, against_twin, sample_section
 from .evaluation_tasks import Found, clustering, half_maps, model_figures, picking, pose_accuracy
-from .html import Section, png, write_bytes, write_html
+from .html import Section, write_bytes, write_html
 from .pages import write_pages
 from .pdf import TRUST
 
@@ -110,7 +110,7 @@ def run_evaluate(
             log(f"{len(sources.denoised)} {sources.denoised.kind}, {_box(sources)}")
             result = compare(sources, config, progress=progress, should_stop=should_stop)
             numbers["frequency"] = result.frequency.tolist()
-            sections.append(Section("Images", pictures=[picture_gallery(sources)]))
+            sections.append(sample_section(sources))
         for name, work in _tasks(config, sources, result, check).items():
             check()
             log(f"{name.replace('_', ' ')} …")
@@ -230,10 +230,7 @@ def _write(
     for old in output_dir.glob(f"{PNG_PREFIX}*.png"):
         old.unlink()
     pictures = [picture for section in sections for picture in section.pictures]
-    files = [
-        write_bytes(output_dir / f"{PNG_PREFIX}{picture.name}.png", png(picture.figure))
-        for picture in pictures
-    ]
+    files = [write_bytes(output_dir / f"{PNG_PREFIX}{picture.name}.png", picture.png) for picture in pictures]
     table = output_dir / TABLE_NAME
     table.unlink(missing_ok=True)
     if sources is not None and result is not None and (result.reference or result.twin):

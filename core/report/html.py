@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -35,6 +36,13 @@ class Picture:
     name: str
     caption: str
     figure: Figure
+
+    @cached_property
+    def png(self) -> bytes:
+        """The figure as a PNG file, drawn once."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=PNG_DOTS_PER_INCH)
+        return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -95,13 +103,6 @@ def write_html(
     return write_bytes(path, document.encode())
 
 
-def png(figure: Figure) -> bytes:
-    """Return a figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PNG_DOTS_PER_INCH)
-    return buffer.getvalue()
-
-
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write a whole file or nothing, and return its path.
 
@@ -123,7 +124,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def _picture(picture: Picture) -> str:
-    data = base64.b64encode(png(picture.figure)).decode()
+    data = base64.b64encode(picture.png).decode()
     caption = _text(picture.caption)
     return (
         f'<figure id="{_text(picture.name)}"><img alt="{caption}" src="data:image/png;base64,{data}">'
