@@ -10,10 +10,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .errors import Aborted, ConfigurationError, CryohushError
+
+if TYPE_CHECKING:
+    from .inference.sources import Host
 
 STOP_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 # Without a terminal, progress is a line each time this much more is done.

@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 [ -x .venv-tests/bin/python ] || "$python" -m venv .venv-tests
 .venv-tests/bin/python -m pip install --quiet --disable-pip-version-check \
-    --constraint constraints.txt '.[train,evaluate,baselines,test]'
+    --constraint constraints.txt '.[train,evaluate,batch,baselines,test]'
 
 if [ -n "${CRYOHUSH_REQUIRE_CRYOSPARC47:-}" ] && [ -z "${CRYOHUSH_CRYOSPARC47_PYTHON:-}" ]; then
     # Its own client, and behind it all the packages of the first environment.

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,6 +168,64 @@ def run_denoise(
     )
     write_record(summary, command, started)
     return summary
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """What a run would read and write, and how much.
+
+    Attributes
+    ----------
+    kind
+        What the images are.
+    n_images, n_pixels
+        Of the images that would be written.
+    bytes
+        Of the files that would be written.
+    inputs
+        The files that would be read.
+    model
+        The model.
+    """
+
+    kind: Literal["particles", "micrographs"]
+    n_images: int
+    n_pixels: int
+    bytes: int
+    inputs: list[Path]
+    model: LoadedModel
+
+
+def measure_run(
+    source: str | Path,
+    output_dir: Path,
+    options: DenoiseOptions,
+    *,
+    root: Path | None = None,
+    passthrough: Sequence[str | Path] = (),
+) -> RunSize:
+    """Check all of a run that can be checked before it, and say how large it is; nothing is written.
+
+    Raises
+    ------
+    CryohushError
+        As `run_denoise`, but for pixels, devices and the room on the disk.
+    """
+    model = load_model(options.model)
+    images = read_images(source, root=root, passthrough=passthrough)
+    stacks = plan_stacks(images, options.protein)
+    _check_options(options, stacks, images)
+    refuse_to_replace_inputs(images, stacks, output_dir)
+    n_pixels = sum(len(stack.indices) * stack.shape[0] * stack.shape[1] for stack in stacks)
+    tables = source_files(images) if images.has_table else []
+    return RunSize(
+        "micrographs" if isinstance(images, MicrographSet) else "particles",
+        sum(len(stack.indices) for stack in stacks),
+        n_pixels,
+        n_pixels * np.dtype(options.output_dtype).itemsize + sum(path.stat().st_size for path in tables),
+        list(dict.fromkeys([*source_files(images), *images.stacks])),
+        model,
+    )
 
 
 def _check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], images: ImageSet) -> None:

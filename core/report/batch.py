@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 HTML_NAME = "batch.html"
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto }
 table { border-collapse: collapse; width: 100% }
 td, th { padding: .35rem .7rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
@@ -28,7 +28,10 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 .trust { background: #fdf1dc; border: 1px solid #d9a441; border-radius: 6px; padding: .7rem 1rem }
 img { max-width: 100%; border: 1px solid #ddd } h2 { margin: 2.2rem 0 .4rem } code { font-size: 90% }
 """
-_TRUST = "Look at, pick, sort and classify denoised images. Refine, reconstruct and compute the FSC from the raw ones."
+_TRUST = (
+    "Look at, pick, sort and classify denoised images. "
+    "Refine, reconstruct and compute the FSC from the raw ones."
+)
 _COLUMNS = ("source", "state", "images", "of", "per second", "time", "problem")
 
 

@@ -1,0 +1,239 @@
+"""The books of a batch: how each of its sources stands, for whoever asks and for the driver that goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ... import __version__
+from ..config.batch import BatchPlan
+from ..config.denoise import DenoiseOptions
+from ..errors import ConfigurationError, InputError, OutputError
+from ..io.files import part_path, rename_complete, writing_failed
+
+BOOKS_NAME = "batch.json"
+LOCK_NAME = ".cryohush-batch.lock"
+LOG_FOLDER = "logs"
+# The books are written at most so often while images pass.
+BOOKS_SECONDS = 1.0
+
+State = Literal["waiting", "running", "done", "failed", "stopped"]
+
+
+@dataclass
+class Item:
+    """One table, stack or micrograph of a batch, and how far it has come.
+
+    Attributes
+    ----------
+    name
+        Unique in the batch.
+    host
+        `file`, `relion` or `cryosparc`.
+    source
+        The input.
+    options
+        Of the run.
+    root, passthrough
+        See `run_denoise`.
+    project
+        The host's project.
+    alias
+        What the host is to call the job.
+    output
+        Where the results go; None until the host has made a job.
+    state, error
+        How it stands, and what went wrong.
+    n_images, n_done
+        Images in all, and denoised.
+    begun, seconds
+        When it was begun last, seconds since 1970, and how long it took.
+    details
+        What the host wants to remember.
+    """
+
+    name: str
+    host: str
+    source: Path
+    options: DenoiseOptions
+    root: Path | None = None
+    passthrough: tuple[Path, ...] = ()
+    project: Path | None = None
+    alias: str | None = None
+    output: Path | None = None
+    state: State = "waiting"
+    error: str | None = None
+    n_images: int = 0
+    n_done: int = 0
+    n_done_before: int = 0
+    begun: float | None = None
+    seconds: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry in the books."""
+        values = {
+            name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()
+        }
+        values["options"] = self.options.model_dump(mode="json")
+        values["passthrough"] = [str(path) for path in self.passthrough]
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Item:
+        """Return the item of an entry."""
+        item = cls(**{**values, "options": DenoiseOptions(**values["options"])})
+        item.source, item.passthrough = Path(item.source), tuple(map(Path, item.passthrough))
+        for name in ("root", "project", "output"):
+            value = getattr(item, name)
+            setattr(item, name, None if value is None else Path(value))
+        return item
+
+    @property
+    def images_per_second(self) -> float:
+        """Speed of the last run; 0 where nothing was done."""
+        seconds = self.seconds or (time.time() - self.begun if self.begun else 0.0)
+        return (self.n_done - self.n_done_before) / seconds if seconds > 0 else 0.0
+
+
+class Books:
+    """What is known of each source, in `batch.json`, for whoever asks and for the next driver.
+
+    Only one driver has them at a time: made by `Books.open`, a context manager.
+    """
+
+    def __init__(self, folder: Path, plan: str, descriptor: int) -> None:
+        self.folder, self.items = folder, list[Item]()
+        self.dashboard = ""
+        self._plan, self._descriptor = plan, descriptor
+        self._lock, self._last = threading.Lock(), 0.0
+
+    @classmethod
+    def open(cls, folder: Path, plan: BatchPlan) -> Books:
+        """Lock the batch, and read its books, if there are any.
+
+        Raises
+        ------
+        OutputError
+            If another driver has them, or they cannot be written.
+        ConfigurationError
+            If they belong to another plan.
+        """
+        path = folder / LOCK_NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise writing_failed(path, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = os.read(descriptor, 200).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise OutputError(
+                f"{folder}: this batch is running already ({who}). Ask for its status, or wait for it."
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        books = cls(folder, _fingerprint(plan), descriptor)
+        entries = read_books(folder)
+        if entries is not None:
+            if entries["plan"] != books._plan:
+                books.close()
+                raise ConfigurationError(
+                    f"{folder} belongs to a plan with other sources or options. Choose another output, or "
+                    "undo the change; the engine may change."
+                )
+            books.items = [Item.from_json(entry) for entry in entries["items"]]
+        return books
+
+    def save(self, *, now: bool = True) -> None:
+        """Write the books, or not if they were written a moment ago and it need not be now."""
+        with self._lock:
+            if not now and time.monotonic() - self._last < BOOKS_SECONDS:
+                return
+            self._last = time.monotonic()
+            values = {
+                "version": __version__,
+                "plan": self._plan,
+                "driver": f"process {os.getpid()} on {socket.gethostname()}",
+                "dashboard": self.dashboard,
+                "updated": time.time(),
+                "items": [item.as_json() for item in self.items],
+            }
+            path = self.folder / BOOKS_NAME
+            part = part_path(path)
+            try:
+                with part.open("w", encoding="utf-8") as file:
+                    json.dump(values, file, indent=1)
+                    file.flush()
+                    os.fsync(file.fileno())
+                rename_complete(part, path)
+            except OSError as error:
+                raise writing_failed(path, error) from error
+
+    def close(self) -> None:
+        """Let another driver have the books."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Books:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def read_books(folder: Path) -> dict[str, Any] | None:
+    """Return the books of a batch, whoever has them; None where there are none.
+
+    Raises
+    ------
+    InputError
+        If they cannot be read.
+    """
+    path = folder / BOOKS_NAME
+    try:
+        books = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"the books of the batch cannot be read: {error}.", path=path) from error
+    if not isinstance(books, dict) or not {"plan", "items"} <= books.keys():
+        raise InputError("these are not the books of a batch.", path=path)
+    return books
+
+
+def is_running(folder: Path) -> bool:
+    """Tell whether a driver has the books of a batch."""
+    try:
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _fingerprint(plan: BatchPlan) -> str:
+    values = plan.model_dump_json(exclude={"engine", "sources_at_once"})
+    return hashlib.sha256(values.encode()).hexdigest()
+
+
+def log_path(folder: Path, name: str) -> Path:
+    """Return the log of a source."""
+    return folder / LOG_FOLDER / f"{name}.log"
