@@ -334,7 +334,8 @@ def _put(comparison: Comparison, metric: str, rows: NDArray[np.int64], values: T
 
 
 def _split(images: Tensor) -> Sequence[Tensor]:
-    return images.split(max(1, SCORED_PX // (images.shape[-2] * images.shape[-1])))
+    most = max(1, SCORED_PX // (images.shape[-2] * images.shape[-1]))
+    return [images[begin : begin + most] for begin in range(0, len(images), most)]
 
 
 def score(values: NDArray[np.float64], groups: NDArray[np.int64]) -> Score:

@@ -163,7 +163,7 @@ def histograms(values: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> Figur
         low, high = np.percentile(together, (0.5, 99.5))
         edges = np.linspace(low, high if high > low else low + 1e-6 + abs(low) * 1e-3, _BINS + 1)
         for name, colour in colours(list(finite)).items():
-            panel.hist(finite[name], edges, color=colour, alpha=0.55, label=name)
+            panel.hist(finite[name], edges.tolist(), color=colour, alpha=0.55, label=name)
     panels[0].legend(fontsize=6, frameon=False)
     panels[0].set_ylabel("images", fontsize=7)
     return figure
@@ -174,7 +174,7 @@ def error_histogram(values: Mapping[str, NDArray[np.float64]], label: str, edges
     figure = Figure(figsize=(_WIDTH, 2.8), layout="constrained")
     axes = figure.subplots()
     for name, colour in colours(list(values)).items():
-        axes.hist(values[name], edges, color=colour, alpha=0.55, label=name)
+        axes.hist(values[name], edges.tolist(), color=colour, alpha=0.55, label=name)
     axes.set_xlabel(label, fontsize=8)
     axes.set_ylabel("images", fontsize=8)
     axes.tick_params(labelsize=7)
@@ -228,7 +228,7 @@ def noise_figures(
 ) -> Figure:
     """A few images of noise, what a model made of them, and whether two half sets of that agree."""
     figure = Figure(figsize=(_WIDTH, 4.6))
-    pictures, below = figure.subfigures(2, 1, height_ratios=(2.3, 2.3))
+    pictures, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(2.3, 2.3))[:, 0]
     pictures.subplots_adjust(0.09, 0.12, 0.99, 0.9)
     rows = [Row("noise", noise, grey_range(noise)), Row("output", output, grey_range(output))]
     draw_rows(pictures, rows, titles=[str(i + 1) for i in range(len(noise))], pixel_size_angstrom=None)

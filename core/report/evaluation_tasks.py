@@ -126,8 +126,8 @@ def model_figures(name: str, sources: Sources | None, n_noise: int, device: str,
 
     def denoise(images: Tensor) -> Tensor:
         parts = []
-        for part in images.float().split(_BATCH):
-            parts.append(torch.from_numpy(denoiser(part.numpy())))
+        for begin in range(0, len(images), _BATCH):
+            parts.append(torch.from_numpy(denoiser(images[begin : begin + _BATCH].numpy())))
             check()
         return torch.cat(parts)
 

@@ -152,7 +152,11 @@ def fact_lines(facts: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def draw_text(
-    figure: SubFigure, height_inches: float, headline: str, lines: Sequence[tuple[str, str]], warning: str
+    figure: Figure | SubFigure,
+    height_inches: float,
+    headline: str,
+    lines: Sequence[tuple[str, str]],
+    warning: str,
 ) -> None:
     """Draw the headline, the warning in a box, then the facts in two columns."""
 

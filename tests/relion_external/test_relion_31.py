@@ -108,6 +108,23 @@ def test_reverting_brings_the_raw_images_back_with_the_classes(project: Path, cl
     assert {name.partition("@")[2] for name, *_ in raw} == {RAW}
 
 
+def test_an_evaluation_shows_its_report_as_an_output(project: Path, denoised: str) -> None:
+    options = {
+        "fn_exe": "relion_cryohush evaluate",
+        "in_part": f"{denoised}particles.star",
+        "param1_label": "raw",
+        "param1_value": "Extract/job001/particles.star",
+        "nr_threads": "1",
+    }
+    evaluated = run_job(project, "External", options)
+    assert processes(project)[evaluated] == SUCCEEDED
+    assert (project / evaluated / "run.err").read_text() == ""
+    assert dict(rows(project, "nodes"))[f"{evaluated}logfile.pdf"] == "13"
+    assert [f"{denoised}particles.star", evaluated] in rows(project, "input_edges")
+    assert (project / evaluated / "evaluation.html").is_file()
+    assert (project / evaluated / "evaluation.json").is_file()
+
+
 def test_a_job_that_fails_is_shown_as_failed(project: Path) -> None:
     options = {"fn_exe": "relion_cryohush denoise", "in_part": "Extract/job001/particles.star"}
     failed = run_job(project, "External", {**options, "param1_label": "model", "param1_value": "no_such"})
