@@ -98,12 +98,10 @@ def labels_of_picks(
     labels = torch.zeros(shape, dtype=torch.uint8)
     reach = int(radius_px) + 1
     for y, x in centres_px.tolist():
-        rows = torch.arange(max(round(y) - reach, 0), min(round(y) + reach + 1, shape[0]))
-        columns = torch.arange(max(round(x) - reach, 0), min(round(x) + reach + 1, shape[1]))
-        if not len(rows) or not len(columns):
-            continue  # a centre far outside
-        disc = (rows[:, None] - y) ** 2 + (columns[None, :] - x) ** 2 <= radius_px**2
-        area = labels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        top, left = max(round(y) - reach, 0), max(round(x) - reach, 0)
+        area = labels[top : max(round(y) + reach + 1, 0), left : max(round(x) + reach + 1, 0)]
+        rows, columns = (torch.arange(side) for side in area.shape)  # none of a disc that lies outside
+        disc = (rows[:, None] + top - y) ** 2 + (columns[None, :] + left - x) ** 2 <= radius_px**2
         area[disc] = PARTICLE
     if contamination is not None:
         labels[contamination] = CONTAMINATION
