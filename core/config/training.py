@@ -1,11 +1,13 @@
 """What `cryohush train` reads: one YAML file, unknown keys refused.
 
-The images come from one of the sections `data` (simulated) and `pairs` (the user's own). The loop follows
-from the sections that are there: `adversarial`, `diffusion`, or neither, which is plain supervised training.
+The images come from one of the sections `data` (simulated), `pairs` and `reference` (the user's own). The
+loop follows from the sections that are there: `adversarial`, `diffusion`, or neither, which is plain
+supervised training.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,6 +106,44 @@ class PairsConfig(_Section):
     target_is_clean: bool = True
     half_set: Literal[1, 2] | None = None
     validation_share: float = Field(0.1, gt=0, lt=1)
+
+
+class ReferenceConfig(_Section):
+    """The user's own particles, and projections of their map as the clean images.
+
+    Attributes
+    ----------
+    particles
+        Table (.star, .cs) with poses and CTF parameters.
+    map
+        The map (MRC) that the poses refer to. With `half_set` it must be the half map of that half.
+    mask
+        MRC map of 0 to 1; what is outside is left out of the clean images. None keeps a sphere as wide as the
+        box.
+    low_pass_angstrom
+        Resolution of the map: what is finer is left out of the clean images.
+    half_set
+        Only particles of this rlnRandomSubset. Train one model for each half, and apply it to the other.
+    validation_share
+        Share of the micrographs (of the particles, where they are not known) kept for validation.
+    """
+
+    particles: Path
+    map: Path
+    mask: Path | None = None
+    low_pass_angstrom: float | None = Field(None, gt=0, allow_inf_nan=False)
+    half_set: Literal[1, 2] | None = None
+    validation_share: float = Field(0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_half(self) -> ReferenceConfig:
+        named = re.search(r"half_?([12])", self.map.name)
+        if self.half_set is not None and named and int(named[1]) != self.half_set:
+            raise ValueError(
+                f"half sets are mixed: half_set is {self.half_set}, the map {self.map.name} is of half "
+                f"{named[1]}"
+            )
+        return self
 
 
 class LossConfig(_Section):
@@ -223,6 +263,7 @@ class TrainingConfig(_Section):
     network: NetworkConfig = NetworkConfig()
     data: SimulationConfig | None = None
     pairs: PairsConfig | None = None
+    reference: ReferenceConfig | None = None
     loss: LossConfig = LossConfig()
     adversarial: AdversarialConfig | None = None
     diffusion: DiffusionConfig | None = None
@@ -232,8 +273,8 @@ class TrainingConfig(_Section):
 
     @model_validator(mode="after")
     def _check_sections(self) -> TrainingConfig:
-        if (self.data is None) == (self.pairs is None):
-            raise ValueError("exactly one of the sections data and pairs is needed")
+        if [self.data, self.pairs, self.reference].count(None) != 2:
+            raise ValueError("exactly one of the sections data, pairs and reference is needed")
         if self.adversarial is not None and self.diffusion is not None:
             raise ValueError("adversarial and diffusion exclude each other")
         if (self.diffusion is not None) != (self.network.name == "diffusion"):

@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from ..config.training import LossConfig, OptimisationConfig, TrainingConfig
+from ..config.training import LossConfig, NetworkConfig, OptimisationConfig, TrainingConfig
 from ..errors import ConfigurationError, CryohushError
 from ..losses.perceptual import PerceptualLoss
 from ..losses.pixel import PIXEL_LOSSES
@@ -22,6 +22,7 @@ from ..models import MODELS
 from ..models.weights import load_model, save_model
 from .data import SimulatedParticles
 from .pairs import PairedParticles
+from .references import open_reference
 
 Batch = tuple[Tensor, Tensor, Tensor]
 _VALIDATION_BATCH = 64
@@ -53,13 +54,16 @@ def start_fabric(options: OptimisationConfig) -> Fabric:
 
 def open_data(config: TrainingConfig, output_dir: Path, log: Callable[[str], None]) -> tuple[Data, Data]:
     """Training and validation data."""
+    stride = 1 if config.data is not None else int(_build(config.network).stride)  # type: ignore[arg-type]
+    if config.reference is not None:
+        return open_reference(config.reference, seed=config.seed, stride=stride, log=log)
     if config.pairs is not None:
         return (
-            PairedParticles(config.pairs, held_out=False, seed=config.seed),
-            PairedParticles(config.pairs, held_out=True, seed=config.seed + 1),
+            PairedParticles(config.pairs, held_out=False, seed=config.seed, stride=stride),
+            PairedParticles(config.pairs, held_out=True, seed=config.seed + 1, stride=stride),
         )
     if config.data is None:  # refused by the configuration
-        raise ConfigurationError("one of the sections data and pairs is needed.")
+        raise ConfigurationError("one of the sections data, pairs and reference is needed.")
     return (
         SimulatedParticles(
             config.data,
@@ -86,12 +90,8 @@ def make_network(config: TrainingConfig) -> nn.Module:
     ConfigurationError
         It does not exist, or cannot take the boxes of the data.
     """
-    if config.network.name not in MODELS:
-        raise ConfigurationError(
-            f"network.name: expected one of {', '.join(MODELS)}, not {config.network.name}"
-        )
     torch.manual_seed(config.seed)
-    network = MODELS[config.network.name](**config.network.arguments)
+    network = _build(config.network)
     stride = int(network.stride)  # type: ignore[arg-type]
     boxes = () if config.data is None else (config.data.box_px, *config.data.other_boxes_px)
     wrong = [box for box in boxes if box % stride]
@@ -101,9 +101,21 @@ def make_network(config: TrainingConfig) -> nn.Module:
             f"{', '.join(map(str, wrong))}."
         )
     if config.initial_weights is not None:
-        network.load_state_dict(load_model(config.initial_weights).module.state_dict())
+        initial = load_model(config.initial_weights)
+        if initial.card["model"] != config.network.model_dump():
+            raise ConfigurationError(
+                f"initial_weights: {initial.path} are of the network {initial.card['model']}, not of "
+                f"{config.network.model_dump()}. Give that one in the section network."
+            )
+        network.load_state_dict(initial.module.state_dict())
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+def _build(config: NetworkConfig) -> nn.Module:
+    if config.name not in MODELS:
+        raise ConfigurationError(f"network.name: expected one of {', '.join(MODELS)}, not {config.name}")
+    return MODELS[config.name](**config.arguments)
 
 
 class Loss:
