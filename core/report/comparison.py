@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,8 +23,9 @@ from .image_rows import ImageRows, batches, require_same_rows
 DENOISED, RAW = "denoised", "raw"
 FINE = "correlation_fine"
 
-# Pixels that are read at once, and of these that SSIM, in double precision, sees at once.
-READ_PX, SCORED_PX = 2**24, 2**21
+# Pixels that are read at once; more when a baseline has to learn the noise from them, and fewer that SSIM,
+# in double precision, sees at once.
+READ_PX, BASELINE_PX, SCORED_PX = 2**22, 2**24, 2**21
 # Standard errors come from so many independent parts of the data at most, drawn again so often.
 MOST_GROUPS, RESAMPLES = 1000, 500
 
@@ -226,29 +227,37 @@ def compare(
     mask = _circle(sources, config)
     noise: Tensor = torch.zeros(1)
     done = 0
+
+    def check() -> None:
+        if should_stop():
+            raise Aborted("Stopped. Nothing was written.")
+
     progress(0, n)
-    for rows in batches(n, shape, sources.micrographs if config.align_twin else None, READ_PX):
+    pixels = BASELINE_PX if config.baselines else READ_PX
+    for rows in batches(n, shape, sources.micrographs if config.align_twin else None, pixels):
+        check()
         images = {DENOISED: denoised.read(rows)}
         if sources.raw:
             images[RAW] = sources.raw.read(rows)
         for name in config.baselines:
             images[name] = BASELINES[name].denoise(images[RAW], BASELINES[name].default)
+            check()
         if sources.reference:
-            _against_clean(
-                result.reference, images, sources.reference.read(rows), rows, sources, config, mask
-            )
+            clean = sources.reference.read(rows)
+            for name, comparison in result.reference.items():
+                _against_clean(comparison, images[name], clean, rows, sources, config, mask)
+                check()
         if sources.twin:
             twin = sources.twin.read(rows)
             if config.align_twin and sources.micrographs:
                 twin, drift = align_twin(images[RAW], twin, [sources.micrographs[row] for row in rows])
                 result.drift_px.update(drift)
-            _against_twin(result.twin, images, twin, rows, sources, config)
+            for name, comparison in result.twin.items():
+                _against_twin(comparison, images[name], twin, rows, sources, config)
             if denoised.kind == "particles":
                 noise = noise + background_power(twin, default_radius_px(shape)) * (len(rows) / n)
         done += len(rows)
         progress(done, n)
-        if should_stop():
-            raise Aborted("Stopped. Nothing was written.")
     if sources.twin and denoised.kind == "particles":
         result.noise_power = noise[: len(result.frequency)]
     return result
@@ -268,21 +277,21 @@ def _circle(sources: Sources, config: EvaluateConfig) -> Tensor | None:
 
 
 def _against_clean(
-    comparisons: Mapping[str, Comparison],
-    images: Mapping[str, Tensor],
+    comparison: Comparison,
+    images: Tensor,
     clean: Tensor,
     rows: NDArray[np.int64],
     sources: Sources,
     config: EvaluateConfig,
     mask: Tensor | None,
 ) -> None:
-    groups = torch.from_numpy(sources.groups[rows])
-    for name, comparison in comparisons.items():
-        comparison.rings.add(images[name], clean, groups)
-        parts = zip(_split(images[name]), _split(clean), strict=True)
-        found = [_image_figures(part, truth, config, mask) for part, truth in parts]
-        for metric in found[0]:
-            _put(comparison, metric, rows, torch.cat([part[metric] for part in found]), len(sources.denoised))
+    """Add `(k, y, x)` images, which are `rows` of the tables, and their clean ones to a comparison."""
+    comparison.rings.add(images, clean, torch.from_numpy(sources.groups[rows]))
+    parts = zip(_split(images), _split(clean), strict=True)
+    found = [_image_figures(part, truth, config, mask) for part, truth in parts]
+    for metric in found[0]:
+        values = torch.cat([part[metric] for part in found])
+        _put(comparison, metric, rows, values, len(sources.denoised))
 
 
 def _image_figures(
@@ -307,26 +316,23 @@ def _image_figures(
 
 
 def _against_twin(
-    comparisons: Mapping[str, Comparison],
-    images: Mapping[str, Tensor],
+    comparison: Comparison,
+    images: Tensor,
     twin: Tensor,
     rows: NDArray[np.int64],
     sources: Sources,
     config: EvaluateConfig,
 ) -> None:
-    groups, n = torch.from_numpy(sources.groups[rows]), len(sources.denoised)
-    pixel_size = sources.pixel_size_angstrom
-    for name, comparison in comparisons.items():
-        comparison.rings.add(images[name], twin, groups)
-        _put(comparison, "correlation", rows, independent_correlation(images[name], twin), n)
-        if pixel_size is not None:
-            fine = independent_correlation(
-                images[name],
-                twin,
-                pixel_size_angstrom=pixel_size,
-                coarsest_angstrom=config.coarsest_angstrom,
-            )
-            _put(comparison, FINE, rows, fine, n)
+    """Add `(k, y, x)` images, which are `rows` of the tables, and their twins to a comparison."""
+    n, pixel_size = len(sources.denoised), sources.pixel_size_angstrom
+    comparison.rings.add(images, twin, torch.from_numpy(sources.groups[rows]))
+    _put(comparison, "correlation", rows, independent_correlation(images, twin), n)
+    if pixel_size is not None:
+        coarsest = config.coarsest_angstrom
+        fine = independent_correlation(
+            images, twin, pixel_size_angstrom=pixel_size, coarsest_angstrom=coarsest
+        )
+        _put(comparison, FINE, rows, fine, n)
 
 
 def _put(comparison: Comparison, metric: str, rows: NDArray[np.int64], values: Tensor, n: int) -> None:

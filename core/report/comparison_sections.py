@@ -267,7 +267,7 @@ def _frc_picture(
         result.frequency,
         sources.pixel_size_angstrom,
         thresholds=thresholds,
-        label=f"Fourier ring correlation with the {target}",
+        label=f"FRC with the {target} images",
     )
     caption = f"Ring correlation with the {target} images, all pairs pooled; bands: one standard error."
     return Picture(name, caption, figure)

@@ -20,6 +20,8 @@ from .figures import DENOISED_COLOUR, RAW_COLOUR, RESIDUAL_COLOUR, Row, draw_row
 _BASELINE_COLOURS = ("#3a8f5c", "#8f3a7c", "#b59a1e", "#2a9db0", "#7a5230", "#d0607a", "#5a5fb0")
 _WIDTH = 7.6
 _BINS = 40
+# Of the power that is shown, as a share of the highest.
+_LOWEST_POWER = 1e-6
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -134,6 +136,9 @@ def spectra(
             error = _drawable(power - 2 * cross + of_target)
             axes.semilogy(x, error, color=colour, linewidth=1.0, linestyle="--", label=f"error of {name}")
     axes.semilogy(x, _drawable(of_target), color=RESIDUAL_COLOUR, linewidth=1.4, label=target)
+    # a filter that removes rings altogether would stretch the axis to the rounding errors
+    lowest, highest = axes.get_ylim()
+    axes.set_ylim(max(lowest, highest * _LOWEST_POWER), highest)
     axes.set_ylabel("mean power per pixel", fontsize=8)
     frequency_axis(axes, x, pixel_size_angstrom)
     axes.legend(fontsize=8, frameon=False)

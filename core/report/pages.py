@@ -16,6 +16,8 @@ from .pdf import FIRST_FACT, LINE_HEIGHT, PAGE_WIDTH, draw_text, fact_lines
 _NOTE_LINE = 118
 # Inches from the top of a page to its table, and from its left edge; the first column is twice as wide.
 _FIRST_ROW, _LEFT, _MARGIN = 0.95, 0.66, 0.5
+# Inches that the longest number with its error takes in the size of the text.
+_CELL = 1.3
 
 
 def write_pages(
@@ -58,11 +60,12 @@ def _text_page(section: Section) -> Figure:
 
     write(_LEFT, 0.4, section.title, 13, "bold")
     step = (PAGE_WIDTH - 2 * _LEFT) / (max(len(section.header), 1) + 1)
+    size = min(8.0, 8.0 * step / _CELL)
     top = _FIRST_ROW
     for number, row in enumerate(table):
         for column, cell in enumerate(row):
             place = _LEFT + (0 if column == 0 else (column + 1) * step)
-            write(place, top, cell, 8, "bold" if number == 0 else "normal")
+            write(place, top, cell, size, "bold" if number == 0 else "normal")
         top += LINE_HEIGHT
     top += LINE_HEIGHT
     for line in notes:

@@ -51,7 +51,7 @@ def test_help_tells_the_true_default_of_each_option(capsys: pytest.CaptureFixtur
     assert "--skip-bad pass images with NaN or Inf, and constant ones, through" in text
 
 
-@pytest.mark.parametrize("command", ["denoise", "simulate", "train", "models"])
+@pytest.mark.parametrize("command", ["denoise", "simulate", "train", "evaluate", "models"])
 def test_every_option_tells_its_default(command: str) -> None:
     subparsers = next(action for action in build_parser()._actions if isinstance(action.choices, dict))
     assert isinstance(subparsers.choices, dict)
