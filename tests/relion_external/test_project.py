@@ -120,3 +120,9 @@ def test_the_table_of_outputs_of_micrographs(tmp_path: Path) -> None:
     )
     text = (tmp_path / OUTPUT_NODES).read_text()
     assert f"{tmp_path}/micrographs.star 1 MicrographGroupMetadata.star.relion\n" in text
+
+
+def test_a_job_without_images_has_its_report_as_only_output(tmp_path: Path) -> None:
+    write_output_nodes(tmp_path, Project("3.1", None), table=None, pdf="logfile.pdf")
+    lines = (tmp_path / OUTPUT_NODES).read_text().splitlines()
+    assert [line for line in lines if "/" in line] == [f"{tmp_path}/logfile.pdf 13"]
