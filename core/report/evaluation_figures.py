@@ -20,6 +20,8 @@ from .figures import DENOISED_COLOUR, RAW_COLOUR, RESIDUAL_COLOUR, Row, draw_row
 _BASELINE_COLOURS = ("#3a8f5c", "#8f3a7c", "#b59a1e", "#2a9db0", "#7a5230", "#d0607a", "#5a5fb0")
 _WIDTH = 7.6
 _BINS = 40
+# Inches: a single image must not fill several pages.
+_LARGEST_PICTURE = 3.4
 # Of the power that is shown, as a share of the highest.
 _LOWEST_POWER = 1e-6
 
@@ -48,11 +50,11 @@ def gallery(
         clean = torch.from_numpy(images["clean"])
         fitted = affine_fit(torch.from_numpy(denoised), clean)
         rows.append(_difference("fitted denoised\n− clean", (fitted - clean).numpy(), images["clean"]))
-    side = (_WIDTH - 0.5) / len(titles)
-    ratio = denoised.shape[-2] / denoised.shape[-1]
-    height = side * ratio * len(rows) + 0.55
-    figure = Figure(figsize=(_WIDTH, height))
-    figure.subplots_adjust(0.45 / _WIDTH, 0.3 / height, 0.995, 1 - 0.22 / height)
+    side = min((_WIDTH - 0.5) / len(titles), _LARGEST_PICTURE)
+    width = side * len(titles) + 0.5
+    height = side * denoised.shape[-2] / denoised.shape[-1] * len(rows) + 0.55
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(0.45 / width, 0.3 / height, 0.995, 1 - 0.22 / height)
     draw_rows(figure, rows, titles=titles, pixel_size_angstrom=pixel_size_angstrom)
     return figure
 
