@@ -51,10 +51,8 @@ def test_constant_noise_gets_no_weight_and_leaves_that_of_the_clean_patch():
     clean, reference = patches(1, 2)
     weights = fit_weights(clean, torch.full_like(clean, 3.3), reference)
     assert bool((weights.beta == 0).all())
-    slope = [
-        np.polyfit(c.flatten().numpy(), r.flatten().numpy(), 1)[0]
-        for c, r in zip(clean, reference, strict=True)
-    ]
+    pairs = zip(clean.flatten(1).numpy(), reference.flatten(1).numpy(), strict=True)
+    slope = [np.polyfit(one, other, 1)[0] for one, other in pairs]
     np.testing.assert_allclose(weights.alpha.numpy(), slope, rtol=1e-4)
 
 
