@@ -290,7 +290,10 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def main(
-    argv: Sequence[str] | None = None, *, prog: str = "cryohush", hosts: Mapping[str, Host] | None = None
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str = "cryohush",
+    hosts: Callable[[Path, str], Mapping[str, Host]] = lambda folder, command: {},
 ) -> int:
     """Run a command.
 
@@ -301,7 +304,7 @@ def main(
     prog
         Its name.
     hosts
-        Of the sources of a batch, besides plain files.
+        Returns the hosts of the sources of a batch, besides files, for its folder and command line.
 
     Returns
     -------
@@ -314,7 +317,7 @@ def main(
         arguments = build_parser(prog).parse_args(words)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 2
-    arguments.command_line, arguments.hosts = shlex.join([prog, *words]), hosts or {}
+    arguments.command_line, arguments.hosts = shlex.join([prog, *words]), hosts
     try:
         with _stop_flag() as should_stop:
             arguments.work(arguments, should_stop)
@@ -512,12 +515,18 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
     from pydantic import BaseModel
 
     from .config.load import find_preset, load_kind
+    from .config.nt2c import Nt2cConfig
     from .config.segmentation import SegmentationConfig
     from .config.training import TrainingConfig
 
-    kinds: dict[str, type[BaseModel]] = {"denoiser": TrainingConfig, "segmentation": SegmentationConfig}
+    kinds: dict[str, type[BaseModel]] = {
+        "denoiser": TrainingConfig,
+        "segmentation": SegmentationConfig,
+        "nt2c": Nt2cConfig,
+    }
     config = load_kind(find_preset(arguments.config), kinds, arguments.overrides)
     try:
+        from .inference.nt2c import train as train_nt2c
         from .training.run import train
         from .training.segmentation import train_segmentation
     except ModuleNotFoundError as error:
@@ -527,6 +536,10 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
         if arguments.resume:
             raise CryohushError("the training of a segmentation takes minutes and cannot be resumed.")
         weights = train_segmentation(config, arguments.output, log=_say, should_stop=should_stop)
+    elif isinstance(config, Nt2cConfig):
+        weights = train_nt2c(
+            config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop
+        )
     elif isinstance(config, TrainingConfig):
         weights = train(config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop)
     _say(f"wrote {weights}")
@@ -585,6 +598,7 @@ def _batch(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
     from .report.batch import forecast_table, status_table, write_batch_report
 
     plan = load_yaml(arguments.plan, BatchPlan)
+    plan = plan.model_copy(update={"output": plan.output.absolute()})
     if arguments.action == "status":
         _say(status_table(plan.output))
         return
@@ -595,7 +609,7 @@ def _batch(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
 
     hosts: dict[str, Host] = {
         "file": Files(plan.output, lambda summary: report_run(summary, arguments.command_line)),
-        **arguments.hosts,
+        **arguments.hosts(plan.output, arguments.command_line),
     }
     if arguments.dry_run:
         _say(forecast_table(prepare(plan, hosts)))

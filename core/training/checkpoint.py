@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
-from ..config.training import TrainingConfig
 from ..errors import CryohushError
 from ..io.files import part_path, rename_complete
 
 
-def save_checkpoint(path: Path, config: TrainingConfig, step: int, parts: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, config: BaseModel, step: int, parts: dict[str, Any]) -> None:
     """Write the step and the state of each part (anything with `state_dict`), all or nothing.
 
     Batches and noise are functions of seed and step, so that no state of a random generator is needed.
@@ -22,7 +22,7 @@ def save_checkpoint(path: Path, config: TrainingConfig, step: int, parts: dict[s
     rename_complete(part_path(path), path)
 
 
-def load_checkpoint(path: Path, config: TrainingConfig, parts: dict[str, Any]) -> int:
+def load_checkpoint(path: Path, config: BaseModel, parts: dict[str, Any]) -> int:
     """Bring each part back to its state and return the step.
 
     Raises
