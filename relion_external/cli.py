@@ -12,10 +12,14 @@ import difflib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
 from .job import find_job_directory, run_as_external_job
+
+if TYPE_CHECKING:
+    from ..core.inference.sources import Host
 
 # Inputs of the External job that no command has a use for, and what RELION appends when it meets `relion_`.
 SWALLOWED = (
@@ -153,6 +157,9 @@ def build_parser() -> argparse.ArgumentParser:
             "Params tab:                      any option below, its name without the dashes"
         ),
     )
+    commands.add_parser("batch", help="run a plan of many sources: relion_cryohush batch --help")
+    follow = commands.add_parser("follow", help="the job of a source of a batch; the batch makes it")
+    _add_arguments(follow, ())
     parsers = {"denoise": denoise, "evaluate": evaluate, "extract-noise": extract_noise}
     for name, command in parsers.items():
         _add_arguments(command, COMMAND_OPTIONS[name])
@@ -181,7 +188,7 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
         parser.error(f"no command. The field 'External executable' has to be: {commands}")
     parsed, unknown = parser.parse_known_args([_underscored(argument) for argument in arguments])
     if unknown:
-        parser.error(_explain(unknown[0], COMMAND_OPTIONS[parsed.command]))
+        parser.error(_explain(unknown[0], COMMAND_OPTIONS.get(parsed.command, ())))
     return vars(parsed)
 
 
@@ -206,6 +213,8 @@ def _explain(unknown: str, options: Sequence[tuple[str, str, str, str]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command of RELION's External job; 0 on success, 1 on failure, 2 for wrong usage or an abort."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["batch"]:
+        return _batch(arguments)
     directory = find_job_directory(arguments)
     if directory is None:
         # Not from RELION: --help, or a command that lacks its job directory.
@@ -223,9 +232,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .extract_noise import extract_noise
 
             extract_noise(directory, given, command, should_stop)
+        elif given["command"] == "follow":
+            from .follow import follow
+
+            follow(directory, should_stop)
         else:
             from .denoise import denoise
 
             denoise(directory, given, command, should_stop)
 
     return run_as_external_job(directory, work)
+
+
+def _batch(arguments: Sequence[str]) -> int:
+    from ..core.cli import main as core_main
+
+    def hosts(folder: Path, command: str) -> dict[str, Host]:
+        from .batch import RelionProjects
+
+        return {"relion": RelionProjects(folder, command)}
+
+    return core_main(arguments, prog="relion_cryohush", hosts=hosts)

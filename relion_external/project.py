@@ -66,7 +66,13 @@ class Project:
 
 
 def write_output_nodes(
-    directory: Path, project: Project, *, table: str | None, pdf: str, kind: Kind = "particles"
+    directory: Path,
+    project: Project,
+    *,
+    table: str | None,
+    pdf: str,
+    kind: Kind = "particles",
+    root: Path = Path(),
 ) -> Path:
     """Write the table of outputs that RELION reads once, when it first sees the success marker.
 
@@ -81,6 +87,8 @@ def write_output_nodes(
         File names in `directory`; a job without a table of images has None.
     kind
         What the table lists, if there is one.
+    root
+        The project's folder, when it is not the working directory.
 
     Raises
     ------
@@ -95,7 +103,7 @@ def write_output_nodes(
     text = "\ndata_output_nodes\n\nloop_\n"
     text += "".join(f"{NODE_COLUMNS[column]} #{number}\n" for number, column in enumerate(kept, 1))
     text += "".join(" ".join(node[column] for column in kept) + "\n" for node in nodes) + "\n"
-    path = directory / OUTPUT_NODES
+    path = root / directory / OUTPUT_NODES
     part = part_path(path)
     try:
         part.write_text(text)

@@ -165,7 +165,7 @@ class _Driver:
             resume=True,
             on_mismatch="anew",
             progress=progress,
-            should_stop=self._should_stop,
+            should_stop=lambda: self._should_stop() or host.is_aborted(item),
             log=lambda line: self._note(item, line),
             command=self._command,
             engine=self._pool,

@@ -6,6 +6,8 @@ import contextlib
 import logging
 import queue
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from .stream import StreamResult
 # CPUs of a worker, where none says how many: enough for a batch each, few enough to share the machine.
 CPUS_PER_WORKER = 8
 POLL_SECONDS = 0.5
+# How often to look whether workers are gone.
+CHECK_SECONDS = 5.0
 # Ranges that are named one by one when they were set aside.
 NAMED_RANGES = 8
 
@@ -49,6 +53,8 @@ class Pool:
     ----------
     client
         Of dask.
+    cluster
+        What has started the workers; None for a scheduler elsewhere.
     config
         The plan's engine.
     n_workers
@@ -57,8 +63,10 @@ class Pool:
         What each worker has.
     """
 
-    def __init__(self, client: Any, config: EngineConfig, n_workers: int, share: Share) -> None:
+    def __init__(self, client: Any, cluster: Any, config: EngineConfig, n_workers: int, share: Share) -> None:
         self.client, self.config, self.n_workers, self.share = client, config, n_workers, share
+        self._cluster, self._checking = cluster, threading.Lock()
+        self._checked = self._seen = time.monotonic()
         # One range per worker: with more, a range that kills its worker would take a second one with it.
         self.slots = threading.Semaphore(n_workers)
         names, self.types, threads = self._ask(_describe)
@@ -70,8 +78,30 @@ class Pool:
         """Where dask shows what the workers do."""
         return str(self.client.dashboard_link)
 
-    def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function with the share on some worker."""
+    def replace_lost(self) -> None:
+        """Start workers anew that are gone for good; to be called again and again.
+
+        Raises
+        ------
+        HostError
+            If there has been no worker for long.
+        """
+        with self._checking:
+            now = time.monotonic()
+            if now - self._checked < CHECK_SECONDS:
+                return
+            self._checked = now
+            if self.client.scheduler_info(n_workers=-1)["workers"]:
+                self._seen = now
+            elif now - self._seen > self.config.start_timeout_seconds:
+                raise HostError(
+                    f"all workers are gone, and none has come back for {self.config.start_timeout_seconds:g} s."
+                )
+            if self._cluster is not None:
+                self._cluster.scale(self.n_workers)
+
+    def _ask(self, function: Callable[..., Any], *arguments: Any, attempt: int = 1) -> Any:
+        """Call a function with the share on some worker, on another one if that one is lost."""
         future = self.client.submit(function, self.share, *arguments, pure=False)
         try:
             return future.result(timeout=self.config.start_timeout_seconds)
@@ -80,6 +110,12 @@ class Pool:
                 f"no worker answered within {self.config.start_timeout_seconds:g} s. Look into the queue of "
                 "the cluster and the logs of its jobs, or give engine.start_timeout_seconds more."
             ) from error
+        except Exception as error:
+            if not _is_death(error):
+                raise
+            if attempt >= self.config.attempts:
+                raise HostError(f"{_in_words(error)}, {attempt} times, before any image.") from error
+        return self._ask(function, *arguments, attempt=attempt + 1)
 
     def choose(
         self,
@@ -144,6 +180,7 @@ class _Attempts:
         progress(done, self._n_images)
         try:
             while self._waiting or self._out:
+                self._pool.replace_lost()
                 if should_stop():
                     raise Aborted("Stopped on request. What is finished is kept: resume to go on from there.")
                 while self._waiting and self._pool.slots.acquire(timeout=0 if self._out else POLL_SECONDS):
@@ -184,7 +221,9 @@ class _Attempts:
             task.label,
         )
         self._tried[part.name] = self._tried.get(part.name, 0) + 1
-        future = self._pool.client.submit(_denoise_range, self._pool.share, work, pure=False)
+        # the key is what the dashboard shows
+        key = f"{part.name} of {self._assembly.output_dir.name}, {uuid.uuid4().hex}"
+        future = self._pool.client.submit(_denoise_range, self._pool.share, work, key=key)
         self._out[part.name] = (part, future)
         future.add_done_callback(lambda _, name=part.name: self._finished.put(name))
 
@@ -201,8 +240,12 @@ class _Attempts:
         return part, error
 
 
+def _is_death(error: BaseException) -> bool:
+    return type(error).__name__ == "KilledWorker"
+
+
 def _in_words(error: BaseException) -> str:
-    if type(error).__name__ == "KilledWorker":
+    if _is_death(error):
         return "the worker died: killed, out of memory, or crashed (its log may say more)"
     return str(error) if isinstance(error, CryohushError) else f"{type(error).__name__}: {error}"
 
@@ -288,7 +331,7 @@ def open_pool(config: EngineConfig, log_folder: Path) -> Iterator[Pool]:
     with dask.config.set(settings), contextlib.ExitStack() as exits:
         share = _share(config)
         if config.kind == "scheduler":
-            cluster: Any = config.address
+            cluster: Any = None
             n_workers = config.workers or 0
         else:
             n_workers = config.workers or _n_workers(config)
@@ -296,7 +339,11 @@ def open_pool(config: EngineConfig, log_folder: Path) -> Iterator[Pool]:
         connect: Any = distributed.Client
         try:
             client = exits.enter_context(
-                connect(cluster, timeout=min(60, config.start_timeout_seconds), set_as_default=False)
+                connect(
+                    cluster or config.address,
+                    timeout=min(60, config.start_timeout_seconds),
+                    set_as_default=False,
+                )
             )
             client.wait_for_workers(1, timeout=config.start_timeout_seconds)
         except (OSError, TimeoutError) as error:
@@ -306,7 +353,7 @@ def open_pool(config: EngineConfig, log_folder: Path) -> Iterator[Pool]:
             ) from error
         if not n_workers:
             n_workers = len(client.scheduler_info(n_workers=-1)["workers"])
-        yield Pool(client, config, n_workers, share)
+        yield Pool(client, cluster, config, n_workers, share)
 
 
 def _share(config: EngineConfig) -> Share:
@@ -328,6 +375,7 @@ def _n_workers(config: EngineConfig) -> int:
 
 
 def _cluster(config: EngineConfig, n_workers: int, log_folder: Path) -> Any:
+    """Start a cluster whose workers import torch before they report: while they do, they answer nobody."""
     if config.kind == "local":
         import distributed
 
@@ -339,6 +387,7 @@ def _cluster(config: EngineConfig, n_workers: int, log_folder: Path) -> Any:
             memory_limit=config.memory or "auto",
             dashboard_address=config.dashboard,
             host="127.0.0.1",
+            preload=[__name__],
         )
     try:
         import dask_jobqueue
@@ -355,7 +404,13 @@ def _cluster(config: EngineConfig, n_workers: int, log_folder: Path) -> Any:
         "processes": 1,
     }
     # One range at a time: the worker itself uses all the cores.
-    arguments["worker_extra_args"] = ["--nthreads", "1", *arguments.get("worker_extra_args", [])]
+    arguments["worker_extra_args"] = [
+        "--nthreads",
+        "1",
+        "--preload",
+        __name__,
+        *arguments.get("worker_extra_args", []),
+    ]
     try:
         cluster = getattr(dask_jobqueue, kind)(**arguments)
     except (TypeError, ValueError) as error:

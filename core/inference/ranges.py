@@ -232,7 +232,7 @@ class Assembly:
     """
 
     def __init__(self, task: Task, ranges: Sequence[Range], output_dir: Path, journal: Manifest) -> None:
-        self._task, self._ranges, self._output_dir, self._journal = task, ranges, output_dir, journal
+        self._task, self._ranges, self.output_dir, self._journal = task, ranges, output_dir, journal
         self._folder = output_dir / RANGES_FOLDER / _digest(task, journal)
         self._written = [self._safely_written(stack) for stack in task.stacks]
         self._notes: list[list[list[Any]]] = [
@@ -249,7 +249,7 @@ class Assembly:
             raise writing_failed(self._folder, error) from error
 
     def _safely_written(self, stack: StackPlan) -> int:
-        path, state = self._output_dir / stack.name, self._journal.states.get(stack.name)
+        path, state = self.output_dir / stack.name, self._journal.states.get(stack.name)
         if stack.name in self._journal.finished:
             return len(stack.indices) if path.exists() else 0
         return state.written if state is not None and part_path(path).exists() else 0
@@ -326,7 +326,7 @@ class Assembly:
     def _rename(self, number: int, segment: Path) -> None:
         """A whole stack from one range needs only its name."""
         stack = self._task.stacks[number]
-        path = self._output_dir / stack.name
+        path = self.output_dir / stack.name
         if self._notes[number]:
             self._journal.record(stack.name, WriterState(len(stack.indices)), self._notes[number])
         try:
@@ -356,7 +356,7 @@ class Assembly:
 
     def _open(self, number: int) -> StackWriter:
         stack = self._task.stacks[number]
-        path = self._output_dir / stack.name
+        path = self.output_dir / stack.name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -34,6 +34,9 @@ class Host(Protocol):
     def open(self, item: Item) -> Path:
         """Make the host's job, unless `item.output` says that it is there, and return its folder."""
 
+    def is_aborted(self, item: Item) -> bool:
+        """Tell whether the user has stopped this source in the host; asked again and again."""
+
     def close(self, item: Item, summary: Summary | None) -> None:
         """Tell the host the end: without a summary, that it failed or was stopped."""
 
@@ -81,6 +84,10 @@ class Files:
         """Return the folder."""
         assert item.output is not None  # since `find`
         return item.output
+
+    def is_aborted(self, item: Item) -> bool:
+        """Nothing stops a file."""
+        return False
 
     def close(self, item: Item, summary: Summary | None) -> None:
         """Write the report."""

@@ -1,0 +1,192 @@
+"""Two real workers, and what may happen to them: every image arrives, once, the same to the byte."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from particle_files import noise, read_stack, write_stack, write_table
+
+from cryohush.core.config.batch import EngineConfig
+from cryohush.core.config.denoise import DenoiseOptions
+from cryohush.core.errors import OutputError
+from cryohush.core.inference import ranges
+from cryohush.core.inference.pool import Pool, RangesFailed, open_pool
+from cryohush.core.inference.ranges import RANGES_FOLDER
+from cryohush.core.inference.run import run_denoise
+
+pytest.importorskip("distributed")
+
+SIDE, COUNT = 64, 160
+CONFIG = EngineConfig(
+    device="cpu",
+    workers=2,
+    threads=1,
+    memory="2GB",
+    dashboard=None,
+    range_mb=8 * 4 * SIDE * SIDE / 2**20,
+    worker_timeout_seconds=8,
+    attempts=5,  # a busy machine may starve a sound worker for eight seconds
+)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    with open_pool(CONFIG, tmp_path_factory.mktemp("logs")) as pool:
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "SMALLEST_RANGE_BYTES", 1)
+    monkeypatch.setattr(ranges, "FEWEST_RANGES", 1)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """One long stack, in twenty ranges."""
+    write_stack(tmp_path / "x.mrcs", noise(COUNT, SIDE, SIDE))
+    write_table(tmp_path / "particles.star", [f"{i + 1:06d}@x.mrcs" for i in range(COUNT)], box_px=SIDE)
+    return tmp_path
+
+
+def options(weights: Path, **given: Any) -> DenoiseOptions:
+    return DenoiseOptions(**{"model": str(weights), "precision": "fp32", "batch_size": 4, **given})
+
+
+@pytest.fixture
+def expected(project: Path, weights: Path) -> bytes:
+    """The stack of a run that nothing disturbs, without workers."""
+    run_denoise(project / "particles.star", project / "whole", options(weights, device="cpu", threads=1))
+    return (project / "whole" / "x.mrcs").read_bytes()
+
+
+def busy(pool: Pool) -> int:
+    """Return the process of a worker that has a range."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for address, keys in pool.client.processing().items():
+            if keys:
+                with_pid = pool.client.run(os.getpid, workers=[address])
+                return int(with_pid[address])
+    raise TimeoutError("no worker is busy")
+
+
+def once_under_way(what: Callable[[], object]) -> Callable[[int, int], None]:
+    """Return a progress callback that does something once, when a fifth is done."""
+    todo = [what]
+
+    def progress(done: int, total: int) -> None:
+        if todo and done >= total // 5:
+            todo.pop()()
+
+    return progress
+
+
+def denoise(project: Path, weights: Path, pool: Pool, **given: Any) -> Path:
+    output = project / "parts"
+    run_denoise(project / "particles.star", output, options(weights), engine=pool, resume=True, **given)
+    return output
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_is_killed_or_frozen_loses_only_its_range(
+    project: Path, weights: Path, pool: Pool, expected: bytes, number: signal.Signals
+) -> None:
+    hit: list[int] = []
+
+    def hurt() -> None:
+        hit.append(busy(pool))
+        os.kill(hit[0], number)
+
+    try:
+        output = denoise(project, weights, pool, progress=once_under_way(hurt))
+    finally:
+        for process in hit:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
+    assert hit
+    assert (output / "x.mrcs").read_bytes() == expected
+    assert not (output / RANGES_FOLDER).exists()
+
+
+def test_a_range_that_always_fails_is_named_and_the_others_are_finished(
+    project: Path, weights: Path, pool: Pool, expected: bytes
+) -> None:
+    good = read_stack(project / "x.mrcs")
+    bad = good.copy()
+    bad[41] = np.inf
+    write_stack(project / "x.mrcs", bad)
+    with pytest.raises(RangesFailed, match=r"1 of 20 ranges .* images 41 to 48 of x.mrcs: .*image 42"):
+        denoise(project, weights, pool)
+    finished = list((project / "parts" / RANGES_FOLDER).glob("*/*"))
+    assert len(finished) == 14  # behind the gap; what is before it is already in the stack
+    part = (project / "parts" / "x.mrcs.part").read_bytes()
+    # all but the header, which comes last
+    assert part[1024:] == expected[1024 : 1024 + 40 * 4 * SIDE * SIDE]
+
+
+def test_a_stack_cut_short_during_the_run_fails_and_the_repaired_one_is_denoised(
+    project: Path, weights: Path, pool: Pool, expected: bytes
+) -> None:
+    whole = (project / "x.mrcs").read_bytes()
+
+    def cut() -> None:
+        os.truncate(project / "x.mrcs", len(whole) // 2)
+
+    with pytest.raises(RangesFailed, match="truncated"):
+        denoise(project, weights, pool, progress=once_under_way(cut))
+    (project / "x.mrcs").write_bytes(whole)
+    output = denoise(project, weights, pool, on_mismatch="anew")
+    assert (output / "x.mrcs").read_bytes() == expected
+
+
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
+    project: Path, weights: Path, pool: Pool, expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = project / "parts"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        # the check before the run would find it out
+        monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 0, 2**40))
+        with pytest.raises(OutputError, match="the disk is full"):
+            denoise(project, weights, pool)
+        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+        output = denoise(project, weights, pool)
+        assert (output / "x.mrcs").read_bytes() == expected
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_micrographs_go_through_the_pool_too(tmp_path: Path, weights: Path, pool: Pool) -> None:
+    for number in range(3):
+        write_stack(tmp_path / "mics" / f"m{number}.mrc", noise(1, 96, 80, seed=number))
+    rows = "".join(f"mics/m{number}.mrc 1\n" for number in range(3))
+    (tmp_path / "micrographs.star").write_text(
+        "# version 30001\n\ndata_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnMicrographPixelSize #2\n1 2.0\n\n"
+        f"# version 30001\n\ndata_micrographs\n\nloop_\n_rlnMicrographName #1\n_rlnOpticsGroup #2\n{rows}\n"
+    )
+    for name, engine in (("whole", None), ("parts", pool)):
+        run_denoise(
+            tmp_path / "micrographs.star",
+            tmp_path / name,
+            options(weights, **({} if engine else {"device": "cpu", "threads": 1})),
+            engine=engine,
+        )
+    for number in range(3):
+        whole, parts = (tmp_path / name / "mics" / f"m{number}.mrc" for name in ("whole", "parts"))
+        assert parts.read_bytes() == whole.read_bytes()
