@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,15 @@ import pytest
 from cryohush.core.config.evaluate import EvaluateConfig
 from cryohush.core.errors import ConfigurationError
 from cryohush.core.io.mrc import StackWriter
-from cryohush.relion_external.cli import EVALUATE_OPTIONS, main, parse
-from cryohush.relion_external.evaluate import read_evaluate_config
-from cryohush.relion_external.job import ABORT_NOW, EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
+from cryohush.relion_external.cli import EVALUATE_OPTIONS, parse
+from cryohush.relion_external.evaluate import evaluate, read_evaluate_config
+from cryohush.relion_external.job import (
+    ABORT_NOW,
+    EXIT_ABORTED,
+    EXIT_FAILURE,
+    EXIT_SUCCESS,
+    run_as_external_job,
+)
 from cryohush.relion_external.project import OUTPUT_NODES
 
 MARKERS = {EXIT_SUCCESS, EXIT_FAILURE, EXIT_ABORTED}
@@ -113,9 +121,17 @@ def test_what_is_wrong_is_said_in_one_line(
 def test_relions_abort_is_obeyed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     Path(JOB).mkdir(parents=True)
-    # there before the job looks for it the first time
     (Path(JOB) / ABORT_NOW).touch()
-    assert main(["evaluate", "--o", JOB, "--in_parts", DENOISED, "--twin", TWIN, "--j", "1"]) == 2
+    given = {"in_parts": DENOISED, "twin": TWIN, "threads": "1"}
+
+    def work(should_stop: Callable[[], bool]) -> None:
+        # however fast the machine is, the request comes before the end
+        give_up = time.monotonic() + 300
+        while not should_stop() and time.monotonic() < give_up:
+            time.sleep(0.01)
+        evaluate(Path(JOB), given, "command", should_stop)
+
+    assert run_as_external_job(Path(JOB), work) == 2
     assert markers(project) == {EXIT_ABORTED}
     assert not (project / JOB / "evaluation.json").exists()
 
