@@ -36,7 +36,7 @@ OPTIONS = (
     ("--j", "threads", "N", "CPU threads; RELION's 'Number of threads'"),
     ("--gpu", "gpu", "IDS", "GPUs, as 0 or 0,1; empty: all that there are, else the CPU"),
     ("--device", "device", "DEVICE", "auto, cpu or cuda:0,1, instead of --gpu (default: auto)"),
-    ("--model", "model", "NAME", "a shipped model or a .safetensors file (default: general)"),
+    ("--model", "model", "NAME", "a shipped model, a training job or weights (default: general)"),
     ("--precision", "precision", "FORMAT", "auto, fp32, bf16 or fp16 (default: auto)"),
     ("--batch_size", "batch_size", "N", "images at once (default: auto)"),
     ("--blend", "blend", "A", "share of the raw image in the output, 0 to 1 (default: 0)"),
@@ -100,10 +100,32 @@ EXTRACT_NOISE_OPTIONS = (
     ("--config", "config", "YAML", "file with options, as lines `window_px: 128`"),
 )
 
+TRAIN_OPTIONS = (
+    ("--j", "threads", "N", "CPU threads; RELION's 'Number of threads'"),
+    ("--gpu", "gpu", "ID", "GPU; empty: one if there is one, else the CPU"),
+    ("--device", "device", "DEVICE", "auto, cpu or cuda:0, instead of --gpu (default: auto)"),
+    (
+        "--model",
+        "model",
+        "NAME",
+        "what to begin with: a shipped model, a training job, weights, none (default: general)",
+    ),
+    ("--twin", "twin", "STAR", "the same particles with independent noise, instead of a map"),
+    ("--half_set", "half_set", "1|2", "learn from this half set only (default: all particles)"),
+    ("--half_sets", "half_sets", "YES", "train a model for each half set (default: No)"),
+    ("--low_pass", "low_pass_angstrom", "RES", "resolution of the map, Å: finer is not learnt"),
+    ("--steps", "steps", "N", "(default: 2000, or as the config says)"),
+    ("--batch_size", "batch_size", "N", "particles per step (default: 16, or as the config says)"),
+    ("--learning_rate", "learning_rate", "R", "(default: 0.0003, or as the config says)"),
+    ("--validation_share", "validation_share", "S", "share of micrographs held out (default: 0.1)"),
+    ("--config", "config", "YAML", "preset or file of `cryohush train`; the inputs replace its images"),
+)
+
 COMMAND_OPTIONS = {
     "denoise": OPTIONS,
     "evaluate": EVALUATE_OPTIONS,
     "extract-noise": EXTRACT_NOISE_OPTIONS,
+    "train": TRAIN_OPTIONS,
 }
 
 
@@ -159,8 +181,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("batch", help="run a plan of many sources: relion_cryohush batch --help")
     follow = commands.add_parser("follow", help="the job of a source of a batch; the batch makes it")
-    _add_arguments(follow, ())
-    parsers = {"denoise": denoise, "evaluate": evaluate, "extract-noise": extract_noise}
+    _add_arguments(follow, OPTIONS[:1])
+    train = commands.add_parser(
+        "train",
+        help="train a model on particles and their map",
+        description=(
+            "Train a model on your own particles as an External job of RELION.\n\n"
+            "Input tab, External executable:  relion_cryohush train\n"
+            "Input tab, Input particles:      particles with poses, of a 3D refinement\n"
+            "Input tab, Input 3D reference:   the map of that refinement\n"
+            "Input tab, Input 3D mask:        optional\n"
+            "Params tab:                      any option below, its name without the dashes"
+        ),
+    )
+    parsers = {"denoise": denoise, "evaluate": evaluate, "extract-noise": extract_noise, "train": train}
     for name, command in parsers.items():
         _add_arguments(command, COMMAND_OPTIONS[name])
     return parser
@@ -236,6 +270,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .follow import follow
 
             follow(directory, should_stop)
+        elif given["command"] == "train":
+            from .train import train
+
+            train(directory, given, command, should_stop)
         else:
             from .denoise import denoise
 

@@ -25,6 +25,8 @@ from ..io.files import part_path, rename_complete
 from . import MODELS, SEGMENTERS
 
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
+# What a training run calls its result.
+WEIGHTS_NAME = "weights.safetensors"
 _METADATA_KEY = "cryohush"
 
 
@@ -81,12 +83,12 @@ def list_models() -> dict[str, dict[str, Any]]:
 def load_model(
     name_or_path: str | Path, networks: Mapping[str, Callable[..., nn.Module]] = MODELS
 ) -> LoadedModel:
-    """Load a shipped model by its name, or a user's `.safetensors` file by its path.
+    """Load a shipped model by its name, or a user's by the path of its `.safetensors` file.
 
     Parameters
     ----------
     name_or_path
-        Which model.
+        Which model. The folder of a training run stands for the `weights.safetensors` in it.
     networks
         The registry that its network has to be in: denoisers, unless `SEGMENTERS` is given.
 
@@ -109,11 +111,12 @@ def load_model(
             )
         card = {**_metadata(path, data), **entry}
     else:
-        path = Path(name)
+        path = Path(name) / WEIGHTS_NAME if Path(name).is_dir() else Path(name)
         if path.suffix != ".safetensors":
             known = ", ".join(shipped) or "none"
             raise ModelError(
-                f"unknown model {name!r}. Shipped models: {known}. Or give the path of a .safetensors file."
+                f"unknown model {name!r}. Shipped models: {known}. Or give the path of a .safetensors file "
+                "or of a training run's folder."
             )
         data, sha256 = _read(path)
         card = _metadata(path, data)

@@ -1,0 +1,250 @@
+"""`relion_cryohush train` as RELION runs it, on particles that `cryohush simulate` makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from relion_project import EMPTY_PIPELINE, SUCCEEDED, processes, rows, run_job
+
+from cryohush.core.config.load import validate
+from cryohush.core.config.simulate import ParticlesConfig
+from cryohush.core.config.training import TrainingConfig
+from cryohush.core.errors import Aborted, ConfigurationError, DeviceError, ModelError
+from cryohush.core.imaging.simulate_set import simulate_particles
+from cryohush.core.models import MODELS
+from cryohush.core.models.weights import load_model, save_model
+from cryohush.relion_external import train as job
+from cryohush.relion_external.cli import parse
+from cryohush.relion_external.job import EXIT_FAILURE, EXIT_SUCCESS
+from cryohush.relion_external.project import OUTPUT_NODES
+
+N = 64
+PARTICLES, MAP = "Refine3D/job003/run_data.star", "Refine3D/job003/run_class001.mrc"
+JOB = "External/job012/"
+RUN = "import sys; from cryohush.relion_external.cli import main; sys.exit(main())"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a refinement: particles with poses of eight micrographs, the map and its half maps."""
+    project = tmp_path_factory.mktemp("project")
+    rng = np.random.default_rng(0)
+    atoms = "\n".join(
+        f"ATOM  {i:5d}  CA  ALA A{i:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00 20.00           C"
+        for i, (x, y, z) in enumerate(rng.normal(scale=14, size=(150, 3)), 1)
+    )
+    (project / "lump.pdb").write_text(f"{atoms}\nEND\n")
+    values = {
+        "n_images": N,
+        "box_px": 32,
+        "pixel_size_angstrom": 4.0,
+        "structures": [{"path": project / "lump.pdb"}],
+        "snr_range": [0.5, 1.0],
+        "ctf": {"defocus_angstrom": [9000, 11000]},
+        "half_sets": True,
+        "noise": {"components": [{"kind": "gaussian"}]},
+    }
+    config = validate(values, ParticlesConfig, "test")
+    simulate_particles(config, project / "Sim", device=torch.device("cpu"))
+    folder = project / "Refine3D" / "job003"
+    folder.mkdir(parents=True)
+    for name in ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc"):
+        shutil.copy(project / "Sim/volume_001.mrc", folder / name)
+    text = re.sub(r"@\S*noisy\.mrcs", "@Sim/noisy.mrcs", (project / "Sim/noisy.star").read_text())
+    lines, particle = [], 0
+    for line in text.splitlines():
+        if "@" in line:
+            line, particle = line.replace("simulated.mrc", f"mic{particle // 8}.mrc"), particle + 1
+        lines.append(line)
+    (project / PARTICLES).write_text("\n".join([*lines, ""]))
+    arguments = {"widths": [8, 8], "blocks": [1, 1], "unshuffle": 2}
+    torch.manual_seed(0)
+    save_model(
+        project / "tiny.safetensors", MODELS["shuffle_unet"](**arguments), "shuffle_unet", arguments, {}
+    )
+    (project / "default_pipeline.star").write_text(EMPTY_PIPELINE)
+    return project
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to work in, as RELION does."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    # the job sets it; undone with the test
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return tmp_path
+
+
+def given(*extra: str, reference: str | None = MAP) -> dict[str, str | None]:
+    """A parsed command line as RELION gives it, for a quick run."""
+    quick = [
+        "--steps",
+        "8",
+        "--batch_size",
+        "8",
+        "--model",
+        "tiny.safetensors",
+        "--device",
+        "cpu",
+        "--j",
+        "1",
+    ]
+    inputs = ["--in_parts", PARTICLES, *(["--in_3dref", reference] if reference else [])]
+    return parse(["train", "--o", JOB, *inputs, *quick, *extra])
+
+
+def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", RUN, "train", "--o", JOB, *arguments],
+        cwd=project,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_a_job_leaves_a_model_that_the_next_one_takes_by_name(project, capsys):
+    job.train(Path(JOB), given(), "command")
+    model = load_model(JOB)
+    assert model.path == Path(JOB) / "weights.safetensors"
+    reference = model.card["training"]["reference"]
+    assert (reference["particles"], reference["map"]) == ("run_data.star", "run_class001.mrc")
+    for name in ("curves.png", "validation.png", "log.jsonl", "last.pt"):
+        assert (Path(JOB) / name).stat().st_size > 0
+    assert (Path(JOB) / "logfile.pdf").read_bytes().startswith(b"%PDF")
+    nodes = (Path(JOB) / OUTPUT_NODES).read_text()
+    assert f"{JOB}logfile.pdf 13 LogFile.pdf.relion" in nodes
+    assert "weights" not in nodes
+    assert re.search(r"held-out particles, score: \S+ before, \S+ after", capsys.readouterr().out)
+
+
+def test_half_sets_get_a_model_each_from_their_own_half_map(project):
+    job.train(Path(JOB), given("--half_sets"), "command")
+    for half in (1, 2):
+        reference = load_model(f"{JOB}half{half}").card["training"]["reference"]
+        assert reference["half_set"] == half
+        assert reference["map"] == f"run_half{half}_class001_unfil.mrc"
+
+
+def test_twins_train_noise2noise(project):
+    twin = Path("twin.star")
+    twin.write_text(Path(PARTICLES).read_text())
+    job.train(Path(JOB), given("--twin", str(twin), reference=None), "command")
+    assert load_model(JOB).card["training"]["pairs"]["target_is_clean"] is False
+
+
+def test_an_aborted_job_goes_on_where_it_was_and_anew_with_other_parameters(project, capsys):
+    calls = iter(range(100))
+    with pytest.raises(Aborted, match="step 5"):
+        job.train(Path(JOB), given(), "command", lambda: next(calls) == 5)
+    job.train(Path(JOB), given(), "command")
+    assert "resumed at step 5" in capsys.readouterr().out
+    job.train(Path(JOB), given("--learning_rate", "0.01"), "command")
+    out = capsys.readouterr().out
+    assert "training begins anew" in out
+    assert "resumed" not in out
+
+
+def test_a_run_that_diverges_fails_with_its_reason_and_keeps_the_last_good_state(project):
+    Path("wild.yaml").write_text(
+        "name: wild\noptimisation: {steps: 8, learning_rate: 1.0e+30, gradient_clip: 1.0e+30}\n"
+        "validate_every: 1\ninitial_weights: tiny.safetensors\n"
+    )
+    result = run(
+        project, "--in_parts", PARTICLES, "--in_3dref", MAP, "--config", "wild.yaml", "--device", "cpu"
+    )
+    assert result.returncode == 1, result.stderr
+    assert "the loss is not finite near step" in result.stderr
+    assert (project / JOB / EXIT_FAILURE).exists()
+    assert not (project / JOB / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reference", "message"),
+    [
+        ((), None, "found neither"),
+        (("--twin", PARTICLES), MAP, "found both"),
+        (("--half_set", "3"), MAP, "half_set: expected '1' or '2'"),
+        (("--half_set", "1", "--half_sets"), MAP, "both half_set and half_sets"),
+        (("--half_set", "1"), "lump.mrc", "no half map was found beside lump.mrc"),
+        (("--config", "no_such"), MAP, "unknown preset 'no_such'"),
+        (("--steps", "0"), MAP, "steps: expected greater than 0"),
+        (("--gpu", "0"), MAP, "both gpu and device"),
+        (("--device", "0,1"), MAP, "expected one GPU as 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(project, arguments, reference, message):
+    with pytest.raises(ConfigurationError, match=message):
+        job.train(Path(JOB), given(*arguments, reference=reference), "command")
+
+
+def test_weights_of_another_network_than_the_preset_are_refused(project):
+    with pytest.raises(ConfigurationError, match=r"initial_weights: .* are of the network"):
+        job.train(Path(JOB), given("--config", "denoise_l2"), "command")
+
+
+def test_a_job_without_weights_is_no_model(project):
+    Path("External/job001").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"job001/weights\.safetensors: the weights cannot be read"):
+        job.train(Path(JOB), given("--model", "External/job001/"), "command")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_a_gpu_that_is_not_there_is_refused(project):
+    with pytest.raises(DeviceError, match="GPU 1 was asked for"):
+        job.train(Path(JOB), {**given(), "device": "1"}, "command")
+
+
+def test_presets_keep_their_loss_and_lose_their_images(project):
+    options = job.read_train_options(given("--config", "noise2noise", "--twin", PARTICLES, reference=None))
+    values = job.plan_runs(Path(JOB), options, {}, PARTICLES)[Path(JOB)]
+    config = validate(values, TrainingConfig, "test")
+    assert config.pairs is not None
+    assert config.data is None
+    assert config.optimisation.steps == 8
+
+
+@pytest.mark.parametrize("half", [1, 2])
+def test_the_half_map_is_found_from_the_map_and_from_the_other_half(project, half):
+    wanted = Path(f"Refine3D/job003/run_half{half}_class001_unfil.mrc")
+    assert job.half_map(Path(MAP), half) == wanted
+    assert job.half_map(wanted.with_name(f"run_half{3 - half}_class001_unfil.mrc"), half) == wanted
+
+
+@pytest.mark.relion
+@pytest.mark.skipif(shutil.which("relion_pipeliner") is None, reason="needs RELION 3.1 (Debian: relion)")
+def test_relion_trains_and_denoises_with_the_result(project):
+    options = {
+        "fn_exe": "relion_cryohush train",
+        "in_part": PARTICLES,
+        "in_3dref": MAP,
+        "nr_threads": "1",
+        **{f"param{number}_label": label for number, label in enumerate(("steps", "model", "device"), 1)},
+        **{f"param{number}_value": value for number, value in enumerate(("8", "tiny.safetensors", "cpu"), 1)},
+    }
+    trained = run_job(project, "External", options)
+    assert processes(project)[trained] == SUCCEEDED, (project / trained / "run.err").read_text()
+    assert (project / trained / EXIT_SUCCESS).exists()
+    assert dict(rows(project, "nodes"))[f"{trained}logfile.pdf"] == "13"
+    options = {
+        "fn_exe": "relion_cryohush denoise",
+        "in_part": PARTICLES,
+        "nr_threads": "1",
+        **{"param1_label": "model", "param1_value": trained, "param2_label": "device", "param2_value": "cpu"},
+    }
+    denoised = run_job(project, "External", options)
+    assert processes(project)[denoised] == SUCCEEDED, (project / denoised / "run.err").read_text()
+    record = json.loads((project / denoised / "cryohush.json").read_text())
+    assert record["model"]["sha256"] == load_model(project / trained).sha256
