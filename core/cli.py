@@ -147,7 +147,7 @@ EXTRACT_NOISE_OPTIONS = (
     ("--stride-angstrom", "stride_angstrom", "L", "distance between windows, Å", "half a window"),
     ("--local-patches", "local_patches", "N", "similarity: parts of a window: 4, 9, 16", "4"),
     ("--similarity-threshold", "similarity_threshold", "S", "similarity: least SSIM of two parts", "0.7"),
-    ("--least-background", "least_background", "P", "segmentation: least probability of background", "0.5"),
+    ("--least-background", "least_background", "P", "segmentation: least probability of background", "0.9"),
     ("--margin-angstrom", "margin_angstrom", "L", "segmentation: distance from what is no background", "0"),
     ("--model", "model", "NAME", "a shipped model, or a .safetensors file", "general or segmentation"),
     ("--largest-level", "largest_level", "X", "reject blocks whose mean is farther off, in sd", "0.5"),
