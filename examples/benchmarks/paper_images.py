@@ -1,0 +1,257 @@
+"""Test images of known molecules for `papers.py`, and the limits of what can be made of them.
+
+The poses of the test images lie on a grid, so that the Bayes limit is one; those of the training images are
+drawn from all of SO(3), so that no test image shows a pose of the training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gemmi
+import test_set
+import torch
+from paper_tables import Case, Row, Size, Table
+from torch import Tensor
+
+from cryohush.core.imaging.covariance import ImageCovariance, estimate_covariance
+from cryohush.core.imaging.fourier_bessel import FourierBesselBasis
+from cryohush.core.imaging.morph import conformational_series
+from cryohush.core.imaging.noise import random_patch
+from cryohush.core.imaging.projection import Projector, random_rotations
+from cryohush.core.imaging.structure import Structure, potential_map, read_structure
+from cryohush.core.io.mrc import StackReader, StackWriter
+from cryohush.core.metrics.bayes import BayesDenoiser, PoseGrid
+from cryohush.core.metrics.image import grey_value_span
+
+PARTICLE_SHARE = 0.6  # of the box, as the presets have it
+# the B of the training data, 0 to 120 Å² beside what the grid needs, on average
+_B_FACTOR = 60.0
+_PER_CLASS = 30
+
+
+@dataclass(frozen=True)
+class Molecule:
+    """The conformations of one molecule at one pixel size.
+
+    Attributes
+    ----------
+    folder
+        An mmCIF file for each conformation, from which training projects.
+    volumes
+        `(d, d, d)` each.
+    linear
+        Mean and covariance of the clean views, of all conformations.
+    variance_range
+        5th and 95th percentile of the views' variances over their mean.
+    """
+
+    folder: Path
+    volumes: list[Tensor]
+    pixel_size_angstrom: float
+    grid: PoseGrid
+    linear: ImageCovariance
+    mean_variance: float
+    mean_span: float
+    variance_range: tuple[float, float]
+
+    @property
+    def box_px(self) -> int:
+        return int(self.volumes[0].shape[0])
+
+    def views(self, rotations: Tensor, states: Tensor) -> Tensor:
+        """`(n, 3, 3)` rotations of the conformations `(n,)` to `(n, y, x)` clean images."""
+        images = torch.empty(len(states), self.box_px, self.box_px)
+        return _project(self.volumes, rotations, states, images)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Blocks of real noise: a stack to train on, and others `(n, y, x)` for the test images."""
+
+    of_training: Path
+    of_tests: Tensor
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A stack with noise of variance 1, and what its images show."""
+
+    stack: test_set.Stack
+    rotations: Tensor
+    states: Tensor
+    #: `(views, 60, y, x)` noisy images of the first and the last conformation in turn, a view in each stack
+    told_apart: Tensor | None
+
+
+def make_molecule(structures: Path, table: Table, size: Size, folder: Path, seed: int) -> Molecule:
+    """Write the conformations as files and measure their clean views."""
+    generator = torch.Generator().manual_seed(seed)
+    states = [read_structure(test_set.find_structure(structures, name)) for name in table.molecule]
+    if table.intermediates:
+        states = conformational_series(states[0], states[1], table.intermediates)
+    folder.mkdir(parents=True, exist_ok=True)
+    for state in states:
+        _write_structure(state, folder / f"{state.name}.cif")
+    pixel_size = 2 * max(state.radius_angstrom for state in states) / (PARTICLE_SHARE * size.box_px)
+    b_factor = 8 * pixel_size**2 + _B_FACTOR
+    volumes = [potential_map(state, size.box_px, pixel_size, b_factor) for state in states]
+    grid = PoseGrid.centred(size.pose_order)
+    n = 2 * size.stack
+    which = torch.randint(len(volumes), (n,), generator=generator)
+    others = _project(
+        volumes, random_rotations(n, generator), which, torch.empty(n, size.box_px, size.box_px)
+    )
+    variance = others.var((1, 2))
+    low, high = torch.quantile(variance / variance.mean(), torch.tensor([0.05, 0.95])).tolist()
+    return Molecule(
+        folder,
+        volumes,
+        pixel_size,
+        grid,
+        estimate_covariance(others, 0.0, FourierBesselBasis(size.box_px)),
+        float(variance.mean()),
+        float(grey_value_span(others).mean()),
+        (low, high),
+    )
+
+
+def case_snr(case: Case, molecule: Molecule) -> float:
+    """Variance of the clean images over that of the noise."""
+    if case.snr is not None:
+        return case.snr
+    if case.sigma is None:
+        raise SystemExit(f"{case.name}: neither an SNR nor a sigma")
+    return molecule.mean_variance * (255 / molecule.mean_span / case.sigma) ** 2
+
+
+def make_test_set(molecule: Molecule, case: Case, size: Size, blocks: Tensor | None, seed: int) -> TestSet:
+    """Noisy images in poses of the refined grid, each of a conformation drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    fine, last = molecule.grid.refined(), len(molecule.volumes) - 1
+    states = torch.randint(last + 1, (size.stack,), generator=generator)
+    rotations = fine.rotations(torch.randint(fine.n_orientations, (size.stack,), generator=generator))
+    scale = float((case_snr(case, molecule) / molecule.mean_variance) ** 0.5)
+    clean = scale * molecule.views(rotations, states)
+    noise = draw_noise(size.stack, molecule.box_px, blocks if case.real_noise else None, generator)
+    power = torch.ones(molecule.box_px, molecule.box_px // 2 + 1)
+    if case.real_noise:
+        power = torch.fft.rfft2(noise, norm="ortho").abs().square().mean(0)
+    stack = test_set.Stack(
+        clean + noise, clean, clean, scale, power, None, None, molecule.pixel_size_angstrom
+    )
+    told_apart = None
+    if last:
+        apart = []
+        for pose in torch.randint(fine.n_orientations, (size.views,), generator=generator).split(1):
+            either = last * (torch.arange(2 * _PER_CLASS) % 2)
+            views = scale * molecule.views(fine.rotations(pose).expand(len(either), 3, 3), either)
+            apart.append(
+                views
+                + draw_noise(len(either), molecule.box_px, blocks if case.real_noise else None, generator)
+            )
+        told_apart = torch.stack(apart)
+    return TestSet(stack, rotations, states, told_apart)
+
+
+def draw_noise(n: int, box_px: int, blocks: Tensor | None, generator: torch.Generator) -> Tensor:
+    """`(n, y, x)` white noise, or pieces of blocks, of variance 1."""
+    if blocks is None:
+        return torch.randn(n, box_px, box_px, generator=generator)
+    return torch.stack([random_patch(blocks, (box_px, box_px), generator) for _ in range(n)])
+
+
+def split_noise(path: Path, folder: Path) -> Noise:
+    """The first half of a stack of blocks for training, the second for tests: neighbours overlap."""
+    with StackReader(path) as reader:
+        blocks = torch.from_numpy(reader.read(range(reader.shape[0])))
+    of_training, of_tests = blocks.tensor_split(2)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_stack(folder / "training_noise.mrcs", of_training, None)
+    return Noise(folder / "training_noise.mrcs", of_tests)
+
+
+def bayes_limit(images: Tensor, stack: test_set.Stack, molecule: Molecule) -> Tensor:
+    """Posterior mean over all poses and conformations, `(n, y, x)`."""
+    means, evidence = [], []
+    for volume in molecule.volumes:
+        limit = BayesDenoiser(
+            stack.scale * volume, molecule.grid, stack.noise_power, refine_from_box_px=molecule.box_px // 2
+        )
+        posterior = limit(images)
+        means.append(posterior.mean)
+        evidence.append(posterior.log_evidence)
+    weight = torch.softmax(torch.stack(evidence).double(), 0).float()
+    return (weight[:, :, None, None] * torch.stack(means)).sum(0)
+
+
+def pose_floor(test: TestSet, molecule: Molecule, n: int) -> float:
+    """Cramér-Rao bound of the normalised error for continuous angles, of the first n images."""
+    total = 0.0
+    for state, volume in enumerate(molecule.volumes):
+        mine = (test.states[:n] == state).nonzero().squeeze(1)
+        if not len(mine):
+            continue
+        views = test.stack.views[mine]
+        specimen = test_set.Specimen(
+            views, test.rotations[mine], views, volume, molecule.grid, molecule.pixel_size_angstrom
+        )
+        total += len(mine) * test_set.pose_floor(test.stack, specimen, slice(len(mine)))
+    return total / n / float(test.stack.clean[:n].var((1, 2), correction=0).mean())
+
+
+def write_pairs(
+    molecule: Molecule, row: Row, snr: float, n: int, folder: Path, seed: int
+) -> tuple[Path, Path]:
+    """Stacks of noisy images and their targets: clean, or for Noise2Noise noisy again."""
+    noisy_path, target_path = folder / "noisy.mrcs", folder / "target.mrcs"
+    if noisy_path.exists() and target_path.exists():
+        return noisy_path, target_path
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    box = molecule.box_px
+    replaced = torch.zeros(n, dtype=torch.bool)
+    replaced[torch.randperm(n, generator=generator)[: round(n * row.contaminated_share)]] = True
+    stacks = torch.empty(2, n, box, box)
+    for some in torch.arange(n).split(512):
+        states = torch.randint(len(molecule.volumes), (len(some),), generator=generator)
+        clean = molecule.views(random_rotations(len(some), generator), states)
+        clean *= (snr / molecule.mean_variance) ** 0.5
+        noisy = clean + draw_noise(len(some), box, None, generator)
+        target = clean
+        if row.preset == "noise2noise":
+            target = clean + draw_noise(len(some), box, None, generator)
+        for image, kinds in ((noisy, ("noisy", "both")), (target, ("clean", "both"))):
+            if row.contaminant in kinds:
+                here = replaced[some]
+                image[here] = draw_noise(int(here.sum()), box, None, generator)
+        stacks[:, some] = torch.stack([noisy, target])
+    for path, images in zip((noisy_path, target_path), stacks, strict=True):
+        _write_stack(path, images, molecule.pixel_size_angstrom)
+    return noisy_path, target_path
+
+
+def _project(volumes: list[Tensor], rotations: Tensor, states: Tensor, images: Tensor) -> Tensor:
+    for state, volume in enumerate(volumes):
+        mine = (states == state).nonzero().squeeze(1)
+        if not len(mine):
+            continue
+        projector = Projector(volume)
+        for some in mine.split(512):
+            images[some] = torch.fft.irfft2(projector.slices(rotations[some]))
+    return images
+
+
+def _write_stack(path: Path, images: Tensor, pixel_size_angstrom: float | None) -> None:
+    shape = (images.shape[0], images.shape[1], images.shape[2])
+    label = "cryohush benchmark"
+    with StackWriter(path, shape, pixel_size_angstrom=pixel_size_angstrom, label=label) as writer:
+        writer.write(images.numpy())
+
+
+def _write_structure(state: Structure, path: Path) -> None:
+    whole = gemmi.Structure()
+    whole.add_model(state.model)
+    whole.setup_entities()
+    whole.make_mmcif_document().write_file(str(path))

@@ -1,0 +1,265 @@
+"""The rows of a table of `papers.py`: what is trained for them, and what each is judged by."""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import test_set
+import torch
+from pairs import denoise
+from paper_images import (
+    Molecule,
+    Noise,
+    TestSet,
+    bayes_limit,
+    case_snr,
+    draw_noise,
+    make_molecule,
+    make_test_set,
+    pose_floor,
+    write_pairs,
+)
+from paper_tables import NARROW, NARROW_CRITIC, Row, Size, Table
+from torch import Tensor
+
+from cryohush.core.config.load import find_preset, read_yaml, validate
+from cryohush.core.config.training import TrainingConfig
+from cryohush.core.imaging.baselines import BASELINES, choose_parameter
+from cryohush.core.imaging.covariance import estimate_covariance
+from cryohush.core.imaging.filters import radial_filter
+from cryohush.core.imaging.fourier_bessel import FourierBesselBasis
+from cryohush.core.imaging.normalise import background_statistics
+from cryohush.core.metrics.clustering import conformation_scores
+from cryohush.core.metrics.hallucination import pure_noise_figures
+from cryohush.core.metrics.image import (
+    affine_normalised_mean_squared_error,
+    grey_value_span,
+    mean_squared_error,
+    peak_mean_squared_error,
+    peak_signal_to_noise_ratio,
+    structural_similarity,
+)
+from cryohush.core.models.weights import LoadedModel, load_model
+from cryohush.core.training.run import train
+
+NOISY, LINEAR, LIMIT, CWF = test_set.NOISY, test_set.LINEAR, test_set.LIMIT, test_set.CWF
+_NOISE_IMAGES = 64
+_CHOSEN_ON = 32  # images that a baseline's parameter is chosen on
+_SLOW = ("bm3d",)  # a second for an image: judged on a quarter of the images, chosen on a quarter
+
+Denoise = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A table's molecule and test sets."""
+
+    table: Table
+    size: Size
+    molecule: Molecule
+    tests: dict[str, TestSet]
+    noise: Noise | None
+
+    @classmethod
+    def make(
+        cls, table: Table, size: Size, structures: Path, noise: Noise | None, folder: Path, seed: int
+    ) -> Bench:
+        molecule = make_molecule(structures, table, size, folder / "states", seed)
+        blocks = None if noise is None else noise.of_tests
+        tests = {
+            case.name: make_test_set(molecule, case, size, blocks, seed + zlib.crc32(case.name.encode()))
+            for case in table.cases
+        }
+        return cls(table, size, molecule, tests, noise)
+
+
+def reference_rows(bench: Bench) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Noisy images, baselines and limits by name, each to be computed when it is called."""
+    found: dict[str, Callable[[], dict[str, Any]]] = {
+        name: partial(_judge_all, bench, partial(_filter, bench, name), 4 if name in _SLOW else 1)
+        for name in (NOISY, *bench.table.classical, LINEAR)
+    }
+    found[LIMIT] = partial(_limit, bench)
+    return found
+
+
+def trained_row(bench: Bench, row: Row, seed: int, folder: Path) -> dict[str, Any]:
+    """Train the row's network, or go on with it, and judge it."""
+    config = training_config(bench, row, seed, folder)
+    weights = folder / "weights.safetensors"
+    if not weights.exists():
+        train(config, folder, resume=True, log=lambda line: print(f"  {line}", flush=True))
+    model = load_model(weights)
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return {
+        **_judge_all(bench, lambda case: partial(_through, model)),
+        "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
+        "steps": config.optimisation.steps,
+        "batch_size": config.optimisation.batch_size,
+        "training_seconds": json.loads(lines[-1])["seconds"],
+        "training_device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+
+
+def training_config(bench: Bench, row: Row, seed: int, folder: Path) -> TrainingConfig:
+    """The row's preset, on the table's molecule and noise, at the table's size."""
+    preset, size = find_preset(row.preset), bench.size
+    values = read_yaml(preset, row.overrides)
+    values["seed"] = seed
+    ratios = [case_snr(case, bench.molecule) for case in bench.table.cases]
+    if row.stored:
+        noisy, target = write_pairs(bench.molecule, row, ratios[0], size.pairs, folder / "pairs", seed)
+        values.pop("data", None)
+        values["pairs"] = {
+            "noisy": noisy,
+            "target": target,
+            "target_is_clean": row.preset != "noise2noise",
+            "validation_share": 0.05,
+        }
+    else:
+        # a set has one contrast, so that views with little variance have a lower SNR
+        low, high = bench.molecule.variance_range
+        pixel_size = bench.molecule.pixel_size_angstrom
+        data = values["data"]
+        data |= {"structures": bench.molecule.folder, "box_px": size.box_px}
+        data |= {"projections_per_volume": size.projections, "pixel_size_angstrom": [pixel_size] * 2}
+        data["imaging"]["snr"] = [low * min(ratios), high * max(ratios)]
+        if row.real_noise and bench.noise is not None:
+            data["noise_blocks"] = bench.noise.of_training
+    if size.narrow:
+        values["network"]["arguments"] = NARROW[values["network"]["name"]]
+        if "adversarial" in values:
+            critic = values["adversarial"]["critic"]
+            critic["arguments"] = NARROW_CRITIC[critic["name"]]
+    options = values["optimisation"]
+    options["batch_size"] = size.batch_size or options["batch_size"]
+    if size.steps is not None:
+        options |= {"steps": size.steps, "warmup_steps": size.steps // 20}
+        values |= {"validate_every": max(1, size.steps // 4), "validation_images": 64}
+        if "diffusion" in values:
+            values["diffusion"]["post_steps"] = size.steps // 5
+    return validate(values, TrainingConfig, str(preset))
+
+
+def _through(model: LoadedModel, images: Tensor) -> Tensor:
+    return denoise(model, images, "cpu", "auto")
+
+
+def _filter(bench: Bench, name: str, case: str) -> Denoise:
+    """A filter with the parameter that suits other images of the same stack best."""
+    stack = bench.tests[case].stack
+    if name == NOISY:
+        return lambda images: images
+    if name == LINEAR:
+        return lambda images: test_set.best_linear(
+            _with_images(stack, images), bench.molecule.linear, slice(None)
+        )
+    fit = partial(_covariance_wiener, stack) if name == CWF else partial(_each_alone, name)
+    n = _CHOSEN_ON // 4 if name in _SLOW else _CHOSEN_ON
+    chosen_on = slice(bench.size.images, bench.size.images + n)
+    parameter = choose_parameter(
+        lambda images, value: fit(value)(images),
+        BASELINES[name].candidates,
+        stack.noisy[chosen_on],
+        stack.clean[chosen_on],
+    )
+    return fit(parameter)
+
+
+def _each_alone(name: str, parameter: float) -> Denoise:
+    return lambda images: BASELINES[name].denoise(images, parameter)
+
+
+def _covariance_wiener(stack: test_set.Stack, strength: float) -> Denoise:
+    """The covariance Wiener filter of a stack, for any images: pure noise must have no part in the fit."""
+    background = background_statistics(stack.noisy, stack.noisy.shape[-1] / 2)[0].mean()
+
+    def white(images: Tensor) -> Tensor:
+        return radial_filter(images - background, stack.ring_power.rsqrt())
+
+    covariance = estimate_covariance(white(stack.noisy), strength, FourierBesselBasis(stack.noisy.shape[-1]))
+
+    def apply(images: Tensor) -> Tensor:
+        restored = covariance.denoise(white(images), strength)
+        return radial_filter(restored, stack.ring_power.sqrt()) + background
+
+    return apply
+
+
+def _with_images(stack: test_set.Stack, images: Tensor) -> test_set.Stack:
+    return test_set.Stack(**{**vars(stack), "noisy": images})
+
+
+def _limit(bench: Bench) -> dict[str, Any]:
+    result = _judge_all(
+        bench, lambda case: lambda images: bayes_limit(images, bench.tests[case].stack, bench.molecule)
+    )
+    for case, test in bench.tests.items():
+        result["cases"][case]["pose_floor_nmse"] = pose_floor(test, bench.molecule, bench.size.images)
+    return result
+
+
+def _judge_all(bench: Bench, make: Callable[[str], Denoise], one_in: int = 1) -> dict[str, Any]:
+    """Figures for each test set; of one in so many of the images, views and noise images."""
+    cases = {}
+    for case in bench.table.cases:
+        apply, test = make(case.name), bench.tests[case.name]
+        judged = slice(0, bench.size.images // one_in)
+        begin = time.perf_counter()
+        images = apply(test.stack.noisy[judged])
+        seconds = time.perf_counter() - begin
+        noise = draw_noise(
+            _NOISE_IMAGES // one_in,
+            bench.molecule.box_px,
+            bench.noise.of_tests if bench.noise is not None and case.real_noise else None,
+            torch.Generator().manual_seed(17),
+        )
+        cases[case.name] = {
+            **_figures(images, test.stack.clean[judged]),
+            **_invented(noise, apply(noise), images),
+            "seconds_per_1000": 1000 * seconds / len(images),
+            "images": len(images),
+        }
+        if test.told_apart is not None:
+            conformation = torch.arange(test.told_apart.shape[1]) % 2
+            cases[case.name]["told_apart"] = [
+                len(view) * conformation_scores(apply(view), conformation).accuracy
+                for view in test.told_apart[: max(1, len(test.told_apart) // one_in)]
+            ]
+    return {"cases": cases}
+
+
+def _figures(images: Tensor, clean: Tensor) -> dict[str, float]:
+    """Means over the images; MSE, PSNR and SSIM where each clean image spans 0 to 1."""
+    span = grey_value_span(clean)
+    unit = span[:, None, None]
+    error = mean_squared_error(images, clean)
+    return {
+        "mse": float(peak_mean_squared_error(images, clean, span).mean()),
+        "psnr": float(peak_signal_to_noise_ratio(images, clean, span).mean()),
+        "ssim": float(structural_similarity(images, clean, span).mean()),
+        # as the papers' code has it: see cryohush.core.metrics.image
+        "ssim_published": float(
+            structural_similarity(images / unit, clean / unit, 2.0, window="uniform").mean()
+        ),
+        "nmse": float(error.mean() / clean.var((1, 2), correction=0).mean()),
+        "affine_nmse": float(affine_normalised_mean_squared_error(images, clean).mean()),
+    }
+
+
+def _invented(noise: Tensor, denoised: Tensor, particles: Tensor) -> dict[str, float]:
+    """What comes out of pure noise: its power in terms of denoised particles, and how alike it all is."""
+    figures = pure_noise_figures(noise, denoised)
+    low_rings = figures.half_set_frc[1 : noise.shape[-1] // 8 + 1]
+    return {
+        "noise_power": float(denoised.var((1, 2)).mean() / particles.var((1, 2)).mean()),
+        "noise_alike": figures.correlation_between_outputs,
+        "noise_half_set_frc": sum(low_rings) / len(low_rings),
+    }

@@ -1,0 +1,227 @@
+"""The published methods side by side: each is trained, judged beside classical ones and limits, and tabled.
+
+    python papers.py --structures DIR --output DIR [--size tiny|small|full] [--tables NAME ...]
+        [--rows TEXT ...] [--seeds 1 2 3] [--noise-blocks noise.mrcs]
+
+DIR holds the atomic models that `paper_tables.py` names. `full` is the papers' 128 px with the presets as
+they are, for a GPU; `small` takes 64 px and 1,000 steps, about an hour for a table of a few rows on two free
+cores; `tiny` narrow networks and 400 steps, minutes for a row. A row that is done is not done again, and one
+that was interrupted goes on. Each leaves a JSON file; the tables, one file each and all in papers.md, are
+made of these.
+
+A table has one test set, or several: images of a known molecule, in all its conformations, in poses of a
+grid, with white noise or pieces of real noise (`--noise-blocks`, an MRC stack of `cryohush extract-noise`),
+without CTF. Training shows other poses. MSE, PSNR and SSIM take each clean image's span as 0 to 1, outputs as
+they come; "SSIM, papers'" is what the papers' code computed, which flatters. Affine NMSE is blind to a
+wrong contrast. CWF is the covariance Wiener filter of the noisy stack; a row "beats CWF" when both its MSE
+and its affine NMSE are lower.
+
+"efficiency" is the way from the best linear filter to the Bayes limit, (linear - row) / (linear - limit) in
+log NMSE, the limit being that of the grid or the Cramér-Rao bound of continuous angles, whichever is larger.
+Where noise is real, both limits are those of Gaussian noise of the same spectrum. "told apart": of 60 images
+of the first and the last conformation in one view, how many fall into the right group of two (Isomap,
+k-means), mean over views. "noise: power" is the variance of what comes out of pure noise over that of
+denoised particles, "alike" the correlation between such outputs, "FRC" that of averages of two halves of them
+at low frequency: all are 0 where nothing is made up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from paper_images import Noise, split_noise
+from paper_rows import CWF, LIMIT, LINEAR, NOISY, Bench, reference_rows, trained_row
+from paper_tables import SIZES, TABLES, Table
+
+from cryohush.core.io.files import part_path, rename_complete
+
+Result = dict[str, Any]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    folder = arguments.output / arguments.size
+    noise = split_noise(arguments.noise_blocks, folder) if arguments.noise_blocks else None
+    for name in arguments.tables:
+        run(TABLES[name], arguments, folder / name, noise)
+        write(folder)
+    print((folder / "papers.md").read_text(encoding="utf-8"))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="The published methods, trained and judged side by side.")
+    parser.add_argument("--structures", type=Path, required=True, help="folder of PDB or mmCIF files")
+    parser.add_argument("--output", type=Path, required=True, help="folder")
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), metavar="NAME")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        metavar="TEXT",
+        help="rows whose names contain one of these (default: all)",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="a run for each")
+    parser.add_argument("--noise-blocks", type=Path, help="MRC stack of real noise, for tables that need it")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    if arguments.noise_blocks is None:
+        needed = [name for name in arguments.tables if any(case.real_noise for case in TABLES[name].cases)]
+        arguments.tables = [name for name in arguments.tables if name not in needed]
+        if needed:
+            print(f"left out without --noise-blocks: {', '.join(needed)}")
+    return arguments
+
+
+def run(table: Table, arguments: argparse.Namespace, folder: Path, noise: Noise | None) -> None:
+    """Do what is not done yet."""
+    bench = Bench.make(table, SIZES[arguments.size], arguments.structures, noise, folder, seed=1)
+    jobs = [(name, 0, compute) for name, compute in reference_rows(bench).items()]
+    for row in table.rows:
+        for seed in arguments.seeds:
+            training = folder / "training" / f"{plain(row.name)}-{seed}"
+            jobs.append((row.name, seed, partial(trained_row, bench, row, seed, training)))
+    for name, seed, compute in jobs:
+        if arguments.rows is None or any(text in name for text in arguments.rows):
+            do(folder, name, seed, compute)
+
+
+def do(folder: Path, name: str, seed: int, compute: Callable[[], Result]) -> None:
+    """Write one row's JSON file unless it is there."""
+    path = folder / "rows" / f"{plain(name)}-{seed}.json"
+    if path.exists():
+        return
+    print(f"{folder.name}: {name}, seed {seed}", flush=True)
+    result = {"row": name, "seed": seed, "machine": machine(), **compute()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part_path(path).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    rename_complete(part_path(path), path)
+
+
+def plain(name: str) -> str:
+    """A name for files."""
+    return "".join(letter if letter.isalnum() or letter == "." else "_" for letter in name)
+
+
+def machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+
+
+def write(folder: Path) -> None:
+    """The tables of all rows that are done."""
+    parts = []
+    for table in TABLES.values():
+        results = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted((folder / table.name / "rows").glob("*.json"))
+        ]
+        if results:
+            text = table_text(table, folder.name, results)
+            (folder / table.name / "table.md").write_text(text, encoding="utf-8")
+            parts.append(text)
+    (folder / "papers.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def table_text(table: Table, size_name: str, results: list[Result]) -> str:
+    size = SIZES[size_name]
+    by_row: dict[str, list[Result]] = {}
+    for result in results:
+        by_row.setdefault(result["row"], []).append(result)
+    order = [NOISY, *table.classical, *(row.name for row in table.rows), LINEAR, LIMIT]
+    trained = [result for result in results if "steps" in result]
+    lines = [f"**{table.title}** ({size_name}: {size.box_px} px, {size.images} test images)", ""]
+    if trained:
+        lines += [
+            f"Trained for {spread([r['steps'] for r in trained])} batches of "
+            f"{spread([r['batch_size'] for r in trained])}, "
+            f"{spread([round(r['training_seconds']) for r in trained])} s a row, "
+            f"{len({r['seed'] for r in trained})} run(s) a row, on "
+            f"{', '.join(sorted({r['machine'] for r in trained}))}.",
+            "",
+        ]
+    for case in table.cases:
+        lines += case_lines(case.name, [name for name in order if name in by_row], by_row)
+    return "\n".join([*lines, *(f"Published: {line}" for line in table.published), ""])
+
+
+def case_lines(case: str, order: list[str], by_row: dict[str, list[Result]]) -> list[str]:
+    apart = "told_apart" in by_row[order[0]][0]["cases"][case]
+    heads = ["row", "MSE / 1e-3", "PSNR / dB", "gain / dB", "SSIM", "SSIM, papers'", "affine NMSE"]
+    heads += ["efficiency", "beats CWF", *(["told apart"] if apart else [])]
+    heads += ["noise: power", "alike", "FRC", "parameters", "s per 1,000"]
+    lines = [f"{case}:", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name in order:
+        own = [result["cases"][case] for result in by_row[name]]
+        cells = [
+            name,
+            figure([1000 * one["mse"] for one in own], 2),
+            figure([one["psnr"] for one in own], 2),
+            figure([one["psnr"] - mean_of(by_row, NOISY, case, "psnr") for one in own], 1),
+            figure([one["ssim"] for one in own], 3),
+            figure([one["ssim_published"] for one in own], 3),
+            figure([one["affine_nmse"] for one in own], 4),
+            figure([efficiency(one["nmse"], by_row, case) for one in own], 2),
+            beats(own, by_row, case) if "steps" in by_row[name][0] else "",
+        ]
+        if apart:
+            cells.append(figure([statistics.fmean(one["told_apart"]) for one in own], 1))
+        for key in ("noise_power", "noise_alike", "noise_half_set_frc"):
+            cells.append(figure([one[key] for one in own], 2))
+        parameters = by_row[name][0].get("parameters")
+        cells.append("" if parameters is None else f"{parameters:,}")
+        cells.append("" if name == NOISY else figure([one["seconds_per_1000"] for one in own], 1))
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def mean_of(by_row: dict[str, list[Result]], name: str, case: str, key: str) -> float:
+    if name not in by_row:
+        return math.nan
+    return statistics.fmean(result["cases"][case][key] for result in by_row[name])
+
+
+def efficiency(nmse: float, by_row: dict[str, list[Result]], case: str) -> float:
+    if LIMIT not in by_row:
+        return math.nan
+    linear = math.log(mean_of(by_row, LINEAR, case, "nmse"))
+    limit = max(mean_of(by_row, LIMIT, case, key) for key in ("nmse", "pose_floor_nmse"))
+    return (linear - math.log(nmse)) / (linear - math.log(limit))
+
+
+def beats(own: list[Result], by_row: dict[str, list[Result]], case: str) -> str:
+    """Whether the row is better than the covariance Wiener filter as it comes and on the best grey scale."""
+    better = [
+        statistics.fmean(one[key] for one in own) < mean_of(by_row, CWF, case, key)
+        for key in ("nmse", "affine_nmse")
+    ]
+    return "yes" if all(better) else "no"
+
+
+def figure(values: list[float], digits: int) -> str:
+    """Mean, and the deviation over runs where there are several."""
+    mean = statistics.fmean(values)
+    if math.isnan(mean):
+        return ""
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def spread(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+if __name__ == "__main__":
+    main()
