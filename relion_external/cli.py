@@ -81,7 +81,7 @@ EXTRACT_NOISE_OPTIONS = (
     ("--stride_angstrom", "stride_angstrom", "L", "distance between windows, Å"),
     ("--local_patches", "local_patches", "N", "similarity: parts of a window: 4, 9, 16 (default: 4)"),
     ("--similarity_threshold", "similarity_threshold", "S", "least SSIM of two parts (default: 0.7)"),
-    ("--least_background", "least_background", "P", "segmentation: least probability (default: 0.5)"),
+    ("--least_background", "least_background", "P", "segmentation: least probability (default: 0.9)"),
     ("--margin_angstrom", "margin_angstrom", "L", "segmentation: distance from the rest (default: 0)"),
     ("--model", "model", "NAME", "a shipped model or a .safetensors file (default: the method's)"),
     ("--precision", "precision", "FORMAT", "auto, fp32, bf16 or fp16 (default: auto)"),

@@ -72,7 +72,7 @@ class ExtractNoiseOptions(BaseModel):
     stride_angstrom: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     local_patches: int = Field(default=4, ge=4)
     similarity_threshold: float = Field(default=0.7, ge=-1, lt=1)
-    least_background: float = Field(default=0.5, gt=0, lt=1)
+    least_background: float = Field(default=0.9, gt=0, lt=1)
     margin_angstrom: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     model: str | None = None
     largest_level: float = Field(default=0.5, gt=0)

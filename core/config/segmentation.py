@@ -34,7 +34,7 @@ class SimulatedMicrographs(_Section):
     discs_per_square_micrometre
         (lowest, highest), drawn for each micrograph.
     minimum_distance
-        (lowest, highest) of `settings.minimum_distance`, drawn for each micrograph: crowded ones overlap.
+        (lowest, highest) of `settings.minimum_distance`, drawn for each micrograph: below 1, particles overlap.
     large_discs_probability
         Chance that a micrograph has, instead, few and large ice crystals of up to five times the radius.
     settings
@@ -43,10 +43,10 @@ class SimulatedMicrographs(_Section):
 
     structures: Path
     held_out: tuple[str, ...] = ()
-    micrographs_per_structure: int = Field(6, ge=1)
+    micrographs_per_structure: int = Field(3, ge=1)
     pixel_size_angstrom: Range = (3.25, 4.75)
     discs_per_square_micrometre: Range = (0.0, 100.0)
-    minimum_distance: Range = (0.35, 0.9)
+    minimum_distance: Range = (0.85, 0.85)
     large_discs_probability: float = Field(0.2, ge=0, le=1)
     settings: MicrographSettings = MicrographSettings(shape_px=(768, 768))
 

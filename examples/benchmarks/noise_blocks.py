@@ -49,7 +49,12 @@ from cryohush.core.noise.segmentation import (
 from cryohush.core.report.overlays import write_overlay
 
 HELD_OUT = ("1bxn", "2cg9", "4zxb", "6cvm", "6xlu", "pdb7pbl")
-METHODS = ("segmentation", "similarity")
+# With even odds the label map is the most probable one, of which the intersection over union is usual.
+METHODS: dict[str, dict[str, Any]] = {
+    "segmentation": {"method": "segmentation"},
+    "segmentation at even odds": {"method": "segmentation", "least_background": 0.5},
+    "similarity": {"method": "similarity"},
+}
 BIN_ANGSTROM, BLUR_ANGSTROM, LEVEL_ANGSTROM = 12.0, 24.0, 600.0
 DARKER_BY, LEAST_RADIUS_ANGSTROM = 6.0, 40.0
 
@@ -70,7 +75,7 @@ def main() -> None:
     for kind, truth in sets.items():
         draw_truth(truth, arguments.output / "truth" / kind)
         for method in METHODS:
-            folder = arguments.output / kind / method
+            folder = arguments.output / kind / method.replace(" ", "_")
             found[f"{kind}, {method}"] = measure(truth, method, folder, arguments)
             print(f"{kind}, {method}: {found[f'{kind}, {method}']}", flush=True)
     report(found, arguments)
@@ -178,12 +183,12 @@ def measure(truth: Truth, method: str, folder: Path, arguments: argparse.Namespa
     extra = dict(item.split("=", 1) for item in arguments.set)
     options = ExtractNoiseOptions.model_validate(
         {
-            "method": method,
             "window_px": arguments.window_px,
             "stride_px": arguments.stride_px,
-            "model": arguments.model if method == "segmentation" else None,
             "threads": arguments.threads,
             **extra,
+            **METHODS[method],
+            **({"model": arguments.model} if METHODS[method]["method"] == "segmentation" else {}),
         }
     )
     summary = extract_noise(truth.table, folder, options, overwrite=True, draw=write_overlay, log=print)
@@ -212,7 +217,7 @@ def measure(truth: Truth, method: str, folder: Path, arguments: argparse.Namespa
         "seconds": summary.seconds,
         "explanation": summary.explanation,
     }
-    if method == "segmentation":
+    if options.method == "segmentation":
         counts = torch.zeros(3, 3, dtype=torch.int64)
         micrographs = MicrographSet.read(truth.table)
         for name, path in zip(micrographs.stack_names, label_maps(folder, micrographs), strict=True):
