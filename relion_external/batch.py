@@ -137,6 +137,10 @@ class RelionProjects:
         except subprocess.TimeoutExpired as error:
             running.kill()
             raise HostError(f"{item.output}: {PIPELINER} did not see the end of the job.") from error
+        if state == "done" and not (item.output / EXIT_SUCCESS).exists():
+            raise HostError(
+                f"{item.output} holds the whole result, but RELION shows the job as failed: see its run.err."
+            )
 
     def _add(self, item: Item) -> str:
         """Let RELION make the job, and return its name."""

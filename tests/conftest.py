@@ -19,7 +19,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason="CRYOHUSH_CRYOSPARC47_PYTHON does not name a Python with cryosparc-tools 4.7 and cryohush"
     )
     without_relion = pytest.mark.skip(reason="RELION is not installed (Debian: apt-get install relion)")
+    # tests/slurm.sh starts one and says where it is
+    slurm = os.environ.get("SLURM_CONF") if shutil.which("sbatch") else None
+    if slurm is None and os.environ.get("CRYOHUSH_REQUIRE_SLURM"):
+        pytest.exit("CRYOHUSH_REQUIRE_SLURM is set and there is no SLURM: use tests/slurm.sh", returncode=1)
+    without_slurm = pytest.mark.skip(reason="no SLURM: run it by tests/slurm.sh (Debian: slurm-wlm)")
     for item in items:
+        if slurm is None and item.get_closest_marker("slurm"):
+            item.add_marker(without_slurm)
         if relion is None and item.get_closest_marker("relion"):
             item.add_marker(without_relion)
         if python_47 is None and item.get_closest_marker("cryosparc47"):

@@ -95,7 +95,8 @@ class Pool:
                 self._seen = now
             elif now - self._seen > self.config.start_timeout_seconds:
                 raise HostError(
-                    f"all workers are gone, and none has come back for {self.config.start_timeout_seconds:g} s."
+                    "all workers are gone, and none has come back for "
+                    f"{self.config.start_timeout_seconds:g} s."
                 )
             if self._cluster is not None:
                 self._cluster.scale(self.n_workers)
@@ -259,7 +260,18 @@ def _describe_failed(failed: Sequence[tuple[Range, str]], n_ranges: int) -> str:
     )
 
 
+def _quieten() -> None:
+    """What happens to single workers and ranges is told by source; dask's own lines about it frighten."""
+    for name in ("nanny", "scheduler", "core", "worker"):
+        logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
+
+
 # What follows runs on workers.
+
+
+def dask_setup(worker: object) -> None:
+    """Called by dask where this module is preloaded: in each worker, before it reports."""
+    _quieten()
 
 
 def _devices(share: Share) -> str:
@@ -319,9 +331,7 @@ def open_pool(config: EngineConfig, log_folder: Path) -> Iterator[Pool]:
         import distributed
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"a batch needs {error.name}: pip install 'cryohush[batch]'") from error
-    # What happens to single workers is told by source; dask's own lines about it frighten.
-    for name in ("distributed.nanny", "distributed.scheduler", "distributed.core", "distributed.worker"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _quieten()
     settings = {
         # a death is an attempt, and attempts are counted here
         "distributed.scheduler.allowed-failures": 0,

@@ -1,0 +1,233 @@
+"""A batch over real projects of RELION 3.1.3 and offline files of cryoSPARC, one of them broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from relion_project import FAILED, SUCCEEDED, processes, relion, rows
+
+from cryohush.core.config.denoise import DenoiseOptions
+from cryohush.core.inference.run import run_denoise
+from cryohush.core.io.mrc import StackReader, StackWriter
+from cryohush.relion_external import batch as relion_batch
+from cryohush.relion_external.cli import main
+from cryohush.relion_external.pipeline import PIPELINE
+
+pytest.importorskip("distributed")
+
+ROOT = Path(__file__).parents[2]
+N_PROJECTS, N_IMAGES, BROKEN = 9, 12, 4
+LOCAL = {
+    "device": "cpu",
+    "workers": 2,
+    "threads": 1,
+    "memory": "2GB",
+    "dashboard": None,
+    "range_mb": 0.25,
+}
+SLURM = {
+    **LOCAL,
+    "kind": "slurm",
+    "queue": {"cores": 1, "walltime": "00:10:00", "scheduler_options": {"host": "127.0.0.1"}},
+}
+PIPELINE_31 = """
+# version 30001
+
+data_pipeline_general
+
+_rlnPipeLineJobCounter                       2
+
+
+# version 30001
+
+data_pipeline_processes
+
+loop_
+_rlnPipeLineProcessName #1
+_rlnPipeLineProcessAlias #2
+_rlnPipeLineProcessType #3
+_rlnPipeLineProcessStatus #4
+Extract/job001/       None            5            2
+
+
+# version 30001
+
+data_pipeline_nodes
+
+loop_
+_rlnPipeLineNodeName #1
+_rlnPipeLineNodeType #2
+Extract/job001/particles.star            3
+
+
+# version 30001
+
+data_pipeline_output_edges
+
+loop_
+_rlnPipeLineEdgeProcess #1
+_rlnPipeLineEdgeToNode #2
+Extract/job001/ Extract/job001/particles.star
+
+"""
+
+
+def make_project(folder: Path, number: int) -> None:
+    """Real particles, other ones in each project, as a finished extraction."""
+    job = folder / "Extract" / "job001"
+    job.mkdir(parents=True)
+    with StackReader(ROOT / "examples" / "data" / "particles.mrcs") as reader:
+        images = reader.read((np.arange(N_IMAGES) + 5 * number) % reader.n_images)
+    if number == BROKEN:
+        images[7, 3, 3] = np.nan
+    with StackWriter(job / "particles.mrcs", images.shape, pixel_size_angstrom=1.5, label="") as writer:
+        writer.write(images, unchecked=range(N_IMAGES))
+    lines = (ROOT / "examples" / "data" / "particles.star").read_text().splitlines(keepends=True)
+    particles = [line for line in lines if "@" in line]
+    text = "".join(line for line in lines if line not in particles[N_IMAGES:])
+    (job / "particles.star").write_text(text.replace("@particles.mrcs", "@Extract/job001/particles.mrcs"))
+    (folder / PIPELINE).write_text(PIPELINE_31)
+
+
+def expected(source: Path, folder: Path, root: Path | None = None) -> bytes:
+    options = DenoiseOptions(precision="fp32", batch_size=4, device="cpu", threads=1)
+    (stack,) = run_denoise(source, folder, options, root=root).stacks
+    return stack.read_bytes()
+
+
+def write_plan(path: Path, sources: list[dict[str, object]], engine: Mapping[str, object] = LOCAL) -> Path:
+    options = {"precision": "fp32", "batch_size": 4}
+    values = {
+        "output": str(path.parent / "batch"),
+        "options": options,
+        "sources": sources,
+        "engine": dict(engine),
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.relion
+@pytest.mark.parametrize(
+    "engine", [LOCAL, pytest.param(SLURM, marks=pytest.mark.slurm)], ids=["local", "slurm"]
+)
+def test_ten_projects_with_one_broken(
+    engine: Mapping[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # RELION looks for the job's program, as it would in a user's shell
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    sources: list[dict[str, object]] = []
+    for number in range(N_PROJECTS):
+        make_project(tmp_path / f"p{number}", number)
+        what = {"newest": "Extract"} if number % 2 else {"particles": "Extract/*/particles.star"}
+        sources.append({"name": f"p{number}", "relion": str(tmp_path / f"p{number}"), **what})
+    sources[0]["alias"] = "denoised_by_batch"
+    for number in range(2):
+        folder = tmp_path / f"cs{number}"
+        folder.mkdir()
+        for suffix in ("cs", "mrc"):
+            shutil.copy(ROOT / "tests" / "data" / "io" / f"empiar_10076_7.{suffix}", folder)
+        sources.append({"name": f"cs{number}", "file": str(folder / "empiar_10076_7.cs")})
+    plan = write_plan(tmp_path / "plan.yaml", sources, engine)
+
+    assert main(["batch", str(plan), "--dry-run"]) == 0
+    assert "11 sources, 122 images" in capsys.readouterr().out
+    assert not (tmp_path / "batch").exists()
+
+    assert main(["batch", str(plan)]) == 1
+    assert "1 of 11 sources failed: p4" in capsys.readouterr().err
+    books = json.loads((tmp_path / "batch" / "batch.json").read_text())
+    states = {item["name"]: item["state"] for item in books["items"]}
+    assert states == {source["name"]: "failed" if source["name"] == "p4" else "done" for source in sources}
+    problem = books["items"][BROKEN]["error"]
+    for text in ("images 5 to 8", "image 8", "NaN"):
+        assert text in problem
+    assert main(["batch", "status", str(plan)]) == 0
+    assert "1 failed" in capsys.readouterr().out
+    page = (tmp_path / "batch" / "batch.html").read_text()
+    assert page.count("<img ") == 10
+
+    job = "External/job002/"
+    for number in range(N_PROJECTS):
+        project = tmp_path / f"p{number}"
+        if number == BROKEN:
+            assert processes(project)[job] == FAILED
+            assert "NaN" in (project / job / "run.err").read_text()
+            continue
+        assert processes(project)[job] == SUCCEEDED
+        assert dict(rows(project, "nodes"))[f"{job}particles.star"] == "3"
+        assert [f"{job}particles.star"] == [
+            name for edge, name in rows(project, "output_edges") if edge == job and name.endswith("star")
+        ]
+        assert ["Extract/job001/particles.star", job] in rows(project, "input_edges")
+        done = expected(project / "Extract/job001/particles.star", tmp_path / f"whole{number}", project)
+        assert (project / job / "Extract/job001/particles.mrcs").read_bytes() == done
+    assert rows(tmp_path / "p0", "processes")[-1][1] == "External/denoised_by_batch/"
+    whole = expected(tmp_path / "cs0" / "empiar_10076_7.cs", tmp_path / "whole_cs")
+    for number in range(2):
+        assert (tmp_path / "batch" / f"cs{number}" / "empiar_10076_7.mrcs").read_bytes() == whole
+
+    # repaired, and tried again in the same job
+    table = tmp_path / f"p{BROKEN}" / "Extract" / "job001"
+    with StackReader(table / "particles.mrcs") as reader:
+        images = np.nan_to_num(reader.read(range(N_IMAGES)))
+    with StackWriter(table / "particles.mrcs", images.shape, pixel_size_angstrom=1.5, label="") as writer:
+        writer.write(images)
+    assert main(["batch", "retry-failed", str(plan)]) == 0
+    assert processes(tmp_path / f"p{BROKEN}")[job] == SUCCEEDED
+    assert main(["batch", "resume", str(plan)]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.relion
+def test_without_relion_the_job_is_written_and_relion_takes_it_in_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_project(tmp_path / "p", 0)
+    plan = write_plan(tmp_path / "plan.yaml", [{"relion": str(tmp_path / "p"), "newest": "Extract"}])
+    monkeypatch.setattr(relion_batch, "PIPELINER", "no_such_program")
+    assert main(["batch", str(plan)]) == 0
+    job = "External/job002/"
+    assert processes(tmp_path / "p")[job] == "0"
+    relion(tmp_path / "p", "relion_pipeliner", "--check_job_completion")
+    assert processes(tmp_path / "p")[job] == SUCCEEDED
+    assert dict(rows(tmp_path / "p", "nodes"))[f"{job}particles.star"] == "3"
+    assert ["Extract/job001/particles.star", job] in rows(tmp_path / "p", "input_edges")
+    # RELION reads its form: a copy of the job has the same command
+    relion(tmp_path / "p", "relion_pipeliner", "--addJobFromStar", f"{job}job.star")
+    assert processes(tmp_path / "p")["External/job003/"] == "1"
+
+
+def test_a_locked_or_busy_project_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_project(tmp_path / "locked", 0)
+    make_project(tmp_path / "busy", 1)
+    make_project(tmp_path / "unfinished", 2)
+    (tmp_path / "locked" / ".relion_lock").mkdir()
+    (tmp_path / "busy" / "RUNNING_PIPELINER_x").touch()
+    pipeline = tmp_path / "unfinished" / PIPELINE
+    pipeline.write_text(pipeline.read_text().replace("None            5            2", "None 5 0"))
+    names = ("locked", "busy", "unfinished", "absent")
+    sources: list[dict[str, object]] = [
+        {"name": name, "relion": str(tmp_path / name), "particles": "Extract/job001/particles.star"}
+        for name in names
+    ]
+    assert main(["batch", str(write_plan(tmp_path / "plan.yaml", sources))]) == 1
+    message = capsys.readouterr().err
+    for name, problem in zip(
+        names, ("pipeline is locked", "scheduled jobs", "has not finished", PIPELINE), strict=True
+    ):
+        assert any(line.strip().startswith(f"{name}: ") and problem in line for line in message.splitlines())
+    assert not (tmp_path / "batch" / "batch.json").exists()
