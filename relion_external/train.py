@@ -106,10 +106,11 @@ def train(
     # Heavy: torch. Nothing that a user can mistype is still unread by now, but for the model's name.
     from ..core.report.training import write_training_report
     from ..core.training.run import train as run_training
+    from ..core.training.run import with_network
 
     facts = {"particles": source, "counterparts": str(options.twin or _reference(given))}
     for folder, values in runs.items():
-        config = validate(_with_network(values), TrainingConfig, "parameters")
+        config = with_network(validate(values, TrainingConfig, "parameters"))
         facts["begun with"] = str(config.initial_weights or "random weights")
         folder.mkdir(parents=True, exist_ok=True)
         resume = _is_continued(folder, config)
@@ -231,15 +232,6 @@ def half_map(reference: Path, half_set: int) -> Path:
             "refinement."
         )
     return path
-
-
-def _with_network(values: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the network of the weights that it begins with, where it names none itself."""
-    if values.get("initial_weights") is None or "network" in values:
-        return values
-    from ..core.models.weights import load_model
-
-    return {**values, "network": load_model(values["initial_weights"]).card["model"]}
 
 
 def _set_device(options: TrainOptions) -> None:

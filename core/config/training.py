@@ -252,8 +252,8 @@ class TrainingConfig(_Section):
     Attributes
     ----------
     initial_weights
-        A shipped model, or a `.safetensors` file of the same network, to start from (fine-tuning); None
-        starts at random.
+        A shipped model, the folder of a run or a `.safetensors` file to start from (fine-tuning); its network
+        need not be given. None starts at random.
     """
 
     name: str

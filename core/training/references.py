@@ -40,9 +40,12 @@ from ..imaging.normalise import background_statistics
 from ..imaging.poses import poses_of
 from ..imaging.projection import Projector
 from ..imaging.resample import low_pass_volume, shift_phases
+from ..io.star import read_tables, unquote
 from ..metrics.fourier import ring_frequencies, ring_products
 from .stored import StoredImages, choose_rows, mirrored_to, turned_alike
 
+# Images that were multiplied by a CTF or its sign are not those of the CTF.
+_CHANGED_CTF = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
 # Images that contrast and fall-off are fitted to: of each micrograph, and in all.
 _SAMPLED_OF_MICROGRAPH, _SAMPLED = 16, 10_000
 # A group of fewer sampled images shares the fit of all; a micrograph of fewer has its group's contrast.
@@ -98,12 +101,14 @@ def open_reference(
     Raises
     ------
     InputError
-        Poses or CTF parameters are missing, the particles have no pixel size or several, the map is larger
-        than their box, or its projections do not look like the particles; whatever the readers refuse.
+        Poses or CTF parameters are missing, the images' CTF was flipped or multiplied, the particles have no
+        pixel size or several, the map is larger than their box, or its projections do not look like the
+        particles; whatever the readers refuse.
     ConfigurationError
         A half set is asked for and the table has none.
     """
     images = StoredImages(config.particles)
+    _refuse_changed_ctf(images)
     chosen = [
         choose_rows(
             images,
@@ -121,6 +126,22 @@ def open_reference(
         for number, rows in enumerate(chosen)
     )
     return training, validation
+
+
+def _refuse_changed_ctf(images: StoredImages) -> None:
+    if images.table.is_cs or not images.table.has_table:
+        return
+    for block in read_tables(images.table.source):
+        places = {block.labels.index(label): label for label in _CHANGED_CTF if label in block.labels}
+        for line, _, tokens in block.rows() if places else ():
+            for place, label in places.items():
+                if tokens and unquote(tokens[place]) != "0":
+                    raise InputError(
+                        f"expected images as the microscope gave them, found {label} set.",
+                        path=images.table.source,
+                        line=line,
+                        remedy="Extract the particles without phase flipping and CTF premultiplication.",
+                    )
 
 
 def _half_set_warnings(config: ReferenceConfig, images: StoredImages) -> Iterator[str]:

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from cryohush.core.config.load import validate
+from cryohush.core.config.load import load_yaml, validate
 from cryohush.core.config.training import ReferenceConfig, TrainingConfig
 from cryohush.core.errors import ConfigurationError, ImageError, InputError
 from cryohush.core.io.mrc import StackWriter
 from cryohush.core.models.weights import load_model
 from cryohush.core.training.references import ReferenceParticles, ReferenceProjections, open_reference
-from cryohush.core.training.run import train
+from cryohush.core.training.run import train, with_network
 from cryohush.core.training.stored import StoredImages
 
 N, BOX, PIXEL = 96, 32, 4.0
@@ -285,6 +285,17 @@ def test_tables_that_lack_something_are_refused(project, changes, message):
         open_reference(project.config(particles=table), seed=1)
 
 
+@pytest.mark.parametrize("label", ["rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"])
+def test_images_whose_ctf_was_changed_are_refused(project, tmp_path, label):
+    text = project.table.read_text().replace("#5\n", f"#5\n_{label} #6\n", 1)
+    for value, name in ((0, "raw"), (1, "changed")):
+        table = project.folder / f"{name}.star"
+        table.write_text(text.replace(f" {CONTRAST}\n", f" {CONTRAST} {value}\n"))
+    open_reference(project.config(particles=project.folder / "raw.star"), seed=1)
+    with pytest.raises(InputError, match=rf"changed\.star, line 10: .* found {label} set"):
+        open_reference(project.config(particles=project.folder / "changed.star"), seed=1)
+
+
 def test_a_stack_without_table_has_no_poses(project):
     with pytest.raises(InputError, match="bare stack has no poses"):
         open_reference(project.config(particles=project.folder / "particles.mrcs"), seed=1)
@@ -392,6 +403,13 @@ def test_a_run_learns_and_its_card_says_from_what(project, tiny, tmp_path):
         estimate = network(noisy[:, None])[:, 0]
     # particles of the other half: the raw images' error over the variance of the clean ones is 1 at this SNR
     assert float((estimate - clean).square().mean() / clean.var()) < 0.6
+
+
+def test_the_example_is_a_configuration_that_fine_tunes_whatever_network_is_shipped():
+    path = Path(__file__).parents[3] / "examples" / "train_own_particles.yaml"
+    config = load_yaml(path, TrainingConfig)
+    assert config.reference is not None
+    assert with_network(config).network.model_dump() == load_model("general").card["model"]
 
 
 def test_weights_of_another_network_are_refused(project, tiny, tmp_path):
