@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from cryohush.core.config.load import load_yaml, validate
-from cryohush.core.config.training import ReferenceConfig, TrainingConfig
+from cryohush.core.config.load import validate
+from cryohush.core.config.training import NetworkConfig, ReferenceConfig, TrainingConfig
 from cryohush.core.errors import ConfigurationError, ImageError, InputError
 from cryohush.core.io.mrc import StackWriter
 from cryohush.core.models.weights import load_model
@@ -405,11 +405,11 @@ def test_a_run_learns_and_its_card_says_from_what(project, tiny, tmp_path):
     assert float((estimate - clean).square().mean() / clean.var()) < 0.6
 
 
-def test_the_example_is_a_configuration_that_fine_tunes_whatever_network_is_shipped():
-    path = Path(__file__).parents[3] / "examples" / "train_own_particles.yaml"
-    config = load_yaml(path, TrainingConfig)
-    assert config.reference is not None
+def test_fine_tuning_takes_the_network_of_the_weights_that_it_begins_with(project):
+    values = {"name": "own", "initial_weights": "general", "optimisation": {"steps": 1}}
+    config = TrainingConfig.model_validate({**values, "reference": project.config().model_dump()})
     assert with_network(config).network.model_dump() == load_model("general").card["model"]
+    assert with_network(config.model_copy(update={"initial_weights": None})).network == NetworkConfig()
 
 
 def test_weights_of_another_network_are_refused(project, tiny, tmp_path):
