@@ -16,16 +16,21 @@ from numpy.typing import NDArray
 
 from ... import __version__
 from ..config.nt2c import Nt2cConfig, SessionConfig
-from ..errors import Aborted, OutputError, StarError
+from ..config.training import SimulationConfig
+from ..errors import Aborted, ConfigurationError, OutputError, StarError
+from ..imaging.structure import read_structure
 from ..io.files import part_path, rename_complete
 from ..io.micrographs import MicrographSet
 from ..io.star import read_tables
 from ..noise.synthesis import load_noise_model
 from ..training import supervised, synthesis
+from ..training.data import find_structures
 from ..training.nt2c import coarse_config, fine_config, write_pairs
 from .extract_noise import extract_noise
 
 _RECORD = "nt2c.json"
+# In radii of the structure: below it `imaging.simulate.make_projection_bank` takes larger pixels.
+_SMALLEST_BOX = 2.1
 _DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 
 
@@ -78,6 +83,9 @@ def train(
 
     coarse = output_dir / "coarse/weights.safetensors"
     coarse_run = coarse_config(config, tables, pixel_size)
+    if coarse_run.data is None:  # never: the coarse denoiser learns from simulated particles
+        raise TypeError("a simulation was expected")
+    _check_sizes(coarse_run.data)
     if stage(1, "coarse denoiser", coarse):
         supervised.train(coarse_run, coarse.parent, resume=True, log=log, should_stop=should_stop)
 
@@ -115,8 +123,6 @@ def train(
 
     noisy, clean = output_dir / "pairs/noisy.mrcs", output_dir / "pairs/clean.mrcs"
     if stage(4, "re-weighted pairs", noisy):
-        if coarse_run.data is None:  # never: the coarse denoiser learns from simulated particles
-            raise TypeError("a simulation was expected")
         projections = coarse.parent / "projections-train.safetensors"
         write_pairs(config, coarse_run.data, load_noise_model(model), projections, noisy.parent)
 
@@ -178,6 +184,24 @@ def _pixel_size(session: SessionConfig) -> float:
             remedy="Give the micrographs of one session, in a table with their optics.",
         )
     return size
+
+
+def _check_sizes(simulation: SimulationConfig) -> None:
+    """
+    Raises
+    ------
+    ConfigurationError
+        A structure does not fit into the box: it would be simulated with larger pixels than the session's.
+    """
+    side_angstrom = simulation.box_px * simulation.pixel_size_angstrom[0]
+    for held_out in (False, True) if simulation.held_out else (False,):
+        for path in find_structures(simulation, held_out=held_out):
+            structure = read_structure(path)
+            if _SMALLEST_BOX * structure.radius_angstrom > side_angstrom:
+                raise ConfigurationError(
+                    f"session.box_px: {structure.name} is {2 * structure.radius_angstrom:.0f} Å across, the "
+                    f"box {side_angstrom:.0f} Å. Give a larger box, or take {path} away."
+                )
 
 
 def _open_record(config: Nt2cConfig, output_dir: Path, *, resume: bool) -> None:

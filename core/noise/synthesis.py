@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ..errors import MrcError
 from ..imaging.noise import measure_spectrum, random_patch
 from ..io.mrc import StackReader
-from ..models.synthesis import NOISE_MODELS, GaussianField, NoiseModel
+from ..models.synthesis import NOISE_MODELS, GaussianField, NoiseModel, standardised
 from ..models.weights import load_model
 
 # Corrections of the field's spectrum for what the pointwise map does to it, and pieces drawn for each.
@@ -50,6 +50,12 @@ def read_blocks(path: Path, side_px: int) -> Tensor:
 def pieces_of(blocks: Tensor, side_px: int, n: int, generator: torch.Generator) -> Tensor:
     """`(n, y, x)` random pieces of blocks, turned and mirrored, mean 0 and variance 1 each."""
     return torch.stack([random_patch(blocks, (side_px, side_px), generator) for _ in range(n)])
+
+
+def tiles_of(blocks: Tensor, side_px: int, most: int, generator: torch.Generator) -> Tensor:
+    """`(n, y, x)` tiles of blocks that do not overlap, `most` at most, mean 0 and variance 1 each."""
+    tiles = blocks.unfold(1, side_px, side_px).unfold(2, side_px, side_px).flatten(0, 2)
+    return standardised(tiles[torch.randperm(len(tiles), generator=generator)[:most]].float())
 
 
 def fit_gaussian_field(pieces: Tensor, generator: torch.Generator) -> GaussianField:

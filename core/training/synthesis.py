@@ -27,6 +27,7 @@ from ..noise.synthesis import (
     judge_noise,
     pieces_of,
     read_blocks,
+    tiles_of,
 )
 from .checkpoint import load_checkpoint, save_checkpoint
 from .record import Record
@@ -65,7 +66,7 @@ def train(
     Raises
     ------
     InputError
-        Fewer than two blocks.
+        Fewer than four blocks.
     CryohushError
         A loss is not finite; `last.pt` holds the state before.
     Aborted
@@ -94,20 +95,20 @@ def train(
 
 
 def split_blocks(blocks: Tensor, held_back_share: float, path: Path) -> tuple[Tensor, Tensor]:
-    """Blocks to learn from, and the last ones to judge by.
+    """Blocks to learn from, and the last ones to judge by; two of either at least.
 
     Raises
     ------
     InputError
-        Fewer than two blocks.
+        Fewer than four blocks.
     """
-    if len(blocks) < 2:
+    if len(blocks) < 4:
         raise InputError(
-            f"expected at least two blocks of noise, found {len(blocks)}.",
+            f"expected at least four blocks of noise, found {len(blocks)}.",
             path=path,
             remedy="Extract from more micrographs, or with a higher threshold.",
         )
-    n_held_back = min(max(1, round(len(blocks) * held_back_share)), len(blocks) - 1)
+    n_held_back = min(max(2, round(len(blocks) * held_back_share)), len(blocks) - 2)
     return blocks[:-n_held_back], blocks[-n_held_back:]
 
 
@@ -214,9 +215,11 @@ def compare(
     """
     side = next(iter(models.values())).side_px
     draws = torch.Generator().manual_seed(seed)
-    real = pieces_of(held_back, side, _JUDGED_PIECES, draws)
-    drawn = {"other real blocks": pieces_of(known, side, _JUDGED_PIECES, draws)}
-    drawn |= {name: model.draw(_JUDGED_PIECES, draws) for name, model in models.items()}
+    real = tiles_of(held_back, side, _JUDGED_PIECES, draws)
+    others = tiles_of(known, side, _JUDGED_PIECES, draws)
+    n = min(len(real), len(others))
+    real, drawn = real[:n], {"other real blocks": others[:n]}
+    drawn |= {name: model.draw(n, draws) for name, model in models.items()}
     merits = {name: judge_noise(images, real, seed) for name, images in drawn.items()}
     for name, merit in merits.items():
         log(

@@ -13,6 +13,7 @@ from cryohush.core.noise.synthesis import (
     judge_noise,
     pieces_of,
     read_blocks,
+    tiles_of,
     two_sample_accuracy,
 )
 
@@ -86,6 +87,15 @@ def test_pieces_are_standardised_parts_of_the_blocks():
     pieces = pieces_of(blocks, 16, 4, draws())
     assert pieces.shape == (4, 16, 16)
     torch.testing.assert_close(pieces.mean((1, 2)), torch.zeros(4), atol=1e-4, rtol=0)
+
+
+def test_tiles_do_not_overlap_and_leave_nothing_out():
+    blocks = torch.arange(2 * 32 * 48, dtype=torch.float32).view(2, 32, 48)
+    tiles = tiles_of(blocks, 16, 100, draws())
+    assert tiles.shape == (12, 16, 16)
+    # each tile is a ramp of its own start: standardised all alike
+    torch.testing.assert_close(tiles, tiles[:1].expand_as(tiles), atol=1e-4, rtol=0)
+    assert len(tiles_of(blocks, 16, 5, draws())) == 5
 
 
 def test_blocks_smaller_than_the_side_are_refused(tmp_path):
