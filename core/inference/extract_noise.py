@@ -43,6 +43,8 @@ from .plan import output_names
 from .summary import RECORD_NAME
 
 WORKERS_PER_GPU = 2
+# The journal's entry for the number format; micrographs have numbers.
+_PRECISION = "precision"
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def extract_noise(
     ) as journal:
         n_resumed = sum(str(task.index) in journal.finished for task in tasks)
         try:
-            finders = _finders(model, devices, options, len(tasks), log)
+            finders = _finders(model, devices, options, len(tasks), journal, log)
             _run(tasks, finders, output_dir, journal, options, draw, progress, should_stop)
         finally:
             torch.set_num_threads(threads)
@@ -360,10 +362,16 @@ def _finders(
     devices: Sequence[torch.device],
     options: ExtractNoiseOptions,
     n_tasks: int,
+    journal: Manifest,
     log: Callable[[str], None],
 ) -> list[WindowFinder]:
     """One for each micrograph that is worked on at once; on the CPU they share the threads."""
-    precision, reason = choose_precision(devices[0], options.precision, model.module)
+    recorded = journal.extras.get(_PRECISION)
+    if recorded is None:
+        precision, reason = choose_precision(devices[0], options.precision, model.module)
+        journal.record(_PRECISION, WriterState(), precision)
+    else:
+        precision, reason = recorded, "as when the run began"
     log(f"device {', '.join(map(str, devices))}, precision {precision} ({reason})")
     if devices[0].type == "cpu":
         threads = options.threads or available_threads()
