@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import tempfile
-import time
-import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +12,17 @@ import numpy as np
 
 from .. import __version__
 from ..core.config.denoise import DenoiseOptions
-from ..core.errors import ConfigurationError, HostError
+from ..core.errors import ConfigurationError
 from ..core.inference.plan import plan_stacks, read_images
-from ..core.inference.progress import ProgressText
 from ..core.io.files import part_path, rename_complete, writing_failed
-from .guard import Watch, run_guarded, stop_signals
-from .instance import ConnectionLost, Instance, Source
-from .job import ExternalJob, create_job, find_job
+from .guard import run_guarded, stop_signals
+from .instance import Instance, Source
+from .job import ExternalJob
 from .kinds import KINDS, Kind, filler, write_table
 from .place import FOLDER, Place, find_place
-from .worker import run_work
+from .run import JobRun, find_job_to_resume, open_job
+from .train import trained_model
 
-# Version 4 gets a new line each time.
-PROGRESS_SECONDS, PROGRESS_SECONDS_4 = 5.0, 60.0
 # Bad images that are named one by one.
 _WARNINGS = 8
 
@@ -76,6 +70,7 @@ def denoise(instance: Instance, request: Request) -> int:
     directory = instance.project_directory(request.project)
     job, source, kind = _find(instance, request)
     place = find_place(directory, request.project, source.job, request.scratch)
+    model = trained_model(instance, place, request.project, request.options.model)
     with tempfile.TemporaryDirectory(prefix="cryohush-") as folder:
         table = Path(folder) / kind.table
         dataset = instance.load(request.project, source, [kind.slot])
@@ -86,19 +81,20 @@ def denoise(instance: Instance, request: Request) -> int:
                 place.check_space(stacks, request.options.output_dtype)
         with stop_signals() as signals:
             if job is None:
-                job = _create(instance, request, kind)
-                print(f"job {job.uid} of {request.project}", flush=True)
-            run = _Run(instance, request, job, source, kind, place, dataset, table, names)
+                description = f"{kind.trust}\n\n{kind.way_back}"
+                title = f"Denoised {kind.noun} (cryohush)"
+                job = open_job(
+                    instance, request.project, str(request.workspace), title, description, request.command
+                )
+            run = _Run(instance, request, job, source, kind, place, dataset, table, names, model)
             return run_guarded(job, signals, run)
 
 
 def _find(instance: Instance, request: Request) -> tuple[ExternalJob | None, Source, Kind]:
     """Return the job to go on with, if there is one, and the images."""
-    job, text, kind = None, request.source, request.kind
-    if request.resume is not None:
-        job = find_job(instance, request.project, request.resume)
-        if job.status() == "completed":
-            raise HostError(f"{job.uid} is completed: there is nothing to go on with.")
+    text, kind = request.source, request.kind
+    job = find_job_to_resume(instance, request.project, request.resume)
+    if job is not None:
         for known in KINDS:
             for pair in job.connections(known.name):
                 if text not in (None, ":".join(pair)):
@@ -115,13 +111,6 @@ def _find(instance: Instance, request: Request) -> tuple[ExternalJob | None, Sou
     return job, instance.find_source(request.project, text, kind.data, [kind.slot]), kind
 
 
-def _create(instance: Instance, request: Request, kind: Kind) -> ExternalJob:
-    description = f"{kind.trust}\n\n{kind.way_back}\n\n    {request.command}"
-    mark = f"cryohush {__version__}, run {uuid.uuid4()}"
-    title = f"Denoised {kind.noun} (cryohush)"
-    return create_job(instance, request.project, str(request.workspace), title, description, mark)
-
-
 @dataclass
 class _Run:
     """The work on a job that there is."""
@@ -135,117 +124,68 @@ class _Run:
     dataset: Any
     table: Path
     stack_names: list[str]
+    model: str
 
     def __post_init__(self) -> None:
-        self._watch = Watch(self.job)
+        self._run = JobRun(self.job, self.place, self.kind.noun)
 
     def __call__(self) -> None:
         """Do all of it, but for the end of the job."""
-        directory = self.job.directory_name()
-        self._begin(directory)
-        folder = self.place.folder(directory)
-        self._say(
+        run, kind, options = self._run, self.kind, self.request.options
+        folder = run.begin(self._build)
+        run.say(
             f"cryohush {__version__}, cryosparc-tools {self.instance.tools_version}: {self.request.command}"
         )
-        self._say(self.kind.trust)
-        table = folder / self.kind.table
+        run.say(kind.trust)
+        table = folder / kind.table
         _copy(self.table, table)
         if not self.place.is_shared:
-            self.place.fetch(self.instance, self.request.project, self.stack_names, self._say)
-        show = _Progress(self.job, self.kind.noun)
-        result = run_work(
+            self.place.fetch(self.instance, self.request.project, self.stack_names, run.say)
+        result = run.do(
             {
                 "task": "denoise",
                 "source": str(table),
                 "output": str(folder),
                 "root": str(self.place.root),
-                "options": self.request.options.model_dump(mode="json"),
+                "options": options.model_copy(update={"model": self.model}).model_dump(mode="json"),
                 "command": self.request.command,
-                "way_back": self.kind.way_back,
-            },
-            on_message=lambda message: self._say(message["log"]) if "log" in message else show(message),
-            on_tick=self._watch,
+                "way_back": kind.way_back,
+            }
         )
         if not self.place.is_shared:
-            for path in [*result["stacks"], result["record"], result["report"]]:
-                self._say(f"sending {Path(path).name}")
-                self.job.upload(Path(path), f"{FOLDER}/{Path(path).relative_to(folder).as_posix()}")
+            run.send([*map(Path, result["stacks"]), Path(result["record"]), Path(result["report"])], folder)
         images = read_images(table, root=self.place.root)
         fill = filler(
-            self.kind,
+            kind,
             self.dataset,
             images,
             plan_stacks(images),
-            f"{directory}/{FOLDER}",
-            self.request.options.output_dtype,
+            f"{folder.parent.name}/{FOLDER}",
+            options.output_dtype,
             result["grey_ranges"],
         )
-        self.job.save_output(self.kind.name, np.asarray(self.dataset["uid"]), fill)
+        self.job.save_output(kind.name, np.asarray(self.dataset["uid"]), fill)
         self._show(result)
 
-    def _begin(self, directory: str) -> None:
-        """Bring the job, new or found, to where its work can begin."""
-        if self.job.status() in ("failed", "killed"):
-            try:
-                self.job.start()
-            except ConnectionLost:
-                raise
-            except HostError:
-                self.place.clear(self.job, directory)
+    def _build(self) -> None:
+        """Connect the input and add the output."""
         name, noun = self.kind.name, self.kind.noun
         self.job.connect(name, self.source, [self.kind.slot], f"Raw {noun}")
         self.job.add_output(self.kind.data, name, [self.kind.output_slot], name, f"Denoised {noun}")
-        self.job.start()
 
     def _show(self, result: dict[str, Any]) -> None:
-        """Show what was done; a picture that cannot be shown is no reason to fail."""
-        montage = Path(result["montage"])
-        pictures: list[Callable[[], None]] = [
-            lambda: self.job.log_plot(montage, "Raw, denoised and removed, on the raw images' scale."),
-            *(
-                lambda text=text, path=path: self.job.log_plot(Path(path), text)
-                for text, path in result["plots"].items()
-            ),
-            lambda: self.job.set_images(self.kind.name, montage),
-        ]
-        for picture in pictures:
-            try:
-                picture()
-            except ConnectionLost:
-                raise
-            except HostError as error:
-                self._say(str(error), "warning")
+        """Show what was done."""
+        say = self._run.say
+        pictures = {"Raw, denoised and removed, on the raw images' scale.": result["montage"]}
+        pictures |= result["plots"]
+        self._run.show({text: Path(path) for text, path in pictures.items()}, self.kind.name)
         for image in result["skipped"][:_WARNINGS]:
-            self._say(f"unchanged: {image}", "warning")
+            say(f"unchanged: {image}", "warning")
         if result["skipped"]:
-            self._say(f"{len(result['skipped'])} images were passed through unchanged", "warning")
+            say(f"{len(result['skipped'])} images were passed through unchanged", "warning")
         for name, text in result["facts"].items():
-            self._say(f"{name}: {text}")
-        self._say(self.kind.way_back)
-
-    def _say(self, line: str, level: str = "text") -> None:
-        """Print a line, and write it into the event log if it can be reached and the job is still wanted."""
-        print(self.instance.redact(line), flush=True)
-        self._watch()
-        with contextlib.suppress(ConnectionLost):
-            self.job.log(line, level)
-
-
-class _Progress:
-    """The line of progress in the event log and on the terminal."""
-
-    def __init__(self, job: ExternalJob, noun: str) -> None:
-        self._job, self._text, self._last = job, ProgressText(noun), float("-inf")
-        self._pause = PROGRESS_SECONDS if job.instance.is_5 else PROGRESS_SECONDS_4
-
-    def __call__(self, message: dict[str, Any]) -> None:
-        text, now = self._text(message["done"], message["total"]), time.monotonic()
-        if message["done"] < message["total"] and now - self._last < self._pause:
-            return
-        self._last = now
-        print(text, flush=True)
-        with contextlib.suppress(ConnectionLost):
-            self._job.show_progress(text)
+            say(f"{name}: {text}")
+        say(self.kind.way_back)
 
 
 def _copy(source: Path, path: Path) -> None:

@@ -23,6 +23,15 @@ PATIENCE_SECONDS = 600.0
 INTERNAL_ERROR, ERROR_PATIENCE_SECONDS = 500, 30.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 
+# Why an output may lack a slot.
+_WITHOUT = {
+    "blob": "Particles that were picked but not extracted have no images.",
+    "alignments3D": "Particles get poses in a 3D refinement.",
+    "ctf": "Particles get CTF parameters from their micrographs, when they are extracted.",
+    "map_half_A": "Maps have halves after a refinement with half sets.",
+    "map_half_B": "Maps have halves after a refinement with half sets.",
+}
+
 T = TypeVar("T")
 
 
@@ -170,10 +179,8 @@ class Instance:
             raise HostError(f"{job_uid} is {job.status}: wait until it is completed.")
         missing = [slot for slot in slots if slot not in found_slots]
         if missing:
-            raise HostError(
-                f"{text} has no slot {', '.join(missing)}, only {', '.join(found_slots)}. Particles that "
-                "were picked but not extracted have no images."
-            )
+            why = "".join(f" {_WITHOUT[slot]}" for slot in missing if slot in _WITHOUT)
+            raise HostError(f"{text} has no slot {', '.join(missing)}, only {', '.join(found_slots)}.{why}")
         return Source(job_uid, output, found_kind, found_slots)
 
     def _outputs(self, job: Any) -> dict[str, tuple[str, tuple[str, ...]]]:

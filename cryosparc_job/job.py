@@ -227,11 +227,12 @@ class ExternalJob:
         # the client leaves a file open that it has opened itself
         self._call("show a picture in", lambda: self._job.log_plot(_picture(path), text, formats=["png"]))
 
-    def set_images(self, output: str, path: Path) -> None:
-        """Show a picture on the job's card and on that of its output; version 4 cannot."""
+    def set_images(self, output: str | None, path: Path) -> None:
+        """Show a picture on the job's card and on that of its output, if it has one; version 4 cannot."""
         if self.instance.is_5:
             self._call("set the picture of", lambda: self._job.set_tile_image(_picture(path)))
-            self._call("set the picture of", lambda: self._job.set_output_image(output, _picture(path)))
+            if output is not None:
+                self._call("set the picture of", lambda: self._job.set_output_image(output, _picture(path)))
 
     def upload(self, path: Path, target: str) -> None:
         """Send a file into the job's directory."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..core.errors import HostError
 from ..core.inference.plan import ImageSet, StackPlan
 from ..core.io.cs import CsTable, read_images
+from ..core.io.files import part_path, rename_complete, writing_failed
 from ..core.io.particles import ParticleSet
 from ..core.io.star import write_tables
 
@@ -105,6 +106,24 @@ def write_table(kind: Kind, dataset: Any, path: Path) -> list[str]:
         ],
     )
     return list(dict.fromkeys(names))
+
+
+def write_particles(dataset: Any, path: Path, root: Path) -> None:
+    """Write particles with absolute paths, for readers that are not told where relative ones begin.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    names = [str(root / name.removeprefix(">")) for name in dataset["blob/path"]]
+    dataset["blob/path"] = np.array(names, dtype=object)
+    part = part_path(path)
+    try:
+        dataset.save(str(part))
+        rename_complete(part, path)
+    except OSError as error:
+        raise writing_failed(path, error) from error
 
 
 def filler(

@@ -16,7 +16,7 @@ from ..core.io.files import part_path, rename_complete, writing_failed
 from .instance import Instance
 from .job import ExternalJob
 
-# The folder in the job's own with all that a run writes.
+# The folder in the job's own with all that a run of `denoise` writes.
 FOLDER = "denoised"
 _KEPT = "_cryohush_kept"
 
@@ -31,10 +31,13 @@ class Place:
         What the paths in tables are relative to: the project's directory, or the folder that stands for it.
     is_shared
         Whether `root` is the project's own. If not, files come and go through the server.
+    name
+        The folder in the job's own with all that a run writes.
     """
 
     root: Path
     is_shared: bool
+    name: str = FOLDER
 
     def folder(self, job_directory: str) -> Path:
         """Return the folder of a job's files; made if need be.
@@ -44,7 +47,7 @@ class Place:
         OutputError
             If nothing can be written into it.
         """
-        folder = self.root / job_directory / FOLDER
+        folder = self.root / job_directory / self.name
         kept = self.root / f"{job_directory}{_KEPT}"
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +62,7 @@ class Place:
 
     def clear(self, job: ExternalJob, job_directory: str) -> None:
         """Clear a job, but keep what it has already made."""
-        folder = self.root / job_directory / FOLDER
+        folder = self.root / job_directory / self.name
         if self.is_shared and folder.exists():
             folder.rename(self.root / f"{job_directory}{_KEPT}")
         job.clear()
@@ -119,7 +122,9 @@ _PERMISSION = (
 )
 
 
-def find_place(directory: Path, project: str, source_job: str, scratch: Path | None) -> Place:
+def find_place(
+    directory: Path, project: str, source_job: str, scratch: Path | None, name: str = FOLDER
+) -> Place:
     """Return where to read and write.
 
     Parameters
@@ -130,6 +135,8 @@ def find_place(directory: Path, project: str, source_job: str, scratch: Path | N
         As in `P3`, `J42`.
     scratch
         A folder to work in if the project's directory is not mounted here.
+    name
+        The folder in the job's own with all that a run writes.
 
     Raises
     ------
@@ -142,7 +149,7 @@ def find_place(directory: Path, project: str, source_job: str, scratch: Path | N
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise writing_failed(root, error) from error
-        return Place(root, is_shared=False)
+        return Place(root, is_shared=False, name=name)
     if not directory.is_dir() or not (directory / source_job).is_dir():
         found = f"it has no {source_job}" if directory.is_dir() else "it does not exist"
         raise OutputError(
@@ -152,4 +159,4 @@ def find_place(directory: Path, project: str, source_job: str, scratch: Path | N
         )
     if not os.access(directory, os.W_OK | os.X_OK):
         raise OutputError(f"{directory}: cannot be written to. {_PERMISSION}")
-    return Place(directory, is_shared=True)
+    return Place(directory, is_shared=True, name=name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -15,9 +14,10 @@ from .. import __version__
 from ..core.errors import HostError
 from .guard import run_guarded, stop_signals
 from .instance import Instance, Source
-from .job import ExternalJob, create_job, find_job
+from .job import ExternalJob, find_job
 from .kinds import PARTICLES
 from .place import FOLDER
+from .run import open_job
 
 SELECTED, RAW, OUTPUT, SLOT = "particles", "raw", "particles", PARTICLES.slot
 TITLE = "Raw particles of a selection (cryohush)"
@@ -75,15 +75,7 @@ def restore(instance: Instance, request: Request) -> int:
         job.log(f"{len(uids)} particles of {selected} with their raw images from {raw}")
 
     with stop_signals() as signals:
-        job: ExternalJob = create_job(
-            instance,
-            project,
-            request.workspace,
-            TITLE,
-            f"{DESCRIPTION}\n\n    {request.command}",
-            f"cryohush {__version__}, run {uuid.uuid4()}",
-        )
-        print(f"job {job.uid} of {project}", flush=True)
+        job: ExternalJob = open_job(instance, project, request.workspace, TITLE, DESCRIPTION, request.command)
         code = run_guarded(job, signals, work)
     if code == 0:
         print(f"{len(uids)} particles in {job.uid}:{OUTPUT}, with their raw images from {raw}")

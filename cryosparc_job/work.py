@@ -8,17 +8,20 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ..core.errors import CryohushError
+from ..core.io.files import part_path, rename_complete
 from .worker import SMALLER
 
 PROGRESS_SECONDS = 2.0
 # Every how many-th pixel, in x and y, decides what is black and white.
 GREY_STEP = 4
+# Micrographs that an extraction of noise shows, and those that it says something of, one by one.
+OVERLAYS, WARNINGS = 6, 8
 
 Say = Callable[[dict[str, Any]], None]
 ShouldStop = Callable[[], bool]
@@ -31,14 +34,6 @@ def denoise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str
     from ..core.report.pdf import report_run
     from .plots import draw_plots
 
-    last = [0.0]
-
-    def progress(done: int, total: int) -> None:
-        now = time.monotonic()
-        if done >= total or now - last[0] >= PROGRESS_SECONDS:
-            last[0] = now
-            say({"done": done, "total": total})
-
     summary = run_denoise(
         task["source"],
         task["output"],
@@ -46,7 +41,7 @@ def denoise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str
         root=Path(task["root"]),
         resume=True,
         on_mismatch="anew",
-        progress=progress,
+        progress=_progress(say),
         should_stop=should_stop,
         log=lambda line: say({"log": line}),
         command=task["command"],
@@ -76,8 +71,133 @@ def _grey_range(path: Path) -> tuple[float, float]:
         return grey_range(reader.read([0])[:, ::GREY_STEP, ::GREY_STEP])
 
 
+def extract_noise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, Any]:
+    """Cut blocks of noise out of the micrographs of a table; overlays are what the job shows."""
+    from ..core.config.extract_noise import ExtractNoiseOptions
+    from ..core.inference.extract_noise import extract_noise as extract
+    from ..core.report.noise import LOOK, report_noise
+    from ..core.report.overlays import write_overlay
+
+    summary = extract(
+        task["source"],
+        task["output"],
+        ExtractNoiseOptions(**task["options"]),
+        root=Path(task["root"]),
+        resume=True,
+        start_anew_on_mismatch=True,
+        draw=write_overlay,
+        progress=_progress(say),
+        should_stop=should_stop,
+        log=lambda line: say({"log": line}),
+        command=task["command"],
+    )
+    report_noise(summary, task["command"])
+    step = -(-len(summary.overlays) // OVERLAYS)
+    remarks = [f"{count.micrograph}: {count.remark}" for count in summary.counts if count.remark]
+    return {
+        "plots": {f"{path.stem}. {LOOK}": str(path) for path in summary.overlays[::step]},
+        "lines": [
+            *remarks[:WARNINGS],
+            f"{summary.n_blocks} blocks of {summary.window_px} px: {summary.stack}, {summary.table.name}",
+            summary.explanation,
+        ],
+    }
+
+
+def evaluate(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, Any]:
+    """Evaluate particles; the job shows the report's tables and figures."""
+    from ..core.config.evaluate import EvaluateConfig
+    from ..core.report.evaluate import HTML_NAME, PNG_PREFIX, run_evaluate
+
+    output = Path(task["output"])
+    evaluation = run_evaluate(
+        EvaluateConfig(**task["options"]),
+        output,
+        overwrite=True,
+        progress=_progress(say),
+        should_stop=should_stop,
+        log=lambda line: say({"log": line}),
+        command=task["command"],
+    )
+    sections = evaluation.sections
+    return {
+        "plots": {
+            f"{section.title}. {picture.caption}": str(output / f"{PNG_PREFIX}{picture.name}.png")
+            for section in sections
+            for picture in section.pictures
+        },
+        "lines": [
+            *("\n".join([section.title, *_columns([section.header, *section.rows]), *section.notes])
+              for section in sections if section.rows),
+            f"All of it: {output / HTML_NAME}",
+        ],
+    }  # fmt: skip
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table as lines of text."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
+    return [line.rstrip() for line in lines]
+
+
+def train(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, Any]:
+    """Train a network; the job shows the curves and held-out images."""
+    from ..core.config.training import TrainingConfig
+    from ..core.models.weights import load_model
+    from ..core.report.training import CAPTIONS, write_training_report
+
+    try:
+        from ..core.training.run import train as run_training
+    except ModuleNotFoundError as error:
+        raise CryohushError(f"training needs {error.name}: pip install 'cryohush[train]'") from error
+
+    output, config = Path(task["output"]), TrainingConfig(**task["options"])
+    weights = run_training(
+        config,
+        output,
+        resume=_is_continued(output / "configuration.json", config.model_dump_json(indent=1)),
+        log=lambda line: say({"log": line}),
+        should_stop=should_stop,
+    )
+    facts = {"weights": f"{weights}, SHA-256 {load_model(weights).sha256}", "command": task["command"]}
+    write_training_report(output, [output], headline="A model trained on your particles", facts=facts)
+    return {
+        "plots": {text: str(output / name) for name, text in CAPTIONS.items()},
+        "lines": [
+            f"weights: {facts['weights']}",
+            f"Denoise with them: cryosparc_cryohush denoise --model {task['job']}",
+        ],
+    }
+
+
+def _is_continued(path: Path, configuration: str) -> bool:
+    """Return whether an earlier run had the same configuration; this one is noted otherwise."""
+    if path.exists() and path.read_text(encoding="utf-8") == configuration:
+        return True
+    part_path(path).write_text(configuration, encoding="utf-8")
+    rename_complete(part_path(path), path)
+    return False
+
+
+def _progress(say: Say) -> Callable[[int, int], None]:
+    """Return what tells the parent now and then how far the work is."""
+    last = [0.0]
+
+    def progress(done: int, total: int) -> None:
+        now = time.monotonic()
+        if done >= total or now - last[0] >= PROGRESS_SECONDS:
+            last[0] = now
+            say({"done": done, "total": total})
+
+    return progress
+
+
 TASKS: dict[str, Callable[[dict[str, Any], Say, ShouldStop], dict[str, Any]]] = {
     "denoise": denoise,
+    "extract-noise": extract_noise,
+    "evaluate": evaluate,
+    "train": train,
 }
 
 

@@ -46,10 +46,13 @@ class Evaluation:
         What `evaluation.json` holds.
     files
         All that was written.
+    sections
+        What the report shows.
     """
 
     numbers: dict[str, Any]
     files: list[Path]
+    sections: list[Section]
 
 
 def run_evaluate(
@@ -121,7 +124,7 @@ def run_evaluate(
         torch.set_num_threads(threads)
     facts = _facts(config, sources, command, started, time.monotonic() - begin)
     record = {"facts": facts, "options": config.model_dump(mode="json"), **numbers}
-    return Evaluation(record, _write(output_dir, facts, record, sections, sources, result))
+    return Evaluation(record, _write(output_dir, facts, record, sections, sources, result), sections)
 
 
 def _tasks(

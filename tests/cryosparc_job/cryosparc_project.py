@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mrcfile
 import numpy as np
+from double_store import Store
 from double_v5 import EMAIL, TOKEN
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from cryohush.core.io.mrc import StackReader, StackWriter
 
@@ -60,6 +64,109 @@ def write_stacks(project: Path) -> None:
         part = images[number::2]
         with StackWriter(path, part.shape, pixel_size_angstrom=1.5, label="test") as writer:
             writer.write(part)
+
+
+def add_micrographs(store: Store) -> None:
+    """Add a job with two micrographs of white noise."""
+    table = np.zeros(
+        2,
+        [
+            ("uid", "<u8"),
+            ("micrograph_blob/path", "S40"),
+            ("micrograph_blob/idx", "<u4"),
+            ("micrograph_blob/shape", "<u4", (2,)),
+            ("micrograph_blob/psize_A", "<f4"),
+        ],
+    )
+    job = store.add_source("exposure", table, "exposures")
+    table["uid"], table["micrograph_blob/psize_A"] = [5, 7], 1.5
+    table["micrograph_blob/shape"] = (128, 160)
+    for number in range(2):
+        name = f"{job.uid}/m{number}.mrc"
+        table["micrograph_blob/path"][number] = name.encode()
+        noise = np.random.default_rng(number).normal(20, 3, (1, 128, 160)).astype(np.float32)
+        with StackWriter(
+            store.directory / name, noise.shape, pixel_size_angstrom=1.5, label="test"
+        ) as writer:
+            writer.write(noise)
+    store._write(job, "exposures", table, passed=False)
+
+
+N_POSED, BOX, POSED_PIXEL_SIZE = 64, 32, 4.0
+_WIDTH = 7.0  # Å, sd of the Gaussians
+_CENTRES = np.array([[20.0, 0, 5], [-15, 12, 0], [0, -22, 10], [6, 8, -24]])  # x, y, z, Å
+
+
+def _gaussians(places: NDArray[Any], *axes: NDArray[Any]) -> NDArray[Any]:
+    """Sum of Gaussians at `places` (x, y, ...) on the grid of `axes` (..., y, x)."""
+    total: NDArray[Any] = sum(
+        np.exp(-sum((axis - c) ** 2 for axis, c in zip(axes[::-1], place, strict=True)) / (2 * _WIDTH**2))
+        for place in places
+    )
+    return total
+
+
+def add_posed_particles(store: Store) -> None:
+    """Add three jobs: particles with poses, the map that they are projections of with its halves, a mask.
+
+    The CTF is 1 everywhere: no defocus, no aberration, amplitude contrast 1.
+    """
+    rng = np.random.default_rng(3)
+    pose = Rotation.random(N_POSED, random_state=4)
+    axis = (np.arange(BOX) - BOX // 2) * POSED_PIXEL_SIZE
+    # the pose takes the image's frame to the volume's
+    places = [turn.inv().apply(_CENTRES)[:, :2] for turn in pose]
+    images = np.stack([_gaussians(place, axis[:, None], axis) for place in places])
+    images = images + 0.3 * rng.normal(size=images.shape)
+    fields = [("uid", "<u8"), ("blob/path", "S40"), ("blob/idx", "<u4"), ("blob/shape", "<u4", (2,))]
+    fields += [("blob/psize_A", "<f4"), ("blob/sign", "<f4"), ("location/micrograph_uid", "<u8")]
+    names = ("df1_A", "df2_A", "df_angle_rad", "accel_kv", "cs_mm", "amp_contrast", "phase_shift_rad")
+    fields += [(f"ctf/{name}", "<f4") for name in names]
+    fields += [("alignments3D/split", "<u4"), ("alignments3D/pose", "<f4", (3,))]
+    fields += [("alignments3D/shift", "<f4", (2,)), ("alignments3D/psize_A", "<f4")]
+    table = np.zeros(N_POSED, fields)
+    job = store.add_source("particle", table)
+    table["uid"], table["blob/idx"] = np.arange(N_POSED) + 100, np.arange(N_POSED)
+    table["blob/path"], table["blob/shape"] = f"{job.uid}/posed.mrc".encode(), BOX
+    table["blob/psize_A"] = table["alignments3D/psize_A"] = POSED_PIXEL_SIZE
+    table["blob/sign"], table["location/micrograph_uid"] = -1, np.arange(N_POSED) // 8
+    table["ctf/accel_kv"], table["ctf/amp_contrast"] = 300, 1
+    table["alignments3D/split"], table["alignments3D/pose"] = np.arange(N_POSED) % 2, pose.as_rotvec()
+    store._write(job, "particles", table, passed=False)
+    with StackWriter(
+        store.directory / job.uid / "posed.mrc", images.shape, pixel_size_angstrom=4.0, label="test"
+    ) as writer:
+        writer.write(-images.astype(np.float32))
+    volume = _gaussians(_CENTRES, axis[:, None, None], axis[:, None], axis)
+    _add_volumes(store, "volume", dict.fromkeys(("map", "map_half_A", "map_half_B"), volume))
+    _add_volumes(store, "mask", {"mask": np.ones_like(volume)})
+
+
+def _add_volumes(store: Store, kind: str, volumes: dict[str, NDArray[Any]]) -> None:
+    table = np.zeros(1, [("uid", "<u8"), *((f"{name}/path", "S40") for name in volumes)])
+    job = store.add_source(kind, table, kind)
+    for name, volume in volumes.items():
+        table[f"{name}/path"] = f"{job.uid}/{name}.mrc".encode()
+        with mrcfile.new(store.directory / job.uid / f"{name}.mrc", volume.astype(np.float32)) as file:
+            file.voxel_size = POSED_PIXEL_SIZE
+    store._write(job, kind, table, passed=False)
+
+
+def training_file(folder: Path) -> Path:
+    """Write the configuration of a short training of a small network."""
+    path = folder / "training.yaml"
+    path.write_text(
+        textwrap.dedent(
+            """\
+            name: tiny
+            network: {name: shuffle_unet, arguments: {widths: [4, 4], blocks: [1, 1], unshuffle: 2}}
+            optimisation: {steps: 2, batch_size: 4, warmup_steps: 1, precision: 32-true}
+            validate_every: 4
+            validation_images: 64
+            """
+        )
+    )
+    return path
 
 
 def store_token(config: Path, url: str, token: str = TOKEN, expires: str = "2099-01-01T00:00:00Z") -> Path:

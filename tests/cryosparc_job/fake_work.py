@@ -41,7 +41,7 @@ def copy(task: dict[str, Any]) -> dict[str, Any]:
         "report": str(output / "logfile.pdf"),
         "montage": str(output / "montage.png"),
         "plots": {},
-        "facts": {"version": "fake"},
+        "facts": {"version": "fake", "model": task["options"]["model"]},
         "grey_ranges": [],
         "resumed": 0,
         "skipped": [],
@@ -54,6 +54,10 @@ def main() -> int:
     if kind == "copy":
         say(log="copying")
         say(result=copy(task))
+    elif kind == "report":
+        picture = Path(task["output"], "shown.png")
+        picture.write_bytes(b"picture")
+        say(result={"plots": {"A picture.": str(picture)}, "lines": ["a line"]})
     elif kind == "wait":
         stopped: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))

@@ -15,8 +15,8 @@ from double_server import Fault
 from double_store import Job, Store
 from double_v5 import Double5
 
-from cryohush.cryosparc_job import denoise as denoise_module
 from cryohush.cryosparc_job import guard, worker
+from cryohush.cryosparc_job import run as run_module
 
 Does = Callable[[str], None]
 
@@ -76,7 +76,7 @@ def test_errors_of_the_adapter_itself(
     def raise_it(*arguments: object, **more: object) -> None:
         raise error
 
-    monkeypatch.setattr(denoise_module, "run_work", raise_it)
+    monkeypatch.setattr(run_module, "run_work", raise_it)
     assert denoise() == 1
     *_, details, reason = failed(store).texts("error")
     assert reason.startswith(message)

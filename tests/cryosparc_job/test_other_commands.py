@@ -1,0 +1,250 @@
+"""Extraction of noise, evaluation and training by the real client 5.0: files and pictures, no output."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryosparc_project import (
+    Run,
+    add_micrographs,
+    add_posed_particles,
+    particle_table,
+    training_file,
+)
+from double_store import Store
+from double_v5 import Double5
+
+from cryohush.core.io.mrc import StackReader, StackWriter
+from cryohush.core.models.weights import load_model
+from cryohush.cryosparc_job.cli import main
+
+Does = Callable[[str], None]
+
+
+@pytest.fixture
+def command(double: Double5, signed_in: Path) -> Run:
+    def run(name: str, *words: str, workspace: str | None = "W1") -> int:
+        given = [name, "--url", double.url, "--project", "P3", *words]
+        return main([*given, *(["--workspace", workspace] if workspace else [])])
+
+    return run
+
+
+def similarity(weights: Path) -> list[str]:
+    """Words of an extraction that takes any window of white noise."""
+    words = ["--method", "similarity", "--similarity-threshold", "-1", "--model", str(weights)]
+    return [*words, "--window-px", "64", "--device", "cpu", "--threads", "1", "--precision", "fp32"]
+
+
+def test_noise_is_cut_out_of_micrographs(command: Run, store: Store, weights: Path) -> None:
+    add_micrographs(store)
+    assert command("extract-noise", "--micrographs", "J43:exposures", *similarity(weights)) == 0
+    (job,) = store.external
+    assert job.status == "completed"
+    assert job.inputs["exposures"].connections == [("J43", "exposures")]
+    assert not job.outputs
+    folder = store.directory / "J44/noise"
+    with StackReader(folder / "noise.mrcs") as reader:
+        blocks = reader.read(range(reader.n_images))
+    assert blocks.shape[1:] == (64, 64)
+    assert any(f"{len(blocks)} blocks of 64 px" in text for text in job.texts())
+    assert any("no output: cryoSPARC has no type for noise" in text for text in job.texts())
+    # grey values are the micrographs' own
+    table = (folder / "noise.star").read_text().splitlines()
+    first = next(line.split() for line in table if line.startswith("000001@J44/noise/noise.mrcs"))
+    x, y = int(float(first[2])) - 32, int(float(first[3])) - 32
+    with StackReader(store.directory / first[1]) as reader:
+        np.testing.assert_array_equal(blocks[0], reader.read([0])[0, y : y + 64, x : x + 64])
+    pictures = [event["text"] for event in job.events if event["images"]]
+    assert len(pictures) == 2, "an overlay for each micrograph"
+    assert all("green frames are blocks that were taken" in text for text in pictures)
+    assert job.tile is not None
+
+
+def blurred(images: np.ndarray) -> np.ndarray:
+    return np.real(np.fft.ifft2(np.fft.fft2(images) * np.exp(-200 * _squared(images.shape[-1])))).astype("f4")
+
+
+def _squared(side: int) -> np.ndarray:
+    frequency = np.fft.fftfreq(side)
+    return frequency[:, None] ** 2 + frequency**2
+
+
+def add_images(store: Store, name: str, images: np.ndarray, table: np.ndarray) -> None:
+    """Add a job with particles whose images are `images`, row by row, protein dark."""
+    table = table.copy()
+    job = store.add_source("particle", table)
+    table["blob/path"], table["blob/idx"] = f"{job.uid}/{name}.mrc".encode(), np.arange(len(table))
+    store._write(job, "particles", table, passed=False)
+    with StackWriter(
+        store.directory / job.uid / f"{name}.mrc", images.shape, pixel_size_angstrom=1.5, label="test"
+    ) as writer:
+        writer.write(-images)
+
+
+def test_particles_are_compared_by_their_uids(command: Run, store: Store) -> None:
+    table, rng = particle_table(), np.random.default_rng(1)
+    clean = blurred(rng.normal(size=(24, 128, 128)))
+    denoised = clean + 0.02 * rng.normal(size=clean.shape).astype("f4")
+    # the clean ones in another order, and four of them are missing
+    order = rng.permutation(24)[:20]
+    add_images(store, "denoised", denoised, table)
+    add_images(store, "clean", clean[order], table[order])
+    words = ("--particles", "J43:particles", "--reference", "J44:particles", "--raw", "J42:particles")
+    assert command("evaluate", *words, "--metrics", "correlation", "mse", "--threads", "1") == 0
+    (job,) = store.external
+    assert job.status == "completed"
+    assert {name: entry.connections for name, entry in job.inputs.items()} == {
+        "particles": [("J43", "particles")],
+        "reference": [("J44", "particles")],
+        "raw": [("J42", "particles")],
+    }
+    folder = store.directory / "J45/evaluation"
+    found = json.loads((folder / "evaluation.json").read_text())["against_clean"]["denoised"]
+    expected = [np.corrcoef(clean[row].ravel(), denoised[row].ravel())[0, 1] for row in order]
+    assert found["correlation"]["images"] == 20
+    # float32 sums of 16384 pixels
+    assert found["correlation"]["mean"] == pytest.approx(np.mean(expected), abs=1e-5)
+    assert (folder / "evaluation.html").exists()
+    texts = job.texts()
+    assert "4 of 24 particles are left out: the other inputs lack them." in texts
+    (section,) = [text for text in texts if text.startswith("Against the clean images\n")]
+    assert re.search(rf"\ncorrelation +{np.mean(expected):.5f} ± ", section), section
+    assert any(event["images"] and "Ring correlation" in event["text"] for event in job.events)
+
+
+def test_a_model_is_trained_and_denoises_by_the_name_of_its_job(
+    command: Run, store: Store, tmp_path: Path, child_does: Does
+) -> None:
+    add_posed_particles(store)
+    words = ("--particles", "J43:particles", "--volume", "J44:volume", "--mask", "J45:mask")
+    config = ("--config", str(training_file(tmp_path)))
+    assert command("train", *words, *config, "--half-set", "B", "--set", "optimisation.steps=4") == 0
+    (job,) = store.external
+    assert job.status == "completed"
+    assert job.inputs["volume"].connections == [("J44", "volume")]
+    weights = store.directory / "J46/training/weights.safetensors"
+    card = load_model(weights).card["training"]
+    assert card["optimisation"]["steps"] == 4
+    assert (card["reference"]["map"], card["reference"]["mask"]) == ("map_half_B.mrc", "mask.mrc")
+    assert card["reference"]["half_set"] == 2
+    assert any(text.startswith("step 4/4 ") for text in job.texts())
+    assert sum(event["images"] for event in job.events) == 2
+    child_does("copy")
+    assert command("denoise", "--particles", "J42:particles", "--model", "J46") == 0
+    assert f"model: {weights}" in store.jobs["J47"].texts()
+
+
+def test_only_a_finished_training_has_a_model(
+    command: Run, store: Store, capsys: pytest.CaptureFixture[str], copying: None
+) -> None:
+    store.create("snowflake")
+    assert command("denoise", "--particles", "J42:particles", "--model", "J43") == 1
+    assert "J43 is building and has no training/weights.safetensors" in capsys.readouterr().err
+    assert len(store.external) == 1
+
+
+INPUTS = {
+    "extract-noise": ["--micrographs", "J43:exposures"],
+    "evaluate": ["--particles", "J42:particles", "--twin", "J45:particles"],
+    "train": ["--particles", "J44:particles", "--volume", "J45:volume"],
+}
+
+
+def prepare(store: Store, name: str, folder: Path) -> list[str]:
+    """Add what a command needs, and return its words."""
+    add_micrographs(store)
+    if name == "train":
+        add_posed_particles(store)
+        return [*INPUTS[name], "--config", str(training_file(folder))]
+    store.add_source("particle", particle_table())
+    store.add_source("particle", particle_table())
+    return INPUTS[name]
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_ctrl_c_fails_the_job_which_can_be_gone_on_with(
+    command: Run, store: Store, child_does: Does, tmp_path: Path, name: str
+) -> None:
+    words = prepare(store, name, tmp_path)
+    child_does("wait")
+
+    def interrupt() -> None:
+        give_up = time.monotonic() + 60
+        while not list(store.directory.glob("*/*/ready")) and time.monotonic() < give_up:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert command(name, *words) == 2
+    thread.join()
+    (job,) = store.external
+    assert job.status == "failed"
+    assert f"stopped by SIGINT. Go on with --resume {job.uid}" in job.texts("error")[-1]
+    assert list(store.directory.glob("*/*/stopped"))
+    # in the same job, with the inputs that it has
+    child_does("report")
+    store.restart_needs_clear = True
+    assert command(name, *words[4:], "--resume", job.uid, workspace=None) == 0
+    assert job.status == "completed"
+    assert "a line" in job.texts()
+    assert list(store.directory.glob("*/*/ready")), "what was made is still there"
+
+
+def test_files_travel_through_the_server(
+    command: Run, store: Store, child_does: Does, tmp_path: Path
+) -> None:
+    words = prepare(store, "train", tmp_path)
+    child_does("report")
+    assert command("train", *words, "--scratch", str(tmp_path / "scratch")) == 0
+    (job,) = store.external
+    fetched = tmp_path / "scratch/P3"
+    for name in ("J44/posed.mrc", "J45/map.mrc"):
+        assert (fetched / name).read_bytes() == (store.directory / name).read_bytes()
+    assert (store.directory / job.uid / "training/shown.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("extract-noise", "--micrographs is missing"),
+        ("extract-noise --micrographs J42:particles", "is of type particle, expected exposure"),
+        ("extract-noise --micrographs J43:exposures --window-px 2", "window_px"),
+        ("extract-noise --micrographs J43:exposures --resume J42", "not an external job"),
+        ("evaluate --particles J42:particles", "denoised needs something to be compared with"),
+        ("evaluate --particles J42:particles --twin J44:particles", "no particle is in all of"),
+        ("evaluate --particles J42:particles --twin J43:exposures", "is of type exposure"),
+        ("evaluate --particles J42:particles --set x=1", "give --config"),
+        ("train --particles J44:particles", "--volume is missing"),
+        (
+            "train --particles J42:particles --volume J45:volume",
+            "no slot alignments3D, only .* Particles get poses",
+        ),
+        ("train --particles J44:particles --volume J46:mask", "is of type mask, expected volume"),
+        (
+            "train --particles J44:particles --volume J45:volume --set optimisation.devices=2",
+            "trains on one device",
+        ),
+        ("train --particles J44:particles --volume J45:volume --config refrence", "unknown preset"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_job_is_made(
+    command: Run, store: Store, capsys: pytest.CaptureFixture[str], words: str, message: str
+) -> None:
+    add_micrographs(store)
+    add_posed_particles(store)
+    assert command(*words.split()) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert re.search(message, error), error
+    assert not store.external
