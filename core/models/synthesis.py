@@ -75,7 +75,7 @@ class NoiseGenerator(nn.Module):
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """`(n, y, x)` pieces, on the CPU; the network has to be in evaluation mode."""
         device = next(self.parameters()).device
-        batches = gaussian((n, self.latent), generator).split(64)
+        batches = torch.split(gaussian((n, self.latent), generator), 64)
         return torch.cat([self(batch.to(device))[:, 0].float().cpu() for batch in batches])
 
 
@@ -181,7 +181,7 @@ def _coarsest(side_px: int) -> int:
     ValueError
         The side is no multiple of 32.
     """
-    side, rest = divmod(side_px, 2**_DOUBLINGS)
-    if rest or not side:
-        raise ValueError(f"pieces of noise must have a multiple of {2**_DOUBLINGS} px a side, not {side_px}")
-    return side
+    factor = 1 << _DOUBLINGS
+    if side_px % factor or not side_px:
+        raise ValueError(f"pieces of noise must have a multiple of {factor} px a side, not {side_px}")
+    return side_px // factor

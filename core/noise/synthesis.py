@@ -196,11 +196,11 @@ def two_sample_accuracy(one: Tensor, other: Tensor, seed: int = 0) -> tuple[floa
         batch = batch.flip(-1) if torch.rand(1, generator=generator) < 0.5 else batch
         loss = binary_cross_entropy_with_logits(network(batch), labels[chosen])
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
     with torch.inference_mode():
         taken_for_one = [
-            sum(int((network(part.unsqueeze(1)) > 0).sum()) for part in images[half:].split(64))
+            int(sum((network(part.unsqueeze(1)) > 0).sum() for part in torch.split(images[half:], 64)))
             for images in (one, other)
         ]
     right = taken_for_one[0] + len(other) - half - taken_for_one[1]

@@ -238,7 +238,7 @@ def compare(
 def draw_comparison(sets: Mapping[str, Tensor], path: Path, shown: int = 5) -> None:
     """A picture of `(n, y, x)` pieces: a row of some of each set, and the spectra and histograms of all."""
     figure = Figure(figsize=(1.5 * shown + 4.5, 1.6 * max(len(sets), 3)), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.5 * shown, 4.5))
+    left, right = figure.subfigures(1, 2, width_ratios=(1.5 * shown, 4.5), squeeze=False)[0]
     for row, (name, images) in zip(left.subplots(len(sets), shown, squeeze=False), sets.items(), strict=True):
         for axes, image in zip(row, images, strict=False):
             axes.imshow(image.numpy(), cmap="gray", vmin=-3, vmax=3)
