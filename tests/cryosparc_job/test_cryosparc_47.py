@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cryosparc_project import particle_table
+from cryosparc_project import add_micrographs, add_posed_particles, particle_table, training_file
 from double_server import Fault
 from double_store import Store
 from double_v5 import Double5
@@ -114,6 +114,40 @@ def test_micrographs_get_their_slot(run: Run, store: Store) -> None:
         store.directory / own["micrograph_blob_denoised/path"][0].decode()
     ).stat().st_size == 1024 + 4 * 96 * 128
     assert store.load("J44", "exposures")["micrograph_blob/path"].tolist() == [b"J43/m.mrc"]
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "connected"),
+    [
+        ("extract-noise", "--micrographs J43:exposures", {"exposures": ("J43", "exposures")}),
+        (
+            "evaluate",
+            "--particles J42:particles --raw J42:particles",
+            {"particles": ("J42", "particles"), "raw": ("J42", "particles")},
+        ),
+        (
+            "train",
+            "--particles J44:particles --volume J45:volume --mask J46:mask --half-set A --config CONFIG",
+            {"particles": ("J44", "particles"), "volume": ("J45", "volume"), "mask": ("J46", "mask")},
+        ),
+    ],
+)
+def test_commands_whose_results_are_files(
+    run: Run, store: Store, tmp_path: Path, command: str, words: str, connected: dict[str, tuple[str, str]]
+) -> None:
+    # the child, which does not know of cryoSPARC, is that of the tests with the client 5
+    add_micrographs(store)
+    add_posed_particles(store)
+    words = words.replace("CONFIG", str(training_file(tmp_path)))
+    result = run("report", "--workspace", "W1", *words.split(), command=command)
+    assert result.returncode == 0, result.stderr
+    (job,) = store.external
+    assert job.status == "completed"
+    assert {name: entry.connections for name, entry in job.inputs.items()} == {
+        name: [pair] for name, pair in connected.items()
+    }
+    assert "a line" in job.texts()
+    assert sum(event["images"] for event in job.events) == 1
 
 
 @pytest.mark.parametrize("kind", ["drop before", "drop after"])
