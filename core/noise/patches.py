@@ -151,7 +151,7 @@ def ring_amplitudes(blocks: Tensor) -> Tensor:
     weight = hermitian_weight(shape, blocks.device).expand(shape[0], -1).flatten()
     rings = int(ring.max()) + 1
     total = power.new_zeros(rings).index_add_(0, ring, power.flatten() * weight)
-    amplitude = (total / power.new_zeros(rings).index_add_(0, ring, weight)).sqrt()
+    amplitude: Tensor = (total / power.new_zeros(rings).index_add_(0, ring, weight)).sqrt()
     amplitude[0] = 1.0
     return amplitude
 

@@ -69,7 +69,7 @@ def patch_similarity(denoised: Tensor, patch_px: int, stride_px: int, n_local: i
     moments = _window_mean(torch.stack([image, image.square()]))
     rows, columns = ((side - patch_px) // stride_px + 1 for side in (y, x))
     least = image.new_full((rows, columns), torch.inf)
-    places = list(itertools.product(range(grid), repeat=2))
+    places = list(itertools.product(range(grid), range(grid)))
     pairs: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for first, second in itertools.combinations(places, 2):
         # (row, column) distances; the second one lies below, or beside to the right
@@ -92,7 +92,8 @@ def to_unit_range(image: Tensor) -> Tensor:
     low, high = torch.quantile(
         sample, torch.tensor([_CLIPPED_SHARE, 1 - _CLIPPED_SHARE], device=image.device, dtype=image.dtype)
     )
-    return ((image - low) / (high - low).clamp_min(torch.finfo(image.dtype).tiny)).clamp(0.0, 1.0)
+    unit: Tensor = ((image - low) / (high - low).clamp_min(torch.finfo(image.dtype).tiny)).clamp(0.0, 1.0)
+    return unit
 
 
 def _shifted_similarity(image: Tensor, moments: Tensor, down: int, right: int) -> Tensor:

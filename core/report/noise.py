@@ -51,7 +51,7 @@ def report_noise(summary: NoiseSummary, command: str) -> Path:
 
 
 def _draw_overlays(figure: SubFigure, paths: list[Path]) -> None:
-    chosen = np.unique(np.linspace(0, len(paths) - 1, OVERLAYS).astype(int)) if paths else []
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(OVERLAYS, len(paths))).astype(int))
     axes = figure.subplots(2, OVERLAYS // 2, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.12}).flat
     for panel in axes:
         panel.axis("off")

@@ -73,7 +73,9 @@ class LabelledMicrographs:
     def subset(self, chosen: Sequence[int]) -> LabelledMicrographs:
         """Those micrographs."""
         return LabelledMicrographs(
-            *([values[index] for index in chosen] for values in (self.names, self.images, self.labels))
+            [self.names[index] for index in chosen],
+            [self.images[index] for index in chosen],
+            [self.labels[index] for index in chosen],
         )
 
 
