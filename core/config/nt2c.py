@@ -30,7 +30,8 @@ class SynthesiserConfig(_Section):
     Attributes
     ----------
     kind
-        `wgan`, or `gaussian`: a Gaussian field with the blocks' spectrum and histogram.
+        `wgan`, or `gaussian`: a Gaussian field with the blocks' spectrum and histogram, which may be smaller
+        than the box.
     held_back_share
         Share of the blocks, the last ones of the stack, that only judge the model.
     width, latent

@@ -116,6 +116,9 @@ class GaussianField(nn.Module):
     side_px
         Of a piece. Fields are drawn twice as large, so that the opposite edges of a piece know nothing of
         each other.
+    measured_px
+        Side of the pieces that the spectrum was measured in; None is the same. Below one cycle of it the
+        power is not known, and taken to be constant.
 
     Attributes
     ----------
@@ -129,11 +132,11 @@ class GaussianField(nn.Module):
     power: Tensor
     values: Tensor
 
-    def __init__(self, side_px: int = 128) -> None:
+    def __init__(self, side_px: int = 128, measured_px: int | None = None) -> None:
         super().__init__()
-        self.side_px = side_px
-        rings = round(side_px / math.sqrt(2))  # to the corners of the transform, as measured
-        self.register_buffer("frequency", torch.arange(1, rings + 1) / side_px)
+        self.side_px, measured_px = side_px, measured_px or side_px
+        rings = round(measured_px / math.sqrt(2))  # to the corners of the transform, as measured
+        self.register_buffer("frequency", torch.arange(1, rings + 1) / measured_px)
         self.register_buffer("power", torch.ones(rings))
         self.register_buffer("values", self.deviates())
 

@@ -35,6 +35,8 @@ from .session import refuse_if_diverged, schedule, set_learning_rate, start_fabr
 
 # Pieces that a Gaussian field is fitted to, and with which a model is judged.
 _FIT_PIECES, _JUDGED_PIECES = 1024, 256
+# Smaller blocks tell too little of a spectrum.
+_SMALLEST_PX = 16
 
 
 def train(
@@ -59,7 +61,8 @@ def train(
     blocks_path
         MRC stack of real noise. Those of one micrograph should stand together: the last ones are held back.
     side_px
-        Side of the pieces that the model shall draw.
+        Side of the pieces that the model shall draw. Blocks may be smaller for a Gaussian field only, which
+        is then measured and judged in their size: crowded micrographs have no larger ones.
     dark_protein
         Whether protein is dark where the blocks come from; the model's noise belongs to white protein.
 
@@ -73,14 +76,17 @@ def train(
         `should_stop` said so; `last.pt` holds the state.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    blocks = read_blocks(blocks_path, side_px) * (-1 if dark_protein else 1)
+    blocks = read_blocks(blocks_path, side_px if config.kind == "wgan" else _SMALLEST_PX)
+    blocks = blocks * (-1 if dark_protein else 1)
+    measured_px = min(side_px, *blocks.shape[1:]) // 2 * 2
     known, held_back = split_blocks(blocks, config.held_back_share, blocks_path)
     models: dict[str, NoiseModel] = {}
     generator = torch.Generator().manual_seed(config.seed)
-    field = fit_gaussian_field(pieces_of(known, side_px, _FIT_PIECES, generator), generator)
+    field = fit_gaussian_field(pieces_of(known, measured_px, _FIT_PIECES, generator), generator)
     card = {"description": f"Noise of {blocks_path.name}", "training": config.model_dump(mode="json")}
     weights = output_dir / "gaussian_field.safetensors"
-    save_model(weights, field, "gaussian_field", {"side_px": side_px}, card)
+    arguments = {"side_px": side_px, "measured_px": measured_px}
+    save_model(weights, field, "gaussian_field", arguments, card)
     models["Gaussian field"] = field
     if config.kind == "wgan":
         network = train_generator(

@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from cryohush.core.errors import ModelError
+from cryohush.core.imaging.noise import measure_spectrum
 from cryohush.core.models import MODELS
 from cryohush.core.models.synthesis import (
     NOISE_MODELS,
@@ -57,6 +59,20 @@ def test_opposite_edges_of_a_field_are_strangers():
     across = float((pieces[:, 0] * pieces[:, -1]).mean())
     assert beside > 0.8
     assert abs(across) < 0.2  # few independent values in 64 rows of a narrow spectrum
+
+
+def test_field_measured_in_small_pieces_is_drawn_in_large_ones():
+    """The same power at the same frequency, in cycles per pixel."""
+    small, large = GaussianField(32), GaussianField(96, measured_px=32)
+    for field in (small, large):
+        field.power.copy_(1 / (0.01 + field.frequency**2))
+    drawn = large.draw(48, draws())
+    assert drawn.shape == (48, 96, 96)
+    parts = drawn.unfold(1, 32, 32).unfold(2, 32, 32).flatten(0, 2)
+    powers = [measure_spectrum(images).power for images in (parts, small.draw(432, draws(1)))]
+    # standardising takes the share of the large waves off the small pieces: a constant factor
+    decibels = 10 * np.log10(powers[0] / powers[1])
+    assert decibels[1:].std() < 0.3
 
 
 def test_values_of_a_field_are_mapped_one_by_one():
