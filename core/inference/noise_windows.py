@@ -156,13 +156,7 @@ class SimilarityFinder:
 def make_finder(
     model: LoadedModel, device: torch.device, precision: Precision, options: ExtractNoiseOptions
 ) -> WindowFinder:
-    """The finder of `options.method`.
-
-    Raises
-    ------
-    ConfigurationError
-        If the window is too small for its local patches.
-    """
+    """The finder of `options.method`."""
     if options.method == "segmentation":
         return SegmentationFinder(model, device, precision, options)
     return SimilarityFinder(model, device, precision, options)
