@@ -112,9 +112,8 @@ def common_rows(uids: Mapping[str, NDArray[np.uint64]]) -> dict[str, NDArray[np.
     wanted = first[kept]
     if not len(wanted):
         raise HostError(
-            f"no particle is in all of {', '.join(uids)}: their uids differ. Particles keep their uids when "
-            "they are extracted again from the same picks, and lose them when they are imported; compare "
-            "imported ones with cryohush evaluate, which goes by the rows of tables."
+            f"no particle is in all of {', '.join(uids)}: their uids differ, as those of other picks and of "
+            "imported particles do. Compare those with cryohush evaluate, which goes by rows of tables."
         )
     rows = {}
     for name, of in uids.items():

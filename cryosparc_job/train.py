@@ -61,6 +61,14 @@ def train(
         maps = {"map": _path_of(datasets["volume"], field)}
         if "mask" in datasets:
             maps["mask"] = _path_of(datasets["mask"], "mask")
+        config = _read_config(
+            values,
+            {**{entry: place.root / name for entry, name in maps.items()}, "particles": "particles.cs"},
+            half,
+        )
+        if config.initial_weights is not None:
+            initial = trained_model(instance, place, request.project, str(config.initial_weights))
+            config = config.model_copy(update={"initial_weights": Path(initial)})
         with tempfile.TemporaryDirectory(prefix="cryohush-") as folder:
             table = Path(folder) / "particles.cs"
             names = write_table(PARTICLES, particles, table)
@@ -69,11 +77,6 @@ def train(
         for name in maps.values():
             if place.is_shared and not (place.root / name).is_file():
                 raise HostError(f"{place.root / name}: does not exist.")
-        config = _read_config(
-            values,
-            {**{entry: place.root / name for entry, name in maps.items()}, "particles": "particles.cs"},
-            half,
-        )
 
         def write(folder: Path) -> dict[str, Any]:
             table = folder / "particles.cs"

@@ -153,13 +153,12 @@ def train(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, 
         raise CryohushError(f"training needs {error.name}: pip install 'cryohush[train]'") from error
 
     output, config = Path(task["output"]), TrainingConfig(**task["options"])
-    weights = run_training(
-        config,
-        output,
-        resume=_is_continued(output / "configuration.json", config.model_dump_json(indent=1)),
-        log=lambda line: say({"log": line}),
-        should_stop=should_stop,
-    )
+
+    def log(line: str) -> None:
+        say({"log": line})
+
+    resume = _is_continued(output / "configuration.json", config.model_dump_json(indent=1), log)
+    weights = run_training(config, output, resume=resume, log=log, should_stop=should_stop)
     facts = {"weights": f"{weights}, SHA-256 {load_model(weights).sha256}", "command": task["command"]}
     write_training_report(output, [output], headline="A model trained on your particles", facts=facts)
     return {
@@ -171,10 +170,12 @@ def train(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, 
     }
 
 
-def _is_continued(path: Path, configuration: str) -> bool:
+def _is_continued(path: Path, configuration: str, log: Callable[[str], None]) -> bool:
     """Return whether an earlier run had the same configuration; this one is noted otherwise."""
-    if path.exists() and path.read_text(encoding="utf-8") == configuration:
-        return True
+    if path.exists():
+        if path.read_text(encoding="utf-8") == configuration:
+            return True
+        log("the options are not those of the earlier run: training begins anew")
     part_path(path).write_text(configuration, encoding="utf-8")
     rename_complete(part_path(path), path)
     return False

@@ -55,6 +55,7 @@ def main() -> int:
         say(log="copying")
         say(result=copy(task))
     elif kind == "report":
+        Path(task["output"], "task.json").write_text(json.dumps(task))
         picture = Path(task["output"], "shown.png")
         picture.write_bytes(b"picture")
         say(result={"plots": {"A picture.": str(picture)}, "lines": ["a line"]})

@@ -142,6 +142,11 @@ def test_a_model_is_trained_and_denoises_by_the_name_of_its_job(
     child_does("copy")
     assert command("denoise", "--particles", "J42:particles", "--model", "J46") == 0
     assert f"model: {weights}" in store.jobs["J47"].texts()
+    # another training begins with them
+    child_does("report")
+    assert command("train", *words, *config, "--set", "initial_weights=J46") == 0
+    task = json.loads((store.directory / "J48/training/task.json").read_text())
+    assert task["options"]["initial_weights"] == str(weights)
 
 
 def test_only_a_finished_training_has_a_model(
