@@ -52,7 +52,7 @@ class EngineConfig(BaseModel):
     queue
         What dask-jobqueue is told, such as `queue`, `account`, `walltime`, `cores`, `job_extra_directives`.
     dashboard
-        Where dask shows what the workers do: an address such as `:8787`, or None.
+        Where dask shows what the workers do: an address such as `:8787`; None is any free port.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

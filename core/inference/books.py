@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -134,14 +135,12 @@ class Books:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise writing_failed(path, error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(descriptor):
             who = os.read(descriptor, 200).decode(errors="replace").strip()
             os.close(descriptor)
             raise OutputError(
                 f"{folder}: this batch is running already ({who}). Ask for its status, or wait for it."
-            ) from None
+            )
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         books = cls(folder, _fingerprint(plan), descriptor)
@@ -192,6 +191,22 @@ class Books:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock the batch, and tell whether that was possible; who asks for its status has it for a moment."""
+    for _ in range(5):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise
+            return True  # some network file systems have no locks: then go on without
+        else:
+            return True
+    return False
 
 
 def read_books(folder: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,7 @@ class Pool:
         self.client, self.config, self.n_workers, self.share = client, config, n_workers, share
         self._cluster, self._checking = cluster, threading.Lock()
         self._checked = self._seen = time.monotonic()
-        # One range per worker: with more, a range that kills its worker would take a second one with it.
-        self.slots = threading.Semaphore(n_workers)
+        self._n_out, self._free = 0, threading.Condition()
         names, self.types, threads = self._ask(_describe)
         self.names = [f"{n_workers} workers, each {', '.join(names)}"]
         self.threads = threads * n_workers
@@ -77,6 +77,29 @@ class Pool:
     def dashboard(self) -> str:
         """Where dask shows what the workers do."""
         return str(self.client.dashboard_link)
+
+    def acquire(self, timeout: float) -> bool:
+        """Take the right to have one more range out, if there is one within so many seconds.
+
+        There are as many as living workers: of two ranges on one worker, one that kills it takes the other
+        one with it.
+        """
+        with self._free:
+            if self._n_out >= self._n_alive():
+                self._free.wait(timeout)
+            if self._n_out >= self._n_alive():
+                return False
+            self._n_out += 1
+            return True
+
+    def release(self) -> None:
+        """Give the right back."""
+        with self._free:
+            self._n_out -= 1
+            self._free.notify()
+
+    def _n_alive(self) -> int:
+        return max(1, min(self.n_workers, len(self.client.nthreads())))
 
     def replace_lost(self) -> None:
         """Start workers anew that are gone for good; to be called again and again.
@@ -184,7 +207,7 @@ class _Attempts:
                 self._pool.replace_lost()
                 if should_stop():
                     raise Aborted("Stopped on request. What is finished is kept: resume to go on from there.")
-                while self._waiting and self._pool.slots.acquire(timeout=0 if self._out else POLL_SECONDS):
+                while self._waiting and self._pool.acquire(timeout=0 if self._out else POLL_SECONDS):
                     self._submit(self._waiting.pop(0))
                 part, error = self._next()
                 if part is None:
@@ -202,7 +225,7 @@ class _Attempts:
         finally:
             for _, future in self._out.values():
                 future.cancel()
-                self._pool.slots.release()
+                self._pool.release()
         return failed
 
     @property
@@ -234,7 +257,7 @@ class _Attempts:
             part, future = self._out.pop(self._finished.get(timeout=POLL_SECONDS))
         except queue.Empty:
             return None, None
-        self._pool.slots.release()
+        self._pool.release()
         if future.status == "cancelled":
             return part, HostError("the scheduler went away.")
         error: BaseException | None = future.exception()
@@ -345,7 +368,10 @@ def open_pool(config: EngineConfig, log_folder: Path) -> Iterator[Pool]:
             n_workers = config.workers or 0
         else:
             n_workers = config.workers or _n_workers(config)
-            cluster = exits.enter_context(_cluster(config, n_workers, log_folder))
+            with warnings.catch_warnings():
+                # it then takes another one, which is told
+                warnings.filterwarnings("ignore", message="Port .* is already in use")
+                cluster = exits.enter_context(_cluster(config, n_workers, log_folder))
         connect: Any = distributed.Client
         try:
             client = exits.enter_context(
@@ -395,7 +421,7 @@ def _cluster(config: EngineConfig, n_workers: int, log_folder: Path) -> Any:
             threads_per_worker=1,
             processes=True,
             memory_limit=config.memory or "auto",
-            dashboard_address=config.dashboard,
+            dashboard_address=config.dashboard or ":0",
             host="127.0.0.1",
             preload=[__name__],
         )
@@ -408,7 +434,7 @@ def _cluster(config: EngineConfig, n_workers: int, log_folder: Path) -> Any:
     arguments: dict[str, Any] = {
         "cores": config.threads or CPUS_PER_WORKER,
         "log_directory": str(log_folder),
-        "scheduler_options": {"dashboard_address": config.dashboard},
+        "scheduler_options": {"dashboard_address": config.dashboard or ":0"},
         **config.queue,
         "memory": config.memory,
         "processes": 1,

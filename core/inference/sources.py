@@ -70,8 +70,8 @@ class Files:
                 host="file",
                 source=path,
                 options=DenoiseOptions(),
-                root=source.root,
-                passthrough=source.passthrough,
+                root=source.root and source.root.absolute(),
+                passthrough=tuple(path.absolute() for path in source.passthrough),
                 output=(source.output or self._folder / name).absolute(),
             )
             for name, path in zip(item_names(source.name, paths), paths, strict=True)

@@ -1,7 +1,7 @@
 """Images per second of a batch with one and more workers, and the driver's memory as the data grow.
 
-The real particles of `examples/data` again and again, through the shipped model, on CPU workers of one thread.
-Time counts from the first range to the last: starting the workers takes some seconds more.
+The real particles of `examples/data` again and again, through the shipped model, on CPU workers of one
+thread. Time counts from the first range to the last: starting the workers takes some seconds more.
 
     python examples/benchmarks/batch_scaling.py --workers 1 2 --images 1000 4000 --output DIR
 """

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,15 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
 
 
 @pytest.fixture(autouse=True)
+def both_are_there(pool: Pool) -> None:
+    """The test before may have cost a worker, which is being replaced."""
+    deadline = time.monotonic() + 120
+    while len(pool.client.nthreads()) < 2 and time.monotonic() < deadline:
+        pool.replace_lost()
+        time.sleep(0.1)
+
+
+@pytest.fixture(autouse=True)
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges, "SMALLEST_RANGE_BYTES", 1)
     monkeypatch.setattr(ranges, "FEWEST_RANGES", 1)
@@ -82,12 +92,12 @@ def busy(pool: Pool) -> int:
 
 
 def once_under_way(what: Callable[[], object]) -> Callable[[int, int], None]:
-    """Return a progress callback that does something once, when a fifth is done."""
-    todo = [what]
+    """Return a progress callback that has something done once, beside the run, when a fifth of it is done."""
+    todo = [threading.Thread(target=what)]
 
     def progress(done: int, total: int) -> None:
         if todo and done >= total // 5:
-            todo.pop()()
+            todo.pop().start()
 
     return progress
 
@@ -135,16 +145,30 @@ def test_a_range_that_always_fails_is_named_and_the_others_are_finished(
     assert part[1024:] == expected[1024 : 1024 + 40 * 4 * SIDE * SIDE]
 
 
+def test_a_range_that_kills_its_workers_is_set_aside_after_its_attempts(
+    project: Path, weights: Path, pool: Pool, expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as once:
+        once.setattr(pool, "config", CONFIG.model_copy(update={"attempts": 1}))
+        with pytest.raises(RangesFailed, match=r"1 of 20 ranges .* the worker died"):
+            denoise(
+                project, weights, pool, progress=once_under_way(lambda: os.kill(busy(pool), signal.SIGKILL))
+            )
+    output = denoise(project, weights, pool)
+    assert (output / "x.mrcs").read_bytes() == expected
+
+
 def test_a_stack_cut_short_during_the_run_fails_and_the_repaired_one_is_denoised(
     project: Path, weights: Path, pool: Pool, expected: bytes
 ) -> None:
     whole = (project / "x.mrcs").read_bytes()
 
-    def cut() -> None:
-        os.truncate(project / "x.mrcs", len(whole) // 2)
+    def cut(done: int, total: int) -> None:
+        if done == total // 5:
+            os.truncate(project / "x.mrcs", len(whole) // 2)
 
     with pytest.raises(RangesFailed, match="truncated"):
-        denoise(project, weights, pool, progress=once_under_way(cut))
+        denoise(project, weights, pool, progress=cut)
     (project / "x.mrcs").write_bytes(whole)
     output = denoise(project, weights, pool, on_mismatch="anew")
     assert (output / "x.mrcs").read_bytes() == expected
