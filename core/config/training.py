@@ -57,8 +57,9 @@ class SimulationConfig(_Section):
     box_px
         Side of the projections.
     noise_blocks
-        MRC stack of real noise, blocks at least as large as the box, on any scale: pieces of them take the
-        place of the simulated noise and of the uneven ice.
+        MRC stack of real noise as `extract-noise` writes it, in the sign of micrographs, blocks at least as
+        large as the box, on any scale: pieces of them take the place of the simulated noise and of the
+        uneven ice.
     other_boxes_px, other_box_probability
         A batch is resampled to one of these sides with this probability in all; it then holds as many pixels
         as any other batch.

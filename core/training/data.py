@@ -100,7 +100,8 @@ def _read_blocks(path: Path, box_px: int) -> Tensor:
                 path=path,
                 remedy="Extract larger ones, or train with a smaller data.box_px.",
             )
-        return torch.from_numpy(reader.read(range(n)))
+        # in micrographs protein is dark, in particles white
+        return -torch.from_numpy(reader.read(range(n)))
 
 
 def find_structures(config: SimulationConfig, *, held_out: bool) -> list[Path]:
