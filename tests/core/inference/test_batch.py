@@ -19,7 +19,9 @@ import yaml
 from particle_files import noise, write_stack, write_table
 
 from cryohush.core.cli import main
+from cryohush.core.config.batch import BatchPlan
 from cryohush.core.config.denoise import DenoiseOptions
+from cryohush.core.config.load import load_yaml
 from cryohush.core.inference.books import LOCK_NAME
 from cryohush.core.inference.run import run_denoise
 
@@ -60,6 +62,12 @@ def changed(plan: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
         entry = entry[section]
     entry[last] = value
     return dict(copy)
+
+
+def test_the_example_is_a_plan() -> None:
+    plan = load_yaml(EXAMPLES.parent / "batch" / "plan.yaml", BatchPlan)
+    assert [source.host for source in plan.sources] == ["relion", "relion", "relion", "file"]
+    assert plan.denoise_options(1).blend == 0.2
 
 
 @pytest.mark.parametrize(
