@@ -91,10 +91,11 @@ def train(
         if step < predictor_steps:
             number = step * fabric.world_size + fabric.global_rank
             generator = image_generator(config.seed, number, "diffusion")
-            level = draw_levels(len(noisy), generator).to(fabric.device)
+            drawn_levels = draw_levels(len(noisy), generator)
+            level = drawn_levels.to(fabric.device)
             noise = torch.randn(target.shape, generator=generator).to(fabric.device)
             clean = target / network.clean_scale
-            estimate = trained(add_noise(clean, level, noise), noisy, level).float()
+            estimate = trained(add_noise(clean, level, noise), noisy, drawn_levels.tolist()).float()
             loss = (estimate - velocity(clean, level, noise)).abs().mean()
         else:
             if step == predictor_steps:
@@ -136,11 +137,15 @@ class _Stages(nn.Module):
         self.network = network
 
     def forward(
-        self, image: Tensor, observation: Tensor | None = None, level: Tensor | None = None
+        self, image: Tensor, observation: Tensor | None = None, levels: list[float] | None = None
     ) -> Tensor:
-        """v of `image` at `level`, or, without an observation, the improved `image`."""
-        if observation is not None and level is not None:
-            v: Tensor = self.network.predictor(image, observation, level)
+        """v of `image` at `levels`, or, without an observation, the improved `image`.
+
+        The levels are numbers because Fabric brings tensors to the precision of the run, and bfloat16 knows
+        none between 0.996 and 1, where the logarithm of their ratio is infinite.
+        """
+        if observation is not None and levels is not None:
+            v: Tensor = self.network.predictor(image, observation, torch.tensor(levels, device=image.device))
             return v
         return self.network.improve(image)
 
