@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import zlib
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from cryohush.core.imaging.covariance import estimate_covariance
 from cryohush.core.imaging.filters import radial_filter
 from cryohush.core.imaging.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.normalise import background_statistics
+from cryohush.core.io.files import part_path, rename_complete
 from cryohush.core.metrics.clustering import conformation_scores
 from cryohush.core.metrics.hallucination import pure_noise_figures
 from cryohush.core.metrics.image import (
@@ -95,7 +97,10 @@ def trained_row(bench: Bench, row: Row, seed: int, folder: Path) -> dict[str, An
     config = training_config(bench, row, seed, folder)
     weights = folder / "weights.safetensors"
     if not weights.exists():
+        projections = folder.parent / f"projections-{seed}"
+        _copy_projections(projections, folder)
         train(config, folder, resume=True, log=lambda line: print(f"  {line}", flush=True))
+        _copy_projections(folder, projections)
     model = load_model(weights)
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return {
@@ -146,6 +151,15 @@ def training_config(bench: Bench, row: Row, seed: int, folder: Path) -> Training
         if "diffusion" in values:
             values["diffusion"]["post_steps"] = size.steps // 5
     return validate(values, TrainingConfig, str(preset))
+
+
+def _copy_projections(source: Path, target: Path) -> None:
+    """Rows of one table and seed have their clean images in common."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.glob("projections-*.safetensors"):
+        if not (target / path.name).exists():
+            shutil.copy(path, part_path(target / path.name))
+            rename_complete(part_path(target / path.name), target / path.name)
 
 
 def _through(model: LoadedModel, images: Tensor) -> Tensor:
