@@ -157,7 +157,9 @@ def run_command(instance: Instance, request: Request, command: Command) -> int:
 
     def work() -> None:
         folder = run.begin(
-            lambda: [job.connect(kind.name, sources[kind.name], kind.slots, kind.title) for kind in inputs]
+            lambda: [
+                run.job.connect(kind.name, sources[kind.name], kind.slots, kind.title) for kind in inputs
+            ]
         )
         run.say(f"cryohush {__version__}, cryosparc-tools {instance.tools_version}: {request.command}")
         for line in (command.description, *prepared.remarks):
