@@ -99,9 +99,11 @@ class VelocityPredictor(nn.Module):
         self.head = nn.Conv2d(widths[0], cell, 3, padding=1)
 
     def forward(self, noised: Tensor, observation: Tensor, level: Tensor) -> Tensor:
-        """`(n, 1, y, x)` y_g and observation and `(n,)` g to `(n, 1, y, x)` v."""
-        embedded = self.embed(_fourier_features(level))
-        x = self.stem(torch.cat([self.unshuffle(noised), self.unshuffle(observation)], dim=1))
+        """`(n, 1, y, x)` y_g and observation and `(n,)` g to `(n, 1, y, x)` v, in the weights' precision."""
+        dtype = self.stem.weight.dtype
+        embedded = self.embed(_fourier_features(level).to(dtype))
+        both = torch.cat([self.unshuffle(noised.to(dtype)), self.unshuffle(observation.to(dtype))], dim=1)
+        x = self.stem(both)
         skips: list[Tensor] = []
         for number, down in enumerate(self.downs):
             x = self.down_blocks[number](x, embedded)
@@ -238,4 +240,5 @@ class DiffusionDenoiser(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, 1, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
-        return self.improve(self.mean_draw(x))
+        # between the steps of a draw all is float32
+        return self.improve(self.mean_draw(x).to(x.dtype))
