@@ -138,6 +138,7 @@ def train(
         complete = copy.deepcopy(average)
         _set_stage((complete,), *_last_stage(complete))
         scores, shown = validate(complete, validation, config.validation_images)
+        refuse_if_diverged(scores["score"], done, checkpoint)
         if record is not None:
             record.add(done, {**means, **scores}, shown)
             log(f"step {done}/{options.steps} {record.last_line()}")

@@ -118,6 +118,7 @@ def train(
         refuse_if_diverged(mean_loss, done, checkpoint)
         running, counted = torch.zeros_like(running), 0
         scores, shown = validate(average, validation, config.validation_images)
+        refuse_if_diverged(scores["score"], done, checkpoint)
         if record is not None:
             record.add(done, {"loss": mean_loss, **scores}, shown)
             log(f"step {done}/{options.steps} {record.last_line()}")
