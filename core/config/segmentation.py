@@ -34,7 +34,7 @@ class SimulatedMicrographs(_Section):
     discs_per_square_micrometre
         (lowest, highest), drawn for each micrograph.
     minimum_distance
-        (lowest, highest) of `settings.minimum_distance`, drawn for each micrograph: below 1, particles overlap.
+        (lowest, highest) of `settings.minimum_distance`, drawn for each micrograph; below 1 they overlap.
     large_discs_probability
         Chance that a micrograph has, instead, few and large ice crystals of up to five times the radius.
     settings
