@@ -155,12 +155,12 @@ def run_command(instance: Instance, request: Request, command: Command) -> int:
     }
     prepared = command.prepare(place, datasets)
 
+    def connect() -> None:
+        for kind in inputs:
+            run.job.connect(kind.name, sources[kind.name], kind.slots, kind.title)
+
     def work() -> None:
-        folder = run.begin(
-            lambda: [
-                run.job.connect(kind.name, sources[kind.name], kind.slots, kind.title) for kind in inputs
-            ]
-        )
+        folder = run.begin(connect)
         run.say(f"cryohush {__version__}, cryosparc-tools {instance.tools_version}: {request.command}")
         for line in (command.description, *prepared.remarks):
             run.say(line)
