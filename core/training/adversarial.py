@@ -108,7 +108,9 @@ def train(
             critic_loss = _critic_loss(game, judge(true), judge(generated))
             if game.gradient_penalty:
                 points = image_generator(config.seed, step, "penalty")
-                penalty = gradient_penalty(judge, true, generated, points)
+                # what Fabric wraps refuses any backward pass but its own in mixed precision
+                with fabric.autocast():
+                    penalty = gradient_penalty(critic, true, generated, points)
                 critic_loss = critic_loss + game.gradient_penalty * penalty
             fabric.backward(critic_loss)
             critic_optimiser.step()
