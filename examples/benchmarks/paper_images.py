@@ -29,6 +29,8 @@ PARTICLE_SHARE = 0.6  # of the box, as the presets have it
 # the B of the training data, 0 to 120 Å² beside what the grid needs, on average
 _B_FACTOR = 60.0
 _PER_CLASS = 30
+# up to this box all templates fit into memory, and matrix products beat a coarse stage
+_ALL_AT_ONCE_PX = 64
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def make_test_set(molecule: Molecule, case: Case, size: Size, blocks: Tensor | N
     power = torch.ones(molecule.box_px, molecule.box_px // 2 + 1)
     if case.real_noise:
         power = torch.fft.rfft2(noise, norm="ortho").abs().square().mean(0)
+        power[0, 0] = (power[0, 1] + power[1, 0]) / 2  # each piece was brought to mean 0
     stack = test_set.Stack(
         clean + noise, clean, clean, scale, power, None, None, molecule.pixel_size_angstrom
     )
@@ -176,10 +179,13 @@ def bayes_limit(images: Tensor, stack: test_set.Stack, molecule: Molecule) -> Te
     """Posterior mean over all poses and conformations, `(n, y, x)`."""
     means, evidence = [], []
     for volume in molecule.volumes:
-        limit = BayesDenoiser(
-            stack.scale * volume, molecule.grid, stack.noise_power, refine_from_box_px=molecule.box_px // 2
-        )
-        posterior = limit(images)
+        scaled = stack.scale * volume
+        if molecule.box_px <= _ALL_AT_ONCE_PX:
+            posterior = BayesDenoiser(scaled, molecule.grid.refined(), stack.noise_power)(images)
+        else:
+            posterior = BayesDenoiser(
+                scaled, molecule.grid, stack.noise_power, refine_from_box_px=molecule.box_px // 2
+            )(images)
         means.append(posterior.mean)
         evidence.append(posterior.log_evidence)
     weight = torch.softmax(torch.stack(evidence).double(), 0).float()

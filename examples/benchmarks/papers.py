@@ -33,6 +33,7 @@ import math
 import platform
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def parse_arguments() -> argparse.Namespace:
         help="rows whose names contain one of these (default: all)",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="a run for each")
+    parser.add_argument("--steps", type=int, help="batches to train for, instead of the size's number")
     parser.add_argument("--noise-blocks", type=Path, help="MRC stack of real noise, for tables that need it")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
@@ -84,7 +86,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def run(table: Table, arguments: argparse.Namespace, folder: Path, noise: Noise | None) -> None:
     """Do what is not done yet."""
-    bench = Bench.make(table, SIZES[arguments.size], arguments.structures, noise, folder, seed=1)
+    size = SIZES[arguments.size]
+    if arguments.steps is not None:
+        size = replace(size, steps=arguments.steps)
+    bench = Bench.make(table, size, arguments.structures, noise, folder, seed=1)
     jobs = [(name, 0, compute) for name, compute in reference_rows(bench).items()]
     for row in table.rows:
         for seed in arguments.seeds:
@@ -196,6 +201,8 @@ def efficiency(nmse: float, by_row: dict[str, list[Result]], case: str) -> float
         return math.nan
     linear = math.log(mean_of(by_row, LINEAR, case, "nmse"))
     limit = max(mean_of(by_row, LIMIT, case, key) for key in ("nmse", "pose_floor_nmse"))
+    if math.log(limit) >= linear:  # real noise may have it so: no limit then
+        return math.nan
     return (linear - math.log(nmse)) / (linear - math.log(limit))
 
 
