@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from cryohush.core.errors import ConfigurationError, CryohushError, CsError, ImageError, OutputError
 from cryohush.core.io.mrc import StackReader
 from cryohush.core.io.particles import ParticleSet
+from cryohush.core.io.poses import CtfTable, read_ctf
 
 DATA = Path(__file__).parents[2] / "data" / "io"
 BLOB = [
@@ -94,6 +96,13 @@ def test_the_same_particles_of_both_programs_are_the_same() -> None:
         assert getattr(of_cs, name) == pytest.approx(getattr(of_star, name), rel=1e-7), name
     assert of_cs.box_px == 16
     assert (star.dark_stacks, cs.dark_stacks) == (frozenset(), frozenset({0}))
+
+
+def test_star_and_cs_tables_of_the_same_particles_give_the_same_ctf() -> None:
+    star, cs = (read_ctf(ParticleSet.read(DATA / f"empiar_10076_7.{suffix}")) for suffix in ("star", "cs"))
+    for field in fields(CtfTable):
+        # the .cs file has float32, radians and microns
+        np.testing.assert_allclose(getattr(cs, field.name), getattr(star, field.name), rtol=1e-6, atol=1e-6)
 
 
 def test_a_real_table_keeps_every_bit_but_those_of_its_image(tmp_path: Path) -> None:
