@@ -2,8 +2,13 @@
 
 import os
 import shutil
+import signal
 
 import pytest
+
+# Tests send these signals to themselves; started in the background or under nohup they would be ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
