@@ -434,8 +434,11 @@ def _cluster(config: EngineConfig, n_workers: int, log_folder: Path) -> Any:
     arguments: dict[str, Any] = {
         "cores": config.threads or CPUS_PER_WORKER,
         "log_directory": str(log_folder),
-        "scheduler_options": {"dashboard_address": config.dashboard or ":0"},
         **config.queue,
+        "scheduler_options": {
+            "dashboard_address": config.dashboard or ":0",
+            **config.queue.get("scheduler_options", {}),
+        },
         "memory": config.memory,
         "processes": 1,
     }

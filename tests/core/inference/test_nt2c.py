@@ -200,8 +200,8 @@ def test_configurations_that_do_not_fit_are_refused(chain, section, change, mess
 
 
 def test_presets_are_valid():
-    load_yaml(PRESET_FOLDER / "nt2c.yaml", Nt2cConfig)
-    load_yaml(PRESET_FOLDER / "noise_blocks.yaml", TrainingConfig)
+    assert load_yaml(PRESET_FOLDER / "nt2c.yaml", Nt2cConfig).name == "nt2c"
+    assert load_yaml(PRESET_FOLDER / "noise_blocks.yaml", TrainingConfig).name == "noise_blocks"
 
 
 def test_command_line_finds_the_chain(chain, tmp_path, capsys):
