@@ -533,9 +533,9 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
         raise CryohushError(f"training needs {error.name}: pip install 'cryohush[train]'") from error
 
     if isinstance(config, SegmentationConfig):
-        if arguments.resume:
-            raise CryohushError("the training of a segmentation takes minutes and cannot be resumed.")
-        weights = train_segmentation(config, arguments.output, log=_say, should_stop=should_stop)
+        weights = train_segmentation(
+            config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop
+        )
     elif isinstance(config, Nt2cConfig):
         weights = train_nt2c(
             config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,37 +11,40 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..config.segmentation import SegmentationConfig, SegmentationOptimisation
-from ..errors import Aborted, CryohushError
+from ..config.segmentation import SegmentationConfig
+from ..errors import Aborted
 from ..imaging.noise import image_generator
 from ..models import SEGMENTERS
 from ..models.segmentation import SegmentationUNet
 from ..models.weights import load_model, save_model
 from ..noise.segmentation import UNKNOWN, class_overlap, confusion
+from .checkpoint import load_checkpoint, save_checkpoint
 from .segmentation_data import LabelledMicrographs, own_micrographs, simulated_micrographs
+from .session import refuse_if_diverged, schedule, set_learning_rate, update_average
 
 
 def train_segmentation(
     config: SegmentationConfig,
     output_dir: Path,
     *,
+    resume: bool = False,
     log: Callable[[str], None] = print,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Train a network and return the path of its weights.
 
-    `output_dir` gets `micrographs-*.safetensors` (the simulated ones, used again by a later run),
-    `segmentation.jsonl` (one line for each validation) and in the end `weights.safetensors`, the moving
-    average of the weights.
+    `output_dir` gets `micrographs-*.safetensors` (the simulated ones, used again by a later run), `last.pt`
+    (everything a killed run needs to go on to the same result), `segmentation.jsonl` (one line for each
+    validation) and in the end `weights.safetensors`, the moving average of the weights.
 
     Raises
     ------
     InputError, ConfigurationError
         What to train on cannot be read or used.
     CryohushError
-        The loss is not finite.
+        The loss is not finite, or `last.pt` belongs to another configuration.
     Aborted
-        `should_stop` said so.
+        `should_stop` said so; `last.pt` holds the state.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     training, validation = _data(config, output_dir, log)
@@ -59,16 +61,24 @@ def train_segmentation(
         network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
     )
     weights = torch.tensor(options.class_weights, device=device)
-    lines = []
-    for step in range(options.steps):
+    checkpoint, record = output_dir / "last.pt", output_dir / "segmentation.jsonl"
+    parts = {"network": network, "average": average, "optimiser": optimiser}
+    first, lines = 0, []
+    if resume and checkpoint.exists():
+        first = load_checkpoint(checkpoint, config, parts)
+        log(f"resumed at step {first}")
+        if record.exists():  # it may be ahead of the checkpoint
+            lines = [json.loads(line) for line in record.read_text().splitlines()]
+            lines = [line for line in lines if line["step"] <= first]
+    for step in range(first, options.steps):
         if should_stop():
-            raise Aborted(f"stopped at step {step}")
+            save_checkpoint(checkpoint, config, step, parts)
+            raise Aborted(f"stopped at step {step}; run again with --resume to go on")
         generator = image_generator(config.seed, step, "crops")
         images, labels = (
             part.to(device) for part in training.batch(options.batch_size, options.crop_px, generator)
         )
-        for group in optimiser.param_groups:
-            group["lr"] = options.learning_rate * _schedule(step, options)
+        set_learning_rate(optimiser, options.learning_rate * schedule(step, options))
         with torch.autocast(device.type, torch.bfloat16):
             logits = network(images.contiguous(memory_format=torch.channels_last))
         loss = functional.cross_entropy(logits.float(), labels, weights, ignore_index=UNKNOWN)
@@ -76,18 +86,16 @@ def train_segmentation(
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        decay = min(options.ema_decay, (1 + step) / (10 + step))
-        for kept, new in zip(average.parameters(), network.parameters(), strict=True):
-            kept.lerp_(new.detach(), 1 - decay)
+        update_average(average, network, step, options.ema_decay)
         done = step + 1
         if done % options.validate_every and done != options.steps:
             continue
-        if not math.isfinite(loss.item()):
-            raise CryohushError(f"the loss is not finite at step {done}: lower optimisation.learning_rate.")
+        refuse_if_diverged(loss.item(), done, checkpoint)
         line = {"step": done, "loss": loss.item(), **validate_segmentation(average, validation)}
         lines.append(line)
-        (output_dir / "segmentation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        record.write_text("".join(json.dumps(line) + "\n" for line in lines))
         log(" ".join(f"{name} {value:.4g}" for name, value in line.items()))
+        save_checkpoint(checkpoint, config, done, parts)
     card = {
         "description": config.description,
         "training": json.loads(
@@ -138,11 +146,3 @@ def _data(
             log=log,
         ),
     )
-
-
-def _schedule(step: int, options: SegmentationOptimisation) -> float:
-    """Factor on the learning rate: linear warm-up, then half a cosine to 0."""
-    if step < options.warmup_steps:
-        return (step + 1) / options.warmup_steps
-    progress = (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * progress))

@@ -14,6 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from ..config.segmentation import SegmentationOptimisation
 from ..config.training import LossConfig, NetworkConfig, OptimisationConfig, TrainingConfig
 from ..errors import ConfigurationError, CryohushError
 from ..losses.perceptual import PerceptualLoss
@@ -157,7 +158,7 @@ def batches_ahead(
             yield step, (noisy.contiguous(memory_format=torch.channels_last), target, snr)
 
 
-def schedule(step: int, options: OptimisationConfig) -> float:
+def schedule(step: int, options: OptimisationConfig | SegmentationOptimisation) -> float:
     """Factor on the learning rate: linear warm-up, then half a cosine to 0."""
     if step < options.warmup_steps:
         return (step + 1) / options.warmup_steps

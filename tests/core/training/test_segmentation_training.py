@@ -111,12 +111,25 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
         own_micrographs(own, seed=1)
 
 
-def test_it_stops_when_asked_to(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     write_set(tmp_path, 2)
-    with pytest.raises(Aborted):
-        train_segmentation(
-            config(tmp_path), tmp_path / "out", log=lambda line: None, should_stop=lambda: True
-        )
+    short = config(tmp_path, optimisation={"steps": 6, "batch_size": 2, "crop_px": 32, "validate_every": 2})
+    whole = load_model(train_segmentation(short, tmp_path / "whole", log=lambda line: None), SEGMENTERS)
+    # after step 3, in the middle between two validations
+    answers = iter([False] * 3 + [True])
+    with pytest.raises(Aborted, match="stopped at step 3; run again with --resume"):
+        train_segmentation(short, tmp_path / "torn", log=lambda line: None, should_stop=lambda: next(answers))
+    other = config(tmp_path, seed=2)
+    with pytest.raises(CryohushError, match="belongs to another configuration"):
+        train_segmentation(other, tmp_path / "torn", resume=True, log=lambda line: None)
+    path = train_segmentation(short, tmp_path / "torn", resume=True, log=lambda line: None)
+    resumed = load_model(path, SEGMENTERS)
+    for one, same in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
+        torch.testing.assert_close(one, same, rtol=0, atol=0)
+    logs = [(tmp_path / name / "segmentation.jsonl").read_text() for name in ("whole", "torn")]
+    assert logs[0] == logs[1]
+    assert len(logs[0].splitlines()) == 3
+    assert resumed.card["measured"] == whole.card["measured"]
 
 
 def test_one_source_of_micrographs_is_needed(tmp_path: Path) -> None:
