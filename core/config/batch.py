@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,9 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ..errors import ConfigurationError
 from .denoise import DenoiseOptions
+from .evaluate import EvaluateConfig
+from .extract_noise import ExtractNoiseOptions
 from .load import validate
 
-Job = Literal["denoise"]
+Job = Literal["denoise", "extract-noise", "evaluate"]
+Options = DenoiseOptions | ExtractNoiseOptions | EvaluateConfig
+OPTIONS: Mapping[Job, type[Options]] = {
+    "denoise": DenoiseOptions,
+    "extract-noise": ExtractNoiseOptions,
+    "evaluate": EvaluateConfig,
+}
 # What each kind of source may say besides what all may.
 _ENTRIES = {
     "file": {"root", "passthrough"},
@@ -102,8 +111,10 @@ class Source(BaseModel):
         Instead: RELION's kind of job, such as `Extract`, of which the newest finished one is taken.
     alias
         What RELION is to call the job.
+    job
+        If it is another than the plan's.
     options
-        What differs from the plan's.
+        What differs from the plan's; of a source with another job than the plan's, all.
     output
         Folder of the results of a file.
     """
@@ -121,6 +132,7 @@ class Source(BaseModel):
     micrographs: str | None = None
     newest: str | None = None
     alias: Annotated[str, Field(pattern=r"^\w[\w.-]+$")] | None = None
+    job: Job | None = None
     options: dict[str, Any] = {}
     output: Path | None = None
 
@@ -134,7 +146,7 @@ class Source(BaseModel):
         given = self.model_fields_set
         if len(given & set(_ENTRIES)) != 1:
             raise ValueError("expected exactly one of file, relion and cryosparc")
-        allowed = _ENTRIES[self.host] | {"name", "options", self.host}
+        allowed = _ENTRIES[self.host] | {"name", "job", "options", self.host}
         allowed |= {"output"} if self.host == "file" else set()
         if wrong := sorted(given - allowed):
             raise ValueError(f"{', '.join(wrong)}: not for a source of the kind {self.host}")
@@ -152,11 +164,11 @@ class BatchPlan(BaseModel):
     Attributes
     ----------
     job
-        What is done.
+        What is done to sources that name no job of their own.
     output
         Folder of the batch's own files, and of the results of sources without a project.
     options
-        Of all sources: those of `cryohush denoise`.
+        Of all sources with the plan's job: those of the command of that name.
     sources
         The data.
     sources_at_once
@@ -182,8 +194,14 @@ class BatchPlan(BaseModel):
                 raise ValueError(f"{name} is the engine's: give engine.{name}")
         return options
 
-    def denoise_options(self, number: int) -> DenoiseOptions:
+    def job_of(self, number: int) -> Job:
+        """Return what is done to source `number`."""
+        return self.sources[number].job or self.job
+
+    def options_of(self, number: int) -> Options:
         """Return the options of source `number` on top of the plan's.
+
+        Those of an evaluation name the source itself as the denoised images.
 
         Raises
         ------
@@ -191,8 +209,13 @@ class BatchPlan(BaseModel):
             If they do not fit; names the source, counted from 1.
         """
         where = f"sources, number {number + 1}: options"
-        own = self.sources[number].options
+        job, source = self.job_of(number), self.sources[number]
+        own = source.options if job != self.job else {**self.options, **source.options}
         for name in _OF_THE_ENGINE:
             if name in own:
                 raise ConfigurationError(f"{where}: {name} is the engine's: give engine.{name}")
-        return validate({**self.options, **own}, DenoiseOptions, where)
+        if job == "evaluate":
+            if "denoised" in own:
+                raise ConfigurationError(f"{where}: denoised is the source itself: leave it out")
+            own = {**own, "denoised": source.file or source.particles or source.micrographs or source.newest}
+        return validate(own, OPTIONS[job], where)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ... import __version__
-from ..config.batch import BatchPlan
+from ..config.batch import OPTIONS, BatchPlan, Job, Options
 from ..config.denoise import DenoiseOptions
 from ..errors import ConfigurationError, InputError, OutputError
 from ..io.files import part_path, rename_complete, writing_failed
@@ -32,18 +32,20 @@ State = Literal["waiting", "running", "done", "failed", "stopped"]
 
 @dataclass
 class Item:
-    """One table, stack or micrograph of a batch, and how far it has come.
+    """One table, stack or micrograph of a batch, what is done to it, and how far it has come.
 
     Attributes
     ----------
     name
         Unique in the batch.
+    job
+        What is done.
     host
         `file`, `relion` or `cryosparc`.
     source
         The input.
     options
-        Of the run.
+        Of the run; those of its job.
     root, passthrough
         See `run_denoise`.
     project
@@ -65,7 +67,8 @@ class Item:
     name: str
     host: str
     source: Path
-    options: DenoiseOptions
+    options: Options = field(default_factory=DenoiseOptions)
+    job: Job = "denoise"
     root: Path | None = None
     passthrough: tuple[Path, ...] = ()
     project: Path | None = None
@@ -92,7 +95,7 @@ class Item:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Item:
         """Return the item of an entry."""
-        item = cls(**{**values, "options": DenoiseOptions(**values["options"])})
+        item = cls(**{**values, "options": OPTIONS[values.get("job", "denoise")](**values["options"])})
         item.source, item.passthrough = Path(item.source), tuple(map(Path, item.passthrough))
         for name in ("root", "project", "output"):
             value = getattr(item, name)

@@ -14,22 +14,21 @@ from pathlib import Path
 from typing import Protocol
 
 from ..config.batch import BatchPlan, Source
-from ..config.denoise import DenoiseOptions
 from ..errors import ConfigurationError, CryohushError, InputError, OutputError
 from .books import Item
 from .devices import choose_precision, pixels_per_second, resolve_devices
+from .jobs import Result
 from .run import RunSize, measure_run
-from .summary import Summary
 
 
 class Host(Protocol):
     """How the data's host learns of the work; of each method a `CryohushError` belongs to the one source."""
 
     def find(self, source: Source) -> list[Item]:
-        """Return what a source stands for; its options come later."""
+        """Return what a source stands for; its job and options come later."""
 
     def check(self, item: Item) -> None:
-        """Raise what would keep the host from taking the result."""
+        """Raise what would keep the host from taking the result, or from doing `item.job`."""
 
     def open(self, item: Item) -> Path:
         """Make the host's job, unless `item.output` says that it is there, and return its folder."""
@@ -37,7 +36,7 @@ class Host(Protocol):
     def is_aborted(self, item: Item) -> bool:
         """Tell whether the user has stopped this source in the host; asked again and again."""
 
-    def close(self, item: Item, summary: Summary | None) -> None:
+    def close(self, item: Item, summary: Result | None) -> None:
         """Tell the host the end: without a summary, that it failed or was stopped."""
 
 
@@ -52,7 +51,7 @@ class Files:
         Gets the summary of each finished source.
     """
 
-    def __init__(self, folder: Path, report: Callable[[Summary], object]) -> None:
+    def __init__(self, folder: Path, report: Callable[[Result], object]) -> None:
         self._folder, self._report = folder, report
 
     def find(self, source: Source) -> list[Item]:
@@ -69,7 +68,6 @@ class Files:
                 name=name,
                 host="file",
                 source=path,
-                options=DenoiseOptions(),
                 root=source.root and source.root.absolute(),
                 passthrough=tuple(path.absolute() for path in source.passthrough),
                 output=(source.output or self._folder / name).absolute(),
@@ -89,7 +87,7 @@ class Files:
         """Nothing stops a file."""
         return False
 
-    def close(self, item: Item, summary: Summary | None) -> None:
+    def close(self, item: Item, summary: Result | None) -> None:
         """Write the report."""
         if summary is not None:
             self._report(summary)
@@ -178,7 +176,7 @@ def _find(plan: BatchPlan, number: int, source: Source, hosts: Mapping[str, Host
             f"this command knows no sources of the kind {source.host}: run the plan with "
             f"{source.host}_cryohush batch."
         )
-    options = plan.denoise_options(number)
+    options = plan.options_of(number)
     if options.model.endswith(".safetensors"):
         options = options.model_copy(update={"model": str(Path(options.model).absolute())})
     return [dataclasses.replace(item, options=options) for item in hosts[source.host].find(source)]

@@ -67,7 +67,9 @@ def changed(plan: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
 def test_the_example_is_a_plan() -> None:
     plan = load_yaml(EXAMPLES.parent / "batch" / "plan.yaml", BatchPlan)
     assert [source.host for source in plan.sources] == ["relion", "relion", "relion", "file"]
-    assert plan.denoise_options(1).blend == 0.2
+    options = plan.options_of(1)
+    assert isinstance(options, DenoiseOptions)
+    assert options.blend == 0.2
 
 
 @pytest.mark.parametrize(
