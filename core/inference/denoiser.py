@@ -72,13 +72,14 @@ class Denoiser:
         radius_px: float | None = None,
         blend: float = 0.0,
         keep_above_px: float | None = None,
+        protein_dark: bool = False,
     ) -> tuple[NDArray[np.float32], dict[int, str]]:
         """Denoise what can be denoised, and say what cannot.
 
         Parameters
         ----------
         images
-            `(n, y, x)`, any size, protein white.
+            `(n, y, x)`, any size.
         radius_px
             Radius of the circle, pixels, outside which an image is background; None is three eighths of the
             shorter side.
@@ -86,6 +87,8 @@ class Denoiser:
             Share `a` of the raw image: `x_hat + a (x - x_hat)`.
         keep_above_px
             Period in pixels (resolution over pixel size); beyond it the Fourier coefficients stay raw.
+        protein_dark
+            Whether protein is dark. Networks know it as white: they then get the negative.
 
         Returns
         -------
@@ -103,7 +106,12 @@ class Denoiser:
             bad = torch.tensor(list(problems), dtype=torch.int64, device=self.device)
             if problems:
                 normalised[bad] = 0.0
-            denoised = denormalise(self._mirrored_to_stride(normalised), mean, std)
+            if protein_dark:
+                normalised.neg_()
+            denoised = self._mirrored_to_stride(normalised)
+            if protein_dark:
+                denoised.neg_()
+            denoised = denormalise(denoised, mean, std)
             if blend:
                 denoised = torch.lerp(denoised, raw, blend)
             if keep_above_px is not None:

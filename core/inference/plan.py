@@ -88,6 +88,23 @@ def read_images(
         If there are passthrough files but `source` is no `.cs` file.
     """
     source = Path(source)
+    if not holds_micrographs(source):
+        return ParticleSet.read(source, root=root, passthrough=passthrough)
+    if passthrough:
+        raise ConfigurationError(
+            f"passthrough files complete a .cs file, and {source} is none. Leave them out."
+        )
+    return MicrographSet.read(source, root=root)
+
+
+def holds_micrographs(source: Path) -> bool:
+    """Tell whether an input is a micrograph or a table of them, and not particles.
+
+    Raises
+    ------
+    InputError
+        If the input cannot be read or is of a kind that cannot be denoised.
+    """
     suffix = source.suffix.lower()
     if suffix in MOVIE_SUFFIXES:
         raise InputError(
@@ -97,16 +114,8 @@ def read_images(
         )
     if suffix == MICROGRAPH_SUFFIX:
         with StackReader(source) as reader:
-            is_micrograph = reader.n_images == 1
-    else:
-        is_micrograph = suffix == ".star" and lists_micrographs(source)
-    if not is_micrograph:
-        return ParticleSet.read(source, root=root, passthrough=passthrough)
-    if passthrough:
-        raise ConfigurationError(
-            f"passthrough files complete a .cs file, and {source} is none. Leave them out."
-        )
-    return MicrographSet.read(source, root=root)
+            return reader.n_images == 1
+    return suffix == ".star" and lists_micrographs(source)
 
 
 def plan_stacks(images: ImageSet, protein: Protein = "auto") -> list[StackPlan]:

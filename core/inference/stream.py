@@ -94,26 +94,27 @@ class ImageOptions:
 
 
 def particle_worker(denoiser: Denoiser, options: ImageOptions) -> Worker:
-    """Return a worker for particles; what the options need of a pixel size was checked before.
-
-    Networks know protein as white: where it is dark they get the negative, and theirs is returned.
-    """
+    """Return a worker for particles; what the options need of a pixel size was checked before."""
 
     def work(images: Images, stack: StackPlan) -> Denoised:
         diameter_px = _pixels(options.particle_diameter_angstrom, stack)
         denoised, problems = denoiser.denoise(
-            -images if stack.protein_dark else images,
+            images,
             radius_px=None if diameter_px is None else diameter_px / 2,
             blend=options.blend,
             keep_above_px=_pixels(options.keep_above_angstrom, stack),
+            protein_dark=stack.protein_dark,
         )
-        return Denoised(-denoised if stack.protein_dark else denoised, problems, {})
+        return Denoised(denoised, problems, {})
 
     return work
 
 
 def micrograph_worker(denoiser: MicrographDenoiser, options: ImageOptions) -> Worker:
-    """Return a worker for micrographs; otherwise as `particle_worker`."""
+    """Return a worker for micrographs; otherwise as `particle_worker`.
+
+    Networks know protein as white: where it is dark they get the negative, and theirs is returned.
+    """
 
     def work(images: Images, stack: StackPlan) -> Denoised:
         (image,) = images

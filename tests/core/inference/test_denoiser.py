@@ -166,6 +166,25 @@ def test_a_bad_image_is_named_and_the_others_are_not_touched_by_it(
     np.testing.assert_array_equal(denoised[[0, 1, 3]], good[[0, 1, 3]])
 
 
+@pytest.mark.parametrize("options", [{}, {"blend": 0.5}, {"keep_above_px": 4.0}])
+def test_dark_protein_is_denoised_as_the_negative_of_white(
+    denoiser: Denoiser, options: dict[str, float]
+) -> None:
+    images = noise(2, 16, 18)
+    dark, _ = denoiser.denoise(images, protein_dark=True, **options)
+    white, _ = denoiser.denoise(-images, **options)
+    np.testing.assert_array_equal(dark, -white)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.0])
+def test_a_constant_image_is_told_by_its_own_value_whatever_the_shade(
+    denoiser: Denoiser, value: float
+) -> None:
+    images = np.full((1, 16, 16), value, dtype=np.float32)
+    _, problems = denoiser.denoise(images, protein_dark=True)
+    assert problems == {0: f"the image is constant: every pixel is {value:g}."}
+
+
 def test_a_constant_background_is_told_from_a_constant_image(denoiser: Denoiser) -> None:
     images = np.full((1, 16, 16), 0.1, dtype=np.float32)
     images[0, 7:10, 7:10] = 5.0
