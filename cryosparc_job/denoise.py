@@ -14,7 +14,7 @@ from .. import __version__
 from ..core.config.denoise import DenoiseOptions
 from ..core.errors import ConfigurationError
 from ..core.inference.plan import plan_stacks, read_images
-from ..core.io.files import part_path, rename_complete, writing_failed
+from ..core.io.files import writing
 from .guard import run_guarded, stop_signals
 from .instance import Instance, Source
 from .job import ExternalJob
@@ -189,9 +189,5 @@ class _Run:
 
 
 def _copy(source: Path, path: Path) -> None:
-    part = part_path(path)
-    try:
+    with writing(path) as part:
         shutil.copyfile(source, part)
-        rename_complete(part, path)
-    except OSError as error:
-        raise writing_failed(path, error) from error

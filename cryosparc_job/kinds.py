@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..core.errors import HostError
 from ..core.inference.plan import ImageSet, StackPlan
 from ..core.io.cs import CsTable, read_images
-from ..core.io.files import part_path, rename_complete, writing_failed
+from ..core.io.files import writing
 from ..core.io.particles import ParticleSet
 from ..core.io.star import write_tables
 
@@ -118,12 +118,8 @@ def write_particles(dataset: Any, path: Path, root: Path) -> None:
     """
     names = [str(root / name.removeprefix(">")) for name in dataset["blob/path"]]
     dataset["blob/path"] = np.array(names, dtype=object)
-    part = part_path(path)
-    try:
+    with writing(path) as part:
         dataset.save(str(part))
-        rename_complete(part, path)
-    except OSError as error:
-        raise writing_failed(path, error) from error
 
 
 def filler(

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.errors import HostError, OutputError
 from ..core.inference.plan import StackPlan
-from ..core.io.files import part_path, rename_complete, writing_failed
+from ..core.io.files import writing, writing_failed
 from .instance import Instance
 from .job import ExternalJob
 
@@ -107,13 +107,9 @@ class Place:
             if path.exists():
                 continue
             log(f"fetching {name} ({number} of {len(names)})")
-            part = part_path(path)
-            try:
+            with writing(path) as part:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 instance.download(project, name, part)
-                rename_complete(part, path)
-            except OSError as error:
-                raise writing_failed(path, error) from error
 
 
 _PERMISSION = (

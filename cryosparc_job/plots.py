@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..core.inference.summary import Summary
-from ..core.io.files import part_path, rename_complete, writing_failed
+from ..core.io.files import writing
 from ..core.metrics.fourier import pooled_fourier_ring_correlation, ring_frequencies
 from ..core.report.figures import DENOISED_COLOUR, draw_spectra
 
@@ -64,10 +64,6 @@ def _draw_frc(summary: Summary) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    part = part_path(path)
-    try:
+    with writing(path) as part:
         figure.savefig(part, format="png", dpi=130)
-        rename_complete(part, path)
-    except OSError as error:
-        raise writing_failed(path, error) from error
     return path

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.errors import Aborted, ConfigurationError, CryohushError
 from ..core.inference.books import is_running
-from ..core.io.files import part_path, rename_complete, writing_failed
+from ..core.io.files import write_text
 
 # In the job's folder: of which batch it is, and how it has ended there.
 BATCH_NAME, END_NAME = ".cryohush-batch.json", ".cryohush-batch-end.json"
@@ -61,11 +61,7 @@ def write_note(path: Path, values: dict[str, Any]) -> None:
     OutputError
         If it cannot be written.
     """
-    try:
-        part_path(path).write_text(json.dumps(values) + "\n")
-        rename_complete(part_path(path), path)
-    except OSError as error:
-        raise writing_failed(path, error) from error
+    write_text(path, json.dumps(values) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import HostError, InputError
-from ..core.io.files import part_path, rename_complete, writing_failed
+from ..core.io.files import writing, writing_failed
 from .project import NODE_LABELS, NODE_NUMBERS, Kind
 
 PIPELINE = "default_pipeline.star"
@@ -182,10 +182,6 @@ def _job_star(kind: Kind, source: str, command: str, *, is_31: bool, is_5: bool)
 
 
 def _write(path: Path, text: str) -> None:
-    part = part_path(path)
-    try:
+    with writing(path) as part:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text)
-        rename_complete(part, path)
-    except OSError as error:
-        raise writing_failed(path, error) from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..core.io.files import part_path, rename_complete, writing_failed
+from ..core.io.files import write_text
 
 OUTPUT_NODES = "RELION_OUTPUT_NODES.star"
 
@@ -104,12 +104,7 @@ def write_output_nodes(
     text += "".join(f"{NODE_COLUMNS[column]} #{number}\n" for number, column in enumerate(kept, 1))
     text += "".join(" ".join(node[column] for column in kept) + "\n" for node in nodes) + "\n"
     path = root / directory / OUTPUT_NODES
-    part = part_path(path)
-    try:
-        part.write_text(text)
-        rename_complete(part, path)
-    except OSError as error:
-        raise writing_failed(path, error) from error
+    write_text(path, text)
     return path
 
 

@@ -16,7 +16,6 @@ Names in the tables are relative to the folder. `micrographs.star` comes last: w
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from ..config.micrographs import MicrographsConfig
 from ..errors import Aborted, ConfigurationError, OutputError
-from ..io.files import part_path, rename_complete, writing_failed
+from ..io.files import writing, writing_failed
 from ..io.star import write_tables
 from .micrograph import SimulatedMicrograph, Species, simulate_micrograph
 
@@ -160,13 +159,5 @@ def _write(folder: Path, stem: str, simulated: SimulatedMicrograph, pixel_size_a
 
 
 def _write_mrc(path: Path, values: NDArray[Any], pixel_size_angstrom: float) -> None:
-    part = part_path(path)
-    try:
-        with mrcfile.new(part, values, overwrite=True) as file:
-            file.voxel_size = pixel_size_angstrom
-        with part.open("rb+") as written:
-            os.fsync(written.fileno())
-        rename_complete(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise writing_failed(path, error, values.nbytes) from error
+    with writing(path, values.nbytes) as part, mrcfile.new(part, values, overwrite=True) as file:
+        file.voxel_size = pixel_size_angstrom

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor
 from ... import __version__
 from ..config.simulate import Output, ParticlesConfig
 from ..errors import Aborted, InputError, OutputError
-from ..io.files import part_path, rename_complete, writing_failed
+from ..io.files import part_path, write_text, writing, writing_failed
 from ..io.manifest import MANIFEST_NAME, Manifest
 from ..io.mrc import StackWriter
 from .particle_classes import ParticleClass, read_classes
@@ -134,7 +133,7 @@ def simulate_particles(
             ],
             "tables": [table.name for table in tables],
         }
-        _write_record(output_dir / RECORD_NAME, record)
+        write_text(output_dir / RECORD_NAME, json.dumps(record, indent=2) + "\n")
     return SimulationSummary(tables, output_dir / RECORD_NAME, config.n_images, seconds, rate)
 
 
@@ -319,24 +318,5 @@ def _check_free_space(config: ParticlesConfig, output_dir: Path, journal: Manife
 
 
 def _write_volume(path: Path, volume: Tensor, pixel_size_angstrom: float) -> None:
-    part = part_path(path)
-    try:
-        with mrcfile.new(part, volume.numpy(), overwrite=True) as file:
-            file.voxel_size = pixel_size_angstrom
-        rename_complete(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise writing_failed(path, error) from error
-
-
-def _write_record(path: Path, record: dict[str, Any]) -> None:
-    part = part_path(path)
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(record, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        rename_complete(part, path)
-    except OSError as error:
-        raise writing_failed(path, error) from error
+    with writing(path) as part, mrcfile.new(part, volume.numpy(), overwrite=True) as file:
+        file.voxel_size = pixel_size_angstrom

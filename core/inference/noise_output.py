@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from ... import __version__
 from ..errors import OutputError
-from ..io.files import part_path, rename_complete, writing_failed
+from ..io.files import writing
 from ..io.micrographs import MicrographSet
 from ..io.mrc import StackWriter
 from ..io.star import write_tables
@@ -51,16 +50,8 @@ class NoisePart:
 
     def save(self, path: Path) -> None:
         """Write the part, all or nothing."""
-        part = part_path(path)
-        try:
-            with part.open("wb") as file:
-                np.savez(file, allow_pickle=False, **vars(self))
-                file.flush()
-                os.fsync(file.fileno())
-            rename_complete(part, path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise writing_failed(path, error, self.blocks.nbytes) from error
+        with writing(path, self.blocks.nbytes) as part, part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **vars(self))
 
     @classmethod
     def load(cls, path: Path) -> NoisePart:
@@ -86,15 +77,10 @@ def write_labels(path: Path, labels: NDArray[np.uint8], pixel_size_angstrom: flo
     OutputError
         If it cannot be written.
     """
-    part = part_path(path)
-    try:
+    with writing(path, labels.nbytes) as part:
         path.parent.mkdir(parents=True, exist_ok=True)
         with mrcfile.new(part, labels.astype(np.int8), overwrite=True) as file:
             file.voxel_size = pixel_size_angstrom
-        rename_complete(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise writing_failed(path, error, labels.nbytes) from error
 
 
 def write_noise(

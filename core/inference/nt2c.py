@@ -19,13 +19,14 @@ from ..config.nt2c import Nt2cConfig, SessionConfig
 from ..config.training import SimulationConfig
 from ..errors import Aborted, ConfigurationError, OutputError, StarError
 from ..imaging.structure import read_structure
-from ..io.files import part_path, rename_complete
+from ..io.files import write_text
 from ..io.micrographs import MicrographSet
 from ..io.star import read_tables
+from ..models.weights import load_model
 from ..noise.synthesis import load_noise_model
 from ..training import supervised, synthesis
 from ..training.data import find_structures
-from ..training.nt2c import coarse_config, fine_config, write_pairs
+from ..training.nt2c import coarse_config, fine_config, simulation_config, write_pairs
 from .extract_noise import extract_noise
 
 _RECORD = "nt2c.json"
@@ -47,8 +48,10 @@ def train(
     `output_dir` gets `nt2c.json` (the configuration), `ctf.npy` (the session's CTF parameters), and a folder
     for each stage, each of which is skipped when what it ends with is there:
 
-    - `coarse/weights.safetensors`: a denoiser trained on simulated particles with the session's parameters;
-    - `blocks/noise.mrcs`: places where the micrographs that it denoised show nothing;
+    - `coarse/weights.safetensors`: a denoiser trained on simulated particles with the session's parameters,
+      unless the configuration names one;
+    - `blocks/noise.mrcs`: places where the micrographs that it denoised show nothing, or which a segmentation
+      takes for background;
     - `synthesiser/`: a model of their noise, and how close it is to blocks that it has not seen;
     - `pairs/noisy.mrcs`, `pairs/clean.mrcs`: clean projections with drawn, re-weighted noise;
     - `fine/weights.safetensors`: the coarse denoiser trained on with these pairs.
@@ -81,16 +84,22 @@ def train(
         log(f"stage {number} of 5, {what}{': done before' if end.exists() else ''}")
         return not end.exists()
 
-    coarse = output_dir / "coarse/weights.safetensors"
-    coarse_run = coarse_config(config, tables, pixel_size)
-    if coarse_run.data is None:  # never: the coarse denoiser learns from simulated particles
-        raise TypeError("a simulation was expected")
-    _check_sizes(coarse_run.data)
-    if stage(1, "coarse denoiser", coarse):
-        supervised.train(coarse_run, coarse.parent, resume=True, log=log, should_stop=should_stop)
+    simulation = simulation_config(session, tables, pixel_size)
+    _check_sizes(simulation)
+    projections = output_dir / "coarse/projections-train.safetensors"
+    if config.coarse_model is not None:
+        coarse, projections = config.coarse_model, output_dir / "pairs" / projections.name
+        log(f"stage 1 of 5, coarse denoiser: {coarse}")
+    else:
+        coarse = str(output_dir / "coarse/weights.safetensors")
+        if stage(1, "coarse denoiser", Path(coarse)) and config.coarse is not None:
+            run = coarse_config(config, simulation, config.coarse)
+            supervised.train(run, Path(coarse).parent, resume=True, log=log, should_stop=should_stop)
 
     blocks = output_dir / "blocks/noise.mrcs"
-    options = config.extraction.model_copy(update={"model": str(coarse)})
+    options = config.extraction
+    if options.method == "similarity":
+        options = options.model_copy(update={"model": coarse})
     if options.window_px is None and options.window_angstrom is None:
         options = options.model_copy(update={"window_px": session.box_px})
     if stage(2, "blocks of noise", blocks):
@@ -107,7 +116,7 @@ def train(
 
     folder = output_dir / "synthesiser"
     model = folder / (
-        "noise_generator.safetensors" if config.synthesiser.kind == "wgan" else "gaussian_field.safetensors"
+        "gaussian_field.safetensors" if config.synthesiser.kind == "gaussian" else "noise_generator.safetensors"
     )
     if stage(3, "model of the noise", folder / "comparison.png"):
         synthesis.train(
@@ -123,12 +132,11 @@ def train(
 
     noisy, clean = output_dir / "pairs/noisy.mrcs", output_dir / "pairs/clean.mrcs"
     if stage(4, "re-weighted pairs", noisy):
-        projections = coarse.parent / "projections-train.safetensors"
-        write_pairs(config, coarse_run.data, load_noise_model(model), projections, noisy.parent)
+        write_pairs(config, simulation, load_noise_model(model), projections, noisy.parent, log)
 
     fine = output_dir / "fine/weights.safetensors"
     if stage(5, "fine denoiser", fine):
-        run = fine_config(config, noisy, clean, coarse)
+        run = fine_config(config, noisy, clean, load_model(coarse))
         supervised.train(run, fine.parent, resume=True, log=log, should_stop=should_stop)
     return fine
 
@@ -216,5 +224,4 @@ def _open_record(config: Nt2cConfig, output_dir: Path, *, resume: bool) -> None:
             raise OutputError(f"{path} belongs to another configuration: choose another --output.")
         return
     output_dir.mkdir(parents=True, exist_ok=True)
-    part_path(path).write_text(text, encoding="utf-8")
-    rename_complete(part_path(path), path)
+    write_text(path, text)

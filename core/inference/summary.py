@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from ... import __version__
 from ..config.denoise import DenoiseOptions
-from ..io.files import part_path, rename_complete, writing_failed
+from ..io.files import write_text
 from ..io.mrc import StackReader
 from ..models.weights import LoadedModel
 from .devices import Precision
@@ -220,13 +219,4 @@ def write_record(summary: Summary, command: str | None, started: float) -> None:
         "skipped_images": [dataclasses.asdict(note) for note in summary.skipped],
         "conspicuous_images": [dataclasses.asdict(note) for note in summary.remarks],
     }
-    part = part_path(summary.record)
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(record, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        rename_complete(part, summary.record)
-    except OSError as error:
-        raise writing_failed(summary.record, error) from error
+    write_text(summary.record, json.dumps(record, indent=2) + "\n")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..errors import CsError, OutputError
 from .csdat import MAGIC as CSDAT_MAGIC
 from .csdat import read_csdat
-from .files import part_path, rename_complete, writing_failed
+from .files import write_text, writing
 
 CS_SUFFIX = ".cs"
 _MAGIC = b"\x93NUMPY"
@@ -350,19 +350,11 @@ def rewrite(
     if path.exists() and any(path.samefile(source) for source in (table.path, *table.passthrough)):
         raise OutputError(f"{path}: is an input itself, which is never written to. Choose another name.")
     names = np.array([os.fsencode(_BESIDE + name) for name in stack_names])
-    part = part_path(path)
-    try:
-        with part.open("wb") as file:
-            _write_header(file, _fields(table, names), len(table))
-            for block in _blocks(table, names, stack, image):
-                file.write(block.view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
-        rename_complete(part, path)
-        _write_group(table, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise writing_failed(path, error) from error
+    with writing(path) as part, part.open("wb") as file:
+        _write_header(file, _fields(table, names), len(table))
+        for block in _blocks(table, names, stack, image):
+            file.write(block.view(np.uint8).data)
+    _write_group(table, path)
 
 
 def _fields(table: CsTable, names: NDArray[np.bytes_]) -> np.dtype[Any]:
@@ -412,10 +404,4 @@ def _write_group(table: CsTable, path: Path) -> None:
         },
         "version": _GROUP_VERSION,
     }
-    group_path = path.with_suffix(".csg")
-    part = part_path(group_path)
-    with part.open("w", encoding="utf-8") as file:
-        yaml.safe_dump(group, file, sort_keys=False)
-        file.flush()
-        os.fsync(file.fileno())
-    rename_complete(part, group_path)
+    write_text(path.with_suffix(".csg"), yaml.safe_dump(group, sort_keys=False))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import OutputError
@@ -34,6 +36,48 @@ def writing_failed(path: Path, error: OSError, bytes_needed: int | None = None) 
 def part_path(path: Path) -> Path:
     """Return where `path` grows until it is complete."""
     return path.with_name(path.name + ".part")
+
+
+@contextlib.contextmanager
+def writing(path: Path, bytes_needed: int | None = None) -> Iterator[Path]:
+    """Yield where a file is to grow; it is synced and gets its name when the block ends, else nothing stays.
+
+    Parameters
+    ----------
+    path
+        The file; one that is there is replaced.
+    bytes_needed
+        Its size, for the message on a full disk.
+
+    Raises
+    ------
+    OutputError
+        For an `OSError` in the block, or afterwards.
+    """
+    part = part_path(path)
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        rename_complete(part, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise writing_failed(path, error, bytes_needed) from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file in UTF-8, or nothing.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    with writing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def rename_complete(part: Path, path: Path) -> None:

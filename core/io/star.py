@@ -6,7 +6,6 @@ double quotes; a `#` at the start of a value begins a comment; lines end in LF.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import OutputError, StarError
-from .files import part_path, rename_complete, writing_failed
+from .files import writing
 
 # A quoted value ends at the same quote followed by white space; a comment runs to the end of the line.
 _TOKEN = re.compile(
@@ -315,21 +314,10 @@ def rewrite(
         raise OutputError(
             f"{destination}: is the input itself, which is never written to. Choose another name."
         )
-    part = part_path(destination)
-    try:
-        with part.open("wb", buffering=_BLOCK_BYTES) as file:
-            for table in read_tables(source):
-                file.writelines(_copied(table, is_target, labels, edit))
-            before_rename()
-            file.flush()
-            os.fsync(file.fileno())
-        rename_complete(part, destination)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise writing_failed(destination, error) from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with writing(destination) as part, part.open("wb", buffering=_BLOCK_BYTES) as file:
+        for table in read_tables(source):
+            file.writelines(_copied(table, is_target, labels, edit))
+        before_rename()
 
 
 def _copied(
@@ -412,29 +400,15 @@ def write_tables(
     ValueError
         A row has not as many values as there are labels, or a text cannot stand in a STAR file.
     """
-    path = Path(path)
-    part = part_path(path)
-    try:
-        with part.open("wb", buffering=_BLOCK_BYTES) as file:
-            for name, labels, rows in tables:
-                file.write(encode(f"\n# version 30001\n\ndata_{name}\n\nloop_ \n"))
-                file.writelines(encode(f"_{label} #{number} \n") for number, label in enumerate(labels, 1))
-                for row in rows:
-                    if len(row) != len(labels):
-                        raise ValueError(
-                            f"a row of {len(row)} values for {len(labels)} labels in data_{name}"
-                        )
-                    file.write(b" ".join(_written(value) for value in row) + b" \n")
-                file.write(b" \n")
-            file.flush()
-            os.fsync(file.fileno())
-        rename_complete(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise writing_failed(path, error) from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with writing(Path(path)) as part, part.open("wb", buffering=_BLOCK_BYTES) as file:
+        for name, labels, rows in tables:
+            file.write(encode(f"\n# version 30001\n\ndata_{name}\n\nloop_ \n"))
+            file.writelines(encode(f"_{label} #{number} \n") for number, label in enumerate(labels, 1))
+            for row in rows:
+                if len(row) != len(labels):
+                    raise ValueError(f"a row of {len(row)} values for {len(labels)} labels in data_{name}")
+                file.write(b" ".join(_written(value) for value in row) + b" \n")
+            file.write(b" \n")
 
 
 def _written(value: str | float | int) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..errors import ModelError
-from ..io.files import part_path, rename_complete
+from ..io.files import writing
 from . import MODELS, SEGMENTERS
 
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
@@ -138,17 +137,18 @@ def save_model(
         The network's name in the registry, and the arguments of its constructor.
     card
         JSON-able: `description`, `training`, `measured`.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
     """
     path = Path(path)
     metadata = {**card, "model": {"name": name, "arguments": dict(arguments)}}
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     data = safetensors.torch.save(tensors, metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-    part = part_path(path)
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    rename_complete(part, path)
+    with writing(path, len(data)) as part:
+        part.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 

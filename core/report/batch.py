@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..inference.books import Item, is_running, log_path, read_books
-from ..io.files import part_path, rename_complete, writing_failed
+from ..io.files import write_text
 from . import PDF_NAME, PNG_NAME
 
 if TYPE_CHECKING:
@@ -118,12 +118,7 @@ def write_batch_report(folder: Path) -> Path:
         + "</body></html>\n"
     )
     path = folder / HTML_NAME
-    part = part_path(path)
-    try:
-        part.write_text(text, encoding="utf-8")
-        rename_complete(part, path)
-    except OSError as error:
-        raise writing_failed(path, error) from error
+    write_text(path, text)
     return path
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..io.files import part_path, rename_complete, writing_failed
+from ..io.files import writing
 
 PNG_DOTS_PER_INCH = 110
 
@@ -111,15 +110,8 @@ def write_bytes(path: Path, content: bytes) -> Path:
     OutputError
         When it cannot be written.
     """
-    part = part_path(path)
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        rename_complete(part, path)
-    except OSError as error:
-        raise writing_failed(path, error, len(content)) from error
+    with writing(path, len(content)) as part:
+        part.write_bytes(content)
     return path
 
 

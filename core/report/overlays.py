@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from ..io.files import part_path, rename_complete, writing_failed
+from ..io.files import writing
 from ..noise.segmentation import CONTAMINATION, PARTICLE
 from .figures import grey_range
 
@@ -82,11 +82,6 @@ def write_overlay(
     OutputError
         If the file cannot be written.
     """
-    part = part_path(path)
-    try:
+    with writing(path) as part:
         path.parent.mkdir(parents=True, exist_ok=True)
         imsave(part, draw_overlay(image, labels, taken, rejected, window_px), format="png")
-        rename_complete(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise writing_failed(path, error) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
-from ..io.files import part_path, rename_complete, writing_failed
+from ..io.files import writing
 from .html import Section
 from .pdf import FIRST_FACT, LINE_HEIGHT, PAGE_WIDTH, draw_text, fact_lines
 
@@ -30,21 +30,16 @@ def write_pages(
     OutputError
         When the file cannot be written.
     """
-    part = part_path(path)
-    try:
-        with PdfPages(part) as pages:
-            lines = fact_lines(facts)
-            height = FIRST_FACT + LINE_HEIGHT * (len(lines) + 2)
-            cover = Figure(figsize=(PAGE_WIDTH, height))
-            draw_text(cover, height, headline, lines, warning)
-            pages.savefig(cover)
-            for section in sections:
-                pages.savefig(_text_page(section))
-                for picture in section.pictures:
-                    pages.savefig(picture.figure)
-        rename_complete(part, path)
-    except OSError as error:
-        raise writing_failed(path, error) from error
+    with writing(path) as part, PdfPages(part) as pages:
+        lines = fact_lines(facts)
+        height = FIRST_FACT + LINE_HEIGHT * (len(lines) + 2)
+        cover = Figure(figsize=(PAGE_WIDTH, height))
+        draw_text(cover, height, headline, lines, warning)
+        pages.savefig(cover)
+        for section in sections:
+            pages.savefig(_text_page(section))
+            for picture in section.pictures:
+                pages.savefig(picture.figure)
     return path
 
 

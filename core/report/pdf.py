@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from ..io.files import part_path, rename_complete, writing_failed
+from ..io.files import writing
 from . import PDF_NAME, PNG_NAME
 from .figures import draw_montage, draw_spectra
 
@@ -185,10 +185,6 @@ def save(figure: Figure, path: Path, **options: Any) -> Path:
     OutputError
         When it cannot be written.
     """
-    part = part_path(path)
-    try:
+    with writing(path) as part:
         figure.savefig(part, **options)
-        rename_complete(part, path)
-    except OSError as error:
-        raise writing_failed(path, error) from error
     return path
