@@ -41,7 +41,7 @@ def build_parser(prog: str = "cryohush") -> argparse.ArgumentParser:
     )
     _add_train(commands.add_parser("train", help="train a network"))
     _add_evaluate(commands.add_parser("evaluate", help="measure how good denoised images are"))
-    _add_batch(commands.add_parser("batch", help="denoise many sources on many workers"))
+    add_batch(commands.add_parser("batch", help="denoise many sources on many workers"))
     _add_models(commands.add_parser("models", help="list the shipped models, or tell about one"))
     return parser
 
@@ -240,11 +240,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_overrides(parser)
 
 
-def _add_batch(parser: argparse.ArgumentParser) -> None:
+def add_batch(parser: argparse.ArgumentParser) -> None:
+    """Add what `batch` takes; the same for each host's own command."""
     parser.description = (
         "Run a plan: many sources on the GPUs of this machine or of a cluster (docs/batch.md)."
     )
-    parser.set_defaults(work=_batch)
+    parser.set_defaults(work=run_plan)
     parser.add_argument(
         "action",
         nargs="?",
@@ -319,7 +320,7 @@ def main(
         return error.code if isinstance(error.code, int) else 2
     arguments.command_line, arguments.hosts = shlex.join([prog, *words]), hosts
     try:
-        with _stop_flag() as should_stop:
+        with stop_flag() as should_stop:
             arguments.work(arguments, should_stop)
     except Aborted as error:
         print(error, file=sys.stderr)
@@ -337,7 +338,7 @@ def main(
 
 
 @contextlib.contextmanager
-def _stop_flag() -> Iterator[Callable[[], bool]]:
+def stop_flag() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether a stop signal has come; a second one has its usual effect."""
     received: list[int] = []
 
@@ -592,7 +593,8 @@ def _pairs(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"denoised": first, "twin": second}
 
 
-def _batch(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    """Do what `batch` is asked for; `arguments` have `command_line` and `hosts`, too, as `main` sets them."""
     from .config.batch import BatchPlan
     from .config.load import load_yaml
     from .report.batch import forecast_table, status_table, write_batch_report

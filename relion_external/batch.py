@@ -107,6 +107,12 @@ class RelionProjects:
         """Tell whether the user has stopped the job in RELION."""
         return item.output is not None and any((item.output / n).exists() for n in (ABORT_NOW, EXIT_ABORTED))
 
+    def tell(self, item: Item, line: str) -> None:
+        """RELION's job follows the source's log."""
+
+    def show_progress(self, item: Item) -> None:
+        """The log has that, too."""
+
     def close(self, item: Item, summary: Summary | None) -> None:
         """Write the report and the job's outputs, and let RELION see its end."""
         if item.output is None:

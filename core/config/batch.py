@@ -25,7 +25,7 @@ OPTIONS: Mapping[Job, type[Options]] = {
 _ENTRIES = {
     "file": {"root", "passthrough"},
     "relion": {"particles", "micrographs", "newest", "alias"},
-    "cryosparc": {"workspace", "particles", "micrographs"},
+    "cryosparc": {"particles", "micrographs", "newest", "workspace", "title"},
 }
 # The engine decides these for all sources.
 _OF_THE_ENGINE = ("device", "threads")
@@ -103,14 +103,20 @@ class Source(BaseModel):
         Of a file, as `cryohush denoise` has them.
     relion
         A project's folder.
-    cryosparc, workspace
-        A project and a workspace, `P3` and `W1`.
+    cryosparc
+        A project, `P3`.
+    workspace
+        Of that project, `W1`: where the job is made, and the newest one is looked for; None is that of the
+        job that has the images, and all of them.
     particles, micrographs
         In RELION a STAR file of the project, or a pattern; in cryoSPARC job and output, `J42:particles`.
     newest
-        Instead: RELION's kind of job, such as `Extract`, of which the newest finished one is taken.
+        Instead: a kind of job, of which the newest finished one with images is taken: `Extract` in RELION,
+        `extract_micrographs_multi` or, with the output, `select_2D:particles_selected` in cryoSPARC.
     alias
         What RELION is to call the job.
+    title
+        What cryoSPARC is to call it.
     job
         If it is another than the plan's.
     options
@@ -126,12 +132,13 @@ class Source(BaseModel):
     root: Path | None = None
     passthrough: tuple[Path, ...] = ()
     relion: Path | None = None
-    cryosparc: str | None = None
-    workspace: str | None = None
+    cryosparc: Annotated[str, Field(pattern=r"^P\d+$")] | None = None
+    workspace: Annotated[str, Field(pattern=r"^W\d+$")] | None = None
     particles: str | None = None
     micrographs: str | None = None
     newest: str | None = None
     alias: Annotated[str, Field(pattern=r"^\w[\w.-]+$")] | None = None
+    title: str | None = None
     job: Job | None = None
     options: dict[str, Any] = {}
     output: Path | None = None
@@ -151,10 +158,7 @@ class Source(BaseModel):
         if wrong := sorted(given - allowed):
             raise ValueError(f"{', '.join(wrong)}: not for a source of the kind {self.host}")
         if self.host != "file" and len(given & {"particles", "micrographs", "newest"}) != 1:
-            choices = (
-                "particles, micrographs and newest" if self.host == "relion" else "particles, micrographs"
-            )
-            raise ValueError(f"expected exactly one of {choices}")
+            raise ValueError("expected exactly one of particles, micrographs and newest")
         return self
 
 

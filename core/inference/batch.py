@@ -155,6 +155,11 @@ class _Driver:
                 last = percent
                 self._note(item, f"{done} of {total} images ({percent} %)")
             self._books.save(now=False)
+            host.show_progress(item)
+
+        def tell(line: str) -> None:
+            self._note(item, line)
+            host.tell(item, line)
 
         return run_denoise(
             item.source,
@@ -166,7 +171,7 @@ class _Driver:
             on_mismatch="anew",
             progress=progress,
             should_stop=lambda: self._should_stop() or host.is_aborted(item),
-            log=lambda line: self._note(item, line),
+            log=tell,
             command=self._command,
             engine=self._pool,
         )

@@ -44,6 +44,8 @@ class Item:
         `file`, `relion` or `cryosparc`.
     source
         The input.
+    origin
+        What the host calls it, if that is not the path of `source`.
     options
         Of the run; those of its job.
     root, passthrough
@@ -69,6 +71,7 @@ class Item:
     source: Path
     options: Options = field(default_factory=DenoiseOptions)
     job: Job = "denoise"
+    origin: str | None = None
     root: Path | None = None
     passthrough: tuple[Path, ...] = ()
     project: Path | None = None

@@ -34,7 +34,16 @@ class Host(Protocol):
         """Make the host's job, unless `item.output` says that it is there, and return its folder."""
 
     def is_aborted(self, item: Item) -> bool:
-        """Tell whether the user has stopped this source in the host; asked again and again."""
+        """Tell whether the user has stopped this source in the host; asked again and again.
+
+        `Aborted` may be raised instead, with the reason.
+        """
+
+    def tell(self, item: Item, line: str) -> None:
+        """Show a line of the run's log."""
+
+    def show_progress(self, item: Item) -> None:
+        """Show how many images are done; called for each batch, so it is the host that skips."""
 
     def close(self, item: Item, summary: Result | None) -> None:
         """Tell the host the end: without a summary, that it failed or was stopped."""
@@ -86,6 +95,12 @@ class Files:
     def is_aborted(self, item: Item) -> bool:
         """Nothing stops a file."""
         return False
+
+    def tell(self, item: Item, line: str) -> None:
+        """The source's log file is enough."""
+
+    def show_progress(self, item: Item) -> None:
+        """The books are enough."""
 
     def close(self, item: Item, summary: Result | None) -> None:
         """Write the report."""

@@ -160,7 +160,7 @@ def test_a_stop_signal_is_2_and_leaves_what_resume_goes_on_from(
 
 def test_signals_are_handled_as_before_once_a_command_is_done() -> None:
     before = [signal.getsignal(number) for number in cli.STOP_SIGNALS]
-    with cli._stop_flag() as should_stop:
+    with cli.stop_flag() as should_stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert should_stop()
         assert signal.getsignal(signal.SIGTERM) == before[1]
