@@ -365,9 +365,13 @@ def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
     }
     options = validate(given, DenoiseOptions, "command line")
 
+    from .inference.plan import holds_micrographs
     from .inference.run import run_denoise
 
-    with _progress() as progress:
+    def noun() -> str:
+        return "micrographs" if holds_micrographs(arguments.input) else "images"
+
+    with _progress(noun) as progress:
         summary = run_denoise(
             arguments.input,
             arguments.output,
@@ -381,7 +385,7 @@ def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
             log=_say,
             command=arguments.command_line,
         )
-    _say(f"{summary.n_images} images in {summary.seconds['total']:.1f} s, {summary.speed}")
+    _say(f"{summary.n_images} {noun()} in {summary.seconds['total']:.1f} s, {summary.speed}")
     if summary.skipped:
         _say(f"{len(summary.skipped)} bad images went through unchanged: see {summary.record}")
     for note in summary.remarks[:WARNINGS]:
@@ -400,16 +404,20 @@ def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Yield a progress callback: a bar on a terminal, otherwise a line for every few per cent."""
+def _progress(noun: Callable[[], str] = lambda: "images") -> Iterator[Callable[[int, int], None]]:
+    """Yield a progress callback: a bar on a terminal, otherwise a line for every few per cent.
+
+    `noun` tells what is counted; it is asked once counting begins, when the input was found sound.
+    """
     if not sys.stderr.isatty():
-        last = [-PROGRESS_PERCENT]
+        last, counted = -PROGRESS_PERCENT, ""
 
         def line(done: int, total: int) -> None:
+            nonlocal last, counted
             percent = 100 * done // max(total, 1)
-            if percent >= last[0] + PROGRESS_PERCENT or (done == total and percent > last[0]):
-                last[0] = percent
-                _say(f"{done} of {total} images ({percent} %)")
+            if percent >= last + PROGRESS_PERCENT or (done == total and percent > last):
+                last, counted = percent, counted or noun()
+                _say(f"{done} of {total} {counted} ({percent} %)")
 
         yield line
         return
@@ -419,6 +427,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
         def draw(done: int, total: int) -> None:
             if bar.total is None:
+                bar.unit = f" {noun()}"
                 bar.reset(total)
                 bar.initial = done
             bar.update(done - bar.n)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from micrograph_files import micrograph, table_of, write_micrograph
 from particle_files import noise, read_stack, write_stack, write_table
 
 from cryohush.core import cli
@@ -108,6 +109,21 @@ def test_denoising_a_table_leaves_all_that_the_help_promises(
     assert "device cpu, precision fp32 (as asked for)" in lines
     assert "6 of 6 images (100 %)" in lines
     assert f"wrote {tmp_path}/out/particles.star" in lines
+
+
+def test_micrographs_are_counted_as_micrographs(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        write_micrograph(Path(f"{number}.mrc"), micrograph(64, 64, seed=number))
+    Path("m.star").write_text(table_of(["1.mrc", "2.mrc"]))
+    options = ["--model", str(weights), "--precision", "fp32", "--threads", "1"]
+    assert main(["denoise", "m.star", "--output", "out", *options]) == 0
+    told = capsys.readouterr().out
+    assert "2 of 2 micrographs (100 %)" in told
+    assert "2 micrographs in " in told
+    assert "images" not in told
 
 
 def test_an_error_is_one_line_and_1(
