@@ -72,7 +72,7 @@ def forecast_table(forecast: Forecast) -> str:
     rows = [
         (
             item.name,
-            str(item.source),
+            item.origin or str(item.source),
             size.kind,
             f"{size.n_images}",
             _bytes(size.bytes),
@@ -141,7 +141,7 @@ def _html_row(item: Item) -> str:
 
 def _html_section(folder: Path, item: Item) -> str:
     name = html.escape(item.name)
-    lines = [f'<h2 id="{name}">{name}</h2><p>input <code>{html.escape(str(item.source))}</code>']
+    lines = [f'<h2 id="{name}">{name}</h2><p>input <code>{html.escape(item.origin or str(item.source))}</code>']
     if item.output is not None:
         lines.append(f"<br>output <code>{html.escape(str(item.output))}</code>")
     links = [("log", log_path(folder, item.name))]
