@@ -11,7 +11,7 @@
     │   └── ImageError            pixel values that cannot be denoised (NaN, Inf, constant image)
     ├── OutputError               the output cannot be written (occupied directory, full disk)
     ├── ModelError                an unknown model, or weights that are not what the manifest says
-    ├── DeviceError               a device that was asked for and is not there
+    ├── DeviceError               a device that was asked for and is not there, or that fails
     ├── HostError                 the server of the suite is not there, refuses, or lacks what was named
     └── Aborted                   the user or the host asked the job to stop
 """
@@ -92,7 +92,7 @@ class ModelError(CryohushError):
 
 
 class DeviceError(CryohushError):
-    """A device that was asked for and is not there."""
+    """A device that was asked for and is not there, or that fails."""
 
 
 class HostError(CryohushError):

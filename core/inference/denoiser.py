@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import ImageError
 from ..imaging.filters import frequency_grid
 from ..imaging.normalise import default_radius_px, denormalise, normalise
-from .devices import DTYPES, Precision, prepare, run_network
+from .devices import DTYPES, Precision, download, prepare, run_network, upload
 
 EDGE_FOURIER_PX = 4
 """Width of the soft edge between denoised and raw coefficients, in Fourier pixels of the longer side."""
@@ -42,6 +42,8 @@ class Denoiser:
         self.stride = int(module.stride)  # type: ignore[arg-type]
         self.receptive_field_px = int(module.receptive_field_px)  # type: ignore[arg-type]
         self._network = prepare(module, self.device, precision)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # workers use the weights on streams of their own
 
     def __call__(
         self,
@@ -100,7 +102,7 @@ class Denoiser:
         if radius_px is None:
             radius_px = default_radius_px((images.shape[-2], images.shape[-1]))
         with torch.inference_mode():
-            raw = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to(self.device)
+            raw = upload(images, self.device)
             normalised, mean, std = normalise(raw, radius_px)
             problems = _problems(raw, mean, std)
             bad = torch.tensor(list(problems), dtype=torch.int64, device=self.device)
@@ -118,7 +120,7 @@ class Denoiser:
                 denoised = keep_above(denoised, raw, keep_above_px)
             if problems:
                 denoised[bad] = raw[bad]
-            return denoised.cpu().numpy(), problems
+            return download(denoised), problems
 
     def run(self, images: Tensor) -> Tensor:
         """`(n, y, x)` on the normalised scale through the network; y and x are multiples of `stride`."""

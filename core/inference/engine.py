@@ -12,10 +12,12 @@ from typing import Protocol
 import torch
 
 from ..config.denoise import DenoiseOptions
+from ..errors import DeviceError
 from ..io.manifest import Manifest
 from ..models.weights import LoadedModel
 from .denoiser import Denoiser
 from .devices import Precision, available_threads, choose_batch_size, choose_precision, keep_freed_memory
+from .feeding import Denoised, Feeding, Images, Worker
 from .micrographs import MicrographDenoiser
 from .plan import StackPlan
 from .stream import (
@@ -23,7 +25,6 @@ from .stream import (
     MICROGRAPHS_PER_WORKER,
     ImageOptions,
     StreamResult,
-    Worker,
     denoise_stacks,
     micrograph_worker,
     particle_worker,
@@ -32,6 +33,8 @@ from .tiling import Tiling, plan_tiles
 
 # Two workers keep a GPU busy: one calculates while the other one's images travel.
 WORKERS_PER_GPU = 2
+# The longest batch, of a model that goes through its network a thousand times, takes minutes.
+GPU_PATIENCE_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,11 @@ class LocalDevices:
         are_micrographs: bool,
     ) -> tuple[Choices, str]:
         """Return the precision and the batch sizes that suit all the devices, and why this precision."""
-        precision, reason = choose_precision(self._devices[0], options.precision, model.module)
+        kinds = {_kind(device): device for device in self._devices}
+        chosen = [choose_precision(device, options.precision, model.module) for device in kinds.values()]
+        precision, reason = chosen[0]
+        if len({name for name, _ in chosen}) > 1:
+            precision, reason = "fp32", f"no other suits all of {', '.join(kinds)}"
         sizes = {}
         for shape in shapes:
             if options.batch_size == "auto":
@@ -162,7 +169,7 @@ class LocalDevices:
 
         `denoisers` are the model on each device, if it is already there.
         """
-        threads = torch.get_num_threads()
+        threads, on_cpu = torch.get_num_threads(), self.types == ["cpu"]
         sizes, micrographs = task.choices.batch_sizes, task.are_micrographs
         denoisers = denoisers or self.denoisers(task.model, task.choices.precision)
         try:
@@ -173,8 +180,12 @@ class LocalDevices:
                     dict.fromkeys(sizes, 1) if micrographs else sizes,
                     output_dir,
                     journal,
-                    batches_per_worker=MICROGRAPHS_PER_WORKER if micrographs else BATCHES_PER_WORKER,
-                    one_thread_each=self.types == ["cpu"],
+                    feeding=Feeding(
+                        MICROGRAPHS_PER_WORKER if micrographs else BATCHES_PER_WORKER,
+                        one_thread_each=on_cpu,
+                        readers=len(denoisers),
+                        patience_seconds=None if on_cpu else GPU_PATIENCE_SECONDS,
+                    ),
                     dtype=task.options.output_dtype,
                     label=task.label,
                     skip_bad=task.options.skip_bad,
@@ -195,19 +206,48 @@ class LocalDevices:
             task.options.particle_diameter_angstrom, task.options.blend, task.options.keep_above_angstrom
         )
         if not task.are_micrographs:
-            workers = [particle_worker(denoiser, options) for denoiser in denoisers]
-            yield workers * (self.threads // len(denoisers))
+            yield [
+                on_device(particle_worker(denoiser, options), denoiser.device)
+                for _ in range(max(1, self.threads // len(denoisers)))
+                for denoiser in denoisers
+            ]
             return
         tiles_at_once = min(task.choices.batch_sizes.values())
         if self.types != ["cpu"]:
             on_gpus = [MicrographDenoiser(denoiser, at_once=tiles_at_once) for denoiser in denoisers]
-            yield [micrograph_worker(denoiser, options) for denoiser in on_gpus] * WORKERS_PER_GPU
+            yield [
+                on_device(micrograph_worker(on_gpu, options), denoiser.device)
+                for _ in range(WORKERS_PER_GPU)
+                for on_gpu, denoiser in zip(on_gpus, denoisers, strict=True)
+            ]
             return
         fewest_tiles = min(len(tiling(task.model, shape).origins) for shape in task.choices.batch_sizes)
         n_workers = 1 + -(-self.threads // fewest_tiles)
         with ThreadPoolExecutor(self.threads, "tiles", torch.set_num_threads, (1,)) as executor:
             on_cpu = MicrographDenoiser(denoisers[0], at_once=tiles_at_once, executor=executor)
-            yield [micrograph_worker(on_cpu, options)] * n_workers
+            yield [on_device(micrograph_worker(on_cpu, options), denoisers[0].device)] * n_workers
+
+
+def on_device(worker: Worker, device: torch.device) -> Worker:
+    """Return the worker with its device's name in what fails there, and on a GPU with a stream of its own.
+
+    On one stream the workers of a GPU would wait for each other.
+    """
+    name = _device_name(device)
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def work(images: Images, stack: StackPlan) -> Denoised:
+        try:
+            with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
+                return worker(images, stack)
+        except RuntimeError as error:  # all that torch raises about devices and their memory
+            problem = str(error).partition("\n")[0]
+            raise DeviceError(
+                f"{name} failed: {problem} What is finished is kept: resume, on other devices or with a "
+                "smaller batch if need be."
+            ) from error
+
+    return work
 
 
 def tiling(model: LoadedModel, shape: tuple[int, int]) -> Tiling:
@@ -215,5 +255,9 @@ def tiling(model: LoadedModel, shape: tuple[int, int]) -> Tiling:
     return plan_tiles(shape, int(model.module.stride), int(model.module.receptive_field_px))  # type: ignore[arg-type]
 
 
+def _kind(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def _device_name(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else "cpu"
+    return f"{device} ({_kind(device)})" if device.type == "cuda" else "cpu"

@@ -13,6 +13,7 @@ from torch.nn import functional
 from ..imaging.background import NoiseStatistics, background_level, noise_statistics
 from ..imaging.filters import gaussian_filter
 from .denoiser import Denoiser, keep_above
+from .devices import download, upload
 from .tiling import TILE_PX, plan_tiles, run_in_tiles
 
 # From here on a user is told that what is seen in parts of the micrograph may not be what it seems.
@@ -83,7 +84,7 @@ class MicrographDenoiser:
             What is conspicuous about it.
         """
         with torch.inference_mode():
-            raw = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)).to(self._denoiser.device)
+            raw = upload(image, self._denoiser.device)
             mean = raw.mean()
             if not torch.isfinite(mean):
                 return image, _why_not_finite(raw), None
@@ -102,7 +103,7 @@ class MicrographDenoiser:
                 denoised = torch.lerp(denoised, raw, blend)
             if keep_above_px is not None:
                 denoised = keep_above(denoised, raw, keep_above_px)
-            return denoised.cpu().numpy(), None, _remark(noise)
+            return download(denoised), None, _remark(noise)
 
     def _network(self, image: Tensor) -> Tensor:
         stride, reach = self._denoiser.stride, self._denoiser.receptive_field_px

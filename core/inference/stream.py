@@ -1,32 +1,21 @@
-"""Stacks through the network as a stream: reading, denoising and writing overlap, in bounded memory.
-
-One thread reads ahead, one thread per worker denoises, the calling thread writes in the input's order. Only a
-few batches are ever under way, whatever the number of images.
-"""
+"""Stacks through the network as a stream: reading, denoising and writing overlap, in bounded memory."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import queue
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from typing import Literal
 
 from ..errors import Aborted, ImageError
 from ..io.files import part_path, writing_failed
 from ..io.manifest import Manifest
-from ..io.mrc import StackReader, StackWriter
+from ..io.mrc import StackWriter
 from .denoiser import Denoiser
+from .feeding import Denoised, Feeding, Images, Reader, Worker, denoised_batches
 from .micrographs import MicrographDenoiser
 from .plan import Piece, StackPlan, batches
 
@@ -35,8 +24,6 @@ CHECKPOINT_SECONDS = 5.0
 BATCHES_PER_WORKER = 3
 # Micrographs are large, and each keeps several threads busy.
 MICROGRAPHS_PER_WORKER = 1
-
-Images = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -70,18 +57,6 @@ class StreamResult:
     seconds: dict[str, float] = field(
         default_factory=lambda: {"reading": 0.0, "denoising": 0.0, "writing": 0.0}
     )
-
-
-class Denoised(NamedTuple):
-    """A batch: images `(n, y, x)`, and by position why some are unchanged, and what is to be said of some."""
-
-    images: Images
-    problems: Mapping[int, str]
-    remarks: Mapping[int, str]
-
-
-Worker = Callable[[Images, StackPlan], Denoised]
-"""Denoises a batch of images of one kind; called in a thread of its own."""
 
 
 @dataclass(frozen=True)
@@ -136,31 +111,6 @@ def _pixels(length_angstrom: float | None, stack: StackPlan) -> float | None:
     if length_angstrom is None or stack.pixel_size_angstrom is None:
         return None
     return length_angstrom / stack.pixel_size_angstrom
-
-
-class _Reader:
-    """Reads the pieces of batches in order, one open stack at a time; for one thread."""
-
-    def __init__(self, stacks: Sequence[StackPlan]) -> None:
-        self._stacks, self._open, self._number = stacks, contextlib.ExitStack(), -1
-        self._reader: StackReader | None = None
-
-    def read(self, pieces: Sequence[Piece]) -> tuple[Images, float]:
-        """Return the images of a batch `(n, y, x)` and the seconds it took."""
-        begin = time.perf_counter()
-        parts = []
-        for piece in pieces:
-            if self._reader is None or self._number != piece.stack:
-                self.close()
-                self._reader, self._number = StackReader(self._stacks[piece.stack].source), piece.stack
-            parts.append(self._reader.read(self._stacks[piece.stack].indices[piece.begin : piece.end]))
-        images = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return images, time.perf_counter() - begin
-
-    def close(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-        self._reader = None
 
 
 class _Output:
@@ -305,8 +255,7 @@ def denoise_stacks(
     output_dir: Path,
     manifest: Manifest,
     *,
-    batches_per_worker: int,
-    one_thread_each: bool,
+    feeding: Feeding,
     dtype: Literal["float32", "float16"],
     label: str,
     skip_bad: bool,
@@ -327,11 +276,8 @@ def denoise_stacks(
         Where the stacks go.
     manifest
         The journal to go on with.
-    batches_per_worker
-        How many batches are under way at most.
-    one_thread_each
-        Whether a worker is to calculate on its own thread alone: on the CPU that is faster than sharing every
-        layer among the threads, and the result does not depend on their number.
+    feeding
+        How many threads read, and how many batches are under way.
     dtype, label
         Of the written stacks.
     skip_bad
@@ -349,6 +295,8 @@ def denoise_stacks(
         If a stack cannot be read or written.
     Aborted
         If `should_stop` said so; what is written is then safely recorded.
+    DeviceError
+        If a worker's device fails, or gives nothing back within `feeding.patience_seconds`.
     """
     result = StreamResult()
     total = sum(len(stack.indices) for stack in stacks)
@@ -357,18 +305,18 @@ def denoise_stacks(
             _Output(stacks, output_dir, manifest, result, dtype=dtype, label=label, skip_bad=skip_bad)
         )
         progress(output.n_written, total)
-        reader = exits.enter_context(contextlib.closing(_Reader(stacks)))
+        readers = [exits.enter_context(contextlib.closing(Reader(stacks))) for _ in range(feeding.readers)]
         todo = [
             pieces
             for pieces in batches(stacks, batch_sizes)
             if any(output.written[piece.stack] < piece.end for piece in pieces)
         ]
         results = exits.enter_context(
-            contextlib.closing(
-                _denoised(todo, stacks, workers, reader, result, batches_per_worker, one_thread_each)
-            )
+            contextlib.closing(denoised_batches(todo, stacks, workers, readers, feeding))
         )
-        for pieces, batch in results:
+        for pieces, batch, seconds_reading, seconds_denoising in results:
+            result.seconds["reading"] += seconds_reading
+            result.seconds["denoising"] += seconds_denoising
             if should_stop():
                 output.checkpoint()
                 raise Aborted("Stopped on request. What is finished is kept: run again to go on from there.")
@@ -377,54 +325,3 @@ def denoise_stacks(
             result.seconds["writing"] += time.perf_counter() - begin
             progress(output.n_written, total)
     return result
-
-
-def _denoised(
-    todo: Sequence[tuple[Piece, ...]],
-    stacks: Sequence[StackPlan],
-    workers: Sequence[Worker],
-    reader: _Reader,
-    result: StreamResult,
-    batches_per_worker: int,
-    one_thread_each: bool,
-) -> Generator[tuple[tuple[Piece, ...], Denoised], None, None]:
-    """Yield the pieces of each batch and what became of it, in order, reading and denoising ahead."""
-    free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-    for worker in workers:
-        free.put(worker)
-
-    def denoise(
-        pieces: tuple[Piece, ...], reading: Future[tuple[Images, float]]
-    ) -> tuple[Denoised, float, float]:
-        raw, seconds_reading = reading.result()
-        worker = free.get()
-        begin = time.perf_counter()
-        try:
-            batch = worker(raw, stacks[pieces[0].stack])
-        finally:
-            free.put(worker)
-        return batch, seconds_reading, time.perf_counter() - begin
-
-    reading = ThreadPoolExecutor(1, "read")
-    denoising = ThreadPoolExecutor(
-        len(workers), "denoise", *((torch.set_num_threads, (1,)) if one_thread_each else ())
-    )
-    under_way: deque[tuple[tuple[Piece, ...], Future[tuple[Denoised, float, float]]]] = deque()
-    waiting = iter(todo)
-    try:
-        while True:
-            for pieces in itertools.islice(waiting, batches_per_worker * len(workers) - len(under_way)):
-                under_way.append(
-                    (pieces, denoising.submit(denoise, pieces, reading.submit(reader.read, pieces)))
-                )
-            if not under_way:
-                return
-            pieces, future = under_way.popleft()
-            batch, seconds_reading, seconds_denoising = future.result()
-            del future  # it holds the images, too
-            result.seconds["reading"] += seconds_reading
-            result.seconds["denoising"] += seconds_denoising
-            yield pieces, batch
-    finally:
-        for executor in (reading, denoising):
-            executor.shutdown(cancel_futures=True)

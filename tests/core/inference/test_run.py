@@ -20,7 +20,7 @@ from particle_files import noise, read_stack, write_stack, write_table
 
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.errors import Aborted, ConfigurationError, ImageError, OutputError
-from cryohush.core.inference import devices, engine, stream
+from cryohush.core.inference import devices, engine, feeding, stream
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.run import run_denoise
 from cryohush.core.inference.summary import Summary
@@ -184,7 +184,7 @@ def test_no_more_than_a_few_batches_are_ever_in_memory(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_stack(tmp_path / "x.mrcs", noise(100, 16, 16))
-    read, write, in_memory, most = stream._Reader.read, stream._Output.write, [0], [0]
+    read, write, in_memory, most = feeding.Reader.read, stream._Output.write, [0], [0]
 
     def counted_read(self: Any, pieces: Any) -> Any:
         in_memory[0] += 1
@@ -196,7 +196,7 @@ def test_no_more_than_a_few_batches_are_ever_in_memory(
         write(self, *given)
         in_memory[0] -= 1
 
-    monkeypatch.setattr(stream._Reader, "read", counted_read)
+    monkeypatch.setattr(feeding.Reader, "read", counted_read)
     monkeypatch.setattr(stream._Output, "write", counted_write)
     run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights))
     assert in_memory[0] == 0
