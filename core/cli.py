@@ -41,7 +41,7 @@ def build_parser(prog: str = "cryohush") -> argparse.ArgumentParser:
     )
     _add_train(commands.add_parser("train", help="train a network"))
     _add_evaluate(commands.add_parser("evaluate", help="measure how good denoised images are"))
-    add_batch(commands.add_parser("batch", help="denoise many sources on many workers"))
+    add_batch(commands.add_parser("batch", help="do one of these to many sources, on many workers"))
     _add_models(commands.add_parser("models", help="list the shipped models, or tell about one"))
     return parser
 
@@ -615,18 +615,24 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
         return
 
     from .inference.batch import run_batch
-    from .inference.sources import Files, prepare
-    from .report.pdf import report_run
+    from .inference.sources import Files, forecast
+    from .report.batch_jobs import KINDS, report_result
 
     hosts: dict[str, Host] = {
-        "file": Files(plan.output, lambda summary: report_run(summary, arguments.command_line)),
+        "file": Files(plan.output, lambda summary: report_result(summary, arguments.command_line)),
         **arguments.hosts(plan.output, arguments.command_line),
     }
     if arguments.dry_run:
-        _say(forecast_table(prepare(plan, hosts)))
+        _say(forecast_table(forecast(plan, hosts, KINDS)))
         return
     items = run_batch(
-        plan, hosts, arguments.action, should_stop=should_stop, log=_say, command=arguments.command_line
+        plan,
+        hosts,
+        KINDS,
+        arguments.action,
+        should_stop=should_stop,
+        log=_say,
+        command=arguments.command_line,
     )
     _say(f"wrote {write_batch_report(plan.output)}")
     failed = [item.name for item in items if item.state == "failed"]

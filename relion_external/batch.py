@@ -18,8 +18,9 @@ from ..core.config.batch import Source
 from ..core.config.denoise import DenoiseOptions
 from ..core.errors import ConfigurationError, HostError, InputError, OutputError
 from ..core.inference.books import Item, log_path
+from ..core.inference.jobs import Result
+from ..core.inference.noise_output import TABLE_NAME as NOISE_TABLE_NAME
 from ..core.inference.sources import item_names, matching
-from ..core.inference.summary import Summary
 from ..core.io.micrographs import lists_micrographs
 from ..core.report import PDF_NAME
 from .denoise import TABLE_NAMES, WAY_BACK
@@ -66,7 +67,6 @@ class RelionProjects:
                 name=name,
                 host="relion",
                 source=path,
-                options=DenoiseOptions(),
                 root=project,
                 project=project,
                 alias=source.alias if len(paths) == 1 or not source.alias else f"{source.alias}_{number}",
@@ -86,7 +86,8 @@ class RelionProjects:
             raise InputError("the job that makes it has not finished.", path=item.source)
         if " " in _relative(item):
             raise ConfigurationError(f"{item.source}: RELION takes no paths with blanks.")
-        if "_rlnPipeLineProcessType " in read_pipeline(project) and item.options.output_dtype == "float16":
+        is_float16 = isinstance(item.options, DenoiseOptions) and item.options.output_dtype == "float16"
+        if is_float16 and "_rlnPipeLineProcessType " in read_pipeline(project):
             raise ConfigurationError("output_dtype float16: RELION 3.1 cannot read float16 images.")
 
     def open(self, item: Item) -> Path:
@@ -113,24 +114,15 @@ class RelionProjects:
     def show_progress(self, item: Item) -> None:
         """The log has that, too."""
 
-    def close(self, item: Item, summary: Summary | None) -> None:
+    def close(self, item: Item, summary: Result | None) -> None:
         """Write the report and the job's outputs, and let RELION see its end."""
         if item.output is None:
             return
         if summary is not None:
-            from ..core.report.pdf import report_run
+            from ..core.report.batch_jobs import report_result
 
-            kind: Kind = summary.kind
-            report_run(summary, self._command, way_back=WAY_BACK[kind])
-            job = item.output.relative_to(_project(item))
-            write_output_nodes(
-                job,
-                Project.of_job(item.output, _relative(item), kind),
-                table=TABLE_NAMES[kind],
-                pdf=PDF_NAME,
-                kind=kind,
-                root=_project(item),
-            )
+            report_result(summary, self._command, WAY_BACK[_kind(item)])
+            _write_output_nodes(item, item.output)
         state = "done" if summary is not None else item.state
         write_note(item.output / END_NAME, {"state": state, "error": item.error})
         running = self._running.pop(item.name, None)
@@ -151,7 +143,7 @@ class RelionProjects:
     def _add(self, item: Item) -> str:
         """Let RELION make the job, and return its name."""
         project = _project(item)
-        field = "in_mic" if lists_micrographs(item.source) else "in_part"
+        field = {"micrographs": "in_mic", "particles": "in_part"}[_kind(item)]
         options = f"fn_exe == {COMMAND};{field} == {_relative(item)};nr_threads == 1;do_queue == No"
         before = {process.name for process in processes(read_pipeline(project))}
         words = [PIPELINER, "--addJob", "External", "--addJobOptions", options]
@@ -170,8 +162,7 @@ class RelionProjects:
         return new[0]
 
     def _add_by_hand(self, item: Item) -> str:
-        kind: Kind = "micrographs" if lists_micrographs(item.source) else "particles"
-        return add_running_job(_project(item), kind, _relative(item), COMMAND)
+        return add_running_job(_project(item), _kind(item), _relative(item), COMMAND, item.alias)
 
     def _start(self, item: Item) -> subprocess.Popen[bytes]:
         """Let RELION run the job; the process ends when RELION has seen the job's end."""
@@ -213,6 +204,21 @@ def newest_table(project: Path, pipeline: str, kind: str) -> Path:
                 if (path := project / process.name / name).exists():
                     return path
     raise InputError(f"no finished job {kind} has one of {', '.join(_TABLES)}.", path=project)
+
+
+def _write_output_nodes(item: Item, output: Path) -> None:
+    kind = _kind(item)
+    project = Project.of_job(output, _relative(item), kind)
+    table = TABLE_NAMES[kind] if item.job == "denoise" else None
+    if item.job == "extract-noise":
+        # the blocks are a stack with a table of its own, which RELION knows as particles
+        kind, project, table = "particles", project.listing("particles"), NOISE_TABLE_NAME
+    job = output.relative_to(_project(item))
+    write_output_nodes(job, project, table=table, pdf=PDF_NAME, kind=kind, root=_project(item))
+
+
+def _kind(item: Item) -> Kind:
+    return "micrographs" if lists_micrographs(item.source) else "particles"
 
 
 def _project(item: Item) -> Path:

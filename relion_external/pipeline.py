@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -86,10 +87,11 @@ def refuse_if_busy(project: Path) -> None:
         )
 
 
-def add_running_job(project: Path, kind: Kind, source: str, command: str) -> str:
+def add_running_job(project: Path, kind: Kind, source: str, command: str, alias: str | None = None) -> str:
     """Add an External job to the pipeline as RELION does, as one that runs, and return its name.
 
-    RELION takes its outputs in as soon as it sees the marker of success in its folder.
+    RELION takes its outputs in as soon as it sees the marker of success in its folder. An alias that another
+    job has is left out, as RELION does it, too.
 
     Raises
     ------
@@ -111,7 +113,9 @@ def add_running_job(project: Path, kind: Kind, source: str, command: str) -> str
         is_31 = "_rlnPipeLineProcessType" in columns
         is_5 = "# version 50001" in text
         kept = "99 0" if is_31 else "relion.external Running"
-        text = _with_row(text, "processes", f"{name} None {kept}", ())
+        link = None if alias is None else project / "External" / alias
+        is_free = link is not None and not os.path.lexists(link)
+        text = _with_row(text, "processes", f"{name} {f'External/{alias}/' if is_free else None} {kept}", ())
         label = str(NODE_NUMBERS[kind]) if is_31 else NODE_LABELS[kind]["5" if is_5 else "4"]
         node_columns, nodes = _table(text, "nodes")
         if source not in {row[0] for row in nodes}:
@@ -121,6 +125,8 @@ def add_running_job(project: Path, kind: Kind, source: str, command: str) -> str
         edge = ("_rlnPipeLineEdgeFromNode", "_rlnPipeLineEdgeProcess")
         text = _with_row(text, "input_edges", f"{source} {name}", edge)
         _write(project / name / "job.star", _job_star(kind, source, command, is_31=is_31, is_5=is_5))
+        if link is not None and is_free:
+            _link(link, name)
         _write(project / PIPELINE, text)
     return name
 
@@ -179,6 +185,13 @@ def _job_star(kind: Kind, source: str, command: str, *, is_31: bool, is_5: bool)
         f"\n{version}\n\ndata_job\n\n{job}_rlnJobIsContinue 0\n \n\n{version}\n\ndata_joboptions_values\n\n"
         f"loop_ \n_rlnJobOptionVariable #1 \n_rlnJobOptionValue #2 \n{rows} \n"
     )
+
+
+def _link(link: Path, name: str) -> None:
+    try:
+        link.symlink_to(f"../{name}")
+    except OSError as error:
+        raise writing_failed(link, error) from error
 
 
 def _write(path: Path, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -63,6 +63,10 @@ class Project:
             version = "5" if re.search(r"^# version 50001", job, re.MULTILINE) else "4"
             return cls(version, NODE_LABELS[kind][version])
         return cls(None, None)
+
+    def listing(self, kind: Kind) -> Project:
+        """Return the same for a job whose output lists another kind than its input."""
+        return replace(self, label=NODE_LABELS[kind].get(self.version or ""))
 
 
 def write_output_nodes(

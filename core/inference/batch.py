@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from ... import __version__
-from ..config.batch import BatchPlan
+from ..config.batch import BatchPlan, Job
 from ..errors import Aborted, CryohushError, OutputError
 from .books import LOG_FOLDER, Books, Item, State, log_path
+from .jobs import Calls, JobKind, Result
 from .pool import Pool, open_pool
-from .run import run_denoise
 from .sources import Host, prepare
 from .summary import Summary
 
@@ -32,6 +32,7 @@ TAKEN_UP: Mapping[Action, frozenset[State]] = {
 def run_batch(
     plan: BatchPlan,
     hosts: Mapping[str, Host],
+    kinds: Mapping[Job, JobKind],
     action: Action = "run",
     *,
     should_stop: Callable[[], bool] = lambda: False,
@@ -46,6 +47,8 @@ def run_batch(
         The plan.
     hosts
         By the kind of source.
+    kinds
+        Of job.
     action
         `run` begins, `resume` takes up what an interrupted batch has left, `retry-failed` what has failed.
     should_stop
@@ -74,7 +77,7 @@ def run_batch(
         if action != "run" and not books.items:
             raise OutputError(f"{plan.output} holds no batch to go on with. Run the plan first.")
         if not books.items:
-            books.items = prepare(plan, hosts).items
+            books.items = [item for item, _ in prepare(plan, hosts, kinds)]
         todo = [item for item in books.items if item.state in TAKEN_UP[action]]
         if not todo:
             log(f"nothing to do: no source is {' or '.join(sorted(TAKEN_UP[action]))}")
@@ -85,7 +88,7 @@ def run_batch(
             books.dashboard = pool.dashboard
             books.save()
             log(f"{', '.join(pool.names)}; dashboard {pool.dashboard}")
-            driver = _Driver(books, hosts, pool, should_stop, log, command)
+            driver = _Driver(books, hosts, kinds, pool, should_stop, log, command)
             with ThreadPoolExecutor(plan.sources_at_once, "source") as executor:
                 list(executor.map(driver.run, todo))
             books.save()
@@ -99,12 +102,13 @@ class _Driver:
         self,
         books: Books,
         hosts: Mapping[str, Host],
+        kinds: Mapping[Job, JobKind],
         pool: Pool,
         should_stop: Callable[[], bool],
         log: Callable[[str], None],
         command: str | None,
     ) -> None:
-        self._books, self._hosts, self._pool = books, hosts, pool
+        self._books, self._hosts, self._kinds, self._pool = books, hosts, kinds, pool
         self._should_stop, self._log, self._command = should_stop, log, command
         # pictures are drawn by one at a time
         self._drawing = threading.Lock()
@@ -116,11 +120,13 @@ class _Driver:
             return
         item.state, item.begun, item.seconds = "running", time.time(), 0.0
         begin = time.monotonic()
-        summary: Summary | None = None
         try:
-            summary = self._denoise(item)
+            summary = self._do(item)
             with self._drawing:
                 self._hosts[item.host].close(item, summary)
+            if not isinstance(summary, Summary):
+                item.key_figures = summary.key_figures
+                item.picture = None if summary.picture is None else str(summary.picture)
             item.state = "done"
         except Aborted as error:
             item.state, item.error = "stopped", str(error)
@@ -138,7 +144,7 @@ class _Driver:
         self._log(line)
         self._save()
 
-    def _denoise(self, item: Item) -> Summary:
+    def _do(self, item: Item) -> Result:
         host = self._hosts[item.host]
         item.output = host.open(item)
         self._books.save()
@@ -161,20 +167,8 @@ class _Driver:
             self._note(item, line)
             host.tell(item, line)
 
-        return run_denoise(
-            item.source,
-            item.output,
-            item.options,
-            root=item.root,
-            passthrough=item.passthrough,
-            resume=True,
-            on_mismatch="anew",
-            progress=progress,
-            should_stop=lambda: self._should_stop() or host.is_aborted(item),
-            log=tell,
-            command=self._command,
-            engine=self._pool,
-        )
+        calls = Calls(progress, lambda: self._should_stop() or host.is_aborted(item), tell)
+        return self._kinds[item.job].run(item, item.output, self._pool, calls, self._command)
 
     def _give_up(self, item: Item) -> None:
         try:

@@ -62,6 +62,8 @@ class Item:
         Images in all, and denoised.
     begun, seconds
         When it was begun last, seconds since 1970, and how long it took.
+    key_figures, picture
+        What came out, in words, by name, and the file that shows it best; denoised images have a montage.
     details
         What the host wants to remember.
     """
@@ -84,6 +86,8 @@ class Item:
     n_done_before: int = 0
     begun: float | None = None
     seconds: float = 0.0
+    key_figures: dict[str, str] = field(default_factory=dict)
+    picture: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import queue
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -28,7 +29,7 @@ from ..io.micrographs import MicrographSet
 from ..io.mrc import WriterState
 from ..models import MODELS, SEGMENTERS
 from ..models.weights import LoadedModel, load_model
-from .devices import available_threads, choose_precision, keep_freed_memory, resolve_devices
+from .devices import Precision, available_threads, choose_precision, keep_freed_memory, resolve_devices
 from .noise_micrograph import Draw, MicrographCounts, MicrographTask, extract_from, overlay_file, part_file
 from .noise_output import (
     LABELS_FOLDER,
@@ -45,6 +46,101 @@ from .summary import RECORD_NAME
 WORKERS_PER_GPU = 2
 # The journal's entry for the number format; micrographs have numbers.
 _PRECISION = "precision"
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Micrographs, and how they are searched.
+
+    Attributes
+    ----------
+    tasks
+        The micrographs.
+    model, precision, options
+        By what.
+    output_dir
+        Where parts, label maps and pictures go.
+    draw
+        Writes the picture of a micrograph; None draws none.
+    """
+
+    tasks: Sequence[MicrographTask]
+    model: LoadedModel
+    precision: Precision
+    options: ExtractNoiseOptions
+    output_dir: Path
+    draw: Draw | None
+
+
+class Searcher(Protocol):
+    """Where micrographs are searched."""
+
+    @property
+    def names(self) -> list[str]:
+        """The devices, for the log and the record."""
+
+    @property
+    def types(self) -> list[str]:
+        """Their kinds, sorted: `cpu`, `cuda`."""
+
+    def choose(
+        self, model: LoadedModel, requested: Literal["auto", "fp32", "bf16", "fp16"]
+    ) -> tuple[Precision, str]:
+        """Return the number format of the network, and why."""
+
+    def search(
+        self,
+        search: Search,
+        take: Callable[[MicrographTask, MicrographCounts], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Search all micrographs, in any order; `take` gets each when its files are written.
+
+        Raises
+        ------
+        Aborted
+            If `should_stop` said so; what was taken is kept.
+        """
+
+
+class LocalSearcher:
+    """Searches on the devices of this process; on the CPU, `threads` micrographs at once."""
+
+    def __init__(self, devices: Sequence[torch.device], threads: int | None = None) -> None:
+        keep_freed_memory()
+        self._devices, self._threads = devices, threads or available_threads()
+        self.names = [str(device) for device in devices]
+        self.types = sorted({device.type for device in devices})
+
+    def choose(
+        self, model: LoadedModel, requested: Literal["auto", "fp32", "bf16", "fp16"]
+    ) -> tuple[Precision, str]:
+        """See `Searcher`."""
+        return choose_precision(self._devices[0], requested, model.module)
+
+    def search(
+        self,
+        search: Search,
+        take: Callable[[MicrographTask, MicrographCounts], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """See `Searcher`."""
+        threads = torch.get_num_threads()
+        try:
+            _run(search, self._finders(search), take, should_stop)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _finders(self, search: Search) -> list[WindowFinder]:
+        """One for each micrograph that is worked on at once; on the CPU they share the threads."""
+        model, precision, options = search.model, search.precision, search.options
+        finders = [make_finder(model, device, precision, options) for device in self._devices]
+        n_tasks = max(1, len(search.tasks))
+        if self.types == ["cpu"]:
+            workers = min(self._threads, n_tasks)
+            torch.set_num_threads(self._threads // workers)
+            return finders * workers
+        return finders * min(WORKERS_PER_GPU, -(-n_tasks // len(finders)))
 
 
 @dataclass(frozen=True)
@@ -78,6 +174,22 @@ class NoiseSummary:
     seconds: float
 
     @property
+    def key_figures(self) -> dict[str, str]:
+        """What a batch says of it, by name."""
+        kept = [count.kept for count in self.counts]
+        return {
+            "blocks of noise": f"{self.n_blocks} of {self.window_px} x {self.window_px} px",
+            "micrographs": f"{len(kept)}; {sum(map(bool, kept))} with blocks, at most {max(kept)} in one",
+            "windows": self.explanation,
+        }
+
+    @property
+    def picture(self) -> Path | None:
+        """That of the micrograph with most blocks."""
+        kept = [count.kept for count in self.counts if count.kept]
+        return self.overlays[kept.index(max(kept))] if self.overlays else None
+
+    @property
     def explanation(self) -> str:
         """What became of all windows, in one line."""
         return explain(self.counts)
@@ -93,6 +205,7 @@ def extract_noise(
     overwrite: bool = False,
     start_anew_on_mismatch: bool = False,
     draw: Draw | None = None,
+    searcher: Searcher | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
     log: Callable[[str], None] = lambda line: None,
@@ -120,6 +233,8 @@ def extract_noise(
         A run with other input or options that shall be resumed is replaced, instead of an error.
     draw
         Writes the picture of a micrograph (`report.overlays.write_overlay`); None draws none.
+    searcher
+        Where to calculate; None: on `options.device`.
     progress
         Called with the numbers of micrographs done and in all.
     should_stop
@@ -144,30 +259,34 @@ def extract_noise(
         If `should_stop` said so; the run can be resumed.
     """
     begin, output_dir = time.monotonic(), Path(output_dir)
-    model = load_model(options.model_name, SEGMENTERS if options.method == "segmentation" else MODELS)
-    devices = resolve_devices(options.device)
+    model = load_noise_model(options)
+    searcher = searcher or LocalSearcher(resolve_devices(options.device), options.threads)
     images = MicrographSet.read(source, root=root)
-    tasks, too_small = _plan(images, options)
+    tasks, too_small = plan_search(images, options)
     log(
         f"{len(images.stacks)} micrographs, windows of {tasks[0].window_px} px every {tasks[0].stride_px} px"
         f", model {model.name}, SHA-256 {model.sha256[:16]}…"
     )
-    keep_freed_memory()
-    threads = torch.get_num_threads()
     with _open_journal(
         output_dir,
-        _fingerprint(images, model, options, devices),
+        _fingerprint(images, model, options, searcher),
         resume=resume,
         overwrite=overwrite,
         start_anew_on_mismatch=start_anew_on_mismatch,
         log=log,
     ) as journal:
         n_resumed = sum(str(task.index) in journal.finished for task in tasks)
-        try:
-            finders = _finders(model, devices, options, len(tasks), journal, log)
-            _run(tasks, finders, output_dir, journal, options, draw, progress, should_stop)
-        finally:
-            torch.set_num_threads(threads)
+        precision = _precision(searcher, model, options, journal, log)
+        done = itertools.count(n_resumed + 1)
+
+        def take(task: MicrographTask, counts: MicrographCounts) -> None:
+            journal.record(str(task.index), WriterState(), asdict(counts))
+            journal.finish(str(task.index))
+            progress(next(done), len(tasks))
+
+        progress(n_resumed, len(tasks))
+        waiting = [task for task in tasks if str(task.index) not in journal.finished]
+        searcher.search(Search(waiting, model, precision, options, output_dir, draw), take, should_stop)
         counts = [
             too_small.get(index) or MicrographCounts(**journal.extras[str(index)])
             for index in range(len(images.stacks))
@@ -201,7 +320,7 @@ def extract_noise(
         n_resumed=n_resumed,
         seconds=time.monotonic() - begin,
     )
-    _write_record(summary, options, model, devices, command)
+    _write_record(summary, options, model, searcher, command)
     shutil.rmtree(output_dir / PARTS_FOLDER, ignore_errors=True)
     (output_dir / MANIFEST_NAME).unlink(missing_ok=True)
     return summary
@@ -242,10 +361,27 @@ def _remedy(options: ExtractNoiseOptions) -> str:
     return f"{ways}, or refine the network on these micrographs."
 
 
-def _plan(
+def load_noise_model(options: ExtractNoiseOptions) -> LoadedModel:
+    """Load the network of the method.
+
+    Raises
+    ------
+    ModelError
+        If it is not there, or of another kind.
+    """
+    return load_model(options.model_name, SEGMENTERS if options.method == "segmentation" else MODELS)
+
+
+def plan_search(
     images: MicrographSet, options: ExtractNoiseOptions
 ) -> tuple[list[MicrographTask], dict[int, MicrographCounts]]:
-    """The micrographs to search, and those that the window does not fit into."""
+    """The micrographs to search, and those that the window does not fit into.
+
+    Raises
+    ------
+    ConfigurationError
+        If the window does not suit the micrographs, or a pixel size is needed and not known.
+    """
     tasks, too_small = [], {}
     names = output_names(images)
     for index, shape in enumerate(images.check_images()):
@@ -296,7 +432,7 @@ def _fingerprint(
     images: MicrographSet,
     model: LoadedModel,
     options: ExtractNoiseOptions,
-    devices: Sequence[torch.device],
+    searcher: Searcher,
 ) -> dict[str, Any]:
     """All that the result depends on."""
     files = hashlib.sha256()
@@ -304,12 +440,11 @@ def _fingerprint(
         status = path.stat()
         files.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     chosen = options.model_dump(mode="json", exclude={"model", "device", "threads", "minimum_blocks"})
-    kinds = sorted({device.type for device in devices})
     return {
         "version": __version__,
         "files": files.hexdigest(),
         "model": model.sha256,
-        "device": kinds,
+        "device": searcher.types,
         **chosen,
     }
 
@@ -357,43 +492,30 @@ def _open_journal(
         yield journal
 
 
-def _finders(
+def _precision(
+    searcher: Searcher,
     model: LoadedModel,
-    devices: Sequence[torch.device],
     options: ExtractNoiseOptions,
-    n_tasks: int,
     journal: Manifest,
     log: Callable[[str], None],
-) -> list[WindowFinder]:
-    """One for each micrograph that is worked on at once; on the CPU they share the threads."""
-    recorded = journal.extras.get(_PRECISION)
-    if recorded is None:
-        precision, reason = choose_precision(devices[0], options.precision, model.module)
+) -> Precision:
+    """The number format that the journal holds, or a new one, which it then holds."""
+    precision: Precision | None = journal.extras.get(_PRECISION)
+    reason = "as when the run began"
+    if precision is None:
+        precision, reason = searcher.choose(model, options.precision)
         journal.record(_PRECISION, WriterState(), precision)
-    else:
-        precision, reason = recorded, "as when the run began"
-    log(f"device {', '.join(map(str, devices))}, precision {precision} ({reason})")
-    if devices[0].type == "cpu":
-        threads = options.threads or available_threads()
-        workers = max(1, min(threads, n_tasks))
-        torch.set_num_threads(max(1, threads // workers))
-        finder = make_finder(model, devices[0], precision, options)
-        return [finder] * workers
-    finders = [make_finder(model, device, precision, options) for device in devices]
-    return finders * min(WORKERS_PER_GPU, max(1, -(-n_tasks // len(devices))))
+    log(f"device {', '.join(searcher.names)}, precision {precision} ({reason})")
+    return precision
 
 
 def _run(
-    tasks: Sequence[MicrographTask],
+    search: Search,
     finders: Sequence[WindowFinder],
-    output_dir: Path,
-    journal: Manifest,
-    options: ExtractNoiseOptions,
-    draw: Draw | None,
-    progress: Callable[[int, int], None],
+    take: Callable[[MicrographTask, MicrographCounts], None],
     should_stop: Callable[[], bool],
 ) -> None:
-    """Work through the micrographs that are missing, as many at once as there are finders."""
+    """Work through the micrographs, as many at once as there are finders."""
     free: queue.SimpleQueue[WindowFinder] = queue.SimpleQueue()
     for finder in finders:
         free.put(finder)
@@ -402,39 +524,31 @@ def _run(
     def work(task: MicrographTask) -> None:
         finder = free.get()
         try:
-            counts = extract_from(task, finder, output_dir, options, draw)
+            counts = extract_from(task, finder, search.output_dir, search.options, search.draw)
         finally:
             free.put(finder)
         with lock:
-            journal.record(str(task.index), WriterState(), asdict(counts))
-            journal.finish(str(task.index))
+            take(task, counts)
 
-    waiting = [task for task in tasks if str(task.index) not in journal.finished][::-1]
-    total, done = len(tasks), len(tasks) - len(waiting)
-    progress(done, total)
+    waiting = list(search.tasks)[::-1]
     with ThreadPoolExecutor(len(finders)) as pool:
         running: set[Future[None]] = set()
         while waiting or running:
             if should_stop():
-                waiting.clear()
                 wait(running)
-                raise Aborted(
-                    f"Stopped after {done} of {total} micrographs. Run again with --resume to go on."
-                )
+                raise Aborted("Stopped on request. What is finished is kept: go on from there with --resume.")
             while waiting and len(running) < len(finders):
                 running.add(pool.submit(work, waiting.pop()))
             finished, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in finished:
                 future.result()
-            done += len(finished)
-            progress(done, total)
 
 
 def _write_record(
     summary: NoiseSummary,
     options: ExtractNoiseOptions,
     model: LoadedModel,
-    devices: Sequence[torch.device],
+    searcher: Searcher,
     command: str | None,
 ) -> None:
     record = {
@@ -442,7 +556,7 @@ def _write_record(
         "command": command,
         "options": options.model_dump(mode="json"),
         "model": {"name": Path(model.name).name, "sha256": model.sha256},
-        "devices": [str(device) for device in devices],
+        "devices": searcher.names,
         "blocks": summary.n_blocks,
         "window_px": summary.window_px,
         "what_became_of_the_windows": summary.explanation,

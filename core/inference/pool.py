@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import threading
 import time
 import uuid
@@ -18,9 +17,10 @@ import torch
 
 from ..config.batch import EngineConfig
 from ..config.denoise import DenoiseOptions
-from ..errors import Aborted, ConfigurationError, CryohushError, HostError, InputError, OutputError
+from ..errors import ConfigurationError, HostError
 from ..io.manifest import Manifest
 from ..models.weights import LoadedModel, load_model
+from .attempts import RangesFailed, Shift, describe_failed, do_parts, in_words, is_death
 from .devices import available_threads, resolve_devices
 from .engine import Choices, LocalDevices, Task
 from .ranges import Assembly, Range, RangeWork, denoise_range, plan_ranges
@@ -28,15 +28,8 @@ from .stream import StreamResult
 
 # CPUs of a worker, where none says how many: enough for a batch each, few enough to share the machine.
 CPUS_PER_WORKER = 8
-POLL_SECONDS = 0.5
 # How often to look whether workers are gone.
 CHECK_SECONDS = 5.0
-# Ranges that are named one by one when they were set aside.
-NAMED_RANGES = 8
-
-
-class RangesFailed(CryohushError):
-    """Some ranges of a source failed again and again; the others are finished and kept."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ class Pool:
         self._cluster, self._checking = cluster, threading.Lock()
         self._checked = self._seen = time.monotonic()
         self._n_out, self._free = 0, threading.Condition()
-        names, self.types, threads = self._ask(_describe)
+        names, self.types, threads = self.ask(_describe)
         self.names = [f"{n_workers} workers, each {', '.join(names)}"]
         self.threads = threads * n_workers
 
@@ -124,9 +117,19 @@ class Pool:
             if self._cluster is not None:
                 self._cluster.scale(self.n_workers)
 
-    def _ask(self, function: Callable[..., Any], *arguments: Any, attempt: int = 1) -> Any:
-        """Call a function with the share on some worker, on another one if that one is lost."""
-        future = self.client.submit(function, self.share, *arguments, pure=False)
+    def submit(self, key: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the future of a function, which gets the arguments, the worker's device, its CPU threads."""
+        return self.client.submit(_on_worker, self.share, function, *arguments, key=key)
+
+    def ask(self, function: Callable[..., Any], *arguments: Any, attempt: int = 1) -> Any:
+        """Call a function on some worker, on another one if that one is lost; see `submit`.
+
+        Raises
+        ------
+        HostError
+            If no worker answers, or all die of it.
+        """
+        future = self.submit(uuid.uuid4().hex, function, *arguments)
         try:
             return future.result(timeout=self.config.start_timeout_seconds)
         except TimeoutError as error:
@@ -135,11 +138,11 @@ class Pool:
                 "the cluster and the logs of its jobs, or give engine.start_timeout_seconds more."
             ) from error
         except Exception as error:
-            if not _is_death(error):
+            if not is_death(error):
                 raise
             if attempt >= self.config.attempts:
-                raise HostError(f"{_in_words(error)}, {attempt} times, before any image.") from error
-        return self._ask(function, *arguments, attempt=attempt + 1)
+                raise HostError(f"{in_words(error)}, {attempt} times, before any image.") from error
+        return self.ask(function, *arguments, attempt=attempt + 1)
 
     def choose(
         self,
@@ -150,7 +153,7 @@ class Pool:
         are_micrographs: bool,
     ) -> tuple[Choices, str]:
         """Return what suits the workers, and why this precision; measured on one of them."""
-        chosen: tuple[Choices, str] = self._ask(_choose, model.path, options, list(shapes), are_micrographs)
+        chosen: tuple[Choices, str] = self.ask(_choose, model.path, options, list(shapes), are_micrographs)
         return chosen
 
     def denoise(
@@ -177,110 +180,25 @@ class Pool:
         )
         ranges = plan_ranges(task.stacks, sizes, int(self.config.range_mb * 2**20))
         with Assembly(task, ranges, output_dir, journal) as assembly:
-            failed = _Attempts(self, task, assembly, sum(part.n_images for part in ranges)).run(
-                progress, should_stop
-            )
+
+            def work(part: Range) -> RangeWork:
+                return RangeWork(
+                    part,
+                    assembly.folder(part).absolute(),
+                    task.model.path.absolute(),
+                    task.model.sha256,
+                    task.options,
+                    task.choices,
+                    task.are_micrographs,
+                    task.label,
+                )
+
+            n_images = sum(part.n_images for part in ranges)
+            shift = Shift(output_dir.name, assembly.waiting(), n_images, work, denoise_range, assembly.take)
+            failed = do_parts(self, shift, should_stop, progress)
             if failed:
-                raise RangesFailed(_describe_failed(failed, len(ranges)))
+                raise RangesFailed(describe_failed(failed, len(ranges)))
             return assembly.finish()
-
-
-class _Attempts:
-    """The ranges of one run on their way through the pool."""
-
-    def __init__(self, pool: Pool, task: Task, assembly: Assembly, n_images: int) -> None:
-        self._pool, self._task, self._assembly, self._n_images = pool, task, assembly, n_images
-        self._waiting = assembly.waiting()
-        self._out: dict[str, tuple[Range, Any]] = {}
-        self._tried: dict[str, int] = {}
-        self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def run(
-        self, progress: Callable[[int, int], None], should_stop: Callable[[], bool]
-    ) -> list[tuple[Range, str]]:
-        """Bring all ranges to an end, and return those that were set aside, and why."""
-        failed: list[tuple[Range, str]] = []
-        done = self._n_images - sum(part.n_images for part in self._waiting)
-        progress(done, self._n_images)
-        try:
-            while self._waiting or self._out:
-                self._pool.replace_lost()
-                if should_stop():
-                    raise Aborted("Stopped on request. What is finished is kept: resume to go on from there.")
-                while self._waiting and self._pool.acquire(timeout=0 if self._out else POLL_SECONDS):
-                    self._submit(self._waiting.pop(0))
-                part, error = self._next()
-                if part is None:
-                    continue
-                if error is None:
-                    self._assembly.take(part)
-                    done += part.n_images
-                    progress(done, self._n_images)
-                elif isinstance(error, OutputError):
-                    raise error  # the disk is full: the other ranges would fail, too
-                elif not isinstance(error, InputError) and self._tried[part.name] < self._attempts:
-                    self._waiting.insert(0, part)
-                else:
-                    failed.append((part, _in_words(error)))
-        finally:
-            for _, future in self._out.values():
-                future.cancel()
-                self._pool.release()
-        return failed
-
-    @property
-    def _attempts(self) -> int:
-        return self._pool.config.attempts
-
-    def _submit(self, part: Range) -> None:
-        task = self._task
-        work = RangeWork(
-            part,
-            self._assembly.folder(part).absolute(),
-            task.model.path.absolute(),
-            task.model.sha256,
-            task.options,
-            task.choices,
-            task.are_micrographs,
-            task.label,
-        )
-        self._tried[part.name] = self._tried.get(part.name, 0) + 1
-        # the key is what the dashboard shows
-        key = f"{part.name} of {self._assembly.output_dir.name}, {uuid.uuid4().hex}"
-        future = self._pool.client.submit(_denoise_range, self._pool.share, work, key=key)
-        self._out[part.name] = (part, future)
-        future.add_done_callback(lambda _, name=part.name: self._finished.put(name))
-
-    def _next(self) -> tuple[Range | None, BaseException | None]:
-        """Return a range that came back, and why it failed; nothing if none does within a moment."""
-        try:
-            part, future = self._out.pop(self._finished.get(timeout=POLL_SECONDS))
-        except queue.Empty:
-            return None, None
-        self._pool.release()
-        if future.status == "cancelled":
-            return part, HostError("the scheduler went away.")
-        error: BaseException | None = future.exception()
-        return part, error
-
-
-def _is_death(error: BaseException) -> bool:
-    return type(error).__name__ == "KilledWorker"
-
-
-def _in_words(error: BaseException) -> str:
-    if _is_death(error):
-        return "the worker died: killed, out of memory, or crashed (its log may say more)"
-    return str(error) if isinstance(error, CryohushError) else f"{type(error).__name__}: {error}"
-
-
-def _describe_failed(failed: Sequence[tuple[Range, str]], n_ranges: int) -> str:
-    named = "; ".join(f"{part.describe()}: {why}" for part, why in failed[:NAMED_RANGES])
-    more = f"; and {len(failed) - NAMED_RANGES} more" if len(failed) > NAMED_RANGES else ""
-    return (
-        f"{len(failed)} of {n_ranges} ranges failed and were set aside: {named}{more}. "
-        "What is finished is kept: retry-failed goes on from there."
-    )
 
 
 def _quieten() -> None:
@@ -297,35 +215,30 @@ def dask_setup(worker: object) -> None:
     _quieten()
 
 
-def _devices(share: Share) -> str:
-    """Return this worker's device: workers are numbered, and so are the devices."""
+def _on_worker(share: Share, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function with what this worker has: workers are numbered, and so are the devices."""
     from distributed import get_worker
 
     name = str(get_worker().name)
-    return share.devices[int(name) % len(share.devices) if name.isdigit() else 0]
+    device = share.devices[int(name) % len(share.devices) if name.isdigit() else 0]
+    return function(*arguments, device, share.threads)
 
 
-def _engine(share: Share) -> LocalDevices:
-    return LocalDevices(resolve_devices(_devices(share)), share.threads)
-
-
-def _describe(share: Share) -> tuple[list[str], list[str], int]:
-    engine = _engine(share)
+def _describe(device: str, threads: int | None) -> tuple[list[str], list[str], int]:
+    engine = LocalDevices(resolve_devices(device), threads)
     return engine.names, engine.types, engine.threads
 
 
 def _choose(
-    share: Share,
     model: Path,
     options: DenoiseOptions,
     shapes: list[tuple[int, int]],
     are_micrographs: bool,
+    device: str,
+    threads: int | None,
 ) -> tuple[Choices, str]:
-    return _engine(share).choose(load_model(model), options, shapes, are_micrographs=are_micrographs)
-
-
-def _denoise_range(share: Share, work: RangeWork) -> None:
-    denoise_range(work, _devices(share), share.threads)
+    engine = LocalDevices(resolve_devices(device), threads)
+    return engine.choose(load_model(model), options, shapes, are_micrographs=are_micrographs)
 
 
 # What follows runs in the driver.
@@ -362,12 +275,12 @@ def open_pool(config: EngineConfig, log_folder: Path) -> Iterator[Pool]:
         "distributed.scheduler.work-stealing": False,
     }
     with dask.config.set(settings), contextlib.ExitStack() as exits:
-        share = _share(config)
+        share = share_of(config)
         if config.kind == "scheduler":
             cluster: Any = None
             n_workers = config.workers or 0
         else:
-            n_workers = config.workers or _n_workers(config)
+            n_workers = workers_of(config)
             with warnings.catch_warnings():
                 # it then takes another one, which is told
                 warnings.filterwarnings("ignore", message="Port .* is already in use")
@@ -392,7 +305,8 @@ def open_pool(config: EngineConfig, log_folder: Path) -> Iterator[Pool]:
         yield Pool(client, cluster, config, n_workers, share)
 
 
-def _share(config: EngineConfig) -> Share:
+def share_of(config: EngineConfig) -> Share:
+    """Return what each worker of a plan has."""
     if config.kind != "local":
         # a queueing system gives each job its own GPU, which is then the first one that it sees
         device = "cuda:0" if config.device.startswith(("cuda", "gpu")) else config.device
@@ -400,12 +314,13 @@ def _share(config: EngineConfig) -> Share:
     devices = resolve_devices(config.device)
     if devices[0].type == "cuda":
         return Share(tuple(str(device) for device in devices), config.threads)
-    return Share(
-        ("cpu",), config.threads or max(1, available_threads() // (config.workers or _n_workers(config)))
-    )
+    return Share(("cpu",), config.threads or max(1, available_threads() // workers_of(config)))
 
 
-def _n_workers(config: EngineConfig) -> int:
+def workers_of(config: EngineConfig) -> int:
+    """Return how many workers a plan has on this machine; of a scheduler, how many it says."""
+    if config.workers is not None:
+        return config.workers
     devices: list[torch.device] = resolve_devices(config.device)
     return len(devices) if devices[0].type == "cuda" else max(1, available_threads() // CPUS_PER_WORKER)
 

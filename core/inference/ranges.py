@@ -18,19 +18,21 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ..config.denoise import DenoiseOptions
 from ..errors import ModelError, OutputError
 from ..io.files import part_path, rename_complete, writing_failed
 from ..io.manifest import MANIFEST_NAME, Manifest
 from ..io.mrc import StackReader, StackWriter, WriterState
+from ..models import MODELS
 from ..models.weights import LoadedModel, load_model
 from .denoiser import Denoiser
 from .devices import Precision, resolve_devices
@@ -84,8 +86,7 @@ def plan_ranges(
     stacks: Sequence[StackPlan], batch_sizes: Mapping[tuple[int, int], int], range_bytes: int
 ) -> list[Range]:
     """Cut a plan into ranges of about `range_bytes` of float32 pixels, always between two batches."""
-    total = sum(_pixel_bytes(stack.shape, len(stack.indices)) for stack in stacks)
-    limit = min(range_bytes, max(SMALLEST_RANGE_BYTES, total // FEWEST_RANGES))
+    limit = limit_bytes(sum(_pixel_bytes(stack.shape, len(stack.indices)) for stack in stacks), range_bytes)
     ranges: list[Range] = []
     pieces: list[Piece] = []
     size, first = 0, 0
@@ -101,6 +102,11 @@ def plan_ranges(
     if pieces:
         ranges.append(_range(stacks, pieces, first))
     return ranges
+
+
+def limit_bytes(total: int, range_bytes: int) -> int:
+    """Return how many bytes of pixels make a range of a run with `total` bytes."""
+    return min(range_bytes, max(SMALLEST_RANGE_BYTES, total // FEWEST_RANGES))
 
 
 def _pixel_bytes(shape: tuple[int, int], n_images: int) -> int:
@@ -162,7 +168,7 @@ def denoise_range(work: RangeWork, device: str, threads: int | None) -> None:
             attempt.mkdir()
             with Manifest.open(attempt / MANIFEST_NAME, {}, resume=False) as journal:
                 result = engine.denoise(task, attempt, journal, denoisers=denoisers)
-            _write_notes(attempt, result)
+            write_notes(attempt, _notes_of(result))
             # Not empty means that another worker was quicker: the same images are there.
             with contextlib.suppress(FileExistsError, IsADirectoryError):
                 _rename_folder(attempt, work.folder)
@@ -177,18 +183,32 @@ def _at_hand(
     path: Path, sha256: str, precision: Precision, device: str, threads: int | None
 ) -> tuple[LoadedModel, LocalDevices, list[Denoiser]]:
     """Return a model on this worker's device: loaded for the first range, kept for the next ones."""
-    model = load_model(path)
+    model = load_same_model(path, sha256)
+    engine = LocalDevices(resolve_devices(device), threads)
+    return model, engine, engine.denoisers(model, precision)
+
+
+def load_same_model(
+    path: Path, sha256: str, networks: Mapping[str, Callable[..., nn.Module]] = MODELS
+) -> LoadedModel:
+    """Load the model that the driver has seen; for a worker.
+
+    Raises
+    ------
+    ModelError
+        If it is another one by now.
+    """
+    model = load_model(path, networks)
     if model.sha256 != sha256:
         raise ModelError(
             f"{path}: the weights were replaced while the batch ran: SHA-256 {sha256} was expected, "
             f"{model.sha256} found."
         )
-    engine = LocalDevices(resolve_devices(device), threads)
-    return model, engine, engine.denoisers(model, precision)
+    return model
 
 
-def _write_notes(folder: Path, result: StreamResult) -> None:
-    notes = {
+def _notes_of(result: StreamResult) -> dict[str, Any]:
+    return {
         "seconds": result.seconds,
         "notes": [
             [note.stack, note.image, note.problem, unchanged]
@@ -196,10 +216,32 @@ def _write_notes(folder: Path, result: StreamResult) -> None:
             for note in notes
         ],
     }
+
+
+def write_notes(folder: Path, notes: Mapping[str, Any]) -> None:
+    """Write what a worker has to say of a range, once all else in its folder is on disk."""
     with (folder / _NOTES_NAME).open("w", encoding="utf-8") as file:
         json.dump(notes, file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def move_files(names: Sequence[str], folder: Path, output_dir: Path) -> None:
+    """Move files that a worker has finished to where they belong, in this order, and remove the folder.
+
+    Raises
+    ------
+    OutputError
+        If one cannot be moved.
+    """
+    for name in names:
+        path = output_dir / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rename_complete(folder / name, path)
+        except OSError as error:
+            raise writing_failed(path, error) from error
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _rename_folder(folder: Path, name: Path) -> None:
@@ -295,7 +337,7 @@ class Assembly:
             for position, (stack, (number, begin)) in enumerate(zip(part.stacks, part.places, strict=True))
             if begin + len(stack.indices) > self._written[number]
         ]
-        noted = _read_notes(self.folder(part)) if waiting else {"seconds": {}, "notes": []}
+        noted = read_notes(self.folder(part)) if waiting else {"seconds": {}, "notes": []}
         for position in waiting:
             stack, (number, begin) = part.stacks[position], part.places[position]
             images = {int(index) + 1 for index in stack.indices}
@@ -397,8 +439,14 @@ def _digest(task: Task, journal: Manifest) -> str:
     return hashlib.sha256(fingerprint + repr(task.choices).encode()).hexdigest()[:16]
 
 
-def _read_notes(folder: Path) -> dict[str, Any]:
-    """Return what a worker noted, once its folder is to be seen."""
+def read_notes(folder: Path) -> dict[str, Any]:
+    """Return what a worker noted, once its folder is to be seen.
+
+    Raises
+    ------
+    OutputError
+        If it does not appear.
+    """
     deadline = time.monotonic() + _SECONDS_TO_APPEAR
     while True:
         try:

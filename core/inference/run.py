@@ -184,8 +184,6 @@ class RunSize:
         Of the files that would be written.
     inputs
         The files that would be read.
-    model
-        The model.
     """
 
     kind: Literal["particles", "micrographs"]
@@ -193,7 +191,6 @@ class RunSize:
     n_pixels: int
     bytes: int
     inputs: list[Path]
-    model: LoadedModel
 
 
 def measure_run(
@@ -211,7 +208,7 @@ def measure_run(
     CryohushError
         As `run_denoise`, but for pixels, devices and the room on the disk.
     """
-    model = load_model(options.model)
+    load_model(options.model)
     images = read_images(source, root=root, passthrough=passthrough)
     stacks = plan_stacks(images, options.protein)
     _check_options(options, stacks, images)
@@ -224,7 +221,6 @@ def measure_run(
         n_pixels,
         n_pixels * np.dtype(options.output_dtype).itemsize + sum(path.stat().st_size for path in tables),
         list(dict.fromkeys([*source_files(images), *images.stacks])),
-        model,
     )
 
 

@@ -11,14 +11,17 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from ..config.batch import BatchPlan, Source
+from ..config.batch import BatchPlan, Job, Options, Source
+from ..config.evaluate import EvaluateConfig
 from ..errors import ConfigurationError, CryohushError, InputError, OutputError
+from ..models.weights import list_models
 from .books import Item
-from .devices import choose_precision, pixels_per_second, resolve_devices
-from .jobs import Result
-from .run import RunSize, measure_run
+from .devices import resolve_devices
+from .jobs import JobKind, Result
+from .pool import share_of, workers_of
+from .run import RunSize
 
 
 class Host(Protocol):
@@ -150,8 +153,19 @@ class Forecast:
     seconds: float
 
 
-def prepare(plan: BatchPlan, hosts: Mapping[str, Host]) -> Forecast:
+def prepare(
+    plan: BatchPlan, hosts: Mapping[str, Host], kinds: Mapping[Job, JobKind]
+) -> list[tuple[Item, RunSize]]:
     """Find what the sources stand for, and check all that can be checked before anything runs.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    hosts
+        By the kind of source.
+    kinds
+        Of job.
 
     Raises
     ------
@@ -174,15 +188,42 @@ def prepare(plan: BatchPlan, hosts: Mapping[str, Host]) -> Forecast:
     for item in items:
         try:
             hosts[item.host].check(item)
-            sizes.append(_measure(item, plan.output))
+            sizes.append(_measure(item, plan.output, kinds[item.job]))
             item.n_images = sizes[-1].n_images
         except CryohushError as error:
             problems.append(f"{item.name}: {error}")
     if not problems:
         problems = [*_overlaps(items, sizes), *_full_disks(items, sizes, plan)]
+    _refuse(problems)
+    return list(zip(items, sizes, strict=True))
+
+
+def forecast(plan: BatchPlan, hosts: Mapping[str, Host], kinds: Mapping[Job, JobKind]) -> Forecast:
+    """Say what a batch would do, after trials on a device of this machine; nothing is written.
+
+    Raises
+    ------
+    ConfigurationError
+        With everything that is wrong, source by source.
+    """
+    prepared = prepare(plan, hosts, kinds)
+    device, threads = resolve_devices(plan.engine.device)[0], share_of(plan.engine).threads or 1
+    problems, sizes, seconds = list[str](), list[RunSize](), 0.0
+    for item, size in prepared:
+        try:
+            found, of_this = kinds[item.job].forecast(item, size, device, threads)
+        except CryohushError as error:
+            problems.append(f"{item.name}: {error}")
+        else:
+            sizes.append(found)
+            seconds += of_this
+    _refuse(problems)
+    return Forecast([item for item, _ in prepared], sizes, seconds / workers_of(plan.engine))
+
+
+def _refuse(problems: Sequence[str]) -> None:
     if problems:
         raise ConfigurationError("nothing was run: " + "\n  ".join(["", *problems]))
-    return Forecast(items, sizes, _estimate(plan, items, sizes))
 
 
 def _find(plan: BatchPlan, number: int, source: Source, hosts: Mapping[str, Host]) -> list[Item]:
@@ -191,20 +232,39 @@ def _find(plan: BatchPlan, number: int, source: Source, hosts: Mapping[str, Host
             f"this command knows no sources of the kind {source.host}: run the plan with "
             f"{source.host}_cryohush batch."
         )
-    options = plan.options_of(number)
-    if options.model.endswith(".safetensors"):
-        options = options.model_copy(update={"model": str(Path(options.model).absolute())})
-    return [dataclasses.replace(item, options=options) for item in hosts[source.host].find(source)]
+    job, options = plan.job_of(number), plan.options_of(number)
+    return [
+        dataclasses.replace(item, job=job, options=_settled(options, item))
+        for item in hosts[source.host].find(source)
+    ]
 
 
-def _measure(item: Item, folder: Path) -> RunSize:
+def _settled(options: Options, item: Item) -> Options:
+    """Return the options with absolute paths: workers, or whoever resumes the batch, may run elsewhere."""
+    folder = item.project or Path.cwd()
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: absolute(entry) for name, entry in value.items()}
+        return folder / value if isinstance(value, Path) else value
+
+    values = absolute(options.model_dump(exclude_unset=True))
+    if isinstance(options, EvaluateConfig):
+        values["denoised"] = item.source
+    model = values.get("model")
+    if model is not None and model not in list_models() and Path(model).exists():
+        values["model"] = str(Path(model).absolute())
+    return type(options)(**values)
+
+
+def _measure(item: Item, folder: Path, kind: JobKind) -> RunSize:
     output = item.output or (item.project or folder) / "External"
     there = next(path for path in [output, *output.parents] if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise OutputError(f"{output}: cannot be written: {there} is no folder that you may write to.")
     if item.output is not None and output.exists() and any(output.iterdir()):
         raise OutputError(f"{output} is not empty. Empty it, or choose another output.")
-    return measure_run(item.source, output, item.options, root=item.root, passthrough=item.passthrough)
+    return kind.measure(item, output)
 
 
 def _overlaps(items: Sequence[Item], sizes: Sequence[RunSize]) -> list[str]:
@@ -213,13 +273,11 @@ def _overlaps(items: Sequence[Item], sizes: Sequence[RunSize]) -> list[str]:
     readers: dict[tuple[str, str], str] = {}
     outputs: dict[str, str] = {}
     for item, size in zip(items, sizes, strict=True):
-        options = item.options.model_dump_json()
+        options = f"{item.job} {item.options.model_dump_json()}"
         for path in map(os.path.realpath, size.inputs):
             other = readers.setdefault((path, options), item.name)
             if other != item.name:
-                problems.append(
-                    f"{item.name}: overlaps with {other}: both read {path}, with the same options."
-                )
+                problems.append(f"{item.name}: overlaps with {other}: both read {path}, for the same job.")
                 break
         if item.output is not None:
             other = outputs.setdefault(os.path.realpath(item.output), item.name)
@@ -247,21 +305,3 @@ def _full_disks(items: Sequence[Item], sizes: Sequence[RunSize], plan: BatchPlan
         for device, count in needed.items()
         if count > (free := shutil.disk_usage(example[device]).free)
     ]
-
-
-def _estimate(plan: BatchPlan, items: Sequence[Item], sizes: Sequence[RunSize]) -> float:
-    """Return the seconds that the network alone takes, measured here on each model."""
-    config = plan.engine
-    devices = resolve_devices(config.device)
-    side_by_side = config.workers or len(devices)
-    if devices[0].type == "cpu":
-        side_by_side *= config.threads or 1
-    rates: dict[tuple[str, str], float] = {}
-    seconds = 0.0
-    for item, size in zip(items, sizes, strict=True):
-        key = (size.model.sha256, item.options.precision)
-        if key not in rates:
-            precision, _ = choose_precision(devices[0], item.options.precision, size.model.module)
-            rates[key] = pixels_per_second(size.model.module, devices[0], precision)
-        seconds += size.n_pixels / rates[key] / side_by_side
-    return seconds

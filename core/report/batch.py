@@ -6,10 +6,11 @@ import base64
 import html
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config.batch import Job
 from ..errors import InputError
 from ..inference.books import Item, is_running, log_path, read_books
 from ..io.files import write_text
@@ -28,11 +29,16 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 .trust { background: #fdf1dc; border: 1px solid #d9a441; border-radius: 6px; padding: .7rem 1rem }
 img { max-width: 100%; border: 1px solid #ddd } h2 { margin: 2.2rem 0 .4rem } code { font-size: 90% }
 """
-_TRUST = (
-    "Look at, pick, sort and classify denoised images. "
-    "Refine, reconstruct and compute the FSC from the raw ones."
-)
-_COLUMNS = ("source", "state", "images", "of", "per second", "time", "problem")
+# What whoever looks at the results of each job has to know.
+_SAYS: Mapping[Job, str] = {
+    "denoise": "Look at, pick, sort and classify denoised images. Refine, reconstruct and compute the FSC "
+    "from the raw ones.",
+    "extract-noise": "Green frames are blocks of noise that were taken, orange ones were rejected by their "
+    "statistics; red is contamination and blue are particles, where a network labelled them.",
+    "evaluate": "Figures of denoised images say nothing of the resolution of a map.",
+}
+_COLUMNS = ("source", "job", "state", "images", "of", "per second", "time", "problem")
+_NUMBERS = range(3, 7)
 
 
 def status_table(folder: Path) -> str:
@@ -49,6 +55,7 @@ def status_table(folder: Path) -> str:
     rows = [
         (
             item.name,
+            item.job,
             item.state if running or item.state != "running" else "interrupted",
             f"{item.n_done}",
             f"{item.n_images}",
@@ -64,7 +71,7 @@ def status_table(folder: Path) -> str:
     head = f"{folder}: {state}, {done} of {total} images, {_states(items)}"
     if running and books["dashboard"]:
         head += f"\ndashboard {books['dashboard']}"
-    return f"{head}\n{_table([_COLUMNS, *rows], right=range(2, 6))}"
+    return f"{head}\n{_table([_COLUMNS, *rows], right=_NUMBERS)}"
 
 
 def forecast_table(forecast: Forecast) -> str:
@@ -72,6 +79,7 @@ def forecast_table(forecast: Forecast) -> str:
     rows = [
         (
             item.name,
+            item.job,
             item.origin or str(item.source),
             size.kind,
             f"{size.n_images}",
@@ -83,9 +91,9 @@ def forecast_table(forecast: Forecast) -> str:
     images = sum(size.n_images for size in forecast.sizes)
     total = sum(size.bytes for size in forecast.sizes)
     return (
-        _table([("source", "input", "kind", "images", "output", "goes to"), *rows], right=range(3, 5))
-        + f"\n{len(rows)} sources, {images} images, {_bytes(total)} to be written, about "
-        f"{_duration(forecast.seconds)} on devices like those of this machine, without reading and writing"
+        _table([("source", "job", "input", "kind", "images", "output", "goes to"), *rows], right=range(4, 6))
+        + f"\n{len(rows)} sources, {images} images, about {_bytes(total)} to be written, about "
+        f"{_duration(forecast.seconds)} on devices like those of this machine, by short trials"
     )
 
 
@@ -103,17 +111,21 @@ def write_batch_report(folder: Path) -> Path:
     items = [Item.from_json(entry) for entry in books["items"]]
     images, seconds = sum(item.n_done for item in items), sum(item.seconds for item in items)
     rows = "".join(_html_row(item) for item in items)
-    numbers = range(2, 6)
     head = "".join(
-        f'<th class="number">{name}</th>' if number in numbers else f"<th>{name}</th>"
+        f'<th class="number">{name}</th>' if number in _NUMBERS else f"<th>{name}</th>"
         for number, name in enumerate(_COLUMNS)
+    )
+    says = "".join(
+        f'<p class="trust">{text}</p>'
+        for job, text in _SAYS.items()
+        if any(item.job == job for item in items)
     )
     text = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>cryohush batch</title>'
         f"<style>{_STYLE}</style></head><body><h1>cryohush batch</h1><p>{_states(items)}; {images} images; "
         f"{_duration(seconds)} of work on sources; cryohush {html.escape(books['version'])}; "
         f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(books['updated']))}</p>"
-        f'<p class="trust">{_TRUST}</p><table><tr>{head}</tr>{rows}</table>'
+        f"{says}<table><tr>{head}</tr>{rows}</table>"
         + "".join(_html_section(folder, item) for item in items)
         + "</body></html>\n"
     )
@@ -134,14 +146,16 @@ def _html_row(item: Item) -> str:
     numbers = (str(item.n_done), str(item.n_images), _speed(item), _duration(item.seconds))
     cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
     return (
-        f'<tr><td><a href="#{name}">{name}</a></td><td class="{item.state}">{item.state}</td>{cells}'
-        f"<td>{html.escape(item.error or '')}</td></tr>"
+        f'<tr><td><a href="#{name}">{name}</a></td><td>{item.job}</td>'
+        f'<td class="{item.state}">{item.state}</td>{cells}<td>{html.escape(item.error or "")}</td></tr>'
     )
 
 
 def _html_section(folder: Path, item: Item) -> str:
     name = html.escape(item.name)
-    lines = [f'<h2 id="{name}">{name}</h2><p>input <code>{html.escape(item.origin or str(item.source))}</code>']
+    lines = [
+        f'<h2 id="{name}">{name}</h2><p>input <code>{html.escape(item.origin or str(item.source))}</code>'
+    ]
     if item.output is not None:
         lines.append(f"<br>output <code>{html.escape(str(item.output))}</code>")
     links = [("log", log_path(folder, item.name))]
@@ -151,10 +165,16 @@ def _html_section(folder: Path, item: Item) -> str:
         if path.exists():
             lines.append(f'<br><a href="{html.escape(os.path.relpath(path, folder))}">{text}</a>')
     lines.append("</p>")
-    picture = None if item.output is None else item.output / PNG_NAME
-    if item.state == "done" and picture is not None and picture.exists():
+    if item.state != "done" or item.output is None:
+        return "".join(lines)
+    if item.key_figures:
+        cells = [map(html.escape, pair) for pair in item.key_figures.items()]
+        rows = "".join(f"<tr><td>{key}</td><td>{figure}</td></tr>" for key, figure in cells)
+        lines.append(f"<table>{rows}</table>")
+    picture = Path(item.picture) if item.picture else item.output / PNG_NAME
+    if picture.exists():
         data = base64.b64encode(picture.read_bytes()).decode()
-        lines.append(f'<img alt="raw, denoised, removed: {name}" src="data:image/png;base64,{data}">')
+        lines.append(f'<img alt="{item.job}: {name}" src="data:image/png;base64,{data}">')
     return "".join(lines)
 
 

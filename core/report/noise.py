@@ -32,11 +32,8 @@ def report_noise(summary: NoiseSummary, command: str) -> Path:
     OutputError
         When it cannot be written.
     """
-    kept = np.array([count.kept for count in summary.counts])
     facts = {
-        "blocks": f"{summary.n_blocks} of {summary.window_px} x {summary.window_px} px",
-        "micrographs": f"{len(kept)}; {int((kept > 0).sum())} with blocks, at most {kept.max()} in one",
-        "windows": summary.explanation,
+        **summary.key_figures,
         "conspicuous": str(sum(count.remark is not None for count in summary.counts)),
         "command": command,
     }

@@ -23,6 +23,11 @@ def micrograph(y: int = 90, x: int = 110, seed: int = 1) -> NDArray[np.float32]:
     return image
 
 
+def empty_micrograph(seed: int) -> NDArray[np.float32]:
+    """Return `(1, 320, 320)` white noise of sd 4 about 50."""
+    return np.random.default_rng(seed).normal(50, 4, (1, 320, 320)).astype(np.float32)
+
+
 def write_micrograph(path: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
     write_stack(path, image[None], 1.5)
     return image

@@ -209,6 +209,69 @@ def test_without_relion_the_job_is_written_and_relion_takes_it_in_later(
     assert processes(tmp_path / "p")["External/job003/"] == "1"
 
 
+def make_micrographs(folder: Path) -> None:
+    """Empty micrographs as a finished CTF estimation, and a table of others."""
+    job = folder / "CtfFind" / "job001"
+    job.mkdir(parents=True)
+    for table, first in (("micrographs_ctf", 1), ("twin", 3)):
+        rows = ""
+        for seed in (first, first + 1):
+            image = np.random.default_rng(seed).normal(50, 4, (1, 320, 320)).astype(np.float32)
+            with StackWriter(job / f"m{seed}.mrc", image.shape, pixel_size_angstrom=1.5, label="") as writer:
+                writer.write(image)
+            rows += f"CtfFind/job001/m{seed}.mrc 1\n"
+        (job / f"{table}.star").write_text(
+            "\n# version 30001\n\ndata_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnMicrographPixelSize #2\n"
+            "1 1.500000\n\n\n# version 30001\n\ndata_micrographs\n\nloop_\n_rlnMicrographName #1\n"
+            f"_rlnOpticsGroup #2\n{rows}\n"
+        )
+    pipeline = PIPELINE_31.replace("None            5", "None            2").replace(
+        "star            3", "star 1"
+    )
+    pipeline = pipeline.replace("Extract", "CtfFind").replace("particles.star", "micrographs_ctf.star")
+    (folder / PIPELINE).write_text(pipeline)
+
+
+@pytest.mark.relion
+@pytest.mark.parametrize("pipeliner", ["relion_pipeliner", "no_such_program"])
+def test_noise_and_an_evaluation_are_jobs_of_the_project(
+    pipeliner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(relion_batch, "PIPELINER", pipeliner)
+    project, table = tmp_path / "p", "CtfFind/job001/micrographs_ctf.star"
+    make_micrographs(project)
+    of_both = {"relion": str(project), "newest": "CtfFind"}
+    noise = {"job": "extract-noise", "alias": "noise", "options": {"window_px": 64, "least_background": 0.5}}
+    # a path in the project
+    quality = {"job": "evaluate", "alias": "quality", "options": {"twin": "CtfFind/job001/twin.star"}}
+    sources: list[dict[str, object]] = [
+        {"name": "n", **of_both, **noise},
+        {"name": "q", **of_both, **quality},
+    ]
+    assert main(["batch", str(write_plan(tmp_path / "plan.yaml", sources))]) == 0
+    if pipeliner != "relion_pipeliner":
+        relion(project, "relion_pipeliner", "--check_job_completion")
+    names = {row[1]: row[0] for row in rows(project, "processes")}
+    nodes, edges = dict(rows(project, "nodes")), rows(project, "output_edges")
+    for alias, outputs in (
+        ("noise", {"noise.star": "3", "logfile.pdf": "13"}),
+        ("quality", {"logfile.pdf": "13"}),
+    ):
+        job = names[f"External/{alias}/"]
+        assert processes(project)[job] == SUCCEEDED
+        assert (project / "External" / alias).resolve() == project / job
+        assert [table, job] in rows(project, "input_edges")
+        assert {node for edge, node in edges if edge == job} == {f"{job}{name}" for name in outputs}
+        assert {name: nodes[f"{job}{name}"] for name in outputs} == outputs
+        assert (project / job / "logfile.pdf").stat().st_size > 1000
+    with StackReader(project / names["External/noise/"] / "noise.mrcs") as reader:
+        assert reader.n_images > 20
+    # the blocks are named from the project, so RELION finds them
+    relion(project, "relion_stack_create", "--i", f"{names['External/noise/']}noise.star", "--o", "copy")
+    assert json.loads((project / "External/quality/evaluation.json").read_text())["against_twin"]
+
+
 def test_a_locked_or_busy_project_is_refused_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import shutil
 import signal
@@ -15,15 +16,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from micrograph_files import empty_micrograph, table_of
 from particle_files import noise, read_stack, write_stack, write_table
 
 from cryohush.core.config.batch import EngineConfig
 from cryohush.core.config.denoise import DenoiseOptions
-from cryohush.core.errors import OutputError
+from cryohush.core.config.extract_noise import ExtractNoiseOptions
+from cryohush.core.errors import Aborted, OutputError
 from cryohush.core.inference import ranges
+from cryohush.core.inference.extract_noise import NoiseSummary, extract_noise
+from cryohush.core.inference.noise_ranges import PoolSearcher
 from cryohush.core.inference.pool import Pool, RangesFailed, open_pool
 from cryohush.core.inference.ranges import RANGES_FOLDER
 from cryohush.core.inference.run import run_denoise
+from cryohush.core.report.overlays import write_overlay
 
 pytest.importorskip("distributed")
 
@@ -82,12 +88,17 @@ def expected(project: Path, weights: Path) -> bytes:
 
 def busy(pool: Pool) -> int:
     """Return the process of a worker that has a range."""
+    return busy_worker(pool)[1]
+
+
+def busy_worker(pool: Pool) -> tuple[str, int]:
+    """Return the address and the process of a worker that has a range."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         for address, keys in pool.client.processing().items():
             if keys:
                 with_pid = pool.client.run(os.getpid, workers=[address])
-                return int(with_pid[address])
+                return address, int(with_pid[address])
     raise TimeoutError("no worker is busy")
 
 
@@ -127,6 +138,26 @@ def test_a_worker_that_is_killed_or_frozen_loses_only_its_range(
     assert hit
     assert (output / "x.mrcs").read_bytes() == expected
     assert not (output / RANGES_FOLDER).exists()
+
+
+def test_a_worker_over_its_memory_limit_is_killed_and_loses_only_its_range(
+    project: Path, weights: Path, pool: Pool, expected: bytes
+) -> None:
+    killed: list[int] = []
+
+    def overeat() -> None:
+        address, process = busy_worker(pool)
+        killed.append(process)
+        with contextlib.suppress(Exception):  # it is gone before it can answer
+            pool.client.run(operator.mul, b"x", 2 * 10**9, workers=[address])  # CONFIG.memory, and torch
+
+    output = denoise(project, weights, pool, progress=once_under_way(overeat))
+    assert (output / "x.mrcs").read_bytes() == expected
+    assert not (output / RANGES_FOLDER).exists()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{killed[0]}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{killed[0]}").exists()  # nobody but its nanny has done that
 
 
 def test_a_range_that_always_fails_is_named_and_the_others_are_finished(
@@ -214,3 +245,80 @@ def test_micrographs_go_through_the_pool_too(tmp_path: Path, weights: Path, pool
     for number in range(3):
         whole, parts = (tmp_path / name / "mics" / f"m{number}.mrc" for name in ("whole", "parts"))
         assert parts.read_bytes() == whole.read_bytes()
+
+
+MICROGRAPHS = [f"mics/m{number}.mrc" for number in range(8)]
+
+
+@pytest.fixture
+def micrographs(tmp_path: Path) -> Path:
+    """Eight empty micrographs, each a range of its own."""
+    for seed, name in enumerate(MICROGRAPHS):
+        write_stack(tmp_path / name, empty_micrograph(seed), 1.5)
+    (tmp_path / "micrographs.star").write_text(table_of(MICROGRAPHS))
+    return tmp_path / "micrographs.star"
+
+
+def search(table: Path, name: str, pool: Pool | None = None, **given: Any) -> NoiseSummary:
+    """Extract noise with the pool, or without workers."""
+    # the network knows real noise, not white noise: half and half is strict enough here
+    strictness = {"least_background": 0.5, "most_per_micrograph": 20, "window_px": 64}
+    return extract_noise(
+        table,
+        table.parent / name,
+        ExtractNoiseOptions(precision="fp32", device="cpu", threads=1, **strictness),
+        draw=write_overlay,
+        searcher=None if pool is None else PoolSearcher(pool),
+        resume=pool is not None,
+        start_anew_on_mismatch=True,
+        **given,
+    )
+
+
+def files(summary: NoiseSummary) -> dict[str, bytes]:
+    """What an extraction wrote, but for what has the time in it: record, headers of label maps."""
+    folder = summary.stack.parent
+    found = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if path.is_file() and path != summary.record:
+            content = path.read_bytes()[1024 if name.startswith("labels/") else 0 :]
+            found[name] = content.replace(f"@{folder.name}/".encode(), b"@")
+    return found
+
+
+def test_noise_is_the_same_to_the_byte_though_a_worker_was_killed(micrographs: Path, pool: Pool) -> None:
+    killed = once_under_way(lambda: os.kill(busy(pool), signal.SIGKILL))
+    summary = search(micrographs, "parts", pool, progress=killed)
+    whole = search(micrographs, "whole")
+    assert [count.micrograph for count in summary.counts] == MICROGRAPHS
+    assert summary.counts == whole.counts
+    assert files(summary) == files(whole)
+
+
+def test_an_extraction_that_was_stopped_goes_on(micrographs: Path, pool: Pool) -> None:
+    done: list[int] = []
+    with pytest.raises(Aborted):
+        search(
+            micrographs,
+            "parts",
+            pool,
+            progress=lambda n, total: done.append(n),
+            should_stop=lambda: bool(done) and done[-1] >= 2,
+        )
+    summary = search(micrographs, "parts", pool)
+    assert summary.n_resumed >= 2
+    assert files(summary) == files(search(micrographs, "whole"))
+
+
+def test_a_bad_micrograph_is_named_and_the_others_are_searched(micrographs: Path, pool: Pool) -> None:
+    path = micrographs.parent / MICROGRAPHS[3]
+    good = path.read_bytes()
+    write_stack(path, np.full((1, 320, 320), np.nan, dtype=np.float32), 1.5)
+    done: list[int] = []
+    with pytest.raises(RangesFailed, match=r"1 of 8 ranges .* mics/m3.mrc: .*NaN"):
+        search(micrographs, "parts", pool, progress=lambda n, total: done.append(n))
+    assert done[-1] == 7
+    assert not (micrographs.parent / "parts" / RANGES_FOLDER).exists()
+    path.write_bytes(good)
+    assert files(search(micrographs, "parts", pool)) == files(search(micrographs, "whole"))
