@@ -7,16 +7,18 @@ import contextlib
 import os
 import shlex
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..core.cli import EXTRACT_NOISE_OPTIONS
-from ..core.errors import ConfigurationError, CryohushError
+from ..core.cli import EXTRACT_NOISE_OPTIONS, add_batch, run_plan, stop_flag
+from ..core.errors import Aborted, ConfigurationError, CryohushError
 
 if TYPE_CHECKING:
+    from ..core.inference.sources import Host
     from .instance import Instance
     from .run import Request
 
@@ -61,10 +63,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train a model on particles with poses and their map"))
     _add_evaluate(commands.add_parser("evaluate", help="measure how good denoised particles are"))
     _add_restore(commands.add_parser("restore", help="give a selection of denoised particles its raw images"))
+    batch = commands.add_parser("batch", help="run a plan of many sources")
+    add_batch(batch)
+    _add_signing_in(batch)
+    batch.set_defaults(work=_batch)
     return parser
 
 
-def _add_instance(parser: argparse.ArgumentParser) -> None:
+def _add_signing_in(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url",
         metavar="URL",
@@ -78,6 +84,10 @@ def _add_instance(parser: argparse.ArgumentParser) -> None:
         help="YAML or JSON with email, password and license, which only you can read; needed for cryoSPARC 4 "
         "(default: CRYOSPARC_EMAIL, CRYOSPARC_PASSWORD, CRYOSPARC_LICENSE_ID)",
     )
+
+
+def _add_instance(parser: argparse.ArgumentParser) -> None:
+    _add_signing_in(parser)
     parser.add_argument("--project", metavar="P3", required=True, help="the project")
 
 
@@ -345,6 +355,34 @@ def _train(arguments: argparse.Namespace, secrets: list[str]) -> int:
     request = _request(arguments, particles=arguments.particles, volume=arguments.volume, mask=arguments.mask)
     with contextlib.closing(_sign_in(arguments, secrets)) as instance:
         return train(instance, request, values, arguments.half_set)
+
+
+def _batch(arguments: argparse.Namespace, secrets: list[str]) -> int:
+    with contextlib.ExitStack() as exits, stop_flag() as should_stop:
+
+        def hosts(folder: Path, command: str) -> dict[str, Host]:
+            from ..core.config.batch import BatchPlan
+            from ..core.config.load import load_yaml
+
+            if all(source.host != "cryosparc" for source in load_yaml(arguments.plan, BatchPlan).sources):
+                return {}
+            from .batch import CryosparcProjects
+            from .worker import without_secrets
+
+            instance = exits.enter_context(contextlib.closing(_sign_in(arguments, secrets)))
+            # workers get the environment of this process
+            for name in os.environ.keys() - without_secrets(os.environ):
+                del os.environ[name]
+            tables = exits.enter_context(tempfile.TemporaryDirectory(prefix="cryohush-"))
+            return {"cryosparc": CryosparcProjects(instance, Path(tables), command)}
+
+        arguments.hosts = hosts
+        try:
+            run_plan(arguments, should_stop)
+        except Aborted as error:
+            print(error, file=sys.stderr)
+            return 2
+    return 0
 
 
 def _restore(arguments: argparse.Namespace, secrets: list[str]) -> int:

@@ -81,13 +81,36 @@ def denoise(instance: Instance, request: Request) -> int:
                 place.check_space(stacks, request.options.output_dtype)
         with stop_signals() as signals:
             if job is None:
-                description = f"{kind.trust}\n\n{kind.way_back}"
-                title = f"Denoised {kind.noun} (cryohush)"
-                job = open_job(
-                    instance, request.project, str(request.workspace), title, description, request.command
-                )
-            run = _Run(instance, request, job, source, kind, place, dataset, table, names, model)
-            return run_guarded(job, signals, run)
+                job = open_denoising(instance, request.project, str(request.workspace), kind, request.command)
+            options = request.options.model_copy(update={"model": model})
+            run = JobRun(job, place, kind.noun)
+            work = Denoising(run, source, kind, place, dataset, table, options, request.command)
+
+            def do() -> None:
+                folder = work.begin()
+                if not place.is_shared:
+                    place.fetch(instance, request.project, names, run.say)
+                result = run.do(work.task(folder))
+                if not place.is_shared:
+                    made = [*result["stacks"], result["record"], result["report"]]
+                    run.send([Path(path) for path in made], folder)
+                work.finish(folder, result)
+
+            return run_guarded(job, signals, do)
+
+
+def open_denoising(
+    instance: Instance,
+    project: str,
+    workspace: str,
+    kind: Kind,
+    command: str,
+    title: str | None = None,
+    mark: str | None = None,
+) -> ExternalJob:
+    """Create the job; see `open_job`."""
+    title = title or f"Denoised {kind.noun} (cryohush)"
+    return open_job(instance, project, workspace, title, f"{kind.trust}\n\n{kind.way_back}", command, mark)
 
 
 def _find(instance: Instance, request: Request) -> tuple[ExternalJob | None, Source, Kind]:
@@ -112,73 +135,84 @@ def _find(instance: Instance, request: Request) -> tuple[ExternalJob | None, Sou
 
 
 @dataclass
-class _Run:
-    """The work on a job that there is."""
+class Denoising:
+    """The work on a job that there is, before and after the images are denoised.
 
-    instance: Instance
-    request: Request
-    job: ExternalJob
+    Attributes
+    ----------
+    run
+        The job.
+    source, kind
+        The images.
+    place
+        Where the files are.
+    dataset
+        The rows of `source`.
+    table
+        A copy of them for the job's folder, as a run reads them.
+    options, command
+        How to denoise, and who says so.
+    """
+
+    run: JobRun
     source: Source
     kind: Kind
     place: Place
     dataset: Any
     table: Path
-    stack_names: list[str]
-    model: str
+    options: DenoiseOptions
+    command: str
 
-    def __post_init__(self) -> None:
-        self._run = JobRun(self.job, self.place, self.kind.noun)
-
-    def __call__(self) -> None:
-        """Do all of it, but for the end of the job."""
-        run, kind, options = self._run, self.kind, self.request.options
+    def begin(self) -> Path:
+        """Start the job, and return its folder with the table in it."""
+        run = self.run
         folder = run.begin(self._build)
-        run.say(
-            f"cryohush {__version__}, cryosparc-tools {self.instance.tools_version}: {self.request.command}"
-        )
-        run.say(kind.trust)
-        table = folder / kind.table
-        _copy(self.table, table)
-        if not self.place.is_shared:
-            self.place.fetch(self.instance, self.request.project, self.stack_names, run.say)
-        result = run.do(
-            {
-                "task": "denoise",
-                "source": str(table),
-                "output": str(folder),
-                "root": str(self.place.root),
-                "options": options.model_copy(update={"model": self.model}).model_dump(mode="json"),
-                "command": self.request.command,
-                "way_back": kind.way_back,
-            }
-        )
-        if not self.place.is_shared:
-            run.send([*map(Path, result["stacks"]), Path(result["record"]), Path(result["report"])], folder)
-        images = read_images(table, root=self.place.root)
+        tools = run.job.instance.tools_version
+        run.say(f"cryohush {__version__}, cryosparc-tools {tools}: {self.command}")
+        run.say(self.kind.trust)
+        with writing(folder / self.kind.table) as part:
+            shutil.copyfile(self.table, part)
+        return folder
+
+    def task(self, folder: Path) -> dict[str, Any]:
+        """Return the task for `work.main`."""
+        return {
+            "task": "denoise",
+            "source": str(folder / self.kind.table),
+            "output": str(folder),
+            "root": str(self.place.root),
+            "options": self.options.model_dump(mode="json"),
+            "command": self.command,
+            "way_back": self.kind.way_back,
+        }
+
+    def finish(self, folder: Path, result: dict[str, Any]) -> None:
+        """Save the job's output and show what was done: all but the end of the job."""
+        images = read_images(folder / self.kind.table, root=self.place.root)
         fill = filler(
-            kind,
+            self.kind,
             self.dataset,
             images,
             plan_stacks(images),
             f"{folder.parent.name}/{FOLDER}",
-            options.output_dtype,
+            self.options.output_dtype,
             result["grey_ranges"],
         )
-        self.job.save_output(kind.name, np.asarray(self.dataset["uid"]), fill)
+        self.run.job.save_output(self.kind.name, np.asarray(self.dataset["uid"]), fill)
         self._show(result)
 
     def _build(self) -> None:
         """Connect the input and add the output."""
         name, noun = self.kind.name, self.kind.noun
-        self.job.connect(name, self.source, [self.kind.slot], f"Raw {noun}")
-        self.job.add_output(self.kind.data, name, [self.kind.output_slot], name, f"Denoised {noun}")
+        self.run.job.connect(name, self.source, [self.kind.slot], f"Raw {noun}")
+        self.run.job.add_output(self.kind.data, name, [self.kind.output_slot], name, f"Denoised {noun}")
 
     def _show(self, result: dict[str, Any]) -> None:
         """Show what was done."""
-        say = self._run.say
+        say = self.run.say
         pictures = {"Raw, denoised and removed, on the raw images' scale.": result["montage"]}
         pictures |= result["plots"]
-        self._run.show({text: Path(path) for text, path in pictures.items()}, self.kind.name)
+        self.run.show({text: Path(path) for text, path in pictures.items()}, self.kind.name)
         for image in result["skipped"][:_WARNINGS]:
             say(f"unchanged: {image}", "warning")
         if result["skipped"]:
@@ -186,8 +220,3 @@ class _Run:
         for name, text in result["facts"].items():
             say(f"{name}: {text}")
         say(self.kind.way_back)
-
-
-def _copy(source: Path, path: Path) -> None:
-    with writing(path) as part:
-        shutil.copyfile(source, part)

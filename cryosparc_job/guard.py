@@ -154,14 +154,7 @@ def _fail(
         print(details.rstrip(), file=sys.stderr)
     _complain(message)
     try:
-        check_active(job, patience_seconds)
-        if details:
-            with contextlib.suppress(HostError):
-                job.log(details, "error")
-        if not job.was_started:
-            # cryoSPARC fails what is running
-            job.start()
-        job.fail(message, patience_seconds)
+        end_as_failed(job, message, details, patience_seconds)
     except JobEnded as error:
         _complain(str(error))
         return 2
@@ -171,6 +164,28 @@ def _fail(
             f"--resume {job.uid}, or clear it."
         )
     return code
+
+
+def end_as_failed(
+    job: ExternalJob, message: str, details: str = "", patience_seconds: float | None = None
+) -> None:
+    """End a job as failed.
+
+    Raises
+    ------
+    JobEnded
+        If it was started and somebody has ended it: it is no longer ours to end.
+    HostError
+        If cryoSPARC cannot be told.
+    """
+    check_active(job, patience_seconds)
+    if details:
+        with contextlib.suppress(HostError):
+            job.log(details, "error")
+    if not job.was_started:
+        # cryoSPARC fails what is running
+        job.start()
+    job.fail(message, patience_seconds)
 
 
 def _complain(message: str) -> None:

@@ -10,7 +10,7 @@ import http.client
 import json
 import time
 import urllib.error
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,8 @@ PATIENCE_SECONDS = 600.0
 INTERNAL_ERROR, ERROR_PATIENCE_SECONDS = 500, 30.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 
+# What the documents of projects, workspaces and jobs call those that are no longer there.
+_GONE = ("deleted", "archived", "detached")
 # Why an output may lack a slot.
 _WITHOUT = {
     "blob": "Particles that were picked but not extracted have no images.",
@@ -47,12 +49,15 @@ class Source:
         `particle`, `exposure`, `volume`, …
     slots
         Names of what it holds, those passed through included.
+    workspaces
+        That the job is in, as in `W1`.
     """
 
     job: str
     output: str
     kind: str
     slots: tuple[str, ...]
+    workspaces: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.job}:{self.output}"
@@ -140,17 +145,43 @@ class Instance:
         Raises
         ------
         HostError
-            If there is no such project.
+            If there is no such project, or it is archived or detached.
         """
         found = self.call(f"find the project {project}", lambda: self.client.find_project(project))
+        self._refuse_if_gone(project, found)
         return Path(str(self.call("find its directory", lambda: found.dir if self.is_5 else found.dir())))
 
     def check_workspace(self, project: str, workspace: str) -> None:
         """Raise a HostError if there is no such workspace."""
-        self.call(
+        found = self.call(
             f"find the workspace {workspace} of {project}",
             lambda: self.client.find_workspace(project, workspace),
         )
+        self._refuse_if_gone(workspace, found)
+
+    def _refuse_if_gone(self, name: str, found: Any) -> None:
+        """Raise a HostError if a project, workspace or job is deleted, archived or detached."""
+        facts = self._facts(found)
+        if states := [state for state in _GONE if facts.get(state)]:
+            raise HostError(f"{name} is {' and '.join(states)} in cryoSPARC.")
+
+    def _facts(self, found: Any) -> Mapping[str, Any]:
+        """Return what the server says of a project, workspace or job."""
+        return vars(found.model) if self.is_5 else found.doc
+
+    def find_job(self, project: str, uid: str) -> Any:
+        """Return a job; raise a HostError if there is none of this name."""
+        found = self.call(f"find the job {uid} of {project}", lambda: self.client.find_job(project, uid))
+        self._refuse_if_gone(uid, found)
+        return found
+
+    def workspaces(self, job: Any) -> tuple[str, ...]:
+        """Return the workspaces that a job is in."""
+        return tuple(self._facts(job).get("workspace_uids", ()))
+
+    def description(self, job: Any) -> str:
+        """Return the description of a job."""
+        return str(self._facts(job).get("description", ""))
 
     def find_source(self, project: str, text: str, kind: str, slots: Sequence[str] = ()) -> Source:
         """Return the output that `J42:particles` means.
@@ -165,10 +196,8 @@ class Instance:
         job_uid, colon, output = text.partition(":")
         if not colon or not job_uid[1:].isdigit() or job_uid[0] != "J" or not output:
             raise ConfigurationError(f"expected a job and its output as J42:particles, found {text!r}.")
-        job = self.call(
-            f"find the job {job_uid} of {project}", lambda: self.client.find_job(project, job_uid)
-        )
-        outputs = self._outputs(job)
+        job = self.find_job(project, job_uid)
+        outputs = self.outputs(job)
         if output not in outputs:
             found = ", ".join(f"{name} ({its_kind})" for name, (its_kind, _) in outputs.items()) or "none"
             raise HostError(f"{job_uid} has no output {output!r}; its outputs: {found}.")
@@ -181,9 +210,9 @@ class Instance:
         if missing:
             why = "".join(f" {_WITHOUT[slot]}" for slot in missing if slot in _WITHOUT)
             raise HostError(f"{text} has no slot {', '.join(missing)}, only {', '.join(found_slots)}.{why}")
-        return Source(job_uid, output, found_kind, found_slots)
+        return Source(job_uid, output, found_kind, found_slots, self.workspaces(job))
 
-    def _outputs(self, job: Any) -> dict[str, tuple[str, tuple[str, ...]]]:
+    def outputs(self, job: Any) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Return type and slots of each output of a job."""
         if self.is_5:
             return {

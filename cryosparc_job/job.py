@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from ..core.errors import HostError
 from .instance import Instance, Source
+from .newest import find_marked
 
 ACTIVE = ("running", "waiting")
 # The reason of a failure travels in the address of its request, which may not be long.
 _LONGEST_REASON = 2000
-_LISTED_JOBS = 100
 
 T = TypeVar("T")
 
@@ -39,10 +39,7 @@ def create_job(
                 "the answer was lost while a job was created. If there is a new one in the workspace, go on "
                 "in it with --resume, else start again."
             )
-        jobs = instance.client.api.jobs.find(
-            project_uid=[project], workspace_uid=[workspace], order=-1, limit=_LISTED_JOBS
-        )
-        made = next((job.uid for job in jobs if mark in job.description), None)
+        made = find_marked(instance, project, workspace, mark)
         return None if made is None else instance.client.find_external_job(project, made)
 
     controller = instance.call(

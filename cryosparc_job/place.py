@@ -151,7 +151,7 @@ def find_place(
         raise OutputError(
             f"{directory}: the project's directory is not on this machine ({found}). Run where cryoSPARC's "
             "file system is mounted under the same path, or let the files travel through the server: "
-            "--scratch DIR."
+            "--scratch DIR (not in a batch)."
         )
     if not os.access(directory, os.W_OK | os.X_OK):
         raise OutputError(f"{directory}: cannot be written to. {_PERMISSION}")

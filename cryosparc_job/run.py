@@ -198,11 +198,22 @@ def find_job_to_resume(instance: Instance, project: str, uid: str | None) -> Ext
     return job
 
 
+def new_mark() -> str:
+    """Return what no other job has in its description."""
+    return f"cryohush {__version__}, run {uuid.uuid4()}"
+
+
 def open_job(
-    instance: Instance, project: str, workspace: str, title: str, description: str, command: str
+    instance: Instance,
+    project: str,
+    workspace: str,
+    title: str,
+    description: str,
+    command: str,
+    mark: str | None = None,
 ) -> ExternalJob:
-    """Create the job of a command line and say its name."""
-    mark = f"cryohush {__version__}, run {uuid.uuid4()}"
+    """Create the job of a command line and say its name; `mark` is a `new_mark`, if it has to be known."""
+    mark = mark or new_mark()
     job = create_job(instance, project, workspace, title, f"{description}\n\n    {command}", mark)
     print(f"job {job.uid} of {project}", flush=True)
     return job
@@ -234,6 +245,10 @@ def _sources(
     }
 
 
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
 class JobRun:
     """A job that is being worked on: what is said and shown stops the work if the job is no longer wanted.
 
@@ -245,11 +260,17 @@ class JobRun:
         Where its files go.
     noun
         What is counted in its line of progress.
+    echo
+        Gets what is said, besides the event log.
     """
 
-    def __init__(self, job: ExternalJob, place: Place, noun: str) -> None:
-        self.job, self._place, self._noun = job, place, noun
-        self._watch = Watch(job)
+    def __init__(
+        self, job: ExternalJob, place: Place, noun: str, echo: Callable[[str], None] = _print
+    ) -> None:
+        self.job, self._place, self._noun, self._echo = job, place, noun, echo
+        self.watch = Watch(job)
+        self._progress: ProgressText | None = None
+        self._shown = float("-inf")
 
     def begin(self, build: Callable[[], object]) -> Path:
         """Bring the job, new or found, to where its work can begin, and return the folder for its files.
@@ -272,20 +293,35 @@ class JobRun:
         return self._place.folder(directory)
 
     def say(self, line: str, level: str = "text") -> None:
-        """Print a line, and write it into the event log if it can be reached and the job is still wanted."""
-        print(self.job.instance.redact(line), flush=True)
-        self._watch()
+        """Echo a line, and write it into the event log if it can be reached and the job is still wanted."""
+        self._echo(self.job.instance.redact(line))
+        self.watch()
         with contextlib.suppress(ConnectionLost):
             self.job.log(line, level)
 
     def do(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Let a child do the work, and return its result."""
-        show = _Progress(self.job, self._noun)
-        return run_work(
-            task,
-            on_message=lambda message: self.say(message["log"]) if "log" in message else show(message),
-            on_tick=self._watch,
-        )
+
+        def hear(message: dict[str, Any]) -> None:
+            if "log" in message:
+                self.say(message["log"])
+            else:
+                self.show_progress(message["done"], message["total"])
+
+        self._progress = ProgressText(self._noun)
+        return run_work(task, on_message=hear, on_tick=self.watch)
+
+    def show_progress(self, done: int, total: int) -> None:
+        """Renew the line of progress, unless that was a moment ago."""
+        self._progress = self._progress or ProgressText(self._noun)
+        text, now = self._progress(done, total), time.monotonic()
+        pause = PROGRESS_SECONDS if self.job.instance.is_5 else PROGRESS_SECONDS_4
+        if done < total and now - self._shown < pause:
+            return
+        self._shown = now
+        self._echo(text)
+        with contextlib.suppress(ConnectionLost):
+            self.job.show_progress(text)
 
     def send(self, paths: Sequence[Path], folder: Path) -> None:
         """Send files below the folder into that of the job."""
@@ -309,20 +345,3 @@ class JobRun:
                 raise
             except HostError as error:
                 self.say(str(error), "warning")
-
-
-class _Progress:
-    """The line of progress in the event log and on the terminal."""
-
-    def __init__(self, job: ExternalJob, noun: str) -> None:
-        self._job, self._text, self._last = job, ProgressText(noun), float("-inf")
-        self._pause = PROGRESS_SECONDS if job.instance.is_5 else PROGRESS_SECONDS_4
-
-    def __call__(self, message: dict[str, Any]) -> None:
-        text, now = self._text(message["done"], message["total"]), time.monotonic()
-        if message["done"] < message["total"] and now - self._last < self._pause:
-            return
-        self._last = now
-        print(text, flush=True)
-        with contextlib.suppress(ConnectionLost):
-            self._job.show_progress(text)

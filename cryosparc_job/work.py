@@ -31,8 +31,6 @@ def denoise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str
     """Denoise the images of a table and draw what the job shows."""
     from ..core.config.denoise import DenoiseOptions
     from ..core.inference.run import run_denoise
-    from ..core.report.pdf import report_run
-    from .plots import draw_plots
 
     summary = run_denoise(
         task["source"],
@@ -46,7 +44,15 @@ def denoise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str
         log=lambda line: say({"log": line}),
         command=task["command"],
     )
-    report, montage = report_run(summary, task["command"], way_back=task["way_back"])
+    return describe_run(summary, task["command"], task["way_back"])
+
+
+def describe_run(summary: Summary, command: str, way_back: str) -> dict[str, Any]:
+    """Report on a run and draw what its job shows; the result for `Denoising.finish`."""
+    from ..core.report.pdf import report_run
+    from .plots import draw_plots
+
+    report, montage = report_run(summary, command, way_back=way_back)
     return {
         "stacks": [str(path) for path in summary.stacks],
         "record": str(summary.record),

@@ -64,17 +64,12 @@ def run_work(
     WorkFailed
         If the child says that it failed, or ends without a result.
     """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not (name.startswith("CRYOSPARC") and any(word in name for word in _SECRET_NAMES))
-    }
     child = subprocess.Popen(
         COMMAND,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment,
+        env=without_secrets(os.environ),
         # Ctrl-C at the terminal reaches the parent only, which decides.
         start_new_session=True,
     )
@@ -86,6 +81,15 @@ def run_work(
     finally:
         if child.stdout is not None:
             child.stdout.close()
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what of an environment is for the eyes of a child."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not (name.startswith("CRYOSPARC") and any(word in name for word in _SECRET_NAMES))
+    }
 
 
 def _follow(

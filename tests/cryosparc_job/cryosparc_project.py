@@ -10,7 +10,7 @@ from typing import Any
 
 import mrcfile
 import numpy as np
-from double_store import Store
+from double_store import Job, Store
 from double_v5 import EMAIL, TOKEN
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
@@ -55,15 +55,25 @@ def particle_table() -> NDArray[Any]:
     return table
 
 
-def write_stacks(project: Path) -> None:
+def write_stacks(project: Path, job: str = "J42") -> None:
     with StackReader(PARTICLES) as reader:
         images = -reader.read(range(N_PARTICLES))
     for number, name in enumerate(STACKS):
-        path = project / name
+        path = project / name.replace("J42", job)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = images[number::2]
         with StackWriter(path, part.shape, pixel_size_angstrom=1.5, label="test") as writer:
             writer.write(part)
+
+
+def add_particles(store: Store, name: str = "particles") -> Job:
+    """Add a job with the same particles in stacks of its own."""
+    table = particle_table()
+    job = store.add_source("particle", table, name)
+    table["blob/path"] = [path.replace(b"J42", job.uid.encode()) for path in table["blob/path"]]
+    store._write(job, name, table, passed=False)
+    write_stacks(store.directory, job.uid)
+    return job
 
 
 def add_micrographs(store: Store) -> None:

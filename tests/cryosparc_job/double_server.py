@@ -52,6 +52,7 @@ class Server:
         self.faults: list[Fault] = []
         self.operations: list[str] = []
         self._answer, self._name = answer, name
+        self._answering = threading.Lock()
         handler = self._handler()
         self._servers = [ThreadingHTTPServer(("127.0.0.1", port), handler) for port in ports]
         for server in self._servers:
@@ -99,7 +100,8 @@ class Server:
                     time.sleep(SLOW_SECONDS)
                 elif callable(fault):
                     fault()
-                reply = double._answer(request)
+                with double._answering:  # what is behind is for one at a time
+                    reply = double._answer(request)
                 if fault == "drop after":
                     return self._drop()
                 self._send(reply)

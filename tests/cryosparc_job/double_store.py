@@ -85,6 +85,7 @@ class Job:
     kind: str
     title: str = ""
     description: str = ""
+    workspace: str = WORKSPACE
     status: str = "building"
     inputs: dict[str, Input] = field(default_factory=dict)
     outputs: dict[str, Output] = field(default_factory=dict)
@@ -97,11 +98,13 @@ class Job:
 
 
 class Store:
-    """One project with one workspace, on disk below `root`."""
+    """One project, on disk below `root`, at first with one workspace."""
 
     def __init__(self, root: Path) -> None:
         self.directory = root / PROJECT
         self.directory.mkdir(parents=True)
+        self.workspaces = [WORKSPACE]
+        self.archived = False
         self.jobs: dict[str, Job] = {}
         self.assets: list[tuple[str, bytes]] = []
         self.restart_needs_clear = False
@@ -121,10 +124,10 @@ class Store:
     def external(self) -> list[Job]:
         return [job for job in self.jobs.values() if job.kind == "snowflake"]
 
-    def create(self, kind: str, title: str = "", description: str = "") -> Job:
+    def create(self, kind: str, title: str = "", description: str = "", workspace: str = WORKSPACE) -> Job:
         uid = f"J{42 + len(self.jobs)}"
         (self.directory / uid).mkdir(exist_ok=True)
-        self.jobs[uid] = Job(uid, kind, title, description)
+        self.jobs[uid] = Job(uid, kind, title, description, workspace)
         return self.jobs[uid]
 
     def add_source(self, kind: str, table: NDArray[Any], name: str = "particles") -> Job:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from double_server import Reply, Request, Server
-from double_store import FIELDS, PROJECT, WORKSPACE, Job, Refused, Store
+from double_store import FIELDS, PROJECT, Job, Refused, Store
 from numpy.typing import NDArray
 
 from cryohush.core.io.csdat import read_csdat
@@ -44,15 +44,15 @@ class Methods:
     def get_project(self, project_uid: str) -> dict[str, Any]:
         if project_uid != PROJECT:
             raise Refused(500, f"no project {project_uid}")
-        return {"uid": PROJECT}
+        return {"uid": PROJECT, "archived": self.store.archived}
 
     def get_project_dir_abs(self, project_uid: str) -> str:
         return str(self.store.directory)
 
     def get_workspace(self, project_uid: str, workspace_uid: str) -> dict[str, Any]:
-        if workspace_uid != WORKSPACE:
+        if workspace_uid not in self.store.workspaces:
             raise Refused(500, f"no workspace {workspace_uid}")
-        return {"uid": WORKSPACE}
+        return {"uid": workspace_uid}
 
     def get_job(self, project_uid: str, job_uid: str) -> dict[str, Any]:
         return document(self.store.job(job_uid))
@@ -63,7 +63,7 @@ class Methods:
     def create_external_job(
         self, project_uid: str, workspace_uid: str, user: str, title: str, desc: str
     ) -> str:
-        return self.store.create("snowflake", title, desc).uid
+        return self.store.create("snowflake", title, desc, workspace_uid).uid
 
     def connect_external_job(
         self,
@@ -137,6 +137,8 @@ def document(job: Job) -> dict[str, Any]:
     return {
         "uid": job.uid,
         "job_type": job.kind,
+        "description": job.description,
+        "workspace_uids": [job.workspace],
         "status": job.status,
         "input_slot_groups": [
             {

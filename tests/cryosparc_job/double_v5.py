@@ -45,7 +45,7 @@ from cryosparc.models.user import User
 from cryosparc.models.workspace import Workspace
 from cryosparc.stream import Stream
 from double_server import Reply, Request, Server
-from double_store import PROJECT, WORKSPACE, Refused, Store
+from double_store import PROJECT, Refused, Store
 from double_store import Job as StoredJob
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -119,6 +119,7 @@ class Operations:
             project_dir=str(self.project_directory),
             owner_user_id="1",
             title="A project",
+            archived=self.store.archived,
             size_last_updated=NOW,
             uid_num=3,
         )
@@ -143,16 +144,28 @@ class Operations:
 
     def workspaces__find_one(self, project_uid: str, workspace_uid: str) -> Workspace:
         self._project(project_uid)
-        if workspace_uid != WORKSPACE:
+        if workspace_uid not in self.store.workspaces:
             raise Refused(404, f"no workspace {workspace_uid}")
         return Workspace(
-            uid=WORKSPACE, project_uid=PROJECT, workspace_type="base", uid_num=1, project_uid_num=3
+            uid=workspace_uid, project_uid=PROJECT, workspace_type="base", uid_num=1, project_uid_num=3
         )
 
     def jobs__find(
-        self, *, project_uid: Any = None, workspace_uid: Any = None, **rest: Any
+        self,
+        *,
+        order: int = 1,
+        limit: int = 100,
+        project_uid: Any = None,
+        workspace_uid: Any = None,
+        type: Any = None,
+        **rest: Any,
     ) -> list[JobModel]:
-        return [self._model(job) for job in reversed(self.store.jobs.values())]
+        found = [
+            self._model(job)
+            for job in list(self.store.jobs.values())[::order]
+            if job.workspace in (workspace_uid or [job.workspace]) and job.kind in (type or [job.kind])
+        ]
+        return found[:limit]
 
     def jobs__find_one(self, project_uid: str, job_uid: str) -> JobModel:
         self._project(project_uid)
@@ -172,7 +185,7 @@ class Operations:
         description: str = "",
         **rest: Any,
     ) -> JobModel:
-        return self._model(self.store.create(type, title, description))
+        return self._model(self.store.create(type, title, description, workspace_uid))
 
     def jobs__add_external_input(
         self, project_uid: str, job_uid: str, input_name: str, body: InputSpec
@@ -307,6 +320,7 @@ class Operations:
         return JobModel(
             uid=job.uid,
             project_uid=PROJECT,
+            workspace_uids=[job.workspace],
             spec=JobSpec(
                 type=job.kind,
                 inputs=Inputs(inputs),
