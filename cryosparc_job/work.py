@@ -11,11 +11,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CryohushError
 from ..core.io.files import part_path, rename_complete
 from .worker import SMALLER
+
+if TYPE_CHECKING:
+    from ..core.inference.summary import Summary
 
 PROGRESS_SECONDS = 2.0
 # Every how many-th pixel, in x and y, decides what is black and white.
