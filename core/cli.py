@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from .config.preset_list import preset_descriptions
 from .errors import Aborted, ConfigurationError, CryohushError
 
 if TYPE_CHECKING:
@@ -193,10 +194,12 @@ def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a network on images simulated from atomic models, or on your own."
+    presets = preset_descriptions()
+    width = max(map(len, presets))
+    parser.epilog = "\n".join(["presets:", *(f"  {name:<{width}}  {text}" for name, text in presets.items())])
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(work=_train)
-    parser.add_argument(
-        "config", metavar="CONFIG", help="a YAML file, or a shipped preset: general, segmentation"
-    )
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or one of the presets below")
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the weights go")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
     _add_overrides(parser)

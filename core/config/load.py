@@ -11,10 +11,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigurationError
+from .preset_list import PRESET_FOLDER, preset_descriptions
 
 Model = TypeVar("Model", bound=BaseModel)
-
-PRESET_FOLDER = Path(__file__).parent / "presets"
 
 
 def find_preset(name_or_path: str) -> Path:
@@ -30,7 +29,7 @@ def find_preset(name_or_path: str) -> Path:
         return preset
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
-        known = ", ".join(sorted(file.stem for file in PRESET_FOLDER.glob("*.yaml")))
+        known = ", ".join(preset_descriptions())
         raise ConfigurationError(f"unknown preset {name_or_path!r}: {known}, or the path of a .yaml file.")
     return path
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .unet import ShuffleUNet, reach
+from .unet import ShuffleUNet, join, reach
 
 
 class _ConditionedBlock(nn.Module):
@@ -111,7 +111,7 @@ class VelocityPredictor(nn.Module):
             x = down(x)
         x = self.down_blocks[-1](x, embedded)
         for number in reversed(range(len(self.ups))):
-            x = self.up_blocks[number](self.ups[number](x) + skips[number], embedded)
+            x = self.up_blocks[number](join(self.ups[number], x, skips[number]), embedded)  # type: ignore[arg-type]
         out: Tensor = self.shuffle(self.head(x))
         return out
 

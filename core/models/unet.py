@@ -59,8 +59,7 @@ class ShuffleUNet(nn.Module):
         self.stride = unshuffle * 2 ** (len(widths) - 1)
         self.receptive_field_px = reach(blocks, unshuffle)
         cell = unshuffle**2
-        self.unshuffle = nn.PixelUnshuffle(unshuffle)
-        self.shuffle = nn.PixelShuffle(unshuffle)
+        self._side = unshuffle
         self.stem = nn.Conv2d(cell, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             nn.Sequential(*(ResidualBlock(width) for _ in range(count)))
@@ -79,7 +78,7 @@ class ShuffleUNet(nn.Module):
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Features of each level on the way down, finest first."""
-        x = self.stem(self.unshuffle(x))
+        x = self.stem(to_cells(x, self._side))
         features: list[Tensor] = []
         for level, down in enumerate(self.downs):
             x = self.down_blocks[level](x)
@@ -91,9 +90,38 @@ class ShuffleUNet(nn.Module):
         """`(n, 1, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
         *skips, x = self.encode(x)
         for level in reversed(range(len(self.ups))):
-            x = self.up_blocks[level](self.ups[level](x) + skips[level])
-        out: Tensor = self.shuffle(self.head(x))
-        return out
+            x = self.up_blocks[level](join(self.ups[level], x, skips[level]))  # type: ignore[arg-type]
+        return from_cells(self.head(x), self._side)
+
+
+def to_cells(x: Tensor, side: int) -> Tensor:
+    """What `nn.PixelUnshuffle(side)` gives, laid out channels last, as the convolution after it wants it."""
+    n, channels, height, width = x.shape
+    cells = x.reshape(n, channels, height // side, side, width // side, side).permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(n, height // side, width // side, -1).permute(0, 3, 1, 2)
+
+
+def from_cells(x: Tensor, side: int) -> Tensor:
+    """What `nn.PixelShuffle(side)` gives, from channels that come last in memory."""
+    n, channels, height, width = x.shape
+    cells = x.permute(0, 2, 3, 1).reshape(n, height, width, channels // side**2, side, side)
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(n, -1, height * side, width * side)
+
+
+def join(up: nn.ConvTranspose2d, x: Tensor, skip: Tensor) -> Tensor:
+    """`up(x) + skip` for a 2x2 convolution of stride 2, which makes four pixels of each one.
+
+    The same to the bit, as a product of matrices: torch's transposed convolution is slow for so little work.
+    `skip` may be overwritten where no gradients are kept.
+    """
+    n, channels, height, width = x.shape
+    weight = up.weight.permute(2, 3, 1, 0).reshape(-1, channels)
+    bias = None if up.bias is None else up.bias.repeat(4)
+    pixels = nn.functional.linear(x.permute(0, 2, 3, 1), weight, bias).view(n, height, width, 2, 2, -1)
+    joined = skip.permute(0, 2, 3, 1).reshape(n, height, 2, width, 2, -1)
+    pixels = pixels.transpose(2, 3)
+    joined = joined + pixels if torch.is_grad_enabled() else joined.add_(pixels)
+    return joined.reshape(n, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 
 def reach(blocks: Sequence[int], unshuffle: int) -> int:

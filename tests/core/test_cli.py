@@ -18,6 +18,7 @@ from particle_files import noise, read_stack, write_stack, write_table
 from cryohush.core import cli
 from cryohush.core.cli import build_parser, main
 from cryohush.core.config.denoise import PARTICLE_SHARE_OF_BOX, DenoiseOptions
+from cryohush.core.config.preset_list import preset_descriptions
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.models.weights import load_model
 
@@ -124,6 +125,13 @@ def test_micrographs_are_counted_as_micrographs(
     assert "2 of 2 micrographs (100 %)" in told
     assert "2 micrographs in " in told
     assert "images" not in told
+
+
+def test_the_help_of_train_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert ["general", preset_descriptions()["general"]] in lines
+    assert preset_descriptions().keys() <= {line[0] for line in lines if line}
 
 
 def test_an_error_is_one_line_and_1(

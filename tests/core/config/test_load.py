@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import BaseModel, ConfigDict
 
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.config.load import find_preset, load_yaml, validate
+from cryohush.core.config.preset_list import PRESET_FOLDER, preset_descriptions
 from cryohush.core.errors import ConfigurationError
 
 
@@ -93,3 +95,10 @@ def test_preset_is_found_by_name_and_a_file_by_its_path():
     assert find_preset("my/own.yaml") == Path("my/own.yaml")
     with pytest.raises(ConfigurationError, match=r"unknown preset 'genral': .*general, .*or the path"):
         find_preset("genral")
+
+
+def test_presets_are_described_as_their_yaml_says() -> None:
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in PRESET_FOLDER.glob("*.yaml")}
+    assert preset_descriptions() == {
+        name: yaml.safe_load(text)["description"] for name, text in texts.items()
+    }

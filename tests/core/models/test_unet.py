@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from cryohush.core.models import MODELS, ShuffleUNet
+from cryohush.core.models.unet import from_cells, join, to_cells
 
 SMALL = {"widths": (8, 12, 16), "blocks": (1, 1, 1), "unshuffle": 2}
 
@@ -55,3 +56,25 @@ def test_registry_makes_networks_by_name():
 def test_widths_and_blocks_must_match():
     with pytest.raises(ValueError, match="as many widths as blocks"):
         ShuffleUNet(widths=(8, 16), blocks=(1,))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("keeps_gradients", [True, False])
+def test_joining_two_levels_is_a_transposed_convolution_and_a_sum(layout, keeps_gradients):
+    torch.manual_seed(0)
+    up = torch.nn.ConvTranspose2d(6, 4, 2, stride=2).double()
+    x = torch.randn(3, 6, 5, 7).double().to(memory_format=layout)
+    skip = torch.randn(3, 4, 10, 14).double().to(memory_format=layout)
+    expected = up(x) + skip
+    with torch.set_grad_enabled(keeps_gradients):
+        torch.testing.assert_close(join(up, x, skip.clone()), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_cells_are_those_of_pixel_unshuffle_and_back(channels):
+    x = torch.randn(2, channels, 8, 12)
+    cells = to_cells(x, 4)
+    torch.testing.assert_close(cells, torch.nn.functional.pixel_unshuffle(x, 4), rtol=0, atol=0)
+    torch.testing.assert_close(from_cells(cells, 4), x, rtol=0, atol=0)
+    shuffled = torch.nn.functional.pixel_shuffle(cells, 2)
+    torch.testing.assert_close(from_cells(cells, 2), shuffled, rtol=0, atol=0)
