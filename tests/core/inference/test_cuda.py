@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from particle_files import read_stack
 
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.imaging.projection import Projector, random_rotations
-from cryohush.core.inference.denoiser import Denoiser, Precision
+from cryohush.core.inference.denoiser import Denoiser
+from cryohush.core.inference.devices import Precision, download, upload
 from cryohush.core.inference.run import run_denoise
 from cryohush.core.models.weights import load_model
 
@@ -32,14 +34,31 @@ def test_shipped_model_gives_what_it_gives_on_the_cpu(precision: Precision, tole
     assert np.sqrt(np.mean((found - expected) ** 2)) < tolerance * expected.std()
 
 
-def test_a_whole_run_gives_what_it_gives_on_the_cpu(tmp_path: Path) -> None:
-    table = PARTICLES.with_suffix(".star")
-    stacks = []
-    for device in ("cpu", "cuda:0"):
-        options = DenoiseOptions.model_validate({"device": device, "precision": "fp32"})
-        run_denoise(table, tmp_path / device.partition(":")[0], options)
-        stacks.append(read_stack(next((tmp_path / device.partition(":")[0]).rglob("*.mrcs"))))
-    assert np.sqrt(np.mean((stacks[0] - stacks[1]) ** 2)) < 2e-3 * stacks[0].std()
+def run(output: Path, device: str, batch_size: int | str = "auto") -> NDArray[np.float32]:
+    """Denoise the particles of the examples."""
+    options = DenoiseOptions.model_validate({"device": device, "precision": "fp32", "batch_size": batch_size})
+    run_denoise(PARTICLES.with_suffix(".star"), output, options)
+    return read_stack(next(output.rglob("*.mrcs")))
+
+
+# in small batches the workers of a GPU, each with a stream of its own, take turns many times
+@pytest.mark.parametrize("batch_size", ["auto", 2])
+def test_a_whole_run_gives_what_it_gives_on_the_cpu(tmp_path: Path, batch_size: int | str) -> None:
+    expected, found = run(tmp_path / "cpu", "cpu"), run(tmp_path / "gpu", "cuda:0", batch_size)
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 2e-3 * expected.std()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is only one CUDA device")
+def test_all_gpus_together_give_what_one_gives(tmp_path: Path) -> None:
+    one, all_ = run(tmp_path / "one", "cuda:0", 2), run(tmp_path / "all", "cuda", 2)
+    assert np.sqrt(np.mean((all_ - one) ** 2)) < 2e-3 * one.std()
+
+
+def test_images_come_back_from_a_gpu_as_they_went() -> None:
+    images = read_stack(PARTICLES)
+    there = upload(images, torch.device("cuda:0"))
+    assert there.is_cuda
+    np.testing.assert_array_equal(download(there), images)
 
 
 def test_projections_are_those_of_the_cpu() -> None:
