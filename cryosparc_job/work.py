@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CryohushError
-from ..core.io.files import part_path, rename_complete
+from ..core.io.manifest import is_continued
 from .worker import SMALLER
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def train(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, 
     def log(line: str) -> None:
         say({"log": line})
 
-    resume = _is_continued(output / "configuration.json", config.model_dump_json(indent=1), log)
+    resume = is_continued(output / "configuration.json", config.model_dump_json(indent=1), log)
     weights = run_training(config, output, resume=resume, log=log, should_stop=should_stop)
     facts = {"weights": f"{weights}, SHA-256 {load_model(weights).sha256}", "command": task["command"]}
     write_training_report(output, [output], headline="A model trained on your particles", facts=facts)
@@ -177,17 +177,6 @@ def train(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, 
             f"Denoise with them: cryosparc_cryohush denoise --model {task['job']}",
         ],
     }
-
-
-def _is_continued(path: Path, configuration: str, log: Callable[[str], None]) -> bool:
-    """Return whether an earlier run had the same configuration; this one is noted otherwise."""
-    if path.exists():
-        if path.read_text(encoding="utf-8") == configuration:
-            return True
-        log("the options are not those of the earlier run: training begins anew")
-    part_path(path).write_text(configuration, encoding="utf-8")
-    rename_complete(part_path(path), path)
-    return False
 
 
 def _progress(say: Say) -> Callable[[int, int], None]:

@@ -257,15 +257,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work(should_stop: Callable[[], bool]) -> None:
         given = parse(arguments)
-        command = shlex.join(["relion_cryohush", *arguments])
+        from .request import Request
+
+        request = Request(directory, given, shlex.join(["relion_cryohush", *arguments]), should_stop)
         if given["command"] == "evaluate":
             from .evaluate import evaluate
 
-            evaluate(directory, given, command, should_stop)
+            evaluate(request)
         elif given["command"] == "extract-noise":
             from .extract_noise import extract_noise
 
-            extract_noise(directory, given, command, should_stop)
+            extract_noise(request)
         elif given["command"] == "follow":
             from .follow import follow
 
@@ -273,11 +275,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif given["command"] == "train":
             from .train import train
 
-            train(directory, given, command, should_stop)
+            train(request)
         else:
             from .denoise import denoise
 
-            denoise(directory, given, command, should_stop)
+            denoise(request)
 
     return run_as_external_job(directory, work)
 

@@ -2,66 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from .. import __version__
 from ..core.config.evaluate import EvaluateConfig, read_config
-from ..core.errors import ConfigurationError
 from ..core.report import PDF_NAME
-from .denoise import ProgressLine, find_input
+from .log import ProgressLine, begin_log, say
 from .project import Project, write_output_nodes
+from .request import Request, find_input, read_values
 
 # Of lists RELION's form takes the names with commas between, because it splits at blanks.
 _LISTS = ("metrics", "baselines")
 
 
-def evaluate(
-    directory: Path,
-    given: Mapping[str, str | None],
-    command: str,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> None:
+def evaluate(request: Request) -> None:
     """Evaluate the denoised `in_parts` or `in_mics`, and leave the table of RELION's outputs.
 
-    Parameters
-    ----------
-    directory
-        The job directory as RELION gave it, relative to the project, which is the working directory. What an
-        earlier run of the job has left is replaced.
-    given
-        The command line: name to text, None for a bare flag.
-    command
-        The command line as it was, for the log and the report.
-    should_stop
-        Asked once per batch.
+    What an earlier run of the job has left is replaced.
 
     Raises
     ------
     CryohushError
-        Whatever the user should know; `Aborted` when `should_stop` said so.
+        Whatever the user should know; `Aborted` when it was asked to stop.
     """
-    kind, source = find_input(given)
-    config = read_evaluate_config(given, source)
-    project = Project.of_job(directory, source, kind)
-    host = f"project of RELION {project.version}" if project.version else "not started by RELION"
-    print(f"cryohush {__version__}, {host}\ncommand: {command}", flush=True)
+    kind, source = find_input(request.given)
+    config = read_evaluate_config(request.given, source)
+    project = Project.of_job(request.directory, source, kind)
+    begin_log(project, request.command)
     # Heavy: torch. Nothing that a user can mistype is still unread by now.
     from ..core.report.evaluate import run_evaluate
 
     evaluation = run_evaluate(
         config,
-        directory,
+        request.directory,
         overwrite=True,
-        progress=ProgressLine(kind=kind),
-        should_stop=should_stop,
-        log=lambda line: print(line, flush=True),
-        command=command,
+        progress=ProgressLine(kind),
+        should_stop=request.should_stop,
+        log=say,
+        command=request.command,
     )
-    write_output_nodes(directory, project, table=None, pdf=PDF_NAME, kind=kind)
+    write_output_nodes(request.directory, project, table=None, pdf=PDF_NAME, kind=kind)
     for path in evaluation.files:
-        print(f"wrote {path}")
+        say(f"wrote {path}")
 
 
 def read_evaluate_config(given: Mapping[str, str | None], source: str) -> EvaluateConfig:
@@ -80,13 +62,7 @@ def read_evaluate_config(given: Mapping[str, str | None], source: str) -> Evalua
     ConfigurationError
         If an option does not fit, or both `gpu` and `device` are given.
     """
-    values: dict[str, Any] = {name: given[name] for name in EvaluateConfig.model_fields if given.get(name)}
+    values = read_values(given, EvaluateConfig.model_fields, "align_twin")
     values |= {name: values[name].split(",") for name in _LISTS if name in values}
-    if "align_twin" in given and not given["align_twin"]:
-        values["align_twin"] = True
-    if given.get("gpu"):
-        if "device" in values:
-            raise ConfigurationError("both gpu and device are given: leave one of them out.")
-        values["device"] = given["gpu"]
     path = given.get("config")
     return read_config({**values, "denoised": source}, Path(path) if path else None)

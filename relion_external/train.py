@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .. import __version__
 from ..core.config.load import find_preset, read_yaml, validate
 from ..core.config.training import TrainingConfig
 from ..core.errors import ConfigurationError, DeviceError
-from ..core.io.files import part_path, rename_complete
+from ..core.io.manifest import is_continued
 from ..core.report import PDF_NAME
-from .denoise import find_input
+from .log import begin_log, say, warn
 from .project import Project, write_output_nodes
+from .request import Request, find_input, read_values
 
 CONFIGURATION_NAME = "configuration.json"
 # A good model is changed with small steps, and the best of its states on held-out particles is kept.
@@ -65,33 +64,18 @@ class TrainOptions(BaseModel):
     threads: int | None = Field(None, gt=0)
 
 
-def train(
-    directory: Path,
-    given: Mapping[str, str | None],
-    command: str,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> None:
+def train(request: Request) -> None:
     """Train a model on `in_parts` with `in_3dref`, or with their twins, and leave RELION's table of outputs.
 
     `weights.safetensors` lies in the job directory; with `half_sets` in its folders `half1` and `half2`. A
     continued job goes on from its last checkpoint, or begins anew where a parameter has changed.
 
-    Parameters
-    ----------
-    directory
-        The job directory as RELION gave it, relative to the project, which is the working directory.
-    given
-        The command line: name to text, None for a bare flag.
-    command
-        The command line as it was, for the log.
-    should_stop
-        Asked once per step.
-
     Raises
     ------
     CryohushError
-        Whatever the user should know; `Aborted` when `should_stop` said so.
+        Whatever the user should know; `Aborted` when it was asked to stop.
     """
+    directory, given = request.directory, request.given
     options = read_train_options(given)
     kind, source = find_input(given)
     if kind != "particles":
@@ -100,8 +84,7 @@ def train(
         )
     runs = plan_runs(directory, options, given, source)
     project = Project.of_job(directory, source)
-    host = f"project of RELION {project.version}" if project.version else "not started by RELION"
-    print(f"cryohush {__version__}, {host}\ncommand: {command}", flush=True)
+    begin_log(project, request.command)
     _set_device(options)
     # Heavy: torch. Nothing that a user can mistype is still unread by now, but for the model's name.
     from ..core.report.training import write_training_report
@@ -113,12 +96,12 @@ def train(
         config = with_network(validate(values, TrainingConfig, "parameters"))
         facts["begun with"] = str(config.initial_weights or "random weights")
         folder.mkdir(parents=True, exist_ok=True)
-        resume = _is_continued(folder, config)
-        weights = run_training(config, folder, resume=resume, log=_say, should_stop=should_stop)
+        resume = is_continued(folder / CONFIGURATION_NAME, config.model_dump_json(indent=2), say)
+        weights = run_training(config, folder, resume=resume, log=say, should_stop=request.should_stop)
         for name, value in _held_out_scores(config, folder, weights).items():
             facts[" ".join(filter(None, (_part(directory, folder), name)))] = value
-        _say(f"wrote {weights}; the next job takes it as model {folder}")
-    facts |= {"model": " and ".join(map(str, runs)), "command": command}
+        say(f"wrote {weights}; the next job takes it as model {folder}")
+    facts |= {"model": " and ".join(map(str, runs)), "command": request.command}
     write_training_report(directory, list(runs), headline="A model trained on your particles", facts=facts)
     write_output_nodes(directory, project, table=None, pdf=PDF_NAME)
 
@@ -131,14 +114,7 @@ def read_train_options(given: Mapping[str, str | None]) -> TrainOptions:
     ConfigurationError
         If one does not fit, or two that exclude each other are given.
     """
-    values = {name: given[name] for name in TrainOptions.model_fields if given.get(name)}
-    if "half_sets" in given and not given["half_sets"]:
-        values["half_sets"] = "yes"
-    if given.get("gpu"):
-        if "device" in values:
-            raise ConfigurationError("both gpu and device are given: leave one of them out.")
-        values["device"] = given["gpu"]
-    options = validate(values, TrainOptions, "parameters")
+    options = validate(read_values(given, TrainOptions.model_fields, "half_sets"), TrainOptions, "parameters")
     if options.half_set and options.half_sets:
         raise ConfigurationError("both half_set and half_sets are given: leave one of them out.")
     return options
@@ -260,25 +236,13 @@ def _set_device(options: TrainOptions) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if torch.cuda.is_available():
-        print(f"device {torch.cuda.get_device_name(0)}", flush=True)
+        say(f"device {torch.cuda.get_device_name(0)}")
     elif chosen in ("auto", "cpu"):
-        print(f"device cpu, {torch.get_num_threads()} threads", flush=True)
+        say(f"device cpu, {torch.get_num_threads()} threads")
     else:
         raise DeviceError(
             f"GPU {chosen} was asked for, and torch finds none. Leave gpu empty to use the CPU."
         )
-
-
-def _is_continued(folder: Path, config: TrainingConfig) -> bool:
-    """Whether an earlier run had the same configuration; notes this one otherwise."""
-    path, text = folder / CONFIGURATION_NAME, config.model_dump_json(indent=2)
-    if path.exists():
-        if path.read_text() == text:
-            return True
-        _say("the parameters are not those of the earlier run: training begins anew")
-    part_path(path).write_text(text)
-    rename_complete(part_path(path), path)
-    return False
 
 
 def _held_out_scores(config: TrainingConfig, folder: Path, weights: Path) -> dict[str, str]:
@@ -298,15 +262,11 @@ def _held_out_scores(config: TrainingConfig, folder: Path, weights: Path) -> dic
         before = scores(config.initial_weights)
         lines = {name: f"{before[name]:.4f} before, {value:.4f} after" for name, value in after.items()}
         if after["score"] >= before["score"]:
-            _say("WARNING: on held-out particles the model is no better than the one it began with: use that")
+            warn(["on held-out particles the model is no better than the one it began with: use that"])
     for name, line in lines.items():
-        _say(f"held-out particles, {name}: {line}")
+        say(f"held-out particles, {name}: {line}")
     return lines
 
 
 def _part(directory: Path, folder: Path) -> str:
     return "" if folder == directory else folder.name
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr if line.startswith("WARNING") else sys.stdout, flush=True)

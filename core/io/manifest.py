@@ -10,14 +10,14 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ..errors import OutputError
-from .files import writing_failed
+from .files import write_text, writing_failed
 from .mrc import WriterState
 
 MANIFEST_NAME = ".cryohush-progress.jsonl"
@@ -196,3 +196,28 @@ def _check_fingerprint(path: Path, found: Any, expected: dict[str, Any]) -> None
         f"{path}: belongs to a run with other settings ({', '.join(different)}), so it cannot be resumed. "
         "Start the run anew or choose another output directory."
     )
+
+
+def is_continued(path: Path, configuration: str, log: Callable[[str], None]) -> bool:
+    """Tell whether an earlier training had the same configuration; note this one otherwise.
+
+    Parameters
+    ----------
+    path
+        Where a training notes its configuration.
+    configuration
+        All that the result depends on.
+    log
+        Told when there was an earlier one with another one.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be noted.
+    """
+    if path.exists():
+        if path.read_text(encoding="utf-8") == configuration:
+            return True
+        log("the options are not those of the earlier run: training begins anew")
+    write_text(path, configuration)
+    return False

@@ -90,6 +90,7 @@ def run_until(project: Path, model: Path, stop: str) -> subprocess.CompletedProc
         "from pathlib import Path\n"
         "from cryohush.relion_external.denoise import denoise\n"
         "from cryohush.relion_external.job import run_as_external_job\n"
+        "from cryohush.relion_external.request import Request\n"
         f"given = {{'in_parts': {TABLE!r}, 'model': {str(model)!r}, 'batch_size': '1', 'device': 'cpu',\n"
         "         'precision': 'fp32', 'threads': '1'}\n"
         "def work(should_stop):\n"
@@ -102,7 +103,7 @@ def run_until(project: Path, model: Path, stop: str) -> subprocess.CompletedProc
         "            while not should_stop():\n"
         "                time.sleep(0.01)\n"
         "        return should_stop()\n"
-        f"    denoise(Path({JOB!r}), given, 'command', gate)\n"
+        f"    denoise(Request(Path({JOB!r}), given, 'command', gate))\n"
         f"sys.exit(run_as_external_job(Path({JOB!r}), work))\n"
     )
     job = subprocess.Popen(

@@ -27,6 +27,7 @@ from cryohush.relion_external.job import (
     run_as_external_job,
 )
 from cryohush.relion_external.project import OUTPUT_NODES
+from cryohush.relion_external.request import Request
 
 MARKERS = {EXIT_SUCCESS, EXIT_FAILURE, EXIT_ABORTED}
 DATA = Path(__file__).parents[1] / "data"
@@ -129,7 +130,7 @@ def test_relions_abort_is_obeyed(project: Path, monkeypatch: pytest.MonkeyPatch)
         give_up = time.monotonic() + 300
         while not should_stop() and time.monotonic() < give_up:
             time.sleep(0.01)
-        evaluate(Path(JOB), given, "command", should_stop)
+        evaluate(Request(Path(JOB), given, "command", should_stop))
 
     assert run_as_external_job(Path(JOB), work) == 2
     assert markers(project) == {EXIT_ABORTED}

@@ -15,9 +15,10 @@ from cryohush.core.config.extract_noise import ExtractNoiseOptions
 from cryohush.core.errors import Aborted, ConfigurationError
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.relion_external.cli import COMMAND_OPTIONS, parse
-from cryohush.relion_external.extract_noise import extract_noise, read_noise_options
+from cryohush.relion_external.extract_noise import extract_noise
 from cryohush.relion_external.job import EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
 from cryohush.relion_external.project import OUTPUT_NODES
+from cryohush.relion_external.request import Request, read_options
 
 JOB, TABLE, SIDE = "External/job012/", "CtfFind/job003/micrographs.star", 320
 OPTIONS = ("--window_px", "64", "--least_background", "0.5", "--gpu", "--device", "cpu", "--j", "1")
@@ -93,11 +94,11 @@ def test_an_aborted_job_goes_on(
     given = parse(["extract-noise", "--o", JOB, "--in_mics", TABLE, *OPTIONS])
     calls = iter([False, True])
     with pytest.raises(Aborted):
-        extract_noise(Path(JOB), given, "command", lambda: next(calls))
-    extract_noise(Path(JOB), given, "command")
+        extract_noise(Request(Path(JOB), given, "command", lambda: next(calls)))
+    extract_noise(Request(Path(JOB), given, "command"))
     assert "1 micrographs are done" in capsys.readouterr().out
     # other options: the job begins anew
-    extract_noise(Path(JOB), {**given, "window_px": "48"}, "command")
+    extract_noise(Request(Path(JOB), {**given, "window_px": "48"}, "command"))
     with StackReader("External/job012/noise.mrcs") as reader:
         assert reader.shape[1:] == (48, 48)
 
@@ -106,7 +107,7 @@ def test_particles_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(project)
     (project / "p.star").write_text("\ndata_particles\n\nloop_\n_rlnImageName #1\n1@a.mrcs\n\n")
     with pytest.raises(ConfigurationError, match="Input micrographs"):
-        extract_noise(Path(JOB), {"in_parts": "p.star"}, "command")
+        extract_noise(Request(Path(JOB), {"in_parts": "p.star"}, "command"))
 
 
 def test_every_option_is_a_parameter_of_the_job() -> None:
@@ -117,7 +118,9 @@ def test_every_option_is_a_parameter_of_the_job() -> None:
 def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
     path = tmp_path / "noise.yaml"
     path.write_text("window_px: 128\nmethod: similarity\n")
-    options = read_noise_options({"config": str(path), "window_px": "96", "skip_bad": None, "gpu": None})
+    options = read_options(
+        {"config": str(path), "window_px": "96", "skip_bad": None, "gpu": None}, ExtractNoiseOptions
+    )
     assert (options.window_px, options.method, options.skip_bad) == (96, "similarity", True)
 
 

@@ -12,13 +12,14 @@ import pytest
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.errors import ConfigurationError
 from cryohush.relion_external.cli import OPTIONS, main, parse
-from cryohush.relion_external.denoise import PROGRESS_SECONDS, ProgressLine, read_options
+from cryohush.relion_external.log import PROGRESS_SECONDS, ProgressLine
+from cryohush.relion_external.request import read_options
 
 RELION = ["denoise", "--o", "External/job001/", "--in_parts", "p.star"]
 
 
 def options(*arguments: str) -> DenoiseOptions:
-    return read_options(parse([*RELION, *arguments]))
+    return read_options(parse([*RELION, *arguments]), DenoiseOptions)
 
 
 def test_everything_that_relion_may_pass_is_accepted() -> None:
@@ -119,7 +120,7 @@ class Clock:
 
 def test_the_progress_line_is_redrawn_after_a_carriage_return_and_not_too_often() -> None:
     stream, clock = io.StringIO(), Clock()
-    line = ProgressLine(stream, clock)
+    line = ProgressLine("particles", stream, clock)
     for done in range(0, 1001):
         clock.now = done * 0.01
         line(done, 1000)
@@ -136,7 +137,7 @@ def test_the_progress_line_is_redrawn_after_a_carriage_return_and_not_too_often(
 
 def test_the_speed_does_not_count_what_an_earlier_run_did() -> None:
     stream, clock = io.StringIO(), Clock()
-    line = ProgressLine(stream, clock)
+    line = ProgressLine("particles", stream, clock)
     line(900, 1000)
     clock.now = 10.0
     line(950, 1000)
@@ -145,7 +146,7 @@ def test_the_speed_does_not_count_what_an_earlier_run_did() -> None:
 
 def test_hours_are_shown_as_hours() -> None:
     stream, clock = io.StringIO(), Clock()
-    line = ProgressLine(stream, clock)
+    line = ProgressLine("particles", stream, clock)
     line(0, 100_000)
     clock.now = 10.0
     line(100, 100_000)
