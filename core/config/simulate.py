@@ -206,6 +206,9 @@ class ParticlesConfig(_Section):
         1, as RELION's extraction does; else the signal keeps its own scale.
     half_sets
         Write `rlnRandomSubset`.
+    particles_per_micrograph
+        Images that share a name in `rlnMicrographName`, so that what goes by micrograph (a split for
+        validation) has several. Each holds particles of every class, as a real one does.
     outputs
         The stacks: `noisy`; `ctf_only`, the same without noise; `clean`, without CTF and envelope too.
     seed
@@ -229,6 +232,7 @@ class ParticlesConfig(_Section):
     contamination: ContaminationConfig | None = None
     normalise: bool = True
     half_sets: bool = True
+    particles_per_micrograph: int = Field(25, gt=0)
     outputs: Annotated[tuple[Output, ...], _NotEmpty] = ("noisy", "ctf_only", "clean")
     seed: int = Field(1, ge=0)
 

@@ -45,7 +45,7 @@ def write_particle_table(
     kinds = [component.kind for component in config.noise.components]
     columns: dict[str, list[Any]] = {
         "rlnImageName": [f"{number:06d}@{stack}" for number in range(1, n + 1)],
-        "rlnMicrographName": ["simulated.mrc"] * n,
+        "rlnMicrographName": _micrograph_names(n, config.particles_per_micrograph),
         "rlnOpticsGroup": groups,
     }
     for name, k in (("rlnAngleRot", 0), ("rlnAngleTilt", 1), ("rlnAnglePsi", 2)):
@@ -68,6 +68,12 @@ def write_particle_table(
     rows = zip(*columns.values(), strict=True)
     write_tables(path, [("optics", _OPTICS_LABELS, optics_rows), ("particles", list(columns), rows)])
     return path
+
+
+def _micrograph_names(n: int, n_per_micrograph: int) -> list[str]:
+    """Dealt out in turn: neighbours in the stack are of one class, particles of one micrograph are not."""
+    n_micrographs = -(-n // n_per_micrograph)
+    return [f"simulated_{number % n_micrographs + 1:06d}.mrc" for number in range(n)]
 
 
 def _optics_groups(config: ParticlesConfig, draws: ParticleDraws) -> tuple[list[int], list[tuple[Any, ...]]]:

@@ -26,6 +26,7 @@ from cryohush.relion_external import train as job
 from cryohush.relion_external.cli import parse
 from cryohush.relion_external.job import EXIT_FAILURE, EXIT_SUCCESS
 from cryohush.relion_external.project import OUTPUT_NODES
+from cryohush.relion_external.request import Request
 
 N = 64
 PARTICLES, MAP = "Refine3D/job003/run_data.star", "Refine3D/job003/run_class001.mrc"
@@ -51,6 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "snr_range": [0.5, 1.0],
         "ctf": {"defocus_angstrom": [9000, 11000]},
         "half_sets": True,
+        "particles_per_micrograph": 8,
         "noise": {"components": [{"kind": "gaussian"}]},
     }
     config = validate(values, ParticlesConfig, "test")
@@ -60,12 +62,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc"):
         shutil.copy(project / "Sim/volume_001.mrc", folder / name)
     text = re.sub(r"@\S*noisy\.mrcs", "@Sim/noisy.mrcs", (project / "Sim/noisy.star").read_text())
-    lines, particle = [], 0
-    for line in text.splitlines():
-        if "@" in line:
-            line, particle = line.replace("simulated.mrc", f"mic{particle // 8}.mrc"), particle + 1
-        lines.append(line)
-    (project / PARTICLES).write_text("\n".join([*lines, ""]))
+    (project / PARTICLES).write_text(text)
     arguments = {"widths": [8, 8], "blocks": [1, 1], "unshuffle": 2}
     torch.manual_seed(0)
     save_model(
@@ -116,7 +113,7 @@ def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_job_leaves_a_model_that_the_next_one_takes_by_name(project, capsys):
-    job.train(Path(JOB), given(), "command")
+    job.train(Request(Path(JOB), given(), "command"))
     model = load_model(JOB)
     assert model.path == Path(JOB) / "weights.safetensors"
     reference = model.card["training"]["reference"]
@@ -131,7 +128,7 @@ def test_a_job_leaves_a_model_that_the_next_one_takes_by_name(project, capsys):
 
 
 def test_half_sets_get_a_model_each_from_their_own_half_map(project):
-    job.train(Path(JOB), given("--half_sets"), "command")
+    job.train(Request(Path(JOB), given("--half_sets"), "command"))
     for half in (1, 2):
         reference = load_model(f"{JOB}half{half}").card["training"]["reference"]
         assert reference["half_set"] == half
@@ -141,17 +138,17 @@ def test_half_sets_get_a_model_each_from_their_own_half_map(project):
 def test_twins_train_noise2noise(project):
     twin = Path("twin.star")
     twin.write_text(Path(PARTICLES).read_text())
-    job.train(Path(JOB), given("--twin", str(twin), reference=None), "command")
+    job.train(Request(Path(JOB), given("--twin", str(twin), reference=None), "command"))
     assert load_model(JOB).card["training"]["pairs"]["target_is_clean"] is False
 
 
 def test_an_aborted_job_goes_on_where_it_was_and_anew_with_other_parameters(project, capsys):
     calls = iter(range(100))
     with pytest.raises(Aborted, match="step 5"):
-        job.train(Path(JOB), given(), "command", lambda: next(calls) == 5)
-    job.train(Path(JOB), given(), "command")
+        job.train(Request(Path(JOB), given(), "command", lambda: next(calls) == 5))
+    job.train(Request(Path(JOB), given(), "command"))
     assert "resumed at step 5" in capsys.readouterr().out
-    job.train(Path(JOB), given("--learning_rate", "0.01"), "command")
+    job.train(Request(Path(JOB), given("--learning_rate", "0.01"), "command"))
     out = capsys.readouterr().out
     assert "training begins anew" in out
     assert "resumed" not in out
@@ -187,24 +184,24 @@ def test_a_run_that_diverges_fails_with_its_reason_and_keeps_the_last_good_state
 )
 def test_what_does_not_fit_is_refused(project, arguments, reference, message):
     with pytest.raises(ConfigurationError, match=message):
-        job.train(Path(JOB), given(*arguments, reference=reference), "command")
+        job.train(Request(Path(JOB), given(*arguments, reference=reference), "command"))
 
 
 def test_weights_of_another_network_than_the_preset_are_refused(project):
     with pytest.raises(ConfigurationError, match=r"initial_weights: .* are of the network"):
-        job.train(Path(JOB), given("--config", "denoise_l2"), "command")
+        job.train(Request(Path(JOB), given("--config", "denoise_l2"), "command"))
 
 
 def test_a_job_without_weights_is_no_model(project):
     Path("External/job001").mkdir(parents=True)
     with pytest.raises(ModelError, match=r"job001/weights\.safetensors: the weights cannot be read"):
-        job.train(Path(JOB), given("--model", "External/job001/"), "command")
+        job.train(Request(Path(JOB), given("--model", "External/job001/"), "command"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
 def test_a_gpu_that_is_not_there_is_refused(project):
     with pytest.raises(DeviceError, match="GPU 1 was asked for"):
-        job.train(Path(JOB), {**given(), "device": "1"}, "command")
+        job.train(Request(Path(JOB), {**given(), "device": "1"}, "command"))
 
 
 def test_presets_keep_their_loss_and_lose_their_images(project):

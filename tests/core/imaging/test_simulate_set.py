@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,13 @@ def test_symmetry_keeps_directions_to_its_part_of_the_sphere(structure: Path) ->
     torch.testing.assert_close(unique, rotations, atol=1e-4, rtol=0)
     with pytest.raises(ConfigurationError, match="Q7"):
         draw_particles(configuration(structure, symmetry="Q7", ctf=None), [1.0])
+
+
+def test_a_micrograph_has_a_few_particles_of_every_class(structure: Path, tmp_path: Path) -> None:
+    structures = [{"path": structure}, {"path": structure}]
+    config = configuration(structure, structures=structures, n_images=60, outputs=["noisy"])
+    simulate(config, tmp_path / "out")
+    names = column(tmp_path / "out" / "noisy.star", "rlnMicrographName")
+    classes = column(tmp_path / "out" / "noisy.star", "rlnClassNumber")
+    assert sorted(Counter(names).values()) == [20, 20, 20]  # of 25 at most
+    assert Counter(zip(names, classes, strict=True)).keys() == set(itertools.product(names, classes))
