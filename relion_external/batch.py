@@ -134,6 +134,7 @@ class RelionProjects:
             running.wait(PIPELINER_SECONDS)
         except subprocess.TimeoutExpired as error:
             running.kill()
+            running.wait()
             raise HostError(f"{item.output}: {PIPELINER} did not see the end of the job.") from error
         if state == "done" and not (item.output / EXIT_SUCCESS).exists():
             raise HostError(
