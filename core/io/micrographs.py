@@ -2,66 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import MrcError, StarError
+from .image_set import ImageSet, Rows
 from .mrc import StackReader
 from .optics import MICROGRAPH_PIXEL_SIZES, OpticsGroup, check_groups, grouping, read_optics
 from .roots import find_root
-from .star import Table, free_label, quote, read_tables, rewrite, unquote
+from .star import Table, encode, read_tables, unquote
 
 MICROGRAPH_SUFFIX = ".mrc"
 MOVIE_SUFFIXES = (".tif", ".tiff", ".eer", ".gz", ".bz2", ".xz", ".zst")
-# Known to RELION from 3.1 on, and read by nothing in a table of micrographs: there it is text like any other.
-_NAME, _ORIGINAL, _PREVIOUS = "rlnMicrographName", "rlnImageOriginalName", "rlnCryohushPreviousOriginalName"
-_PARTICLE, _MOVIE = "rlnImageName", "rlnMicrographMovieName"
+_NAME, _PARTICLE, _MOVIE = "rlnMicrographName", "rlnImageName", "rlnMicrographMovieName"
 _TABLES = ("micrographs", "")
 
 
 @dataclass(frozen=True, eq=False)
-class MicrographSet:
-    """A table of micrographs, in the order of its rows. Each file holds one image.
-
-    Attributes
-    ----------
-    source
-        The STAR file, or the micrograph itself.
-    has_table
-        Whether `source` is a table.
-    root
-        Folder against which relative names were resolved.
-    stacks
-        Paths of the micrographs, each once; two spellings of a name (`x.mrc`, `./x.mrc`) are one file.
-    stack_names
-        Their names as first written in the table.
-    stack
-        int32 `(n,)`: position in `stacks`, per row.
-    line
-        int32 `(n,)`: line of the STAR file, 1-based, per row; 0 where there are no lines.
-    optics_group
-        int32 `(n,)`: key into `optics`, per row.
-    optics
-        The optics groups by number; the pixel size is the micrographs'.
-    """
-
-    source: Path
-    has_table: bool
-    root: Path
-    stacks: list[Path]
-    stack_names: list[str]
-    stack: NDArray[np.int32]
-    line: NDArray[np.int32]
-    optics_group: NDArray[np.int32]
-    optics: dict[int, OpticsGroup]
-
-    def __len__(self) -> int:
-        return len(self.stack)
+class MicrographSet(ImageSet):
+    """A table of micrographs, in the order of its rows; each file holds one image."""
 
     @classmethod
     def read(cls, path: str | Path, *, root: Path | None = None) -> MicrographSet:
@@ -88,25 +50,20 @@ class MicrographSet:
         rows, optics = _read_star(path)
 
         def missing(stack: int, problem: str, remedy: str) -> StarError:
-            return StarError(problem, path=path, line=rows.line[rows.stack.index(stack)], remedy=remedy)
+            return StarError(problem, path=path, line=rows.line_of(stack), remedy=remedy)
 
-        root = find_root(path, rows.names, root, missing, what="the micrograph")
+        root = find_root(path, rows.stack_names, root, missing, what="the micrograph")
         return cls(
             source=path,
             has_table=True,
             root=root,
-            stacks=[root / name for name in rows.names],
-            stack_names=rows.names,
+            stacks=[root / name for name in rows.stack_names],
+            stack_names=rows.stack_names,
             stack=np.array(rows.stack, dtype=np.int32),
             line=np.array(rows.line, dtype=np.int32),
             optics_group=np.array(rows.optics_group, dtype=np.int32),
             optics=optics,
         )
-
-    def pixel_size_angstrom(self, stack_index: int) -> float | None:
-        """Return a micrograph's pixel size in Å, by the optics group of its first row; None if unknown."""
-        first_row = int(np.argmax(self.stack == stack_index))
-        return self.optics[int(self.optics_group[first_row])].pixel_size_angstrom
 
     def check_images(self) -> list[tuple[int, int]]:
         """Open each file once and return the micrographs' `(y, x)`.
@@ -152,31 +109,7 @@ class MicrographSet:
         OutputError
             If the file cannot be written, or is the source.
         """
-        table = next(table for table in read_tables(self.source) if _is_micrograph_table(table))
-        name_column = table.column(_NAME)
-        labels = [_NAME, _ORIGINAL]
-        original_column = table.labels.index(_ORIGINAL) if _ORIGINAL in table.labels else None
-        if original_column is not None:
-            labels.append(free_label(_PREVIOUS, table.labels))
-        left = [quote(name) for name in names][::-1]
-
-        def edit(tokens: list[bytes]) -> tuple[bytes, ...]:
-            if not left:
-                raise self._changed()
-            raw = tokens[name_column]
-            if absolute_originals:
-                raw = quote(os.path.normpath(self.root / unquote(raw)))
-            new = (left.pop(), raw)
-            return new if original_column is None else (*new, tokens[original_column])
-
-        def complete() -> None:
-            if left:
-                raise self._changed()
-
-        rewrite(self.source, path, _is_micrograph_table, labels, edit, before_rename=complete)
-
-    def _changed(self) -> StarError:
-        return StarError("the file was changed while it was in use.", path=self.source)
+        self._rename(path, _is_micrograph_table, _NAME, names, absolute_originals=absolute_originals)
 
 
 def lists_micrographs(path: str | Path) -> bool:
@@ -199,28 +132,9 @@ def _is_micrograph_table(table: Table) -> bool:
     return table.name in _TABLES and _NAME in table.labels and _PARTICLE not in table.labels
 
 
-class _Rows:
-    """The columns of a `MicrographSet` while they grow."""
-
-    def __init__(self) -> None:
-        self.stack: list[int] = []
-        self.line: list[int] = []
-        self.optics_group: list[int] = []
-        self.names: list[str] = []
-        self._known: dict[str, int] = {}
-
-    def add(self, name: str, line: int, group: int) -> None:
-        position = self._known.setdefault(os.path.normpath(name), len(self.names))
-        if position == len(self.names):
-            self.names.append(name)
-        self.stack.append(position)
-        self.line.append(line)
-        self.optics_group.append(group)
-
-
-def _read_star(path: Path) -> tuple[_Rows, dict[int, OpticsGroup]]:
+def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
     """Read the rows and the optics groups, in whichever order their tables stand."""
-    rows: _Rows | None = None
+    rows: Rows | None = None
     optics: dict[int, OpticsGroup] | None = None
     row_optics: dict[int, OpticsGroup] = {}
     for table in read_tables(path):
@@ -229,7 +143,7 @@ def _read_star(path: Path) -> tuple[_Rows, dict[int, OpticsGroup]]:
         elif _is_micrograph_table(table):
             if rows is not None:
                 raise StarError("a second table of micrographs.", path=path, line=table.line)
-            rows = _Rows()
+            rows = Rows()
             group_of, row_optics = grouping(table, MICROGRAPH_PIXEL_SIZES)
             _read_rows(table, rows, group_of)
         elif _MOVIE in table.labels:
@@ -245,7 +159,7 @@ def _read_star(path: Path) -> tuple[_Rows, dict[int, OpticsGroup]]:
             path=path,
             remedy="Give the micrographs STAR file of a motion correction, CTF or selection job.",
         )
-    if not rows.names:
+    if not rows.stack:
         raise StarError("the table of micrographs has no rows.", path=path)
     if optics is None:
         return rows, row_optics
@@ -253,7 +167,7 @@ def _read_star(path: Path) -> tuple[_Rows, dict[int, OpticsGroup]]:
     return rows, optics
 
 
-def _read_rows(table: Table, rows: _Rows, group_of: Callable[[list[bytes], int], int]) -> None:
+def _read_rows(table: Table, rows: Rows, group_of: Callable[[list[bytes], int], int]) -> None:
     column = table.column(_NAME)
     for line, _, tokens in table.rows():
         if not tokens:
@@ -268,7 +182,9 @@ def _read_rows(table: Table, rows: _Rows, group_of: Callable[[list[bytes], int],
                 line=line,
                 remedy="Give the micrographs of a motion correction job.",
             )
-        rows.add(name, line, group_of(tokens, line))
+        rows.stack.append(rows.stack_of(encode(name)))
+        rows.line.append(line)
+        rows.optics_group.append(group_of(tokens, line))
 
 
 def _single(path: Path) -> MicrographSet:

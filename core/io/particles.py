@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,63 +12,34 @@ from numpy.typing import NDArray
 from ..errors import ConfigurationError, CsError, ImageError, MrcError, StarError
 from .cs import CS_SUFFIX, CsTable, read_images
 from .cs import rewrite as rewrite_cs
+from .image_set import ImageSet, Rows
 from .mrc import StackReader
 from .optics import LARGEST_INDEX, OpticsGroup, check_groups, grouping, read_optics
 from .roots import find_root
-from .star import Table, decode, encode, free_label, quote, read_tables, rewrite, unquote
+from .star import Table, decode, encode, read_tables, unquote
 
 STACK_SUFFIXES = (".mrcs", ".mrc")
-_IMAGE, _ORIGINAL, _PREVIOUS = "rlnImageName", "rlnImageOriginalName", "rlnCryohushPreviousOriginalName"
+_IMAGE = "rlnImageName"
 _PARTICLE_TABLES = ("particles", "images", "")
 
 
 @dataclass(frozen=True, eq=False)
-class ParticleSet:
-    """A table of particle images, in the order of its rows.
+class ParticleSet(ImageSet):
+    """A table of particle images, in the order of its rows; `ImageSet` tells of the other attributes.
 
     Attributes
     ----------
-    source
-        The STAR or `.cs` file, or the stack itself.
-    has_table
-        Whether `source` is a table. A bare stack has one row per image and nothing to rewrite.
-    root
-        Folder against which relative image names were resolved.
-    stacks
-        Paths of the stacks; two spellings of a name (`x.mrcs`, `./x.mrcs`) are one stack.
-    stack_names
-        Their names as first written in the table.
-    stack
-        int32 `(n,)`: position in `stacks`, per row.
     image
         int32 `(n,)`: 0-based index in the stack, per row.
-    line
-        int32 `(n,)`: line of the STAR file, 1-based, per row; 0 where there are no lines.
-    optics_group
-        int32 `(n,)`: key into `optics`, per row.
-    optics
-        The optics groups by number.
     dark_stacks
         Positions of the stacks whose protein is dark, as a `.cs` file can say. RELION's is white.
     passthrough
         The files whose fields complete those of a `.cs` file.
     """
 
-    source: Path
-    has_table: bool
-    root: Path
-    stacks: list[Path]
-    stack_names: list[str]
-    stack: NDArray[np.int32]
     image: NDArray[np.int32]
-    line: NDArray[np.int32]
-    optics_group: NDArray[np.int32]
-    optics: dict[int, OpticsGroup]
     dark_stacks: frozenset[int] = frozenset()
     passthrough: tuple[Path, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.stack)
 
     @classmethod
     def read(
@@ -112,7 +81,7 @@ class ParticleSet:
         rows, optics = _read_star(path)
 
         def missing(stack: int, problem: str, remedy: str) -> StarError:
-            return StarError(problem, path=path, line=rows.line[rows.stack.index(stack)], remedy=remedy)
+            return StarError(problem, path=path, line=rows.line_of(stack), remedy=remedy)
 
         root = find_root(path, rows.stack_names, root, missing)
         return cls(
@@ -132,11 +101,6 @@ class ParticleSet:
     def is_cs(self) -> bool:
         """Whether the table is cryoSPARC's."""
         return self.source.suffix.lower() == CS_SUFFIX
-
-    def pixel_size_angstrom(self, stack_index: int) -> float | None:
-        """Return the pixel size of a stack in Å, by the optics group of its first row; None if unknown."""
-        first_row = int(np.argmax(self.stack == stack_index))
-        return self.optics[int(self.optics_group[first_row])].pixel_size_angstrom
 
     def distinct_images(self) -> list[NDArray[np.int32]]:
         """Return, per stack, the 0-based indices of the images in use, ascending, each once.
@@ -242,34 +206,7 @@ class ParticleSet:
         """
         if not self.has_table or self.is_cs:
             raise ValueError(f"{self.source} is no STAR file: it has no table to rewrite")
-        table = next(table for table in read_tables(self.source) if _is_particle_table(table))
-        image_column = table.column(_IMAGE)
-        labels = [_IMAGE, _ORIGINAL]
-        original_column = table.labels.index(_ORIGINAL) if _ORIGINAL in table.labels else None
-        if original_column is not None:
-            labels.append(free_label(_PREVIOUS, table.labels))
-        names, n_rows, n_expected = iter(image_names), 0, len(self)
-
-        def edit(tokens: list[bytes]) -> tuple[bytes, ...]:
-            nonlocal n_rows
-            n_rows += 1
-            if n_rows > n_expected:
-                raise self._changed()
-            name = next(names, None)
-            if name is None:
-                raise ValueError(f"{n_rows - 1} image names were given for {n_expected} rows")
-            raw = self._absolute(tokens[image_column]) if absolute_originals else tokens[image_column]
-            if original_column is None:
-                return quote(name), raw
-            return quote(name), raw, tokens[original_column]
-
-        def complete() -> None:
-            if n_rows != n_expected:
-                raise self._changed()
-            if next(names, None) is not None:
-                raise ValueError(f"more image names were given than the {n_expected} rows")
-
-        rewrite(self.source, path, _is_particle_table, labels, edit, before_rename=complete)
+        self._rename(path, _is_particle_table, _IMAGE, image_names, absolute_originals=absolute_originals)
 
     def write_cs(self, path: str | Path, stack_names: Sequence[str]) -> None:
         """Write a `.cs` table with other stacks, and the `.csg` file with which cryoSPARC imports it.
@@ -295,43 +232,14 @@ class ParticleSet:
             raise CsError("the file was changed while it was in use.", path=self.source)
         rewrite_cs(table, path, stack_names, self.stack, self.output_positions())
 
-    def _absolute(self, token: bytes) -> bytes:
-        """Return an image name with the absolute path of its stack."""
-        index, _, stack = unquote(token).partition("@")
-        return quote(f"{index}@{os.path.normpath(self.root / stack)}")
-
-    def _changed(self) -> StarError:
-        return StarError("the file was changed while it was in use.", path=self.source)
-
 
 def _is_particle_table(table: Table) -> bool:
     return table.name in _PARTICLE_TABLES and bool(table.labels)
 
 
-class _Rows:
-    """The columns of a `ParticleSet` while they grow."""
-
-    def __init__(self) -> None:
-        self.stack, self.image, self.line, self.optics_group = array("i"), array("i"), array("i"), array("i")
-        self.stack_names: list[str] = []
-        self._known: dict[bytes, int] = {}
-        self._normalised: dict[str, int] = {}
-
-    def stack_of(self, name: bytes) -> int:
-        """Return the position of a stack, by its name as written."""
-        position = self._known.get(name)
-        if position is None:
-            text = decode(name)
-            position = self._normalised.setdefault(os.path.normpath(text), len(self.stack_names))
-            if position == len(self.stack_names):
-                self.stack_names.append(text)
-            self._known[name] = position
-        return position
-
-
-def _read_star(path: Path) -> tuple[_Rows, dict[int, OpticsGroup]]:
+def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
     """Read the rows and the optics groups, in whichever order their tables stand."""
-    rows: _Rows | None = None
+    rows: Rows | None = None
     optics: dict[int, OpticsGroup] | None = None
     row_optics: dict[int, OpticsGroup] = {}
     met = []
@@ -368,7 +276,7 @@ def _refuse_tomography(table: Table) -> None:
         )
 
 
-def _read_rows(table: Table) -> tuple[_Rows, dict[int, OpticsGroup]]:
+def _read_rows(table: Table) -> tuple[Rows, dict[int, OpticsGroup]]:
     """Read the table of particles; return also the optics that its rows themselves tell."""
     if _IMAGE not in table.labels:
         kind = " It is a table of micrographs." if "rlnMicrographName" in table.labels else ""
@@ -378,7 +286,7 @@ def _read_rows(table: Table) -> tuple[_Rows, dict[int, OpticsGroup]]:
             line=table.line,
             remedy="Give a table of extracted particles.",
         )
-    rows, image_column = _Rows(), table.column(_IMAGE)
+    rows, image_column = Rows(), table.column(_IMAGE)
     group_of, optics = grouping(table)
     for line, _, tokens in table.rows():
         if not tokens:
