@@ -26,6 +26,8 @@ class Measured:
     #: largest resident set, bytes
     peak_bytes: int
     output: str
+    #: user and system time of all its threads
+    cpu_seconds: float
 
 
 def run_measured(command: Sequence[str], threads: int = 0) -> Measured:
@@ -53,7 +55,8 @@ def run_measured(command: Sequence[str], threads: int = 0) -> Measured:
         if process.returncode != 0:
             tail = (output.read() + messages.read())[-2000:]
             raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{tail}")
-        return Measured(seconds, usage.ru_maxrss * 1024, output.read())
+        cpu_seconds = usage.ru_utime + usage.ru_stime
+        return Measured(seconds, usage.ru_maxrss * 1024, output.read(), cpu_seconds)
 
 
 def write_noise_stack(path: Path, n_images: int, side_px: int) -> None:
