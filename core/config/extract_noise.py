@@ -13,6 +13,8 @@ from .denoise import Protein
 DEFAULT_WINDOW_PX = 320
 """Of NT2C: Li et al. (2022) Bioinformatics 38, 2022-2029, section 2.2.2."""
 
+DEFAULT_COARSE_PIXEL_ANGSTROM = 4.0
+
 Method = Literal["similarity", "segmentation"]
 Normalisation = Literal["none", "zscore", "whiten"]
 
@@ -33,10 +35,17 @@ class ExtractNoiseOptions(BaseModel):
         Similarity: how many parts a patch is divided into: 4, 9, 16 and so on.
     similarity_threshold
         Similarity: what the SSIM of each two of the parts has to exceed.
+    coarse_pixel_angstrom
+        Similarity: about the pixel size at which micrographs are denoised; 0 is their own, as it was
+        published. None is 4 Å for the shipped denoiser, which knows that size, and their own for others.
     least_background
-        Segmentation: a pixel is background from this probability on. More is safer and finds fewer blocks.
+        Label map: a pixel is background from this probability on. More is safer and finds fewer blocks.
     margin_angstrom
-        Segmentation: blocks keep that far away from contamination and particles.
+        Label map: blocks keep that far away from contamination and particles.
+    least_p_value
+        A block has to have no more local energy than so large a share of windows of pure noise
+        (`noise.energy`), and with either method no contamination and no particles in the label map. 0 leaves
+        that out: the methods as such.
     model
         Denoiser (similarity) or segmentation network: a shipped model or a `.safetensors` file; None is
         `general` or `segmentation`.
@@ -72,8 +81,10 @@ class ExtractNoiseOptions(BaseModel):
     stride_angstrom: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     local_patches: int = Field(default=4, ge=4)
     similarity_threshold: float = Field(default=0.7, ge=-1, lt=1)
+    coarse_pixel_angstrom: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     least_background: float = Field(default=0.9, gt=0, lt=1)
     margin_angstrom: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    least_p_value: float = Field(default=0.05, ge=0, lt=1)
     model: str | None = None
     largest_level: float = Field(default=0.5, gt=0)
     largest_spread: float = Field(default=1.25, gt=1)
@@ -109,6 +120,13 @@ class ExtractNoiseOptions(BaseModel):
     def model_name(self) -> str:
         """The model, or the method's own."""
         return self.model or {"similarity": "general", "segmentation": "segmentation"}[self.method]
+
+    def coarse_bin(self, pixel_size_angstrom: float | None, most: int) -> int:
+        """How many pixels a side, at most `most`, become one before a micrograph is denoised."""
+        wanted = self.coarse_pixel_angstrom
+        if wanted is None:
+            wanted = DEFAULT_COARSE_PIXEL_ANGSTROM if self.model is None else 0.0
+        return 1 if pixel_size_angstrom is None else max(1, min(most, round(wanted / pixel_size_angstrom)))
 
     def window_and_stride_px(self, pixel_size_angstrom: float | None) -> tuple[int, int]:
         """Side of a window and distance between windows in a micrograph.

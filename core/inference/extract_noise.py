@@ -338,6 +338,8 @@ def explain(counts: Sequence[MicrographCounts]) -> str:
         "contamination": "touch contamination",
         "particle": "touch particles",
         "similarity": "are not alike all over (similarity_threshold)",
+        "noise": "have more energy than noise (least_p_value)",
+        "check": "are alike, but touch something or have more energy than noise (least_p_value)",
     }
     parts = [f"{number} {meaning[reason]}" for reason, number in excluded.items() if number]
     parts += [f"{number} exceed largest_{name}" for name, number in rejected.items() if number]

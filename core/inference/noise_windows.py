@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -10,9 +10,13 @@ from torch import Tensor
 
 from ..config.extract_noise import ExtractNoiseOptions
 from ..errors import ConfigurationError
-from ..models.weights import LoadedModel
+from ..imaging.noise import image_generator
+from ..models import SEGMENTERS
+from ..models.weights import LoadedModel, load_model
+from ..noise.energy import noise_probabilities
 from ..noise.patches import count_in_windows
 from ..noise.segmentation import (
+    BACKGROUND,
     CONTAMINATION,
     PARTICLE,
     bin_micrograph,
@@ -39,14 +43,13 @@ class Windows:
     n_windows
         How many windows there are in all.
     excluded
-        How many of them were left out, by reason; a window with contamination and particles counts as
-        contamination.
+        How many of them were left out, by reason: the first that applies.
     similarity
         `(n,)` least SSIM between parts of each window, for the similarity method.
     best_similarity
         Of all windows.
     labels
-        `(y, x)` uint8 label map, for the segmentation method.
+        `(y, x)` uint8 label map, where a network made one.
     """
 
     origins: Tensor
@@ -69,7 +72,7 @@ class WindowFinder(Protocol):
 
 
 class SegmentationFinder:
-    """A network labels each pixel; windows without contamination and particles are noise."""
+    """A network labels each pixel; windows without contamination and particles are noise, if they look it."""
 
     def __init__(
         self, model: LoadedModel, device: torch.device, precision: Precision, options: ExtractNoiseOptions
@@ -85,7 +88,9 @@ class SegmentationFinder:
         """`(y, x)` uint8 labels of a micrograph."""
         factor = working_bin(pixel_size_angstrom)
         binned = normalise_robustly(bin_micrograph(image.to(self.device), factor))
+        return expand_labels(self._label_binned(binned), factor, (image.shape[0], image.shape[1]))
 
+    def _label_binned(self, binned: Tensor) -> Tensor:
         def labels(tiles: Tensor) -> Tensor:
             logits = run_network(self._network, tiles[:, None], DTYPES[self._precision])
             return torch.stack(
@@ -93,8 +98,7 @@ class SegmentationFinder:
             ).float()
 
         tiling = plan_tiles((binned.shape[0], binned.shape[1]), self._stride, self._reach)
-        found = run_in_tiles(binned, tiling, labels).to(torch.uint8)
-        return expand_labels(found, factor, (image.shape[0], image.shape[1]))
+        return run_in_tiles(binned, tiling, labels).to(torch.uint8)
 
     def find(
         self, image: Tensor, pixel_size_angstrom: float | None, window_px: int, stride_px: int
@@ -102,10 +106,13 @@ class SegmentationFinder:
         """See `WindowFinder`."""
         if pixel_size_angstrom is None:
             raise ConfigurationError(
-                "method segmentation needs the pixel size, which the input does not say. Give "
+                f"method {self._options.method} needs the pixel size, which the input does not say. Give "
                 "pixel_size_angstrom."
             )
-        labels = self.label(image, pixel_size_angstrom)
+        factor = working_bin(pixel_size_angstrom)
+        binned = normalise_robustly(bin_micrograph(image.to(self.device), factor))
+        small = self._label_binned(binned)
+        labels = expand_labels(small, factor, (image.shape[0], image.shape[1]))
         margin = round(self._options.margin_angstrom / pixel_size_angstrom)
         contamination, particle = (
             count_in_windows(
@@ -115,42 +122,102 @@ class SegmentationFinder:
             for label in (CONTAMINATION, PARTICLE)
         )
         free = ~(contamination | particle)
+        excluded = {
+            "contamination": int(contamination.sum()),
+            "particle": int((particle & ~contamination).sum()),
+        }
+        if self._options.least_p_value > 0:
+            rows, columns = (
+                torch.arange(number, device=self.device) * stride_px // factor for number in free.shape
+            )
+            probability = noise_probabilities(
+                binned,
+                small == BACKGROUND,
+                factor * pixel_size_angstrom,
+                rows,
+                columns,
+                -(-window_px // factor) + 1,
+                image_generator(self._options.seed, 0, "surrogates"),
+            )
+            like_noise = probability >= self._options.least_p_value
+            excluded["noise"] = int((free & ~like_noise).sum())
+            free &= like_noise
         return Windows(
-            origins=free.nonzero() * stride_px,
-            n_windows=free.numel(),
-            excluded={
-                "contamination": int(contamination.sum()),
-                "particle": int((particle & ~contamination).sum()),
-            },
-            labels=labels,
+            origins=free.nonzero() * stride_px, n_windows=free.numel(), excluded=excluded, labels=labels
         )
 
 
 class SimilarityFinder:
-    """In the denoised micrograph, the parts of a window without signal all look alike."""
+    """In the denoised micrograph, the parts of a window without signal all look alike [1]_.
+
+    Differs from the paper in that the micrograph may be binned before it is denoised, and in that the windows
+    then have to pass what `SegmentationFinder` asks for: likeness does not see a corner of a particle.
+
+    References
+    ----------
+    .. [1] Li et al. (2022) Bioinformatics 38, 2022-2029, section 2.2.2. doi:10.1093/bioinformatics/btac052
+    """
 
     def __init__(
-        self, model: LoadedModel, device: torch.device, precision: Precision, options: ExtractNoiseOptions
+        self,
+        model: LoadedModel,
+        device: torch.device,
+        precision: Precision,
+        options: ExtractNoiseOptions,
+        check: SegmentationFinder | None,
     ) -> None:
         self.device = device
         self._denoiser = MicrographDenoiser(Denoiser(model.module, device, precision))
         self._options = options
+        self._check = check
 
     def find(
         self, image: Tensor, pixel_size_angstrom: float | None, window_px: int, stride_px: int
     ) -> Windows:
         """See `WindowFinder`."""
-        denoised, _, _ = self._denoiser.denoise(image.cpu().numpy())
-        coarse = torch.from_numpy(denoised).to(self.device)
-        similarity = patch_similarity(coarse, window_px, stride_px, self._options.local_patches)
+        similarity = self._similarity(image, pixel_size_angstrom, window_px, stride_px)
         alike = similarity > self._options.similarity_threshold
-        return Windows(
+        found = Windows(
             origins=alike.nonzero() * stride_px,
             n_windows=alike.numel(),
             excluded={"similarity": int((~alike).sum())},
             similarity=similarity[alike],
             best_similarity=float(similarity.max()),
         )
+        if self._check is None:
+            return found
+        checked = self._check.find(image, pixel_size_angstrom, window_px, stride_px)
+        pure = torch.zeros_like(alike)
+        pure[tuple((checked.origins // stride_px).T)] = True
+        chosen = alike & pure
+        return replace(
+            found,
+            origins=chosen.nonzero() * stride_px,
+            excluded={**found.excluded, "check": int((alike & ~pure).sum())},
+            similarity=similarity[chosen],
+            labels=checked.labels,
+        )
+
+    def _similarity(
+        self, image: Tensor, pixel_size_angstrom: float | None, window_px: int, stride_px: int
+    ) -> Tensor:
+        """`(rows, columns)` of the windows."""
+        factor = self._options.coarse_bin(pixel_size_angstrom, window_px // smallest_window_px(self._options))
+        denoised, _, _ = self._denoiser.denoise(bin_micrograph(image, factor).cpu().numpy())
+        coarse = torch.from_numpy(denoised).to(self.device)
+        n_local = self._options.local_patches
+        if factor == 1:
+            return patch_similarity(coarse, window_px, stride_px, n_local)
+        everywhere = patch_similarity(coarse, window_px // factor, 1, n_local)
+        rows, columns = (
+            # the nearest window of the binned micrograph: half of its pixel off at most
+            (torch.arange((side - window_px) // stride_px + 1, device=self.device) * (stride_px / factor))
+            .round()
+            .long()
+            .clamp_max(limit - 1)
+            for side, limit in zip(image.shape, everywhere.shape, strict=True)
+        )
+        return everywhere[rows][:, columns]
 
 
 def make_finder(
@@ -159,7 +226,11 @@ def make_finder(
     """The finder of `options.method`."""
     if options.method == "segmentation":
         return SegmentationFinder(model, device, precision, options)
-    return SimilarityFinder(model, device, precision, options)
+    check = None
+    if options.least_p_value > 0:
+        network = load_model("segmentation", SEGMENTERS)
+        check = SegmentationFinder(network, device, precision, options)
+    return SimilarityFinder(model, device, precision, options, check)
 
 
 def smallest_window_px(options: ExtractNoiseOptions) -> int:

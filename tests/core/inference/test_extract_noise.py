@@ -113,13 +113,44 @@ def test_segmentation_takes_blocks_of_the_original_where_nothing_is(table: Path,
     assert [one["windows"] for one in record["micrographs"]] == [19 * 19] * 2
 
 
-def test_similarity_avoids_objects(table: Path, tmp_path: Path) -> None:
-    summary = extract_noise(table, tmp_path / "out", options(method="similarity", similarity_threshold=0.5))
-    rows = rows_of(summary)
+def test_similarity_alone_overlooks_corners_and_the_check_does_not(table: Path, tmp_path: Path) -> None:
+    given = {"method": "similarity", "similarity_threshold": 0.5}
+    published = extract_noise(table, tmp_path / "published", options(**given, least_p_value=0))
+    checked = extract_noise(table, tmp_path / "checked", options(**given))
+    rows, of_published = rows_of(checked), origins(rows_of(published))
     assert len(rows) > 5
-    # a corner of an object that hardly reaches into a block is not seen
-    assert min(distance_to_objects(y, x) for y, x in origins(rows)) > -20
+    assert set(origins(rows)) < set(of_published)
+    assert min(distance_to_objects(y, x) for y, x in of_published) < -10
+    # the label map has pixels of 7.5 Å, five of the micrograph's
+    assert min(distance_to_objects(y, x) for y, x in origins(rows)) > -5
     assert all(float(row["rlnCryohushNoiseSimilarity"]) > 0.5 for row in rows)
+    assert (tmp_path / "checked/labels/mics/a.mrc").exists()
+    excluded = checked.counts[0].excluded
+    assert excluded is not None
+    assert excluded["check"] > 0
+    assert "are alike, but touch something" in checked.explanation
+
+
+def test_blocks_with_more_energy_than_noise_are_not_taken(tmp_path: Path) -> None:
+    """Stripes of 50 Å in a corner: nothing that the network was taught, and no noise."""
+    image = np.random.default_rng(1).normal(0, 1, (SIDE, SIDE))
+    image[:200, :200] += 0.3 * np.sin(2 * np.pi * np.arange(200) * 1.5 / 50)
+    write_stack(tmp_path / "a.mrc", image[None].astype(np.float32), 1.5)
+    # everything is background to this threshold
+    free = {"least_background": 1e-6}
+    every = extract_noise(tmp_path / "a.mrc", tmp_path / "every", options(**free, least_p_value=0))
+    noise = extract_noise(tmp_path / "a.mrc", tmp_path / "noise", options(**free))
+
+    def in_the_corner(summary: NoiseSummary) -> int:
+        return sum(y < 136 and x < 136 for y, x in origins(rows_of(summary)))
+
+    assert in_the_corner(every) == 25
+    assert in_the_corner(noise) == 0
+    excluded = noise.counts[0].excluded
+    assert excluded is not None
+    # 36 windows touch the corner by half and more; of the others, noise, few are lost
+    assert 25 <= excluded["noise"] < 90
+    assert "have more energy than noise (least_p_value)" in noise.explanation
 
 
 def test_what_was_normalised_can_be_brought_back(table: Path, tmp_path: Path) -> None:

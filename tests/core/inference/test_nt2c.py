@@ -82,8 +82,14 @@ def chain(tmp_path):
             "arguments": {"widths": [8, 16], "blocks": [1, 1], "unshuffle": 2},
         },
         "coarse": steps,
-        # a denoiser of four steps makes no empty place look empty
-        "extraction": {"method": "similarity", "similarity_threshold": -1, "device": "cpu", "threads": 1},
+        # a denoiser of four steps makes no empty place look empty, and white noise is none to the check
+        "extraction": {
+            "method": "similarity",
+            "similarity_threshold": -1,
+            "least_p_value": 0,
+            "device": "cpu",
+            "threads": 1,
+        },
         "synthesiser": {
             "width": 2,
             "critic_steps": 1,
@@ -221,7 +227,13 @@ def test_extracted_blocks_take_the_place_of_simulated_noise(chain, tmp_path):
     from cryohush.core.training.data import SimulatedParticles
 
     options = ExtractNoiseOptions(
-        method="similarity", window_px=64, similarity_threshold=-1, device="cpu", precision="fp32", threads=1
+        method="similarity",
+        window_px=64,
+        similarity_threshold=-1,
+        least_p_value=0,
+        device="cpu",
+        precision="fp32",
+        threads=1,
     )
     summary = extract_noise(chain["session"]["micrographs"], tmp_path / "noise", options)
     config = load_yaml(PRESET_FOLDER / "noise_blocks.yaml", TrainingConfig).data
