@@ -167,7 +167,8 @@ class Instance:
 
     def _facts(self, found: Any) -> Mapping[str, Any]:
         """Return what the server says of a project, workspace or job."""
-        return vars(found.model) if self.is_5 else found.doc
+        facts: Mapping[str, Any] = vars(found.model) if self.is_5 else found.doc
+        return facts
 
     def find_job(self, project: str, uid: str) -> Any:
         """Return a job; raise a HostError if there is none of this name."""
