@@ -30,27 +30,34 @@ class SynthesiserConfig(_Section):
     Attributes
     ----------
     kind
-        `wgan`, or `gaussian`: a Gaussian field with the blocks' spectrum and histogram, which may be smaller
-        than the box.
+        `gaussian`: a Gaussian field with the blocks' spectrum and histogram. `wgan_field`: a WGAN-GP that
+        makes this field more like the blocks. `wgan`: the paper's WGAN-GP, from a vector; its blocks must be
+        as large as the box.
     held_back_share
         Share of the blocks, the last ones of the stack, that only judge the model.
     width, latent
-        Of the generator's networks; see `cryohush.core.models.synthesis.NoiseGenerator`.
+        Of the generator; see `cryohush.core.models.synthesis`. The latent vector is the paper's.
+    critic_width
+        Of `cryohush.core.models.synthesis.NoiseCritic`.
     critic_steps
         Of the critic for each step of the generator.
     gradient_penalty
         Its weight.
+    betas
+        Of Adam.
     optimisation
         Of generator and critic; steps are the generator's. `gradient_clip`, `weight_decay` and `patience` are
         not used.
     """
 
-    kind: Literal["wgan", "gaussian"] = "wgan"
+    kind: Literal["wgan", "wgan_field", "gaussian"] = "wgan"
     held_back_share: float = Field(0.2, gt=0, lt=1)
     width: int = Field(64, ge=1)
     latent: int = Field(100, ge=1)
+    critic_width: int = Field(64, ge=1)
     critic_steps: int = Field(5, ge=1)
     gradient_penalty: float = Field(10.0, ge=0)
+    betas: tuple[float, float] = (0.0, 0.9)
     optimisation: _Optimisation = OptimisationConfig(
         steps=20000, batch_size=64, learning_rate=1e-4, warmup_steps=0, precision="32-true"
     )
@@ -67,10 +74,14 @@ class ReweightConfig(_Section):
         Clean projections.
     noises_per_projection
         Pieces of noise that are laid on each of them.
+    ice_is_noise
+        Whether clean images are empty about the particles: the ice's structure and unevenness, which blocks
+        of noise hold too, are then noise, as for the paper. Otherwise simulated ice stays in clean images.
     """
 
     projections: int = Field(10000, ge=8)
     noises_per_projection: int = Field(4, ge=1)
+    ice_is_noise: bool = True
 
 
 class SessionConfig(_Section):
@@ -85,8 +96,7 @@ class SessionConfig(_Section):
     box_px
         Side of the particles, of the pieces of noise, and of the patches that are looked for.
     imaging
-        What is drawn for each image. The clean images of the re-weighted pairs have no uneven ice and no
-        structure of the ice, because real noise brings its own.
+        What is drawn for each image.
     """
 
     micrographs: Path
@@ -103,10 +113,15 @@ class Nt2cConfig(_Section):
 
     Attributes
     ----------
+    network
+        Of both denoisers; not used with `coarse_model`, whose own it is.
     coarse, fine
         Training of the two denoisers, the second of which starts with the weights of the first.
+    coarse_model
+        A shipped model or weights file in the place of the coarse denoiser, which is then not trained.
     extraction
-        Of blocks of noise; its model is the coarse denoiser, and its window the box unless one is given.
+        Of blocks of noise. The model of the similarity method is the coarse denoiser; the window is the box
+        unless one is given.
     """
 
     kind: Literal["nt2c"]
@@ -116,7 +131,8 @@ class Nt2cConfig(_Section):
     session: SessionConfig
     network: NetworkConfig = NetworkConfig()
     loss: LossConfig = LossConfig()
-    coarse: _Optimisation
+    coarse: _Optimisation | None = None
+    coarse_model: str | None = None
     extraction: ExtractNoiseOptions = ExtractNoiseOptions(method="similarity")
     synthesiser: SynthesiserConfig = SynthesiserConfig()
     pairs: ReweightConfig = ReweightConfig()
@@ -129,8 +145,10 @@ class Nt2cConfig(_Section):
         box = self.session.box_px
         if self.synthesiser.kind == "wgan" and (box % 32 or not 64 <= box <= 320):
             raise ValueError(f"session.box_px: the wgan draws 64, 96, 128, ... 320 px, not {box}")
-        if self.extraction.method != "similarity" or self.extraction.model is not None:
-            raise ValueError("extraction: the chain's method is similarity, its model the coarse denoiser")
+        if self.coarse is None and self.coarse_model is None:
+            raise ValueError("one of coarse and coarse_model is needed")
+        if self.extraction.method == "similarity" and self.extraction.model is not None:
+            raise ValueError("extraction.model: with method similarity it is the coarse denoiser")
         if self.extraction.normalisation == "whiten":
             raise ValueError("extraction.normalisation: whitened blocks have lost the spectrum of the noise")
         return self

@@ -116,7 +116,9 @@ def train(
 
     folder = output_dir / "synthesiser"
     model = folder / (
-        "gaussian_field.safetensors" if config.synthesiser.kind == "gaussian" else "noise_generator.safetensors"
+        "gaussian_field.safetensors"
+        if config.synthesiser.kind == "gaussian"
+        else "noise_generator.safetensors"
     )
     if stage(3, "model of the noise", folder / "comparison.png"):
         synthesis.train(

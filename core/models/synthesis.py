@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from ..imaging.noise import PowerSpectrum, coloured, gaussian
 
 _DOUBLINGS = 5
+# Of the convolutions on a field; with a last one that is not dilated they reach so far.
+_DILATIONS = (1, 2, 4, 1)
+_REACH = sum(_DILATIONS) + 1
 # Gaussian deviates at which the pointwise map of a field is tabulated; half a million pixels reach about 4.8
 _LARGEST_DEVIATE, _DEVIATES = 5.0, 201
 
@@ -67,6 +70,10 @@ class NoiseGenerator(nn.Module):
             layers += [up, nn.BatchNorm2d(narrow), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(width, 1, 4, stride=2, padding=1))
 
+    def inputs(self, n: int, generator: torch.Generator) -> Tensor:
+        """`(n, latent)` vectors to begin with, on the CPU."""
+        return gaussian((n, self.latent), generator)
+
     def forward(self, latent: Tensor) -> Tensor:
         """`(n, latent)` to `(n, 1, y, x)`, mean 0 and variance 1 each."""
         return standardised(self.layers(latent[:, :, None, None]))
@@ -74,9 +81,69 @@ class NoiseGenerator(nn.Module):
     @torch.inference_mode()
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """`(n, y, x)` pieces, on the CPU; the network has to be in evaluation mode."""
-        device = next(self.parameters()).device
-        batches = torch.split(gaussian((n, self.latent), generator), 64)
-        return torch.cat([self(batch.to(device))[:, 0].float().cpu() for batch in batches])
+        return _drawn(self, n, generator)
+
+
+class FieldGenerator(nn.Module):
+    """Generator of a WGAN-GP that begins with a Gaussian field, not with a vector, and makes it real noise.
+
+    Convolutions add what the field lacks; the last one starts at 0, so that before the training the draws are
+    those of the field. A piece of noise has almost as many degrees of freedom as pixels: a vector of some
+    hundred numbers has to feign them, and the field has them from the start. No layer knows its place, and
+    none is padded, so that noise is alike all over a piece.
+
+    Differs from the authors' program [1]_ throughout; what trains it is the same.
+
+    Parameters
+    ----------
+    side_px, measured_px
+        As of `GaussianField`.
+    width
+        Channels.
+
+    Attributes
+    ----------
+    field
+        `GaussianField` of measured spectrum and histogram.
+    """
+
+    def __init__(self, side_px: int = 128, measured_px: int | None = None, width: int = 16) -> None:
+        super().__init__()
+        self.field = GaussianField(side_px, measured_px)
+        self.side_px = side_px
+        widths = [3, *[width] * len(_DILATIONS)]
+        layers: list[nn.Module] = []
+        for before, after, dilation in zip(widths, widths[1:], _DILATIONS, strict=False):
+            layers += [nn.Conv2d(before, after, 3, dilation=dilation), nn.LeakyReLU(0.2)]
+        last = nn.Conv2d(width, 1, 3)
+        nn.init.zeros_(last.weight)
+        self.layers = nn.Sequential(*layers, last)
+
+    def inputs(self, n: int, generator: torch.Generator) -> Tensor:
+        """`(n, 3, y, x)` a field larger than the piece, white noise, and one number for a whole piece."""
+        side = self.side_px + 2 * _REACH
+        field = self.field.fields(n, side, generator)
+        whole = gaussian((n, 1, 1), generator).expand(n, side, side)
+        return torch.stack([field, gaussian((n, side, side), generator), whole], 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`(n, 3, y, x)` to `(n, 1, y, x)`, mean 0 and variance 1 each."""
+        middle = slice(_REACH, _REACH + self.side_px)
+        return standardised(inputs[:, :1, middle, middle] + self.layers(inputs))
+
+    @torch.inference_mode()
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """`(n, y, x)` pieces, on the CPU."""
+        return _drawn(self, n, generator)
+
+
+Generator = NoiseGenerator | FieldGenerator
+
+
+def _drawn(network: Generator, n: int, generator: torch.Generator) -> Tensor:
+    device = next(network.parameters()).device
+    batches = torch.split(network.inputs(n, generator), 64)
+    return torch.cat([network(batch.to(device))[:, 0].float().cpu() for batch in batches])
 
 
 class NoiseCritic(nn.Module):
@@ -148,13 +215,15 @@ class GaussianField(nn.Module):
     @torch.inference_mode()
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """`(n, y, x)` pieces, on the CPU."""
+        return standardised(self.fields(n, self.side_px, generator))
+
+    def fields(self, n: int, side_px: int, generator: torch.Generator) -> Tensor:
+        """`(n, side_px, side_px)` of mean 0 and variance 1 in expectation, on the CPU."""
         spectrum = PowerSpectrum(self.frequency.cpu().double().numpy(), self.power.cpu().double().numpy())
-        whole = (2 * self.side_px, 2 * self.side_px)
+        whole = (2 * side_px, 2 * side_px)
         power = spectrum.on_grid(whole)
-        pieces = [
-            coloured(gaussian(whole, generator), power)[: self.side_px, : self.side_px] for _ in range(n)
-        ]
-        return standardised(self._mapped(torch.stack(pieces)))
+        pieces = [coloured(gaussian(whole, generator), power)[:side_px, :side_px] for _ in range(n)]
+        return self._mapped(torch.stack(pieces))
 
     def _mapped(self, field: Tensor) -> Tensor:
         """Linear interpolation in the table."""
@@ -166,6 +235,7 @@ class GaussianField(nn.Module):
 
 NOISE_MODELS: dict[str, Callable[..., nn.Module]] = {
     "noise_generator": NoiseGenerator,
+    "field_generator": FieldGenerator,
     "gaussian_field": GaussianField,
 }
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from ..config.nt2c import Nt2cConfig
-from ..config.training import PairsConfig, SimulationConfig, TrainingConfig
+from ..config.nt2c import Nt2cConfig, SessionConfig
+from ..config.training import (
+    NetworkConfig,
+    OptimisationConfig,
+    PairsConfig,
+    SimulationConfig,
+    TrainingConfig,
+)
 from ..io.mrc import StackWriter
 from ..models.synthesis import NoiseModel
+from ..models.weights import LoadedModel
 from ..noise.reweight import reweight
 from .data import SimulatedParticles
 
 _BATCH = 64
 
 
-def coarse_config(
-    config: Nt2cConfig, ctf_tables: tuple[Path, ...], pixel_size_angstrom: float
-) -> TrainingConfig:
-    """Training of the coarse denoiser: on simulated particles with simulated noise."""
-    session = config.session
-    data = SimulationConfig(
+def simulation_config(
+    session: SessionConfig, ctf_tables: tuple[Path, ...], pixel_size_angstrom: float
+) -> SimulationConfig:
+    """Particles as the session would have recorded them."""
+    return SimulationConfig(
         structures=session.structures,
         held_out=session.held_out,
         ctf_tables=ctf_tables,
@@ -31,6 +38,12 @@ def coarse_config(
         pixel_size_angstrom=(pixel_size_angstrom, pixel_size_angstrom),
         imaging=session.imaging,
     )
+
+
+def coarse_config(
+    config: Nt2cConfig, data: SimulationConfig, optimisation: OptimisationConfig
+) -> TrainingConfig:
+    """Training of the coarse denoiser: on simulated particles with simulated noise."""
     return TrainingConfig(
         name=f"{config.name}, coarse",
         description=config.description,
@@ -38,20 +51,20 @@ def coarse_config(
         network=config.network,
         data=data,
         loss=config.loss,
-        optimisation=config.coarse,
+        optimisation=optimisation,
         validate_every=config.validate_every,
         validation_images=config.validation_images,
     )
 
 
-def fine_config(config: Nt2cConfig, noisy: Path, clean: Path, coarse_weights: Path) -> TrainingConfig:
+def fine_config(config: Nt2cConfig, noisy: Path, clean: Path, coarse: LoadedModel) -> TrainingConfig:
     """Training of the fine denoiser: on the re-weighted pairs, from the weights of the coarse one."""
     return TrainingConfig(
         name=config.name,
         description=config.description,
         seed=config.seed,
-        initial_weights=coarse_weights,
-        network=config.network,
+        initial_weights=Path(coarse.name),
+        network=NetworkConfig.model_validate(coarse.card["model"]),
         pairs=PairsConfig(noisy=noisy, target=clean),
         loss=config.loss,
         optimisation=config.fine,
@@ -66,6 +79,7 @@ def write_pairs(
     noise: NoiseModel,
     projections: Path,
     output_dir: Path,
+    log: Callable[[str], None],
 ) -> tuple[Path, Path]:
     """Write the re-weighted pairs and return the paths of `noisy.mrcs` and `clean.mrcs`.
 
@@ -79,19 +93,22 @@ def write_pairs(
     noise
         What draws pieces of the simulation's box.
     projections
-        The coarse training's file of projections.
+        File that keeps the projections: the coarse training's; made when absent.
     output_dir
         Where the stacks go; made if missing.
+    log
+        Called with a line for each structure that is projected.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    # real noise brings the ice's own structure and unevenness
-    imaging = simulation.imaging.model_copy(update={"ice_share": 0.0, "background_share": 0.0})
+    imaging = simulation.imaging
+    if config.pairs.ice_is_noise:  # which the blocks bring with them
+        imaging = imaging.model_copy(update={"ice_share": 0.0, "background_share": 0.0})
     data = SimulatedParticles(
         simulation.model_copy(update={"imaging": imaging}),
         held_out=False,
         seed=config.seed + 2,
         cache=projections,
-        log=lambda line: None,
+        log=log,
     )
     n, repeats, box = config.pairs.projections, config.pairs.noises_per_projection, simulation.box_px
     draws = torch.Generator().manual_seed(config.seed)

@@ -18,7 +18,7 @@ from ..errors import Aborted, InputError
 from ..imaging.noise import measure_spectrum
 from ..io.files import part_path, rename_complete
 from ..losses.adversarial import gradient_penalty, wasserstein_critic_loss, wasserstein_generator_loss
-from ..models.synthesis import NoiseCritic, NoiseGenerator, NoiseModel
+from ..models.synthesis import FieldGenerator, GaussianField, NoiseCritic, NoiseGenerator, NoiseModel
 from ..models.weights import save_model
 from ..noise.synthesis import (
     NoiseMerit,
@@ -35,8 +35,8 @@ from .session import refuse_if_diverged, schedule, set_learning_rate, start_fabr
 
 # Pieces that a Gaussian field is fitted to, and with which a model is judged.
 _FIT_PIECES, _JUDGED_PIECES = 1024, 256
-# Smaller blocks tell too little of a spectrum.
-_SMALLEST_PX = 16
+# Smaller blocks tell too little of a spectrum; the critic takes multiples of it.
+_SMALLEST_PX = 32
 
 
 def train(
@@ -52,7 +52,7 @@ def train(
 ) -> Path:
     """Train a model of noise and return the path of its weights.
 
-    `output_dir` gets `gaussian_field.safetensors`, for a WGAN `noise_generator.safetensors` too, with
+    `output_dir` gets `gaussian_field.safetensors`, for a WGAN-GP `noise_generator.safetensors` too, with
     `last.pt`, `log.jsonl` and the pictures of a training run; and what compares the models with the blocks
     that were held back, `comparison.json` and `comparison.png`.
 
@@ -61,8 +61,8 @@ def train(
     blocks_path
         MRC stack of real noise. Those of one micrograph should stand together: the last ones are held back.
     side_px
-        Side of the pieces that the model shall draw. Blocks may be smaller for a Gaussian field only, which
-        is then measured and judged in their size: crowded micrographs have no larger ones.
+        Side of the pieces that the model shall draw. Blocks may be smaller unless the WGAN-GP begins with a
+        vector: the others are learnt and judged in their size, as crowded micrographs have no larger ones.
     dark_protein
         Whether protein is dark where the blocks come from; the model's noise belongs to white protein.
 
@@ -78,7 +78,7 @@ def train(
     output_dir.mkdir(parents=True, exist_ok=True)
     blocks = read_blocks(blocks_path, side_px if config.kind == "wgan" else _SMALLEST_PX)
     blocks = blocks * (-1 if dark_protein else 1)
-    measured_px = min(side_px, *blocks.shape[1:]) // 2 * 2
+    measured_px = min(side_px, *blocks.shape[1:]) // _SMALLEST_PX * _SMALLEST_PX
     known, held_back = split_blocks(blocks, config.held_back_share, blocks_path)
     models: dict[str, NoiseModel] = {}
     generator = torch.Generator().manual_seed(config.seed)
@@ -88,13 +88,16 @@ def train(
     arguments = {"side_px": side_px, "measured_px": measured_px}
     save_model(weights, field, "gaussian_field", arguments, card)
     models["Gaussian field"] = field
-    if config.kind == "wgan":
+    if config.kind != "gaussian":
         network = train_generator(
-            config, known, held_back, side_px, output_dir, resume=resume, log=log, should_stop=should_stop
+            config, field, known, held_back, output_dir, resume=resume, log=log, should_stop=should_stop
         )
         weights = output_dir / "noise_generator.safetensors"
-        arguments = {"side_px": side_px, "width": config.width, "latent": config.latent}
-        save_model(weights, network, "noise_generator", arguments, card)
+        if isinstance(network, NoiseGenerator):
+            arguments = {"side_px": side_px, "width": config.width, "latent": config.latent}
+            save_model(weights, network, "noise_generator", arguments, card)
+        else:  # of which pieces of any size can be drawn
+            save_model(weights, network, "field_generator", {**arguments, "width": config.width}, card)
         models["WGAN-GP"] = network
     compare(models, known, held_back, output_dir, seed=config.seed, log=log)
     return weights
@@ -120,26 +123,29 @@ def split_blocks(blocks: Tensor, held_back_share: float, path: Path) -> tuple[Te
 
 def train_generator(
     config: SynthesiserConfig,
+    field: GaussianField,
     known: Tensor,
     held_back: Tensor,
-    side_px: int,
     output_dir: Path,
     *,
     resume: bool,
     log: Callable[[str], None],
     should_stop: Callable[[], bool],
-) -> NoiseGenerator:
-    """The WGAN-GP on blocks `(n, y, x)`; returns the moving average of the generator, ready to draw."""
-    options = config.optimisation
+) -> NoiseGenerator | FieldGenerator:
+    """The WGAN-GP on blocks `(n, y, x)`; returns the moving average of the generator, ready to draw.
+
+    Its pieces are of the field's size; a `FieldGenerator` begins with the field.
+    """
+    options, side_px = config.optimisation, field.side_px
     fabric = start_fabric(options)
     torch.manual_seed(config.seed)
-    network = NoiseGenerator(side_px, config.width, config.latent)
-    critic = NoiseCritic(side_px, config.width)
+    network = _make_generator(config, field).to(memory_format=torch.channels_last)
+    critic = NoiseCritic(side_px, config.critic_width).to(memory_format=torch.channels_last)
     average = copy.deepcopy(network).requires_grad_(False).eval().to(fabric.device)
     parts: dict[str, Any] = {"network": network, "critic": critic, "average": average}
     for name in ("network", "critic"):
         parts[f"{name}_optimiser"] = torch.optim.Adam(
-            parts[name].parameters(), lr=options.learning_rate, betas=(0.5, 0.999)
+            parts[name].parameters(), lr=options.learning_rate, betas=config.betas
         )
     model, optimiser = fabric.setup(network, parts["network_optimiser"])
     judge, critic_optimiser = fabric.setup(critic, parts["critic_optimiser"])
@@ -159,8 +165,7 @@ def train_generator(
             set_learning_rate(part, options.learning_rate * schedule(step, options))
 
         def made(draws: torch.Generator = draws) -> Tensor:
-            latent = torch.randn(options.batch_size, config.latent, generator=draws)
-            generated: Tensor = model(latent.to(fabric.device))
+            generated: Tensor = model(network.inputs(options.batch_size, draws).to(fabric.device))
             return generated.float()
 
         for _ in range(config.critic_steps):
@@ -168,7 +173,9 @@ def train_generator(
             with torch.no_grad():
                 generated = made()
             distance = wasserstein_critic_loss(judge(true), judge(generated))
-            penalty = gradient_penalty(judge, true, generated, draws)
+            # what Fabric wraps refuses any backward pass but its own in mixed precision
+            with fabric.autocast():
+                penalty = gradient_penalty(critic, true, generated, draws)
             fabric.backward(distance + config.gradient_penalty * penalty)
             critic_optimiser.step()
             critic_optimiser.zero_grad()
@@ -193,6 +200,14 @@ def train_generator(
         save_checkpoint(checkpoint, config, done, parts)
     record.close()
     return average.cpu()
+
+
+def _make_generator(config: SynthesiserConfig, field: GaussianField) -> NoiseGenerator | FieldGenerator:
+    if config.kind == "wgan":
+        return NoiseGenerator(field.side_px, config.width, config.latent)
+    network = FieldGenerator(field.side_px, width=config.width)
+    network.field.load_state_dict(field.state_dict())
+    return network
 
 
 def _validate(model: NoiseModel, held_back: Tensor, seed: int) -> tuple[dict[str, float], tuple[Tensor, ...]]:

@@ -1,7 +1,7 @@
 """Score denoised micrographs against independent noisy micrographs of the same exposures.
 
     python micrograph_pairs.py --raw micrographs_rest.star --twin micrographs_frame.star --output DIR
-        [--models general weights.safetensors ...] [--topaz-python PYTHON] [--bm3d] [--align-twin]
+        [--models general NAME=weights.safetensors ...] [--topaz-python PYTHON] [--bm3d] [--align-twin]
         [--picks FOLDER --diameter ANGSTROM]
 
 The two tables list the same exposures in the same order, averages of different frames, so their noise is
@@ -13,17 +13,19 @@ The Gaussian and the low-pass filter are scanned on these very pairs: listed is 
 which no user without the twin would get. "gain" is the difference from the Gaussian, micrograph by
 micrograph, with the standard error of a bootstrap over micrographs.
 
-With labelled particles (`FOLDER/<micrograph>_manualpick.star`) another table follows: the papers' SNR of
-pairs of a particle and the nearest empty place, in dB, which rewards any blur and is no evidence alone; and
-two pickers on the denoised micrographs against the labels, within half a diameter: precision, recall and F1
-at the threshold that is best for each, and the average precision, which needs none.
-Writes scores.md and scores.json to DIR.
+With labelled particles (`FOLDER/<micrograph>_manualpick.star`) the table also has the papers' SNR of pairs of
+a particle and the nearest empty place, in dB, which rewards any blur and is no evidence alone; and two
+pickers on the denoised micrographs against the labels, within half a diameter: precision, recall and F1 at
+the threshold that is best for each, and the average precision, which needs none.
+Writes scores.md and scores.json to DIR, and keeps there what BM3D and Topaz, which are slow, made of the
+micrographs: another run with that DIR takes it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +80,20 @@ def main() -> None:
     cut_off = max(CUT_OFFS_ANGSTROM, key=lambda cut_off: quality(low_pass(raw, cut_off, pixel_size)))
     denoised[BEST_GAUSSIAN] = gaussian_filter(raw, sigma / pixel_size)
     denoised["best low-pass"] = low_pass(raw, cut_off, pixel_size)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.bm3d:
         bm3d = BASELINES["bm3d"]
-        denoised["BM3D"] = bm3d.denoise(raw, bm3d.default)
+        made = kept(arguments.output / "bm3d.npy", lambda: bm3d.denoise(raw, bm3d.default))
+        denoised["BM3D"] = made
     if arguments.topaz_python:
-        denoised["Topaz unet"] = topaz(arguments.topaz_python, raw, "unet", arguments.threads)
-    for name in arguments.models:
-        denoised[f"cryohush {Path(name).stem}"] = denoise(load_model(name), raw, arguments.precision)
+        made = kept(
+            arguments.output / "topaz.npy",
+            lambda: topaz(arguments.topaz_python, raw, "unet", arguments.threads),
+        )
+        denoised["Topaz unet"] = made
+    for model in arguments.models:
+        name, _, path = model.rpartition("=")
+        denoised[f"cryohush {name or path}"] = denoise(load_model(path), raw, arguments.precision)
     settings = {"sigma_angstrom": sigma, "cut_off_angstrom": cut_off}
     report(denoised, twin, pixel_size, settings, arguments)
 
@@ -93,7 +102,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Score denoised micrographs against independent ones.")
     parser.add_argument("--raw", type=Path, required=True, help="micrographs to denoise (.star)")
     parser.add_argument("--twin", type=Path, required=True, help="the same exposures with independent noise")
-    parser.add_argument("--models", nargs="*", default=["general"], help="names or files (default: general)")
+    parser.add_argument(
+        "--models", nargs="*", default=["general"], help="names, or NAME=FILE (default: general)"
+    )
     parser.add_argument("--topaz-python", help="python of an environment with topaz-em 0.3.20")
     parser.add_argument("--bm3d", action="store_true", help="add BM3D: minutes for each micrograph")
     parser.add_argument("--picks", type=Path, help="folder of <micrograph>_manualpick.star")
@@ -126,6 +137,13 @@ def denoise(model: LoadedModel, images: Tensor, precision: Any) -> Tensor:
     number_format, _ = choose_precision(device, precision, model.module)
     denoiser = MicrographDenoiser(Denoiser(model.module, device, number_format))
     return torch.from_numpy(np.stack([-denoiser.denoise(-image)[0] for image in images.numpy()]))
+
+
+def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
+    """What an earlier run made, or make it."""
+    if not path.exists():
+        np.save(path, make().numpy())
+    return torch.from_numpy(np.load(path))
 
 
 def scores(images: Tensor, twin: Tensor, pixel_size: float) -> dict[str, Tensor]:
@@ -182,27 +200,6 @@ def picking(images: Tensor, labels: list[Tensor], picker: Any, diameter_px: floa
     return [best.precision, best.recall, best.f1, average_precision(in_order, labels, diameter_px / 2)]
 
 
-def picking_tables(
-    denoised: dict[str, Tensor], pixel_size: float, arguments: argparse.Namespace
-) -> tuple[list[str], dict[str, Any]]:
-    """The SNR and picking table, as lines and as a record."""
-    labels = read_labels(arguments.raw, arguments.picks)
-    diameter_px = arguments.diameter / pixel_size
-    lines = [
-        "",
-        "| | SNR, dB | " + " | ".join(f"{name}: P / R / F1 / AP" for name in PICKERS) + " |",
-        "|---|---|---|---|",
-    ]
-    record: dict[str, Any] = {}
-    for name, images in denoised.items():
-        ratio = region_ratio(images, labels, diameter_px)
-        found = {kind: picking(images, labels, picker, diameter_px) for kind, picker in PICKERS.items()}
-        record[name] = {"snr_db": ratio, **found}
-        cells = [" / ".join(f"{value:.3f}" for value in values) for values in found.values()]
-        lines.append(f"| {name} | {ratio:+.1f} | " + " | ".join(cells) + " |")
-    return lines, record
-
-
 def report(
     denoised: dict[str, Tensor],
     twin: Tensor,
@@ -211,14 +208,17 @@ def report(
     arguments: argparse.Namespace,
 ) -> None:
     values = {name: scores(images, twin, pixel_size) for name, images in denoised.items()}
-    rows: dict[str, dict[str, Any]] = {}
+    labels = read_labels(arguments.raw, arguments.picks) if arguments.picks else None
+    head = ["", "all", "gain", f"{COARSEST_ANGSTROM:g} to {FINEST_ANGSTROM:g} Å", "gain"]
+    head += [] if labels is None else ["SNR, dB", *(f"{name}: P / R / F1 / AP" for name in PICKERS)]
     lines = [
         f"Mean correlation with the independent micrograph, {len(twin)} micrographs"
         + (", drift between the halves taken back." if arguments.align_twin else "."),
         "",
-        f"| | all | gain | {COARSEST_ANGSTROM:g} to {FINEST_ANGSTROM:g} Å | gain |",
-        "|---|---|---|---|---|",
+        "| " + " | ".join(head) + " |",
+        "|---" * len(head) + "|",
     ]
+    rows: dict[str, dict[str, Any]] = {}
     for name, found in values.items():
         cells, rows[name] = [name], {}
         for band in BANDS:
@@ -229,13 +229,18 @@ def report(
                 "gain": gain.mean,
                 "error": gain.standard_error,
             }
+        if labels is not None:
+            diameter_px = arguments.diameter / pixel_size
+            ratio = region_ratio(denoised[name], labels, diameter_px)
+            picked = {
+                kind: picking(denoised[name], labels, picker, diameter_px) for kind, picker in PICKERS.items()
+            }
+            rows[name] |= {"snr_db": ratio, **picked}
+            cells += [f"{ratio:+.1f}"]
+            cells += [" / ".join(f"{value:.3f}" for value in found) for found in picked.values()]
         lines.append("| " + " | ".join(cells) + " |")
     record = {"settings": settings, "align_twin": arguments.align_twin, "rows": rows}
-    if arguments.picks:
-        more, record["picking"] = picking_tables(denoised, pixel_size, arguments)
-        lines += more
     table = "\n".join(lines) + "\n"
-    arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "scores.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (arguments.output / "scores.md").write_text(table, encoding="utf-8")
     print(table)

@@ -13,6 +13,7 @@ from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import Aborted, ConfigurationError, OutputError, StarError
 from cryohush.core.imaging.ctf import read_ctf_table
 from cryohush.core.inference.nt2c import session_ctf, train
+from cryohush.core.models import MODELS
 from cryohush.core.models.weights import load_model
 
 HEAD = """
@@ -138,13 +139,61 @@ def test_chain_runs_through_and_goes_on_after_a_stop(chain, tmp_path):
         train(other, output, log=quiet, resume=True)
 
 
-def test_killed_generator_resumes_to_the_same_draws(tmp_path):
+def test_chain_begins_with_a_shipped_model(chain, tmp_path, monkeypatch):
+    """Nothing is trained before the fine denoiser, whose network and first weights are the model's."""
+    from cryohush.core.models.weights import save_model
+
+    network = {"name": "shuffle_unet", "arguments": {"widths": [4, 8], "blocks": [1, 1], "unshuffle": 2}}
+    module = MODELS["shuffle_unet"](**network["arguments"])
+    save_model(tmp_path / "given.safetensors", module, **network, card={})
+    chain |= {"coarse": None, "coarse_model": str(tmp_path / "given.safetensors")}
+    chain["synthesiser"] = {"kind": "gaussian"}
+    lines: list[str] = []
+    weights = train(Nt2cConfig.model_validate(chain), tmp_path / "run", log=lines.append)
+    assert "stage 1 of 5, coarse denoiser: " + chain["coarse_model"] in lines
+    assert not (tmp_path / "run/coarse").exists()
+    assert load_model(weights).card["model"] == network
+    with pytest.raises(ConfigurationError, match="one of coarse and coarse_model is needed"):
+        validate({**chain, "coarse_model": None}, Nt2cConfig, "nt2c.yaml")
+
+
+def test_generator_from_a_field_draws_pieces_larger_than_its_blocks(tmp_path):
+    """Crowded micrographs have no empty place as large as a particle's box."""
     from cryohush.core.config.nt2c import SynthesiserConfig
+    from cryohush.core.noise.synthesis import load_noise_model
+    from cryohush.core.training import synthesis
+
+    options = {"steps": 2, "batch_size": 4, "warmup_steps": 0, "precision": "32-true"}
+    config = SynthesiserConfig.model_validate(
+        {"kind": "wgan_field", "width": 2, "critic_width": 2, "optimisation": options, "validate_every": 2}
+    )
+    blocks = np.random.default_rng(0).normal(size=(8, 40, 40)).astype(np.float32)
+    write_stack(tmp_path / "noise.mrcs", blocks, 4.0)
+    weights = synthesis.train(config, tmp_path / "noise.mrcs", 96, tmp_path / "run", log=quiet)
+    drawn = load_noise_model(weights).draw(3, torch.Generator().manual_seed(0))
+    assert drawn.shape == (3, 96, 96)
+    merits = json.loads((tmp_path / "run/comparison.json").read_text())
+    assert set(merits) == {"other real blocks", "Gaussian field", "WGAN-GP"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("wgan", "32-true"), ("wgan_field", "32-true"), ("wgan", "bf16-mixed")]
+)
+def test_killed_generator_resumes_to_the_same_draws(tmp_path, kind, precision):
+    from cryohush.core.config.nt2c import SynthesiserConfig
+    from cryohush.core.models.synthesis import GaussianField
     from cryohush.core.training.synthesis import train_generator
 
-    options = {"steps": 4, "batch_size": 4, "warmup_steps": 0, "precision": "32-true"}
+    options = {"steps": 4, "batch_size": 4, "warmup_steps": 0, "precision": precision}
     config = SynthesiserConfig.model_validate(
-        {"width": 2, "critic_steps": 2, "optimisation": options, "validate_every": 2}
+        {
+            "kind": kind,
+            "width": 2,
+            "critic_width": 2,
+            "critic_steps": 2,
+            "optimisation": options,
+            "validate_every": 2,
+        }
     )
     blocks = torch.randn(6, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -152,7 +201,14 @@ def test_killed_generator_resumes_to_the_same_draws(tmp_path):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         model = train_generator(
-            config, blocks[:3], blocks[3:], 64, folder, resume=resume, log=quiet, should_stop=should_stop
+            config,
+            GaussianField(64),
+            blocks[:3],
+            blocks[3:],
+            folder,
+            resume=resume,
+            log=quiet,
+            should_stop=should_stop,
         )
         return model.draw(2, torch.Generator().manual_seed(1))
 
@@ -194,7 +250,7 @@ def test_table_without_defocus_is_refused(chain, tmp_path):
     ("section", "change", "message"),
     [
         ("session", {"box_px": 48}, "the wgan draws 64, 96"),
-        ("extraction", {"method": "segmentation"}, "method is similarity"),
+        ("extraction", {"model": "general"}, "it is the coarse denoiser"),
         ("extraction", {"normalisation": "whiten"}, "lost the spectrum"),
         ("coarse", {"devices": 2}, "one process"),
         ("session", {"boxpx": 64}, "did you mean 'box_px'"),

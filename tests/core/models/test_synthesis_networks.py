@@ -8,6 +8,7 @@ from cryohush.core.imaging.noise import measure_spectrum
 from cryohush.core.models import MODELS
 from cryohush.core.models.synthesis import (
     NOISE_MODELS,
+    FieldGenerator,
     GaussianField,
     NoiseCritic,
     NoiseGenerator,
@@ -40,7 +41,7 @@ def test_side_has_to_be_a_multiple_of_32():
 
 @pytest.mark.parametrize("name", NOISE_MODELS)
 def test_draws_are_standardised_and_follow_from_the_seed(name):
-    model = NOISE_MODELS[name](64, **({"width": 2} if name == "noise_generator" else {})).eval()
+    model = NOISE_MODELS[name](64, **({} if name == "gaussian_field" else {"width": 2})).eval()
     pieces = model.draw(3, draws(5))
     assert pieces.shape == (3, 64, 64)
     # before training the generator's images are faint on a constant, which rounding keeps a trace of
@@ -85,13 +86,30 @@ def test_values_of_a_field_are_mapped_one_by_one():
     assert float(pieces.pow(3).mean()) == pytest.approx(0, abs=0.7)
 
 
+def test_untrained_generator_from_a_field_draws_the_field():
+    generator = FieldGenerator(64, width=2)
+    generator.field.power.copy_(torch.exp(-((generator.field.frequency / 0.1) ** 2)))
+    inputs = generator.inputs(4, draws())
+    middle = slice(9, -9)  # the reach of the convolutions
+    torch.testing.assert_close(generator(inputs), standardised(inputs[:, :1, middle, middle]))
+
+
+def test_generator_from_a_field_is_alike_all_over():
+    """Inputs moved by some pixels give the piece moved, its borders included: nothing is padded."""
+    generator = FieldGenerator(64, width=2)
+    torch.nn.init.normal_(generator.layers[-1].weight)
+    inputs = torch.randn(1, 3, 90, 90, generator=draws())
+    large = generator.layers(inputs)
+    torch.testing.assert_close(generator.layers(inputs[..., 5:, 3:]), large[..., 5:, 3:])
+
+
 def test_constant_image_is_standardised_to_zero():
     assert bool((standardised(torch.full((2, 8, 8), 3.0)) == 0).all())
 
 
 @pytest.mark.parametrize("name", NOISE_MODELS)
 def test_model_of_noise_comes_back_from_its_file(tmp_path, name):
-    arguments = {"side_px": 64, **({"width": 2} if name == "noise_generator" else {})}
+    arguments = {"side_px": 64, **({} if name == "gaussian_field" else {"width": 2})}
     model = NOISE_MODELS[name](**arguments).eval()
     save_model(tmp_path / "noise.safetensors", model, name, arguments, {})
     again = load_noise_model(tmp_path / "noise.safetensors")
