@@ -43,7 +43,8 @@ def band(binned: Tensor, pixel_size_angstrom: float) -> Tensor:
     frequency = frequency_grid(shape, binned.device).clamp_min(torch.finfo(binned.dtype).tiny)
     octaves = torch.log(frequency / math.sqrt(low * high)) / (0.5 * math.log(high / low))
     transform = torch.fft.rfft2(mirrored) * torch.exp(-0.5 * octaves.square())
-    return torch.fft.irfft2(transform, s=shape)[reach : reach + y, reach : reach + x]
+    filtered: Tensor = torch.fft.irfft2(transform, s=shape)
+    return filtered[reach : reach + y, reach : reach + x]
 
 
 def local_energy(values: Tensor, pixel_size_angstrom: float) -> Tensor:
@@ -56,7 +57,8 @@ def random_phases(values: Tensor, generator: torch.Generator) -> Tensor:
     shape = (values.shape[0], values.shape[1])
     white = torch.fft.rfft2(torch.randn(shape, generator=generator).to(values))
     phase = white / white.abs().clamp_min(torch.finfo(values.dtype).tiny)
-    return torch.fft.irfft2(torch.fft.rfft2(values).abs() * phase, s=shape)
+    field: Tensor = torch.fft.irfft2(torch.fft.rfft2(values).abs() * phase, s=shape)
+    return field
 
 
 def noise_probabilities(
