@@ -234,7 +234,7 @@ def on_device(worker: Worker, device: torch.device) -> Worker:
     On one stream the workers of a GPU would wait for each other.
     """
     name = _device_name(device)
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def work(images: Images, stack: StackPlan) -> Denoised:
         try:
