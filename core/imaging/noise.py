@@ -326,6 +326,9 @@ def noise_of_ice_and_detector(
         The square of a uniform number times this is the ice's share of the variance.
     """
     n, box = transfer.shape[0], transfer.shape[1]
+    if not tilt and not largest_ice_share:  # white noise alone, which needs no transform
+        white = torch.randn(n, box, box, generator=generator)
+        return torch.zeros_like(white), white / white.std(dim=(1, 2), keepdim=True)
     relative = (frequency / 0.5).clamp_max(1.0)
     log_power = torch.zeros(n, *frequency.shape)
     for order in (1, 2, 3):

@@ -197,31 +197,20 @@ def simulate_pairs(
     specimen = fourier_resample(_place(bank, pick, ranges, generator), box)
     specimen = _random_dihedral(specimen, generator)
 
-    drawn = optics[torch.randint(len(optics), (n,), generator=generator)]
-    scale = uniform(n, ranges.defocus_scale, generator)
-    drawn = CtfParameters(
-        drawn.defocus_u_angstrom * scale,
-        drawn.defocus_v_angstrom * scale,
-        180 * torch.rand(n, generator=generator),
-        *(drawn.voltage_kv, drawn.cs_mm, drawn.amplitude_contrast, drawn.phase_shift_degrees),
-    )
-    transfer = ctf(drawn, pixel_size, box)
-    without = torch.rand(n, generator=generator) < ranges.no_ctf_probability
-    transfer[without] = 1.0
-
     frequency = frequency_grid((box, box))  # cycles per pixel
-    squared_angstrom = (frequency / pixel_size[:, None, None]) ** 2
-    b_factor = ranges.envelope_b_factor * torch.rand(n, 1, 1, generator=generator) ** 2
-    envelope = torch.exp(-squared_angstrom * b_factor / 4)
-    clean = torch.fft.irfft2(torch.fft.rfft2(specimen) * transfer * envelope, s=(box, box))
-    clean -= clean.mean(dim=(1, 2), keepdim=True)
+    clean, transfer = specimen, torch.ones(n, *frequency.shape)
+    # what is never there costs nothing
+    if ranges.no_ctf_probability < 1 or ranges.envelope_b_factor:
+        clean, transfer = _through_lenses(specimen, optics, ranges, pixel_size, frequency, generator)
+    clean = clean - clean.mean(dim=(1, 2), keepdim=True)
     variance = clean.var(dim=(1, 2)).clamp_min(1e-12)
 
     snr = log_uniform(n, ranges.snr, generator)
     snr[torch.rand(n, generator=generator) < ranges.empty_probability] = 0.0
     clean *= (snr / variance).sqrt()[:, None, None]
     if noise_blocks is None:
-        clean += smooth_background(n, box, ranges.background_share, generator)
+        if ranges.background_share:
+            clean += smooth_background(n, box, ranges.background_share, generator)
         ice, noise = noise_of_ice_and_detector(
             frequency,
             transfer,
@@ -239,6 +228,33 @@ def simulate_pairs(
     noisy = (noisy - mean[:, None, None]) / std[:, None, None]
     clean = (clean - mean[:, None, None]) / std[:, None, None]
     return noisy.unsqueeze(1), clean.unsqueeze(1), snr
+
+
+def _through_lenses(
+    specimen: Tensor,
+    optics: CtfParameters,
+    ranges: ImagingRanges,
+    pixel_size_angstrom: Tensor,
+    frequency: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Specimens behind CTF and envelope, and the CTF: 1 for those without."""
+    n, box = specimen.shape[:2]
+    drawn = optics[torch.randint(len(optics), (n,), generator=generator)]
+    scale = uniform(n, ranges.defocus_scale, generator)
+    drawn = CtfParameters(
+        drawn.defocus_u_angstrom * scale,
+        drawn.defocus_v_angstrom * scale,
+        180 * torch.rand(n, generator=generator),
+        *(drawn.voltage_kv, drawn.cs_mm, drawn.amplitude_contrast, drawn.phase_shift_degrees),
+    )
+    transfer = ctf(drawn, pixel_size_angstrom, box)
+    without = torch.rand(n, generator=generator) < ranges.no_ctf_probability
+    transfer[without] = 1.0
+    squared_angstrom = (frequency / pixel_size_angstrom[:, None, None]) ** 2
+    b_factor = ranges.envelope_b_factor * torch.rand(n, 1, 1, generator=generator) ** 2
+    envelope = torch.exp(-squared_angstrom * b_factor / 4)
+    return torch.fft.irfft2(torch.fft.rfft2(specimen) * transfer * envelope, s=(box, box)), transfer
 
 
 def fourier_resample(images: Tensor, box_px: int) -> Tensor:
@@ -259,11 +275,25 @@ def fourier_resample(images: Tensor, box_px: int) -> Tensor:
 
 
 def _place(bank: ProjectionBank, pick: Tensor, ranges: ImagingRanges, generator: torch.Generator) -> Tensor:
-    """Shifted particles, some with neighbours of their own species about a diameter away."""
+    """Shifted particles, some with neighbours or scattered ones of their own species."""
     n, box = len(pick), bank.images.shape[-1]
     largest = round(ranges.shift_share * box)
     shifts = torch.randint(-largest, largest + 1, (n, 2), generator=generator)
-    images = _roll(bank.images[pick].float(), shifts)
+    images = bank.images[pick].float()
+    if largest:
+        images = _roll(images, shifts)
+    if ranges.neighbour_probability:
+        _add_neighbours(images, bank, pick, ranges, generator)
+    if ranges.scattered_probability:
+        _scatter(images, bank, pick, ranges, generator)
+    return images
+
+
+def _add_neighbours(
+    images: Tensor, bank: ProjectionBank, pick: Tensor, ranges: ImagingRanges, generator: torch.Generator
+) -> None:
+    """Add particles of the same volumes, about a diameter away, to the images."""
+    n, box = len(pick), images.shape[-1]
     crowding = torch.rand(n, generator=generator)  # the chance of each of the six places
     crowding[torch.rand(n, generator=generator) >= ranges.neighbour_probability] = 0
     spacing, turn = uniform(n, (0.9, 1.3), generator), torch.rand(n, generator=generator)
@@ -277,9 +307,6 @@ def _place(bank: ProjectionBank, pick: Tensor, ranges: ImagingRanges, generator:
         reaches = (offset.abs() - bank.diameter_px[other][:, None] / 2).amax(1) < box / 2
         chosen, other, offset = chosen[reaches], other[reaches], offset[reaches]
         images[chosen] += _shift_without_wrap(bank.images[other].float(), offset.round().long())
-    if ranges.scattered_probability:
-        _scatter(images, bank, pick, ranges, generator)
-    return images
 
 
 def _scatter(

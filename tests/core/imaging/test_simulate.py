@@ -131,3 +131,24 @@ def test_other_box_changes_the_pixel_size_with_it(bank, optics):
     )
     assert noisy.shape == clean.shape == (16, 1, 96, 96)
     assert snr.shape == (16,)
+
+
+def test_particle_alone_without_optics_is_a_projection_in_white_noise(bank, optics):
+    """What the published methods are trained on: nothing but the projection is scaled, and every power of
+    the noise is alike."""
+    nothing = dict.fromkeys(
+        ("shift_share", "envelope_b_factor", "ice_share", "noise_tilt", "background_share"), 0.0
+    )
+    noisy, clean, _ = draw(
+        bank, optics, no_ctf_probability=1.0, neighbour_probability=0.0, empty_probability=0.0, **nothing
+    )
+    flat = clean[:, 0] - clean[:, 0].mean(dim=(1, 2), keepdim=True)
+    # turned and mirrored, a disc about pixel BOX // 2 stays within a pixel of where it was
+    turned = [torch.rot90(bank.images[[0, 8]].float(), turn, (1, 2)) for turn in range(4)]
+    wanted = torch.cat([*turned, *(images.flip(-1) for images in turned)]).flatten(1)
+    wanted = torch.nn.functional.normalize(wanted - wanted.mean(1, keepdim=True))
+    likeness = torch.nn.functional.normalize(flat.flatten(1)) @ wanted.T
+    assert likeness.amax(1).min() > 0.9999  # half precision of the bank
+    power = torch.fft.rfft2(noisy - clean, norm="ortho").abs().square().mean((0, 1))
+    low, high = power[1:9, 1:9].mean(), power[24:32, 24:32].mean()
+    assert abs(low / high - 1) < 0.09  # of 4,096 exponential variables each, four standard deviations
