@@ -8,18 +8,17 @@ The image formation, in the order of nature::
 
 `1 - 2 c` is the weak-phase image [1]_; the exponential is the same to first order, cannot become negative,
 and turns the amplitude contrast A of thick objects into Beer's law: ice takes `exp(-2 A sigma V t)` from the
-beam, with its mean inner potential V of 3.5 V [2]_ a free path of 2200 Å at A = 0.1 and 3100 Å at 0.07
-(3950 Å was measured for energy loss alone at 300 kV [3]_).
+beam, with its mean inner potential V of 3.5 V (`ice`) a free path of 2200 Å at A = 0.1 and 3100 Å at 0.07
+(3950 Å was measured for energy loss alone at 300 kV [2]_).
 
 Protein is white here, so an image is minus the counts, brought to mean 0 and standard deviation 1. Real
 micrographs are counts: `micrograph_set` writes protein dark, like theirs.
 
 References
 ----------
-.. [1] Kirkland (2010) Advanced Computing in Electron Microscopy, 2nd ed., eqs 3.1 and 5.6: the interaction
-   parameter and the weak-phase image. doi:10.1007/978-1-4419-6533-2
-.. [2] Harscher & Lichte (1998) Electron Microscopy 1998 (ICEM 14) 1, 553: inner potential of vitreous ice.
-.. [3] Rice et al. (2018) J. Struct. Biol. 204, 38-44. doi:10.1016/j.jsb.2018.06.007
+.. [1] Kirkland (2010) Advanced Computing in Electron Microscopy, 2nd ed., chapters 3 and 5: the weak phase
+   object. doi:10.1007/978-1-4419-6533-2
+.. [2] Rice et al. (2018) J. Struct. Biol. 204, 38-44. doi:10.1016/j.jsb.2018.06.007
 """
 
 from __future__ import annotations
@@ -36,8 +35,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..config.micrographs import MicrographSettings
+from .canvas import Canvas
 from .ctf import CtfParameters, ctf
+from .exposure import phase_shift
 from .filters import frequency_grid
+from .ice import add_ice, contaminants, ice_thickness
 from .noise import coloured, image_generator, poisson, uniform
 from .placement import place_particles
 from .projection import Projector, rotations_from_euler
@@ -45,20 +47,11 @@ from .structure import potential_map, read_structure
 
 BACKGROUND, CONTAMINATION, PARTICLE = 0, 1, 2
 
-# h² / (2 pi m e) in V Å²: potential of a density of scattering factors (Å per Å3), [1] eq. 5.10.
-_VOLT_SQUARE_ANGSTROM = 47.878
-_ICE_VOLT, _CARBON_VOLT = 3.5, 9.0
-# Density (per Å3) of molecules or atoms times the square of their scattering factor (Å): structure at random.
-_ICE_SCATTERING = 0.0311 * 3.041**2
-_CARBON_SCATTERING = 0.100 * 2.51**2
-# Carbon is no gas either; with this the Thon rings of 150 Å of it stand a few times above the noise.
-_CARBON_STRUCTURE_FACTOR = 0.1
 # The silhouette is where the projection, blurred, is more than a tenth of its maximum, and a little more.
 _SILHOUETTE_BLUR_ANGSTROM, _SILHOUETTE_LEVEL, _SILHOUETTE_RIM_ANGSTROM = 5.0, 0.1, 4.0
 _PARTICLES_AT_ONCE = 32
 # The least margin beside half a box: how far the rings of the CTF reach.
 _FRINGE_PX = 64
-_LATTICE_ANGSTROM = (3.90, 3.67, 3.44)  # the three strongest of hexagonal ice
 
 
 @dataclass(frozen=True)
@@ -164,24 +157,6 @@ class SimulatedMicrograph:
     optics: CtfParameters
 
 
-@dataclass(frozen=True)
-class _Canvas:
-    """The micrograph with a margin, so that nothing wraps about and particles reach in from outside."""
-
-    shape: tuple[int, int]
-    margin: int
-    inner: tuple[int, int]
-
-    @classmethod
-    def about(cls, inner: tuple[int, int], margin: int) -> _Canvas:
-        y, x = (_next_fast_length(side + 2 * margin) for side in inner)
-        return cls((y, x), margin, inner)
-
-    def crop(self, field: Tensor) -> Tensor:
-        y, x = (slice(self.margin, self.margin + side) for side in self.inner)
-        return field[y, x].contiguous()
-
-
 def simulate_micrograph(
     species: Sequence[Species], settings: MicrographSettings, seed: int, index: int
 ) -> SimulatedMicrograph:
@@ -193,11 +168,10 @@ def simulate_micrograph(
     generator = image_generator(seed, index, "micrograph")
     # a particle's centre may lie its radius outside, with half a box about it
     reach = max(_FRINGE_PX, math.ceil(max(kind.radius_px for kind in species)))
-    canvas = _Canvas.about(settings.shape_px, max(kind.projector.box_px for kind in species) // 2 + reach)
+    canvas = Canvas.about(settings.shape_px, max(kind.projector.box_px for kind in species) // 2 + reach)
     optics = _draw_optics(settings, generator)
-    thickness = _ice_thickness(canvas, settings, generator)
-    contaminants, contaminated = _contaminants(canvas, settings, generator)
-    radians_per_volt = interaction_parameter(settings.voltage_kv)
+    thickness = ice_thickness(canvas, settings, generator)
+    foreign, contaminated = contaminants(canvas, settings, generator)
 
     particles = _draw_particles(species, settings, float(thickness.mean()), generator)
     silhouettes = torch.zeros(canvas.shape, dtype=torch.bool)
@@ -205,15 +179,15 @@ def simulate_micrograph(
     transform = torch.zeros(canvas.shape[0], canvas.shape[1] // 2 + 1, dtype=torch.complex64)
     for layer in np.unique(layers):
         members = particles[layers == layer]
-        phase = torch.zeros(canvas.shape)
-        _add_particles(phase, silhouettes, canvas, species, members, pixel_size)
-        phase *= radians_per_volt * _VOLT_SQUARE_ANGSTROM * pixel_size
+        projections = torch.zeros(canvas.shape)
+        _add_particles(projections, silhouettes, canvas, species, members, pixel_size)
         height = float(members.defocus_offset_angstrom.mean())
+        phase = phase_shift(projections, pixel_size, settings.voltage_kv)
         transform += torch.fft.rfft2(phase).mul_(_transfer(canvas.shape, optics, height, pixel_size))
-    phase = contaminants.add_(thickness, alpha=radians_per_volt * _ICE_VOLT)
-    phase += _structure(thickness, _ICE_SCATTERING * settings.ice_structure_factor, settings, generator)
-    transform += torch.fft.rfft2(phase).mul_(_transfer(canvas.shape, optics, 0.0, pixel_size))
-    del phase, contaminants, thickness
+        del projections, phase
+    add_ice(foreign, thickness, settings, generator)
+    transform += torch.fft.rfft2(foreign).mul_(_transfer(canvas.shape, optics, 0.0, pixel_size))
+    del foreign, thickness
 
     b_factor = uniform(1, settings.b_factor_square_angstrom, generator).item()
     squared = (frequency_grid(canvas.shape) / pixel_size).square_()
@@ -233,14 +207,6 @@ def simulate_micrograph(
     return SimulatedMicrograph(
         (image - mean) / spread, (-expected - mean) / spread, labels, particles, optics
     )
-
-
-def interaction_parameter(voltage_kv: float) -> float:
-    """Phase shift in rad per V Å of projected potential ([1], eq. 5.6): 0.00065 at 300 kV."""
-    rest_kv = 510.99895
-    wavelength = 12.398420 / math.sqrt(voltage_kv * (2 * rest_kv + voltage_kv))  # Å
-    ratio = (rest_kv + voltage_kv) / (2 * rest_kv + voltage_kv)
-    return 2 * math.pi / (wavelength * voltage_kv * 1000) * ratio
 
 
 def noise_power(shape: tuple[int, int], roll_off: float) -> Tensor:
@@ -265,110 +231,6 @@ def _transfer(
     u, v = (value + height for value in (optics.defocus_u_angstrom, optics.defocus_v_angstrom))
     rest = (getattr(optics, name) for name in list(CtfParameters.__dataclass_fields__)[2:])
     return ctf(CtfParameters(u, v, *rest), torch.tensor([pixel_size_angstrom]), shape)[0]
-
-
-def _ice_thickness(canvas: _Canvas, settings: MicrographSettings, generator: torch.Generator) -> Tensor:
-    """`(y, x)` Å: a gradient and a smooth uneven rest, never negative."""
-    centre = uniform(1, settings.ice_thickness_angstrom, generator).item()
-    gradient = uniform(1, settings.ice_gradient, generator).item() / max(canvas.inner)
-    roughness = uniform(1, settings.ice_roughness, generator).item()
-    angle = 2 * math.pi * torch.rand(1, generator=generator).item()
-    y, x = _coordinates(canvas)
-    relative = 1 + gradient * (math.sin(angle) * y + math.cos(angle) * x)
-    relative = relative + roughness * _cloud(canvas.shape, max(canvas.inner) / 4, generator)
-    return relative.clamp_min_(0.1).mul_(centre)
-
-
-def _coordinates(canvas: _Canvas) -> tuple[Tensor, Tensor]:
-    """`(y, 1)` and `(1, x)` pixels from the middle of the micrograph."""
-    y, x = (torch.arange(side).float() for side in canvas.shape)
-    middle = [canvas.margin + (side - 1) / 2 for side in canvas.inner]
-    return (y - middle[0])[:, None], (x - middle[1])[None, :]
-
-
-def _cloud(shape: tuple[int, int], largest_px: float, generator: torch.Generator) -> Tensor:
-    """`(y, x)` Gaussian field of variance 1 with power falling as the cube of the frequency, from that of
-    `largest_px` on."""
-    power = (frequency_grid(shape).square_() + largest_px**-2) ** -1.5
-    field = coloured(torch.randn(shape, generator=generator), power)
-    return (field - field.mean()) / field.std()
-
-
-def _structure(
-    thickness: Tensor, power: float, settings: MicrographSettings, generator: torch.Generator
-) -> Tensor:
-    """`(y, x)` phase shift of scatterers at random places: white, its variance in proportion to thickness.
-
-    `power` is density times squared scattering factor, 1/Å.
-    """
-    scale = interaction_parameter(settings.voltage_kv) * _VOLT_SQUARE_ANGSTROM / settings.pixel_size_angstrom
-    white = torch.randn(thickness.shape, generator=generator)
-    return white.mul_((thickness * power).sqrt_()).mul_(scale)
-
-
-def _contaminants(
-    canvas: _Canvas, settings: MicrographSettings, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Phase shift of carbon and ice crystals, and where they are, both `(y, x)`."""
-    radians_per_volt = interaction_parameter(settings.voltage_kv)
-    carbon = torch.zeros(canvas.shape)
-    if torch.rand(1, generator=generator).item() < settings.carbon_probability:
-        carbon = _carbon_film(canvas, settings, generator)
-    phase = carbon * (radians_per_volt * _CARBON_VOLT)
-    if bool(carbon.any()):
-        power = _CARBON_SCATTERING * _CARBON_STRUCTURE_FACTOR
-        phase += _structure(carbon, power, settings, generator)
-    covered = carbon > 0
-    area = canvas.shape[0] * canvas.shape[1] * (settings.pixel_size_angstrom * 1e-4) ** 2
-    expected = torch.tensor([settings.discs_per_square_micrometre * area])
-    for _ in range(int(torch.poisson(expected, generator=generator))):
-        _add_ice_crystal(phase, covered, canvas, settings, generator)
-    return phase, covered
-
-
-def _carbon_film(canvas: _Canvas, settings: MicrographSettings, generator: torch.Generator) -> Tensor:
-    """`(y, x)` thickness in Å of the film about a round hole whose rim crosses the micrograph."""
-    thickness = uniform(1, settings.carbon_thickness_angstrom, generator).item()
-    pixel_size = settings.pixel_size_angstrom
-    radius = settings.hole_diameter_angstrom / 2 / pixel_size
-    angle = 2 * math.pi * torch.rand(1, generator=generator).item()
-    offset = uniform(1, (0.0, 0.4), generator).item() * min(canvas.inner) - radius
-    y, x = _coordinates(canvas)
-    distance = torch.hypot(y - offset * math.sin(angle), x - offset * math.cos(angle))
-    # the rim is uneven by a few nm and as wide
-    distance += _cloud(canvas.shape, 400 / pixel_size, generator) * (15 / pixel_size)
-    return ((distance - radius) * (pixel_size / 40)).clamp_(0, 1) * thickness
-
-
-def _add_ice_crystal(
-    phase: Tensor, covered: Tensor, canvas: _Canvas, settings: MicrographSettings, generator: torch.Generator
-) -> None:
-    """Add a roundish, bumpy crystal of uneven contrast (diffraction), with the fringes of its lattice."""
-    pixel_size = settings.pixel_size_angstrom
-    radius = uniform(1, settings.disc_radius_angstrom, generator).item() / pixel_size
-    thickness = uniform(1, settings.disc_thickness_angstrom, generator).item()
-    centre = torch.rand(2, generator=generator) * torch.tensor(canvas.shape)
-    reach = math.ceil(1.4 * radius) + 1
-    top, left = (int(value) for value in centre)
-    rows = slice(max(top - reach, 0), min(top + reach + 1, canvas.shape[0]))
-    columns = slice(max(left - reach, 0), min(left + reach + 1, canvas.shape[1]))
-    y = (torch.arange(rows.start, rows.stop) - centre[0])[:, None]
-    x = (torch.arange(columns.start, columns.stop) - centre[1])[None, :]
-    angle = torch.atan2(y, x)
-    outline = torch.ones_like(angle)
-    for order in (2, 3, 4, 5):
-        turn = 2 * math.pi * torch.rand(1, generator=generator)
-        outline += 0.08 / order * torch.randn(1, generator=generator) * torch.cos(order * angle + turn)
-    profile = (1 - torch.hypot(y, x).square() / (radius * outline.clamp(0.6, 1.4)).square()).clamp_min_(0)
-    height = profile.sqrt()
-    height *= 1 + 0.05 * _cloud((height.shape[0], height.shape[1]), radius, generator)
-    spacing = _LATTICE_ANGSTROM[int(torch.randint(3, (1,), generator=generator))] / pixel_size
-    direction = 2 * math.pi * torch.rand(1, generator=generator)
-    if spacing > 2:
-        wave = torch.cos(2 * math.pi / spacing * (y * direction.sin() + x * direction.cos()))
-        height *= 1 + 0.02 * wave
-    phase[rows, columns] += height * (thickness * interaction_parameter(settings.voltage_kv) * _ICE_VOLT)
-    covered[rows, columns] |= profile > 0
 
 
 def _draw_particles(
@@ -412,7 +274,7 @@ def _layers(heights: NDArray[np.float64], number: int) -> NDArray[np.int64]:
 def _add_particles(
     field: Tensor,
     silhouettes: Tensor,
-    canvas: _Canvas,
+    canvas: Canvas,
     species: Sequence[Species],
     particles: Particles,
     pixel_size_angstrom: float,
@@ -454,7 +316,7 @@ def _project(
 
 
 def _truth(
-    canvas: _Canvas, contaminated: Tensor, silhouettes: Tensor, particles: Particles
+    canvas: Canvas, contaminated: Tensor, silhouettes: Tensor, particles: Particles
 ) -> tuple[Tensor, Particles]:
     """The label map, and the particles whose centres lie in the micrograph."""
     labels = canvas.crop(silhouettes).to(torch.uint8).mul_(PARTICLE)
@@ -464,16 +326,3 @@ def _truth(
     particles = particles[inside]
     particles.hidden[:] = labels.numpy()[row[inside], column[inside]] == CONTAMINATION
     return labels, particles
-
-
-def _next_fast_length(length: int) -> int:
-    """The next even length whose only factors are 2, 3, 5 and 7, for which Fourier transforms are fast."""
-    length += length % 2
-    while True:
-        rest = length
-        for factor in (2, 3, 5, 7):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return length
-        length += 2

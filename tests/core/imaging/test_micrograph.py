@@ -13,12 +13,12 @@ from scipy.spatial.distance import pdist
 from cryohush.core.config.load import load_yaml
 from cryohush.core.config.micrographs import MicrographsConfig, MicrographSettings
 from cryohush.core.errors import Aborted, ConfigurationError, OutputError
+from cryohush.core.imaging.exposure import interaction_parameter
 from cryohush.core.imaging.micrograph import (
     BACKGROUND,
     CONTAMINATION,
     PARTICLE,
     Species,
-    interaction_parameter,
     noise_power,
     simulate_micrograph,
 )
