@@ -153,7 +153,7 @@ def estimate_covariance_through_ctf(
     """Covariance of images without CTF from noisy ones with it, by least squares over groups with shrinkage.
 
     Minimises the sum over the groups g of `n_g |A_g C A_g + noise - S_g|²`, with the group's CTF `A_g` and
-    its sample covariance `S_g` (eq. 12 ff. of [1]_), and likewise for the mean. As in [1]_, eigenvalues are
+    its sample covariance `S_g` ([1]_), and likewise for the mean. As in [1]_, eigenvalues are
     shrunk where the noise of the right-hand side of the normal equations is white.
 
     Parameters

@@ -206,7 +206,11 @@ def clean_map(
     try:
         atoms = potential_map(structure, box, size, 8 * size**2, offset_angstrom=(x, y, z))
     except ValueError as error:
-        raise InputError(f"atoms of the model lie outside of the map: {error}.", remedy=remedy) from error
+        raise InputError(
+            f"atoms of the model {structure.name} lie outside of the map: their centre is {x:.0f}, {y:.0f}, "
+            f"{z:.0f} Å away from its, in a box of {box * size:.0f} Å.",
+            remedy=remedy,
+        ) from error
     atoms = low_pass_volume(atoms, resolution_angstrom, size)
     volume = low_pass_volume(density.volume, resolution_angstrom, size)
     mask = _mask(structure, (x, y, z), box, size, radius_angstrom, edge_angstrom)

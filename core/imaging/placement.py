@@ -41,7 +41,8 @@ def place_particles(
 
     References
     ----------
-    .. [1] Feder (1980) J. Theor. Biol. 87, 237-254: such discs cover at most 54.7 % of the plane.
+    .. [1] Hinrichsen, Feder & Jøssang (1986) J. Stat. Phys. 44, 793-827, doi:10.1007/BF01011908: such discs
+       cover at most 54.7 % of the plane.
     """
     low, high = np.array(limits, dtype=np.float64).T
     reach = max(2 * minimum_distance * float(radii.max(initial=0.0)), 1e-9)

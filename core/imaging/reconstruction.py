@@ -11,7 +11,7 @@ Insertion convolves with the trilinear kernel, which multiplies the volume by si
 References
 ----------
 .. [1] Penczek (2010) Methods Enzymol. 482, 1-33, doi:10.1016/S0076-6879(10)82001-4: direct Fourier inversion.
-.. [2] Scheres (2012) J. Struct. Biol. 180, 519-530, doi:10.1016/j.jsb.2012.09.006, eq. 5: the same sums, with
+.. [2] Scheres (2012) J. Struct. Biol. 180, 519-530, doi:10.1016/j.jsb.2012.09.006: the same sums, with
    the ratio of the powers of noise and signal in place of our constant. Differs from the paper in that the
    weights are not made even by iterative gridding.
 """

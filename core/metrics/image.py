@@ -246,7 +246,7 @@ def structural_similarity(
         Span of grey values of full scale, one for all or one for each image. It sets the constants
         `(0.01 range)²` and `(0.03 range)²`, so a range that is too large drives SSIM to 1.
     window
-        "gaussian" is [4]_, equation 13 and section III-B: standard deviation 1.5 px, 11 x 11 px. "uniform":
+        "gaussian" is that of [4]_: standard deviation 1.5 px, 11 x 11 px. "uniform":
         7 x 7 px with unbiased covariances, scikit-image's default.
     mask
         `(..., y, x)`: where the windows whose centre lies inside count. Windows never reach over the border.

@@ -114,6 +114,21 @@ def test_the_radial_wiener_filter_of_white_noise_is_signal_over_total() -> None:
     torch.testing.assert_close(radial_wiener(noisy, 1.0, white), 0.75 * noisy, rtol=0, atol=0.15)
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.01, 0.3])
+def test_estimating_the_gains_costs_two_coefficients_by_ring_for_all_images(ratio: float) -> None:
+    # an error e of a gain costs e² (1 + s) in each of a ring's K coefficients; with the noise known, e is the
+    # error of the ring's mean power over (1 + s)², and that has the variance 2 (1 + s)² / (n K):
+    # 2 / (n (1 + s)) of the noise's power by ring and image, less where the gain is cut at 0
+    n, rings = 200, len(filters.ring_mean(torch.ones(BOX, BOX // 2 + 1), (BOX, BOX)))
+    clean = ratio**0.5 * normal(n, BOX, BOX)
+    noisy = clean + normal(n, BOX, BOX, seed=2)
+    ideal = ratio / (1 + ratio) * noisy
+    found = radial_wiener(noisy, 1.0, torch.ones(rings))
+    excess = float((found - ideal).square().sum() / n)
+    # of about 50 rings the mean of as many squares of normal variables: 20 %, five times
+    assert excess < 2 * 2 * rings / (n * (1 + ratio))
+
+
 def test_the_covariance_filter_whitens_coloured_noise() -> None:
     clean = particles(800)
     power = torch.exp(torch.cos(2 * torch.pi * filters.frequency_grid((BOX, BOX))))
