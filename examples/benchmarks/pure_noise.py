@@ -19,8 +19,7 @@ import torch
 from pairs import denoise, read_particles
 from torch import Tensor
 
-from cryohush.core.imaging.filters import radial_filter, ring_mean
-from cryohush.core.metrics.hallucination import PureNoiseFigures, pure_noise_figures
+from cryohush.core.metrics.hallucination import PureNoiseFigures, coloured_noise, pure_noise_figures
 from cryohush.core.models.weights import load_model
 
 
@@ -36,7 +35,9 @@ def main() -> None:
     white = torch.randn(arguments.images, side, side, generator=generator)
     noises["white"] = white
     if arguments.spectrum:
-        noises["spectrum of the particles"] = shaped(white, images)
+        # the same draw as the white noise
+        generator = torch.Generator().manual_seed(arguments.seed)
+        noises["spectrum of the particles"] = coloured_noise(arguments.images, images, generator)
     result: dict[str, dict[str, object]] = {}
     for name in arguments.models:
         model = load_model(name)
@@ -63,14 +64,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     return parser.parse_args()
-
-
-def shaped(white: Tensor, images: Tensor) -> Tensor:
-    """Give white noise the mean radial power spectrum of `images` `(n, y, x)`."""
-    shape = (images.shape[-2], images.shape[-1])
-    power = ring_mean(torch.fft.rfft2(images, norm="ortho").abs().square().mean(0), shape)
-    amplitude: Tensor = power.sqrt()
-    return radial_filter(white, amplitude)
 
 
 def sentence(figures: PureNoiseFigures) -> str:
