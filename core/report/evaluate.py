@@ -26,10 +26,12 @@ from ..io.manifest import MANIFEST_NAME
 from . import PDF_NAME
 from .comparison import Result, Sources, compare
 from .comparison_sections import against_clean, against_twin, sample_section
-from .evaluation_tasks import Found, clustering, half_maps, model_figures, picking, pose_accuracy
+from .evaluation_tasks import Found, clustering, half_maps, pose_accuracy
 from .html import Section, write_bytes, write_html
+from .model_section import model_figures
 from .pages import write_pages
 from .pdf import TRUST
+from .picking_section import picking
 
 JSON_NAME, HTML_NAME, TABLE_NAME = "evaluation.json", "evaluation.html", "evaluation_images.csv"
 PNG_PREFIX = "evaluation_"

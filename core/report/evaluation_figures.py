@@ -104,6 +104,16 @@ def correlation_curves(
             axes.fill_between(x, value - error, value + error, color=colour, alpha=0.2, linewidth=0)
     for threshold in thresholds:
         axes.axhline(threshold, color="0.4", linewidth=0.8, linestyle=":")
+        axes.annotate(
+            f"{threshold:g}",
+            (1.0, threshold),
+            (-3, 1),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7,
+            color="0.4",
+        )
     axes.axhline(0.0, color="0.7", linewidth=0.8)
     lowest = min(float(value[1:].min()) for value, _ in curves.values())
     highest = max(float(value[1:].max()) for value, _ in curves.values())
@@ -111,7 +121,8 @@ def correlation_curves(
     axes.set_ylim(min(-0.05 * highest, 1.1 * lowest), 1.03 if thresholds else 1.1 * highest)
     axes.set_ylabel(label, fontsize=8)
     frequency_axis(axes, x, pixel_size_angstrom)
-    axes.legend(fontsize=8, frameon=False)
+    lines, names = axes.get_legend_handles_labels()
+    axes.legend(lines[::-1], names[::-1], fontsize=8, frameon=False)
     return figure
 
 
@@ -181,7 +192,8 @@ def error_histogram(values: Mapping[str, NDArray[np.float64]], label: str, edges
     figure = Figure(figsize=(_WIDTH, 2.8), layout="constrained")
     axes = figure.subplots()
     for name, colour in colours(list(values)).items():
-        axes.hist(values[name], edges.tolist(), color=colour, alpha=0.55, label=name)
+        axes.hist(values[name], edges.tolist(), color=colour, alpha=0.2)
+        axes.hist(values[name], edges.tolist(), histtype="step", color=colour, linewidth=1.4, label=name)
     axes.set_xlabel(label, fontsize=8)
     axes.set_ylabel("images", fontsize=8)
     axes.tick_params(labelsize=7)
@@ -191,7 +203,8 @@ def error_histogram(values: Mapping[str, NDArray[np.float64]], label: str, edges
 
 def scatter(points: Mapping[str, NDArray[np.float64]], labels: NDArray[Any]) -> Figure:
     """Images laid out in the plane, a panel for each kind, coloured by their true conformation."""
-    figure = Figure(figsize=(_WIDTH, 3.9), layout="constrained")
+    side = min(_WIDTH / len(points), _LARGEST_PICTURE)
+    figure = Figure(figsize=(side * len(points), side + 0.5), layout="constrained")
     panels = figure.subplots(1, len(points), squeeze=False)[0]
     known = np.unique(labels)
     for panel, (name, place) in zip(panels, points.items(), strict=True):
@@ -202,8 +215,18 @@ def scatter(points: Mapping[str, NDArray[np.float64]], labels: NDArray[Any]) -> 
         panel.set_title(name, fontsize=9)
         panel.set_xticks([])
         panel.set_yticks([])
+        panel.set_box_aspect(1)
     if len(known) <= 12:
-        panels[-1].legend(fontsize=7, frameon=False, markerscale=2)
+        marks, names = panels[0].get_legend_handles_labels()
+        figure.legend(
+            marks,
+            [f"conformation {name}" for name in names],
+            loc="outside lower center",
+            ncols=min(len(names), 2 * len(points)),
+            fontsize=7,
+            frameon=False,
+            markerscale=2,
+        )
     return figure
 
 

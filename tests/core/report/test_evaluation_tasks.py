@@ -20,7 +20,9 @@ from cryohush.core.metrics.fourier import fourier_shell_correlation
 from cryohush.core.models import MODELS
 from cryohush.core.models.weights import save_model
 from cryohush.core.report.comparison import Sources
-from cryohush.core.report.evaluation_tasks import half_maps, model_figures, picking, pose_accuracy
+from cryohush.core.report.evaluation_tasks import half_maps, pose_accuracy
+from cryohush.core.report.model_section import model_figures
+from cryohush.core.report.picking_section import picking
 
 
 def check() -> None:
