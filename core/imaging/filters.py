@@ -137,7 +137,7 @@ def wiener_gain(noise_power: Tensor, total_power: Tensor) -> Tensor:
 
     Where the total is estimated, a ring of little signal gets 0 as often as a small gain. That is no loss
     worth mending: an error e of a gain costs `e²` of the ring's total power, and for a total estimated on n
-    images this is on average no more than `2 / n` of the noise's power in a single coefficient, for each ring,
+    images this is on average at most `2 / n` of the noise's power in a single coefficient, for each ring,
     however many coefficients it has. The cut at 0 only makes it less.
     """
     return (1.0 - noise_power / total_power.clamp_min(torch.finfo(total_power.dtype).tiny)).clamp_min(0.0)
