@@ -64,6 +64,10 @@ from cryohush.core.models.weights import LoadedModel, load_model
 matplotlib.use("Agg")
 
 
+# where the figure begins, in operations per second
+LOWEST = 1e9
+
+
 @dataclass(frozen=True)
 class Layer:
     """A convolution of the model on a batch: its work, and how fast it goes by itself on all threads."""
@@ -355,22 +359,21 @@ def draw(result: dict[str, Any], path: Path) -> None:
     # half of the job's bytes are read, half are written
     disk = 2 / (1 / machine["read_cached"] + 1 / machine["write"])
     for rate, name in ((machine["memory"], "memory"), (disk, "disk")):
-        label = f"{name}, {rate / 1e9:.1f} GB/s"
         axes.plot(intensity, np.minimum(rate * intensity, product), color="0.4", linewidth=1)
-        at = 1.5
-        axes.annotate(
-            label, (at, rate * at), rotation=31, rotation_mode="anchor", xytext=(0, 4),
-            textcoords="offset points", fontsize=8,
-        )  # fmt: skip
+        label, at = f"{name}, {rate / 1e9:.1f} GB/s", max(1.0, LOWEST / rate)
+        axes.annotate(label, (at, rate * at), xytext=(8, 3), textcoords="offset points", fontsize=8)
     peak = max(found["peak"] for found in result["boxes"].values())
-    roofs = {f"large product, {precision}": product, f"best convolution, {precision}": peak}
-    roofs |= {"large product, fp32": machine["product_fp32"]}
-    for name, rate in roofs.items():
+    for name, rate, above in (
+        (f"large product, {precision}", product, True),
+        (f"best convolution, {precision}", peak, False),
+        ("large product, fp32", machine["product_fp32"], True),
+    ):
         axes.axhline(rate, color="0.7", linewidth=0.8, linestyle="--")
-        axes.annotate(
-            f"{name}, {rate / 1e12:.2f} TFLOP/s", (1e5, rate), ha="right", xytext=(-2, 2),
-            textcoords="offset points", fontsize=8,
-        )  # fmt: skip
+        label, place = (
+            f"{name}, {rate / 1e12:.2f} TFLOP/s",
+            {"ha": "right", "va": "bottom" if above else "top"},
+        )
+        axes.annotate(label, (1e5, rate), xytext=(0, 0), textcoords="offset points", fontsize=8, **place)
     threads = 1 if result["device"] != "cpu" else result["threads"]
     for number, (box, found) in enumerate(result["boxes"].items()):
         color, layers = f"C{number}", found["layers"]
@@ -391,7 +394,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             label="whole job",
         )
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="FLOP per second")
-    axes.set_ylim(1e9, 3 * product)
+    axes.set_ylim(LOWEST, 3 * product)
     axes.legend(fontsize=8, loc="lower right", ncols=len(result["boxes"]))
     figure.savefig(path, dpi=150)
 
