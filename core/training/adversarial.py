@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from ..models import CRITICS
 from .checkpoint import load_checkpoint, save_checkpoint
 from .record import Record
 from .session import (
+    Batch,
+    Data,
     Loss,
     batches_ahead,
     make_network,
@@ -50,8 +53,9 @@ def train(
     """Train a network against a critic and return the path of its weights.
 
     A step is one batch. The critic has `critic_steps` of them, then the network `generator_steps`, in turn. A
-    progressive network spends an equal part of the steps on each of its stages, and fades the new level in
-    during the first half of it. Files as of `supervised.train`.
+    progressive network spends twice as many steps on each stage as on the one before, and fades the new level
+    in during the first half of them; validation judges the stage that it is in, on images as coarse. Files as
+    of `supervised.train`.
 
     Raises
     ------
@@ -137,9 +141,7 @@ def train(
         refuse_if_diverged(sum(means.values()), done, checkpoint)
         for values in sums.values():
             values.zero_()
-        complete = copy.deepcopy(average)
-        _set_stage((complete,), *_last_stage(complete))
-        scores, shown = validate(complete, validation, config.validation_images)
+        scores, shown = validate(average, _Coarsened(validation, _factor(average)), config.validation_images)
         refuse_if_diverged(scores["score"], done, checkpoint)
         if record is not None:
             record.add(done, {**means, **scores}, shown)
@@ -165,7 +167,10 @@ def make_critic(game: AdversarialConfig) -> nn.Module:
         raise ConfigurationError(
             f"adversarial.critic.name: expected one of {', '.join(CRITICS)}, not {game.critic.name}."
         )
-    return CRITICS[game.critic.name](channels=1 + game.paired, **game.critic.arguments)
+    critic = CRITICS[game.critic.name](channels=1 + game.paired, **game.critic.arguments)
+    # on a CPU twice as fast
+    critic.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return critic
 
 
 def _critic_optimiser(critic: nn.Module, game: AdversarialConfig) -> torch.optim.Optimizer:
@@ -199,18 +204,21 @@ def _at_stage(
     noisy: Tensor, target: Tensor, modules: tuple[nn.Module, ...], step: int, options: OptimisationConfig
 ) -> tuple[Tensor, Tensor]:
     """Set progressive modules to the stage of this step, and coarsen the images to it."""
-    n_stages = int(getattr(modules[0], "n_stages", 1))
-    stage, share = progress(step, options.steps, n_stages)
+    stage, share = progress(step, options.steps, int(getattr(modules[0], "n_stages", 1)))
     _set_stage(modules, stage, share)
-    factor = 2 ** (n_stages - 1 - stage)
-    return (noisy, target) if factor == 1 else (avg_pool2d(noisy, factor), avg_pool2d(target, factor))
+    return _coarsened((noisy, target), _factor(modules[0]))
 
 
 def progress(step: int, steps: int, n_stages: int) -> tuple[int, float]:
-    """Stage of a step and the share of its newest level: equal parts, faded in during the first half."""
-    position = step * n_stages / steps
-    stage = min(int(position), n_stages - 1)
-    return stage, 1.0 if stage == 0 else min(1.0, 2 * (position - stage))
+    """Stage of a step and the share of its newest level.
+
+    Each stage has twice the steps of the one before, for finer images take longer to learn, and its level is
+    faded in during the first half of them.
+    """
+    # in units of the first stage's length; stage k begins at 2^k - 1
+    position = step * (2**n_stages - 1) / steps
+    stage = min(int(math.log2(position + 1)), n_stages - 1)
+    return stage, 1.0 if stage == 0 else min(1.0, 2 * ((position + 1) / 2**stage - 1))
 
 
 def _last_stage(module: nn.Module) -> tuple[int, float]:
@@ -222,3 +230,27 @@ def _set_stage(modules: tuple[nn.Module, ...], stage: int, share: float) -> None
         if hasattr(module, "n_stages"):
             module.stage.fill_(stage)  # type: ignore[operator]
             module.share.fill_(share)  # type: ignore[operator]
+
+
+def _factor(module: nn.Module) -> int:
+    """How much coarser than the data the images of a module's stage are."""
+    if not hasattr(module, "n_stages"):
+        return 1
+    return int(2 ** (int(module.n_stages) - 1 - int(module.stage)))  # type: ignore[arg-type]
+
+
+def _coarsened(images: tuple[Tensor, Tensor], factor: int) -> tuple[Tensor, Tensor]:
+    noisy, target = images
+    return images if factor == 1 else (avg_pool2d(noisy, factor), avg_pool2d(target, factor))
+
+
+class _Coarsened:
+    """Data with images so many times coarser."""
+
+    def __init__(self, data: Data, factor: int) -> None:
+        self._data, self._factor = data, factor
+        self.structures = data.structures
+
+    def batch(self, number: int, size: int) -> Batch:
+        noisy, target, snr = self._data.batch(number, size)
+        return *_coarsened((noisy, target), self._factor), snr

@@ -104,16 +104,37 @@ def test_weights_of_a_clipped_critic_stay_within_the_limit(tiny, tmp_path):
     assert max(float(value.abs().max()) for value in trained) <= 0.001 * (1 + 1e-6)
 
 
-def test_stages_share_the_steps_and_fade_in():
-    assert [adversarial.progress(step, 90, 3) for step in (0, 29, 30, 45, 60, 75, 89)] == [
+def test_each_stage_has_twice_the_steps_of_the_one_before_and_fades_in():
+    assert [adversarial.progress(step, 70, 3) for step in (0, 9, 10, 15, 20, 29, 30, 40, 50, 69)] == [
         (0, 1.0),
         (0, 1.0),
         (1, 0.0),
+        (1, 0.5),
+        (1, 1.0),
         (1, 1.0),
         (2, 0.0),
+        (2, 0.5),
         (2, 1.0),
         (2, 1.0),
     ]
+
+
+def test_validation_judges_the_stage_that_is_trained(tiny, tmp_path):
+    """The first of two stages is shown images of half the side; the last one whole ones."""
+    sides = []
+    judge = adversarial.validate
+
+    def watched(network, data, n_images):
+        scores, shown = judge(network, data, n_images)
+        sides.append((int(network.stage), shown[1].shape[-1], shown[2].shape[-1]))
+        return scores, shown
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adversarial, "validate", watched)
+        train(game(tiny, "progressive"), tmp_path / "run", log=quiet)
+    full = tiny["data"]["box_px"]
+    # validated after steps 4, 8 and 12; the second stage begins with step 4
+    assert sides == [(0, full // 2, full // 2), (1, full, full), (1, full, full)]
 
 
 def test_unsupervised_game_never_compares_with_the_clean_image(tiny, tmp_path):
