@@ -139,8 +139,9 @@ def train_generator(
     options, side_px = config.optimisation, field.side_px
     fabric = start_fabric(options)
     torch.manual_seed(config.seed)
-    network = _make_generator(config, field).to(memory_format=torch.channels_last)
-    critic = NoiseCritic(side_px, config.critic_width).to(memory_format=torch.channels_last)
+    network, critic = _make_generator(config, field), NoiseCritic(side_px, config.critic_width)
+    for part in (network, critic):
+        part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(network).requires_grad_(False).eval().to(fabric.device)
     parts: dict[str, Any] = {"network": network, "critic": critic, "average": average}
     for name in ("network", "critic"):
@@ -161,8 +162,8 @@ def train_generator(
             save_checkpoint(checkpoint, config, step, parts)
             raise Aborted(f"stopped at step {step}; run again with --resume to go on")
         draws = torch.Generator().manual_seed((config.seed << 32) + step)
-        for part in (optimiser, critic_optimiser):
-            set_learning_rate(part, options.learning_rate * schedule(step, options))
+        for updated in (optimiser, critic_optimiser):
+            set_learning_rate(updated, options.learning_rate * schedule(step, options))
 
         def made(draws: torch.Generator = draws) -> Tensor:
             generated: Tensor = model(network.inputs(options.batch_size, draws).to(fabric.device))

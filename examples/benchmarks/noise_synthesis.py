@@ -118,25 +118,33 @@ def training(kind: str, arguments: argparse.Namespace) -> SynthesiserConfig:
 
 def empty_places(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Blocks `(n, y, x)` of every other micrograph, all there are, and of the others, none overlapping."""
-    micrographs = MicrographSet.read(arguments.micrographs)
-    side = arguments.side_px
+    micrographs, side = MicrographSet.read(arguments.micrographs), arguments.side_px
     blocks: tuple[list[Tensor], list[Tensor]] = ([], [])
     for index, path in enumerate(micrographs.stacks):
-        image, pixel_size = torch.from_numpy(read(path)), micrographs.pixel_size_angstrom(index)
-        picks = find_coordinates(arguments.picks, path)
-        if picks is None or pixel_size is None:
-            raise SystemExit(f"{path}: without picks or pixel size")
-        occupied = labels_of_picks(
-            (image.shape[0], image.shape[1]),
-            torch.from_numpy(read_coordinates(picks)),
-            arguments.particle_diameter / 2 / pixel_size,
-            torch.from_numpy(find_dark_discs(image.numpy(), pixel_size)),
-        )
-        origins = (count_in_windows(occupied != 0, side, STRIDE_PX) == 0).nonzero() * STRIDE_PX
+        image = torch.from_numpy(read(path))
+        origins = empty_windows(micrographs, index, arguments.picks, arguments.particle_diameter, side)
         if index % 2:
             origins = not_overlapping(origins, side)
         blocks[index % 2].append(cut_blocks(-image, origins, side))
     return torch.cat(blocks[0]), standardised(torch.cat(blocks[1]))
+
+
+def empty_windows(
+    micrographs: MicrographSet, index: int, picks: Path, particle_diameter_angstrom: float, side_px: int
+) -> Tensor:
+    """First pixels `(n, 2)` (y, x) of windows that no labelled particle and no contamination touches."""
+    path, pixel_size = micrographs.stacks[index], micrographs.pixel_size_angstrom(index)
+    labelled = find_coordinates(picks, path)
+    if labelled is None or pixel_size is None:
+        raise SystemExit(f"{path}: without picks or pixel size")
+    image = read(path)
+    occupied = labels_of_picks(
+        (image.shape[0], image.shape[1]),
+        torch.from_numpy(read_coordinates(labelled)),
+        particle_diameter_angstrom / 2 / pixel_size,
+        torch.from_numpy(find_dark_discs(image, pixel_size)),
+    )
+    return (count_in_windows(occupied != 0, side_px, STRIDE_PX) == 0).nonzero() * STRIDE_PX
 
 
 def not_overlapping(origins: Tensor, side_px: int) -> Tensor:
