@@ -169,9 +169,9 @@ def in_words(error: BaseException) -> str:
 
 def describe_failed(failed: Sequence[tuple[Part, BaseException]], n_ranges: int) -> str:
     """Return which ranges were set aside, and why."""
-    named = "; ".join(f"{part.describe()}: {in_words(error)}" for part, error in failed[:NAMED_RANGES])
+    said = [f"{part.describe()}: {in_words(error).rstrip('.')}" for part, error in failed[:NAMED_RANGES]]
     more = f"; and {len(failed) - NAMED_RANGES} more" if len(failed) > NAMED_RANGES else ""
     return (
-        f"{len(failed)} of {n_ranges} ranges failed and were set aside: {named}{more}. "
+        f"{len(failed)} of {n_ranges} ranges failed and were set aside: {'; '.join(said)}{more}. "
         "What is finished is kept: retry-failed goes on from there."
     )

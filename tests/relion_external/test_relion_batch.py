@@ -222,7 +222,8 @@ def make_micrographs(folder: Path) -> None:
             rows += f"CtfFind/job001/m{seed}.mrc 1\n"
         (job / f"{table}.star").write_text(
             "\n# version 30001\n\ndata_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnMicrographPixelSize #2\n"
-            "1 1.500000\n\n\n# version 30001\n\ndata_micrographs\n\nloop_\n_rlnMicrographName #1\n"
+            "_rlnVoltage #3\n_rlnSphericalAberration #4\n_rlnAmplitudeContrast #5\n1 1.500000 300.0 2.7 0.1\n"
+            "\n\n# version 30001\n\ndata_micrographs\n\nloop_\n_rlnMicrographName #1\n"
             f"_rlnOpticsGroup #2\n{rows}\n"
         )
     pipeline = PIPELINE_31.replace("None            5", "None            2").replace(
