@@ -66,7 +66,12 @@ def changed(plan: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
 
 def test_the_example_is_a_plan() -> None:
     plan = load_yaml(EXAMPLES.parent / "batch" / "plan.yaml", BatchPlan)
-    assert [source.host for source in plan.sources] == ["relion", "relion", "relion", "file"]
+    hosts = [source.host for source in plan.sources]
+    jobs = [plan.job_of(number) for number in range(len(hosts))]
+    assert hosts == ["relion", "relion", "relion", "file", "relion", "file"]
+    assert jobs == ["denoise"] * 4 + ["extract-noise", "evaluate"]
+    for number in range(len(hosts)):
+        plan.options_of(number)
     options = plan.options_of(1)
     assert isinstance(options, DenoiseOptions)
     assert options.blend == 0.2
