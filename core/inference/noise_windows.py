@@ -19,6 +19,7 @@ from ..noise.segmentation import (
     BACKGROUND,
     CONTAMINATION,
     PARTICLE,
+    SURELY_BACKGROUND,
     bin_micrograph,
     expand_labels,
     labels_of_logits,
@@ -30,6 +31,9 @@ from .denoiser import Denoiser
 from .devices import DTYPES, Precision, prepare, run_network
 from .micrographs import MicrographDenoiser
 from .tiling import plan_tiles, run_in_tiles
+
+# More than any label.
+_SURE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,17 +92,21 @@ class SegmentationFinder:
         """`(y, x)` uint8 labels of a micrograph."""
         factor = working_bin(pixel_size_angstrom)
         binned = normalise_robustly(bin_micrograph(image.to(self.device), factor))
-        return expand_labels(self._label_binned(binned), factor, (image.shape[0], image.shape[1]))
+        labels, _ = self._label_binned(binned)
+        return expand_labels(labels, factor, (image.shape[0], image.shape[1]))
 
-    def _label_binned(self, binned: Tensor) -> Tensor:
-        def labels(tiles: Tensor) -> Tensor:
+    def _label_binned(self, binned: Tensor) -> tuple[Tensor, Tensor]:
+        """`(y, x)` uint8 labels, and a mask of what is background beyond doubt."""
+
+        def run(tiles: Tensor) -> Tensor:
             logits = run_network(self._network, tiles[:, None], DTYPES[self._precision])
-            return torch.stack(
-                [labels_of_logits(one, self._options.least_background) for one in logits]
-            ).float()
+            labels = torch.stack([labels_of_logits(one, self._options.least_background) for one in logits])
+            # tiles have one channel: the doubt goes with the label
+            return labels + _SURE * (logits.softmax(1)[:, BACKGROUND] > SURELY_BACKGROUND).float()
 
         tiling = plan_tiles((binned.shape[0], binned.shape[1]), self._stride, self._reach)
-        return run_in_tiles(binned, tiling, labels).to(torch.uint8)
+        found = run_in_tiles(binned, tiling, run).to(torch.uint8)
+        return found % _SURE, found >= _SURE
 
     def find(
         self, image: Tensor, pixel_size_angstrom: float | None, window_px: int, stride_px: int
@@ -111,7 +119,7 @@ class SegmentationFinder:
             )
         factor = working_bin(pixel_size_angstrom)
         binned = normalise_robustly(bin_micrograph(image.to(self.device), factor))
-        small = self._label_binned(binned)
+        small, sure = self._label_binned(binned)
         labels = expand_labels(small, factor, (image.shape[0], image.shape[1]))
         margin = round(self._options.margin_angstrom / pixel_size_angstrom)
         contamination, particle = (
@@ -132,7 +140,7 @@ class SegmentationFinder:
             )
             probability = noise_probabilities(
                 binned,
-                small == BACKGROUND,
+                sure,
                 factor * pixel_size_angstrom,
                 rows,
                 columns,

@@ -14,6 +14,8 @@ BACKGROUND, CONTAMINATION, PARTICLE = 0, 1, 2
 UNKNOWN = 255
 """Of training labels: pixels that teach nothing."""
 WORKING_PIXEL_SIZE_ANGSTROM = 8.0
+SURELY_BACKGROUND = 0.9
+"""Where background is more probable than that, the level of the noise is measured."""
 
 # Standard deviation of a Gaussian by its median absolute deviation.
 _STD_OF_MAD = 1.4826

@@ -254,7 +254,7 @@ def seconds(truth: Truth, method: str, arguments: argparse.Namespace) -> float:
     if not path.exists():
         first = read(MicrographSet.read(truth.table).stacks[0])
         repeats = -(-LARGE_PX // min(first.shape))
-        with StackWriter(path, (1, LARGE_PX, LARGE_PX), pixel_size_angstrom=1.0) as writer:
+        with StackWriter(path, (1, LARGE_PX, LARGE_PX), pixel_size_angstrom=1.0, label="tiles") as writer:
             writer.write(np.tile(first, (repeats, repeats))[None, :LARGE_PX, :LARGE_PX])
     options = options_of(method, arguments, window_px=320, stride_px=160)
     taken = []

@@ -27,7 +27,7 @@ from torch.nn import functional
 from cryohush.core.models import SEGMENTERS
 from cryohush.core.models.weights import load_model
 from cryohush.core.noise.energy import noise_probabilities
-from cryohush.core.noise.segmentation import BACKGROUND, WORKING_PIXEL_SIZE_ANGSTROM
+from cryohush.core.noise.segmentation import BACKGROUND, SURELY_BACKGROUND, WORKING_PIXEL_SIZE_ANGSTROM
 
 WINDOW_ANGSTROM, STRIDE_ANGSTROM = 144.0, 36.0
 LEAST_BACKGROUND = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -72,13 +72,18 @@ def count(network: torch.nn.Module, image: Tensor, labels: Tensor) -> dict[Pair,
     probability = logits[0].float().softmax(0)[BACKGROUND]
     touches = highest(labels != BACKGROUND, window, stride) > 0
     rows, columns = (torch.arange(side) * stride for side in touches.shape)
+    chance = noise_probabilities(
+        image,
+        probability > SURELY_BACKGROUND,
+        pixel,
+        rows,
+        columns,
+        window,
+        torch.Generator().manual_seed(1),
+    )
     found = {}
     for least in LEAST_BACKGROUND:
-        background = probability > least
-        free = highest(~background, window, stride) == 0
-        chance = noise_probabilities(
-            image, background, pixel, rows, columns, window, torch.Generator().manual_seed(1)
-        )
+        free = highest(probability <= least, window, stride) == 0
         for p_value in LEAST_P_VALUE:
             taken = free & (chance >= p_value)
             found[least, p_value] = np.array(
