@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cryohush.core.models import MODELS, ShuffleUNet
-from cryohush.core.models.unet import from_cells, join, to_cells
+from cryohush.core.models.unet import from_cells, join
 
 SMALL = {"widths": (8, 12, 16), "blocks": (1, 1, 1), "unshuffle": 2}
 
@@ -70,11 +70,9 @@ def test_joining_two_levels_is_a_transposed_convolution_and_a_sum(layout, keeps_
         torch.testing.assert_close(join(up, x, skip.clone()), expected)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_cells_are_those_of_pixel_unshuffle_and_back(channels):
-    x = torch.randn(2, channels, 8, 12)
-    cells = to_cells(x, 4)
-    torch.testing.assert_close(cells, torch.nn.functional.pixel_unshuffle(x, 4), rtol=0, atol=0)
-    torch.testing.assert_close(from_cells(cells, 4), x, rtol=0, atol=0)
-    shuffled = torch.nn.functional.pixel_shuffle(cells, 2)
-    torch.testing.assert_close(from_cells(cells, 2), shuffled, rtol=0, atol=0)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [4, 12])
+def test_cells_become_pixels_as_by_pixel_shuffle(channels, layout):
+    cells = torch.randn(2, channels, 8, 12).to(memory_format=layout)
+    expected = torch.nn.functional.pixel_shuffle(cells, 2)
+    torch.testing.assert_close(from_cells(cells, 2), expected, rtol=0, atol=0)
