@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from ..imaging.filters import frequency_grid, hermitian_weight
-from .fourier import band_correlation, band_weight
+from .fourier import band_correlation, band_weight, radial_power_spectrum, ring_products
 from .image import correlation, require_same_shape
 
 # Periods, pixels, and shifts, pixels, among which the drift between two halves of an exposure is looked for.
 _DRIFT_SHORTEST_PERIOD_PX = 12.0
 _DRIFT_LARGEST_PX, _DRIFT_STEP_PX = 8.0, 0.25
+# Rings, as shares of Nyquist, that show the noise alone.
+_NOISE_ONLY = (0.6, 0.9)
 
 
 def align_twin(
@@ -140,6 +142,40 @@ def unbiased_mean_squared_error(
     distance = torch.fft.rfft2(denoised - twin, norm="ortho").abs().square()
     error: Tensor = ((distance - power) * weight).sum((-2, -1))
     return error
+
+
+def white_noise_power(images: Tensor) -> Tensor:
+    """`(n,)` variance per pixel of the noise in `(n, y, x)` images, if it is white: no empty place is needed.
+
+    It is the median power of the Fourier rings from 0.6 to 0.9 of Nyquist, where neither signal nor the
+    roll-off of a detector or of an interpolation counts for much.
+    """
+    power = radial_power_spectrum(images)[:, 1:]
+    rings = power.shape[1]
+    return power[:, int(_NOISE_ONLY[0] * rings) : int(_NOISE_ONLY[1] * rings)].median(1).values
+
+
+def noise_free_gain(images: Tensor, twin: Tensor, least_ssnr: float) -> float:
+    """How many times the score of the best radial filter grows if whole rings of `images` lose all noise.
+
+    With the signal S, the noise N (`white_noise_power`) and the cross product C with the twin of each ring,
+    the best radial filter of the noisy images scores as the root of the sum of C² / (S + N) over the rings,
+    that of noise-free ones as the root of that of C² / S. Rings of S / N up to `least_ssnr`, not negative,
+    stay noisy: the limit is that of a denoiser that restores perfectly what it can see. Where the halves
+    differ by more than noise, as drifted frames do, it is below the root of the twin's share of signal.
+
+    Raises
+    ------
+    InputError
+        When the stacks differ in shape.
+    """
+    cross, power, _ = (product.mean(0)[1:] for product in ring_products(images, twin))
+    noise = white_noise_power(images).mean()
+    signal = power - noise
+    # a ring of radius r has about 2 pi r coefficients
+    information = cross.square() * torch.arange(1, len(power) + 1)
+    best = information / torch.where(signal > least_ssnr * noise, signal, power)
+    return float((best.sum() / (information / power).sum()).sqrt())
 
 
 def bootstrap_score(

@@ -11,9 +11,13 @@ the correlation of the denoised image with the twin. The second score counts onl
 Frames that are not motion-corrected show the specimen displaced, and a displaced twin favours what is
 blurred; --align-twin finds the drift of each micrograph from the raw images and takes it back.
 
-Gaussian, mean and low-pass filters are scanned, and the radial Wiener filter is fitted, on these very
-pairs: what is listed is the best that each can do, which no user without the twin would get. Standard
-errors are bootstraps over micrographs. "gain" is the difference from the best Gaussian, image by image.
+Gaussian, mean and low-pass filters are scanned, and the oracle's radial Wiener filter is fitted, on these
+very pairs: what is listed is the best that each can do, which no user without the twin would get. The other
+radial Wiener filter knows the raw images alone. Standard errors are bootstraps over micrographs. "gain" is
+the difference from the best Gaussian, image by image.
+
+The limits under the table say what the oracle would score if the raw images had no noise at all in those
+Fourier rings where the signal exceeds the noise, or a fifth of it.
 
 Writes scores.md, scores.json and scores.png to DIR.
 """
@@ -36,16 +40,31 @@ from pairs import Particles, denoise, read_particles
 from torch import Tensor
 
 from cryohush.core.errors import InputError
-from cryohush.core.imaging.filters import gaussian_filter, low_pass, mean_filter, oracle_gain, radial_filter
+from cryohush.core.imaging.filters import (
+    gaussian_filter,
+    low_pass,
+    mean_filter,
+    oracle_gain,
+    radial_filter,
+    ring_mean,
+    wiener_gain,
+)
 from cryohush.core.metrics.fourier import pooled_fourier_ring_correlation, ring_frequencies
-from cryohush.core.metrics.independent import align_twin, bootstrap_score, independent_correlation
+from cryohush.core.metrics.independent import (
+    align_twin,
+    bootstrap_score,
+    independent_correlation,
+    noise_free_gain,
+    white_noise_power,
+)
 from cryohush.core.models.weights import load_model
 
 COARSEST_ANGSTROM = 100.0
 SIGMAS_ANGSTROM = (2.25, 3.0, 3.75, 4.5, 5.25, 6.0, 6.75, 7.5, 9.0, 11.0, 13.0)
 CUT_OFFS_ANGSTROM = (10.0, 12.0, 14.0, 16.0, 18.0, 20.0, 22.0, 24.0, 26.0, 28.0, 30.0, 35.0, 40.0)
 MEAN_WIDTHS_PX = (3, 5, 7, 9, 11, 13, 15)
-BEST_GAUSSIAN = "best Gaussian"
+BEST_GAUSSIAN, ORACLE = "best Gaussian", "radial Wiener (oracle)"
+LEAST_SSNR = (1.0, 0.2)
 
 
 def main() -> None:
@@ -111,7 +130,16 @@ def add_filters(
         best = max(values, key=lambda value: score_of(apply(value), twin))
         denoised[name] = apply(best)
         settings[name] = {parameter: best}
-    denoised["radial Wiener (oracle)"] = radial_filter(raw.images, oracle_gain(raw.images, twin.images))
+    denoised["radial Wiener (no twin)"] = radial_filter(raw.images, white_noise_gain(raw.images))
+    denoised[ORACLE] = radial_filter(raw.images, oracle_gain(raw.images, twin.images))
+
+
+def white_noise_gain(images: Tensor) -> Tensor:
+    """`(rings,)` Wiener gain from the images' own spectrum and the level of their noise."""
+    power = torch.fft.rfft2(images, norm="ortho").abs().square().mean(0)
+    return wiener_gain(
+        white_noise_power(images).mean(), ring_mean(power, (images.shape[-2], images.shape[-1]))
+    )
 
 
 def score_of(images: Tensor, twin: Particles) -> float:
@@ -173,6 +201,10 @@ def report(
         "pixel_size_angstrom": raw.pixel_size_angstrom,
         "fine_means_finer_than_angstrom": COARSEST_ANGSTROM,
         "drift_taken_back_px": drift,
+        "limits": {
+            str(ssnr): float(values["all"][ORACLE].mean()) * noise_free_gain(raw.images, twin.images, ssnr)
+            for ssnr in LEAST_SSNR
+        },
         "frequency_per_angstrom": frequencies.tolist(),
         "rows": rows,
     }
@@ -200,6 +232,8 @@ def markdown(result: dict[str, Any]) -> str:
             cells.append(f"{part['score']:.4f} ± {part['standard_error']:.4f}")
             cells.append(f"{part['gain']:+.4f} ± {part['gain_standard_error']:.4f}")
         lines.append("| " + " | ".join(cells) + " |")
+    limits = ", ".join(f"{score:.4f} (above {ssnr})" for ssnr, score in result["limits"].items())
+    lines += ["", f"The oracle without noise in rings of a high enough signal-to-noise ratio: {limits}."]
     lines += ["", f"gain: difference from the {BEST_GAUSSIAN}, image by image.", ""]
     return "\n".join(lines)
 
