@@ -13,6 +13,7 @@ import gemmi
 import test_set
 import torch
 from paper_tables import Case, Row, Size, Table
+from reconstruction import resolution, soft_sphere
 from torch import Tensor
 
 from cryohush.core.imaging.covariance import ImageCovariance, estimate_covariance
@@ -20,9 +21,11 @@ from cryohush.core.imaging.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.morph import conformational_series
 from cryohush.core.imaging.noise import random_patch
 from cryohush.core.imaging.projection import Projector, random_rotations
+from cryohush.core.imaging.reconstruction import reconstruct
 from cryohush.core.imaging.structure import Structure, potential_map, read_structure
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.metrics.bayes import BayesDenoiser, PoseGrid
+from cryohush.core.metrics.fourier import fourier_shell_correlation
 from cryohush.core.metrics.image import grey_value_span
 
 PARTICLE_SHARE = 0.6  # of the box, as the presets have it
@@ -205,6 +208,14 @@ def pose_floor(test: TestSet, molecule: Molecule, n: int) -> float:
         )
         total += len(mine) * test_set.pose_floor(test.stack, specimen, slice(len(mine)))
     return total / n / float(test.stack.clean[:n].var((1, 2), correction=0).mean())
+
+
+def map_resolution(images: Tensor, test: TestSet, molecule: Molecule) -> float:
+    """Å where the FSC with the truth falls below 0.5, of a map of `(n, y, x)` images in true poses."""
+    found = reconstruct(images, test.rotations[: len(images)])
+    mask = soft_sphere(molecule.box_px, PARTICLE_SHARE / 2 * molecule.box_px)
+    curve = fourier_shell_correlation(mask * found, mask * molecule.volumes[0])
+    return resolution(curve, molecule.pixel_size_angstrom, 0.5)
 
 
 def write_pairs(

@@ -24,6 +24,7 @@ from paper_images import (
     draw_noise,
     make_molecule,
     make_test_set,
+    map_resolution,
     pose_floor,
     write_pairs,
 )
@@ -54,7 +55,8 @@ from cryohush.core.training.run import train
 NOISY, LINEAR, LIMIT, CWF = test_set.NOISY, test_set.LINEAR, test_set.LIMIT, test_set.CWF
 _NOISE_IMAGES = 64
 _CHOSEN_ON = 32  # images that a baseline's parameter is chosen on
-_SLOW = ("bm3d",)  # a second for an image: judged on a quarter of the images, chosen on a quarter
+#: judged and chosen on one in so many of the images: a second for an image, or all templates for each
+_ONE_IN = {"bm3d": 8, "dictionary": 8, LIMIT: 4}
 
 Denoise = Callable[[Tensor], Tensor]
 
@@ -85,7 +87,7 @@ class Bench:
 def reference_rows(bench: Bench) -> dict[str, Callable[[], dict[str, Any]]]:
     """Noisy images, baselines and limits by name, each to be computed when it is called."""
     found: dict[str, Callable[[], dict[str, Any]]] = {
-        name: partial(_judge_all, bench, partial(_filter, bench, name), 4 if name in _SLOW else 1)
+        name: partial(_judge_all, bench, partial(_filter, bench, name), _ONE_IN.get(name, 1))
         for name in (NOISY, *bench.table.classical, LINEAR)
     }
     found[LIMIT] = partial(_limit, bench)
@@ -176,7 +178,7 @@ def _filter(bench: Bench, name: str, case: str) -> Denoise:
             _with_images(stack, images), bench.molecule.linear, slice(None)
         )
     fit = partial(_covariance_wiener, stack) if name == CWF else partial(_each_alone, name)
-    n = _CHOSEN_ON // 4 if name in _SLOW else _CHOSEN_ON
+    n = _CHOSEN_ON // _ONE_IN.get(name, 1)
     chosen_on = slice(bench.size.images, bench.size.images + n)
     parameter = choose_parameter(
         lambda images, value: fit(value)(images),
@@ -213,7 +215,9 @@ def _with_images(stack: test_set.Stack, images: Tensor) -> test_set.Stack:
 
 def _limit(bench: Bench) -> dict[str, Any]:
     result = _judge_all(
-        bench, lambda case: lambda images: bayes_limit(images, bench.tests[case].stack, bench.molecule)
+        bench,
+        lambda case: lambda images: bayes_limit(images, bench.tests[case].stack, bench.molecule),
+        _ONE_IN[LIMIT],
     )
     for case, test in bench.tests.items():
         result["cases"][case]["pose_floor_nmse"] = pose_floor(test, bench.molecule, bench.size.images)
@@ -247,6 +251,8 @@ def _judge(bench: Bench, case: Case, apply: Denoise, one_in: int) -> dict[str, A
         "seconds_per_1000": 1000 * seconds / len(denoised),
         "images": len(images),
     }
+    if bench.table.reconstructed and one_in == 1:
+        result["map_angstrom"] = map_resolution(images, test, bench.molecule)
     if views:
         # the first and the last conformation in turn
         scores = [conformation_scores(view, torch.arange(len(view)) % 2) for view in views]
