@@ -76,12 +76,13 @@ class ReweightConfig(_Section):
         Pieces of noise that are laid on each of them.
     ice_is_noise
         Whether clean images are empty about the particles: the ice's structure and unevenness, which blocks
-        of noise hold too, are then noise, as for the paper. Otherwise simulated ice stays in clean images.
+        of noise hold too, are then noise, as for the paper. Otherwise simulated ice stays in clean images:
+        what other frames show again is not taken away (docs/evidence.md).
     """
 
     projections: int = Field(10000, ge=8)
     noises_per_projection: int = Field(4, ge=1)
-    ice_is_noise: bool = True
+    ice_is_noise: bool = False
 
 
 class SessionConfig(_Section):

@@ -57,7 +57,7 @@ def train(
     - `fine/weights.safetensors`: the coarse denoiser trained on with these pairs.
 
     Differs from the paper [1]_: the denoiser is this package's, patches have the size of the particles' box,
-    and micrographs are not simulated whole.
+    micrographs are not simulated whole, and clean images keep (simulated) ice unless `pairs.ice_is_noise`.
 
     Raises
     ------

@@ -10,7 +10,7 @@ network, which starts with a vector; `wgan_field` starts with the field. "Other 
 from: no model can be closer.
 
 Spectrum: rms over the rings. Histogram: Wasserstein distance of the pixels. Told apart: by a small network,
-trained on half of the drawn and of the held-back blocks and asked about the other half, over eight ways to
+trained on half of the drawn and of the held-back blocks and asked about the other half, over four ways to
 halve them (50 % is best). Degrees of freedom: one over the mean squared correlation of two blocks.
 Writes scores.json, and for each model its weights, log and a picture; resumes.
 """
@@ -44,7 +44,7 @@ from cryohush.core.noise.synthesis import (
 from cryohush.core.training.synthesis import draw_comparison, train_generator
 
 STRIDE_PX = 8
-FIT_PIECES, HALVINGS = 512, 8
+FIT_PIECES, HALVINGS = 512, 4
 
 
 def main() -> None:
