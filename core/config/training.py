@@ -86,16 +86,19 @@ class SimulationConfig(_Section):
 
 
 class PairsConfig(_Section):
-    """Pairs of images on disk, row by row the same particles.
+    """Pairs of images on disk, row by row the same particles, or single noisy images.
 
     Attributes
     ----------
     noisy, target
         Tables (.star, .cs) or stacks. The target is clean, or another noisy image of the same particle whose
-        noise is independent (Noise2Noise).
+        noise is independent (Noise2Noise). None makes both out of the noisy image (`recorruption`).
     target_is_clean
         Whether the target shares the grey scale of the noisy image and is noise-free; a noisy target is
         normalised by its own background, so that both have to be equally noisy.
+    recorruption
+        Without a target, white noise of this many times the standard deviation of the image's own is added to
+        the input, and the same noise taken away from the target, larger by the square of the inverse.
     half_set
         Only particles of this rlnRandomSubset. Train one model for each half, and apply it to the other.
     validation_share
@@ -103,8 +106,9 @@ class PairsConfig(_Section):
     """
 
     noisy: Path
-    target: Path
+    target: Path | None = None
     target_is_clean: bool = True
+    recorruption: float = Field(0.5, gt=0, allow_inf_nan=False)
     half_set: Literal[1, 2] | None = None
     validation_share: float = Field(0.1, gt=0, lt=1)
 

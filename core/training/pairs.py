@@ -1,4 +1,10 @@
-"""Pairs of images on disk for the training loops: noisy and clean, or twice noisy (Noise2Noise)."""
+"""Pairs of images for the training loops: noisy and clean or twice noisy (Noise2Noise) ones on disk, or two
+noisy ones that are made out of each image on disk (Recorrupted-to-Recorrupted).
+
+References
+----------
+.. [1] Pang, Zheng, Quan & Ji (2021) CVPR, 2043-2052, doi:10.1109/CVPR46437.2021.00208.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,8 @@ from torch import Tensor
 
 from ..config.training import PairsConfig
 from ..errors import InputError
-from ..imaging.noise import image_generator
+from ..imaging.noise import gaussian, image_generator
+from ..metrics.independent import white_noise_power
 from .stored import StoredImages, choose_rows, mirrored_to, turned_alike
 
 
@@ -35,19 +42,10 @@ class PairedParticles:
 
     def __init__(self, config: PairsConfig, *, held_out: bool, seed: int, stride: int = 1) -> None:
         self._config, self._seed, self._stride = config, seed, stride
-        self._noisy, self._target = StoredImages(config.noisy), StoredImages(config.target)
-        if len(self._noisy) != len(self._target):
-            raise InputError(
-                f"expected the {len(self._noisy)} particles of {config.noisy}, row by row, found "
-                f"{len(self._target)}.",
-                path=config.target,
-            )
-        if self._noisy.shape != self._target.shape:
-            raise InputError(
-                f"expected images of {self._noisy.shape[1]} x {self._noisy.shape[0]} px as in "
-                f"{config.noisy}, found {self._target.shape[1]} x {self._target.shape[0]}.",
-                path=config.target,
-            )
+        self._noisy = StoredImages(config.noisy)
+        self._target = None if config.target is None else StoredImages(config.target)
+        if self._target is not None:
+            _require_alike(self._noisy, self._target)
         self.rows = choose_rows(
             self._noisy,
             half_set=config.half_set,
@@ -61,9 +59,44 @@ class PairedParticles:
         generator = image_generator(self._seed, number, "batch")
         rows = self.rows[torch.randint(len(self.rows), (size,), generator=generator).numpy()]
         noisy, mean, std = self._noisy.read_normalised(rows)
-        if self._config.target_is_clean:
+        if self._target is None:
+            noisy, target = recorrupted(noisy, self._config.recorruption, generator)
+        elif self._config.target_is_clean:
             target = (self._target.read(rows) - mean) / std
         else:
             target = self._target.read_normalised(rows)[0]
         pair = mirrored_to(turned_alike(torch.stack([noisy, target]), generator), self._stride)
         return pair[0].unsqueeze(1), pair[1].unsqueeze(1), torch.full((size,), torch.nan)
+
+
+def recorrupted(images: Tensor, recorruption: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two images with independent noise out of each of `(n, y, x)` whose noise is white and Gaussian [1]_.
+
+    With noise `b` of the same power as the image's own these are `x + a b` and `x - b / a`: the covariance of
+    their noise, that of `x` less that of `b`, is 0. Trained on such pairs, a network learns the mean of the
+    clean images given `x + a b`.
+
+    Differs from the paper in that the power of the noise is measured, in the high frequencies of each image.
+    """
+    noise = gaussian(images.shape, generator) * white_noise_power(images).sqrt()[:, None, None]
+    return images + recorruption * noise, images - noise / recorruption
+
+
+def _require_alike(noisy: StoredImages, target: StoredImages) -> None:
+    """
+    Raises
+    ------
+    InputError
+        The tables differ in length or box size.
+    """
+    if len(noisy) != len(target):
+        raise InputError(
+            f"expected the {len(noisy)} particles of {noisy.table.source}, row by row, found {len(target)}.",
+            path=target.table.source,
+        )
+    if noisy.shape != target.shape:
+        raise InputError(
+            f"expected images of {noisy.shape[1]} x {noisy.shape[0]} px as in {noisy.table.source}, found "
+            f"{target.shape[1]} x {target.shape[0]}.",
+            path=target.table.source,
+        )
