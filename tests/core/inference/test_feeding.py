@@ -123,13 +123,15 @@ def test_all_devices_work_at_the_same_time(source: Path) -> None:
 
 
 def test_a_device_that_never_answers_does_not_hang_the_run(source: Path) -> None:
-    repaired = threading.Event()
+    taken, repaired = threading.Event(), threading.Event()
 
     def hang(images: Images, stack: StackPlan) -> Denoised:
+        taken.set()
         repaired.wait()
         return Denoised(images, {}, {})
 
     def work(images: Images, stack: StackPlan) -> Denoised:
+        taken.wait()  # else it might do all of the work before the other begins
         return Denoised(images, {}, {})
 
     try:
