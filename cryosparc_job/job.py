@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -194,8 +195,12 @@ class ExternalJob:
         self._call("complete", lambda: self._job.stop("") or True, arrived=is_completed)
 
     def fail(self, reason: str, patience_seconds: float | None = None) -> None:
-        """End the job as failed."""
+        """End the job as failed, and say why in its event log."""
         text = self.instance.redact(reason)[:_LONGEST_REASON]
+        if not self.instance.is_5:
+            # its client says only that it has failed
+            with contextlib.suppress(HostError):
+                self.log(text, "error")
 
         def has_failed() -> bool | None:
             return self.status(patience_seconds) == "failed" or None
