@@ -4,35 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.config.batch import Source
+from ..core.config.batch import OPTIONS, Source
 from ..core.config.denoise import DenoiseOptions
+from ..core.config.evaluate import EvaluateConfig
+from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.errors import ConfigurationError, HostError
 from ..core.inference.books import Item
-from ..core.inference.jobs import Result
+from ..core.inference.extract_noise import NoiseSummary
+from ..core.inference.jobs import EvaluationSummary, Result
 from ..core.inference.summary import Summary
+from .command import Command, CommandWork, Prepared, find_outputs, open_command, prepare_command
 from .denoise import Denoising, open_denoising
+from .evaluate import ENTRIES, evaluation
+from .extract_noise import extraction
 from .guard import LAST_WORD_SECONDS, JobEnded, check_active, end_as_failed
 from .instance import ConnectionLost, Instance
 from .instance import Source as Output
 from .job import ExternalJob, find_job
 from .kinds import KINDS, MICROGRAPHS, PARTICLES, Kind, write_table
 from .newest import find_marked, find_newest
-from .place import Place, find_place
+from .place import FOLDER, Place, find_place
 from .run import JobRun, new_mark
 from .train import trained_model
-from .work import describe_run
+from .work import describe_evaluation, describe_noise, describe_run
 
 _KINDS = {kind.name: kind for kind in KINDS}
+# Inputs of an evaluation that the options name, by their entries.
+_OTHERS = {entry: name for name, entry in ENTRIES.items() if entry != "denoised"}
 
 
 class CryosparcProjects:
     """The host of cryoSPARC's projects; see `Host`.
 
     What it remembers of a source: `project`, `workspace`, `input` (as `J42:particles`) and its `kind`, the
-    `mark` in the description of its job, and the `job`, once there is one.
+    `mark` in the description of its job, the `job`, once there is one, and of an evaluation the `outputs`
+    that it compares.
 
     Parameters
     ----------
@@ -47,7 +57,7 @@ class CryosparcProjects:
     def __init__(self, instance: Instance, folder: Path, command: str) -> None:
         self._instance, self._folder, self._command = instance, folder, command
         self._new = set[str]()
-        self._running: dict[str, Denoising] = {}
+        self._running: dict[str, Denoising | CommandWork] = {}
 
     def find(self, source: Source) -> list[Item]:
         """Return the one item of an output."""
@@ -87,24 +97,44 @@ class CryosparcProjects:
         ]
 
     def check(self, item: Item) -> None:
-        """Raise when there is no such workspace, nothing can be written, or a model is not yet trained."""
+        """Raise when there is no such workspace, the images do not suit the job, or a model is not there."""
         project, options = item.details["project"], item.options
-        if not isinstance(options, DenoiseOptions):
-            raise ConfigurationError(
-                f"job {item.job}: in cryoSPARC a batch only denoises. Run cryosparc_cryohush {item.job}."
-            )
         self._instance.check_workspace(project, item.details["workspace"])
-        model = trained_model(self._instance, _place(item), project, options.model)
-        item.options = options.model_copy(update={"model": model})
+        if isinstance(options, DenoiseOptions):
+            model = trained_model(self._instance, _place(item), project, options.model)
+            item.options = options.model_copy(update={"model": model})
+            return
+        command = self._command_of(item)
+        if item.details["kind"] != command.inputs[0].name:
+            raise ConfigurationError(
+                f"job {item.job}: expected an output with {command.noun}, found {item.details['input']} with "
+                f"{_KINDS[item.details['kind']].noun}."
+            )
+        if isinstance(options, EvaluateConfig):
+            item.details["outputs"] = _outputs(item, options)
+        _, prepared = self._prepare(item, command)
+        # the same outputs make the same tables
+        folder = self._folder / "_".join([project, item.job, *_texts(item).values()])
+        folder.mkdir(exist_ok=True)
+        _settle(item, prepared.write(folder))
 
     def open(self, item: Item) -> Path:
         """Make the job, or take up again the one that there is, and start it."""
-        assert isinstance(item.options, DenoiseOptions)  # since `check`
+        return self._open_denoising(item) if item.job == "denoise" else self._open_command(item)
+
+    def _open_denoising(self, item: Item) -> Path:
+        assert isinstance(item.options, DenoiseOptions)  # of its job
         project, text = item.details["project"], item.details["input"]
         kind, place = _KINDS[item.details["kind"]], _place(item)
         source = self._instance.find_source(project, text, kind.data, [kind.slot])
         table, dataset = self._write_table(project, source, kind)
-        job = self._job(item, kind)
+
+        def create(workspace: str, mark: str) -> ExternalJob:
+            return open_denoising(
+                self._instance, project, workspace, kind, self._command, title=item.alias, mark=mark
+            )
+
+        job = self._job(item, create)
         if job.status() == "completed":  # what was lost is only the note of it in the books
             folder = place.folder(job.directory_name())
         else:
@@ -113,6 +143,27 @@ class CryosparcProjects:
             self._running[item.name] = work
             folder = work.begin()
         item.source = folder / kind.table
+        return folder
+
+    def _open_command(self, item: Item) -> Path:
+        project, command = item.details["project"], self._command_of(item)
+        place = _place(item, command.folder)
+        sources, prepared = self._prepare(item, command)
+
+        def create(workspace: str, mark: str) -> ExternalJob:
+            return open_command(
+                self._instance, project, workspace, command, self._command, title=item.alias, mark=mark
+            )
+
+        job = self._job(item, create)
+        if job.status() == "completed":
+            folder = place.folder(job.directory_name())
+        else:
+            run = JobRun(job, place, command.noun, echo=lambda line: None)
+            work = CommandWork(run, command, sources, prepared, self._command)
+            self._running[item.name] = work
+            folder = work.begin()
+        _settle(item, prepared.write(folder))
         return folder
 
     def is_aborted(self, item: Item) -> bool:
@@ -136,7 +187,7 @@ class CryosparcProjects:
         work = self._running.get(item.name)
         if work is None:
             return
-        if isinstance(summary, Summary) and item.output is not None:
+        if summary is not None and item.output is not None:
             self._complete(work, item.output, summary)
         else:
             stopped = item.state == "stopped"
@@ -147,9 +198,9 @@ class CryosparcProjects:
                 )
         del self._running[item.name]
 
-    def _complete(self, work: Denoising, folder: Path, summary: Summary) -> None:
+    def _complete(self, work: Denoising | CommandWork, folder: Path, summary: Result) -> None:
         try:
-            work.finish(folder, describe_run(summary, self._command, work.kind.way_back))
+            self._finish(work, folder, summary)
             work.run.job.complete()
         except ConnectionLost:
             raise
@@ -158,8 +209,20 @@ class CryosparcProjects:
             check_active(work.run.job)
             raise
 
-    def _job(self, item: Item, kind: Kind) -> ExternalJob:
-        """Return the job of a source, made if there is none: also when a driver was killed as it made it."""
+    def _finish(self, work: Denoising | CommandWork, folder: Path, summary: Result) -> None:
+        if isinstance(work, Denoising):
+            assert isinstance(summary, Summary)  # of its job
+            work.finish(folder, describe_run(summary, self._command, work.kind.way_back))
+        elif isinstance(summary, NoiseSummary):
+            work.finish(describe_noise(summary, self._command))
+        elif isinstance(summary, EvaluationSummary):
+            work.finish(describe_evaluation(summary.tables, summary.pictures, folder))
+
+    def _job(self, item: Item, create: Callable[[str, str], ExternalJob]) -> ExternalJob:
+        """Return the job of a source, also one that a driver was killed over as it made it.
+
+        If there is none, `create` makes it in a workspace, with a mark in its description.
+        """
         details = item.details
         project, workspace, mark = details["project"], details["workspace"], details["mark"]
         uid: str | None = details.get("job")
@@ -168,12 +231,26 @@ class CryosparcProjects:
         if uid is not None:
             details["job"] = uid
             return find_job(self._instance, project, uid)
-        job = open_denoising(
-            self._instance, project, workspace, kind, self._command, title=item.alias, mark=mark
-        )
+        job = create(workspace, mark)
         details["job"] = job.uid
         self._new.discard(mark)
         return job
+
+    def _command_of(self, item: Item) -> Command:
+        """Return what the single command of the item's job does."""
+        project, options = item.details["project"], item.options
+        if isinstance(options, ExtractNoiseOptions):
+            return extraction(self._instance, project, options)
+        given = options.model_dump(exclude_unset=True)
+        values = {name: value for name, value in given.items() if name not in ENTRIES.values()}
+        return evaluation(self._instance, project, values)
+
+    def _prepare(self, item: Item, command: Command) -> tuple[dict[str, Output], Prepared]:
+        """Return the outputs that a command takes, and its work on them, checked."""
+        project = item.details["project"]
+        sources = find_outputs(self._instance, project, command, _texts(item))
+        place = _place(item, command.folder)
+        return sources, prepare_command(self._instance, project, command, place, sources)
 
     def _write_table(self, project: str, source: Output, kind: Kind) -> tuple[Path, Any]:
         """Return the table of an output for a run, and its rows."""
@@ -183,7 +260,32 @@ class CryosparcProjects:
         return table, dataset
 
 
-def _place(item: Item) -> Place:
-    """Return where the files of a source are."""
+def _place(item: Item, name: str = FOLDER) -> Place:
+    """Return where the files of a source are, and the results in a folder `name` of its job."""
     assert item.project is not None  # of this host's items
-    return find_place(item.project, item.details["project"], item.details["input"].partition(":")[0], None)
+    job = item.details["input"].partition(":")[0]
+    return find_place(item.project, item.details["project"], job, None, name)
+
+
+def _texts(item: Item) -> dict[str, str]:
+    """Return the output for each input of an item's job, as in `J42:particles`."""
+    return {item.details["kind"]: item.details["input"], **item.details.get("outputs", {})}
+
+
+def _outputs(item: Item, options: EvaluateConfig) -> dict[str, str]:
+    """Return the outputs that the options of an evaluation name: entries that the engine takes for paths."""
+    assert item.project is not None  # of this host's items
+    paths = {name: getattr(options, entry) for entry, name in _OTHERS.items()}
+    return {
+        name: str(path.relative_to(item.project) if path.is_relative_to(item.project) else path)
+        for name, path in paths.items()
+        if path is not None
+    }
+
+
+def _settle(item: Item, task: Mapping[str, Any]) -> None:
+    """Let an item's run read the tables of a task."""
+    options = OPTIONS[item.job](**task["options"])
+    item.options = options
+    source = options.denoised if isinstance(options, EvaluateConfig) else task["source"]
+    item.source = Path(source or item.source)

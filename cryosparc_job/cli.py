@@ -19,8 +19,8 @@ from ..core.errors import Aborted, ConfigurationError, CryohushError
 
 if TYPE_CHECKING:
     from ..core.inference.sources import Host
+    from .command import Request
     from .instance import Instance
-    from .run import Request
 
 # Flag, name of the option, placeholder, help.
 OPTIONS = (
@@ -305,7 +305,7 @@ def _given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any
 
 
 def _request(arguments: argparse.Namespace, **outputs: str | None) -> Request:
-    from .run import Request
+    from .command import Request
 
     return Request(
         project=arguments.project,

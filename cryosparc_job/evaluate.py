@@ -14,10 +14,10 @@ from ..core.config.evaluate import EvaluateConfig
 from ..core.config.load import validate
 from ..core.errors import ConfigurationError, HostError
 from ..core.io.particles import ParticleSet
+from .command import Command, Input, Prepared, Request, run_command
 from .instance import Instance
 from .kinds import PARTICLES, write_particles, write_table
 from .place import Place
-from .run import Command, Input, Prepared, Request, run_command
 from .train import trained_model
 
 FOLDER = "evaluation"
@@ -59,12 +59,17 @@ def evaluate(instance: Instance, request: Request, values: Mapping[str, Any]) ->
         raise ConfigurationError(
             f"{', '.join(named)}: the images are outputs of jobs. Leave them out of the configuration."
         )
+    return run_command(instance, request, evaluation(instance, request.project, values))
+
+
+def evaluation(instance: Instance, project: str, values: Mapping[str, Any]) -> Command:
+    """Return the evaluation of particles of a project; `values` as of `evaluate`."""
 
     def prepare(place: Place, datasets: Mapping[str, Any]) -> Prepared:
         files = {ENTRIES[name]: f"{ENTRIES[name]}.cs" for name in datasets}
         config = validate({**values, **files}, EvaluateConfig, "evaluate")
         if config.model is not None:
-            model = trained_model(instance, place, request.project, config.model)
+            model = trained_model(instance, place, project, config.model)
             config = config.model_copy(update={"model": model})
         names: list[str] = []
         with tempfile.TemporaryDirectory(prefix="cryohush-") as folder:
@@ -92,11 +97,8 @@ def evaluate(instance: Instance, request: Request, values: Mapping[str, Any]) ->
         )
         return Prepared(list(dict.fromkeys(names)), write, remarks)
 
-    return run_command(
-        instance,
-        request,
-        Command("Evaluation of particles (cryohush)", DESCRIPTION, FOLDER, "particles", INPUTS, prepare),
-    )
+    title = "Evaluation of particles (cryohush)"
+    return Command(title, DESCRIPTION, FOLDER, PARTICLES.noun, INPUTS, prepare)
 
 
 def common_rows(uids: Mapping[str, NDArray[np.uint64]]) -> dict[str, NDArray[np.intp]]:

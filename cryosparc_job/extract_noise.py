@@ -9,10 +9,10 @@ from typing import Any
 
 from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.inference.plan import read_images
+from .command import Command, Input, Prepared, Request, run_command
 from .instance import Instance
 from .kinds import MICROGRAPHS, write_table
 from .place import Place
-from .run import Command, Input, Prepared, Request, run_command
 from .train import trained_model
 
 FOLDER = "noise"
@@ -32,11 +32,16 @@ def extract_noise(instance: Instance, request: Request, options: ExtractNoiseOpt
     CryohushError
         If there is no job yet that could say what is wrong.
     """
+    return run_command(instance, request, extraction(instance, request.project, options))
+
+
+def extraction(instance: Instance, project: str, options: ExtractNoiseOptions) -> Command:
+    """Return the extraction of noise from micrographs of a project."""
 
     def prepare(place: Place, datasets: Mapping[str, Any]) -> Prepared:
         dataset, model = datasets[EXPOSURES.name], options.model
         if model is not None:
-            model = trained_model(instance, place, request.project, model)
+            model = trained_model(instance, place, project, model)
         with tempfile.TemporaryDirectory(prefix="cryohush-") as folder:
             table = Path(folder) / MICROGRAPHS.table
             names = write_table(MICROGRAPHS, dataset, table)
@@ -56,8 +61,5 @@ def extract_noise(instance: Instance, request: Request, options: ExtractNoiseOpt
 
         return Prepared(names, write)
 
-    return run_command(
-        instance,
-        request,
-        Command("Blocks of noise (cryohush)", DESCRIPTION, FOLDER, MICROGRAPHS.noun, (EXPOSURES,), prepare),
-    )
+    title = "Blocks of noise (cryohush)"
+    return Command(title, DESCRIPTION, FOLDER, MICROGRAPHS.noun, (EXPOSURES,), prepare)

@@ -7,179 +7,20 @@ import functools
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..core.errors import ConfigurationError, HostError
+from ..core.errors import HostError
 from ..core.inference.progress import ProgressText
-from .guard import Watch, run_guarded, stop_signals
-from .instance import ConnectionLost, Instance, Source
+from .guard import Watch
+from .instance import ConnectionLost, Instance
 from .job import ExternalJob, create_job, find_job
-from .place import Place, find_place
+from .place import Place
 from .worker import run_work
 
 # Version 4 gets a new line each time.
 PROGRESS_SECONDS, PROGRESS_SECONDS_4 = 5.0, 60.0
-
-
-# Options that are not named as the inputs that they fill.
-OPTIONS = {"exposures": "micrographs"}
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for.
-
-    Attributes
-    ----------
-    project, workspace
-        As in `P3`, `W1`; the workspace may be None if `resume` is not.
-    outputs
-        The output, as in `J42:particles`, for each input of the command; None where there is none.
-    resume
-        The job to go on with, as in `J57`.
-    scratch
-        A folder to work in if the project's directory is not mounted here.
-    command
-        The command line, for the record.
-    """
-
-    project: str
-    workspace: str | None
-    outputs: Mapping[str, str | None]
-    resume: str | None
-    scratch: Path | None
-    command: str
-
-
-@dataclass(frozen=True)
-class Input:
-    """An input of a command.
-
-    Attributes
-    ----------
-    name, title
-        Of the input; the option is `--name`, but for those of `OPTIONS`.
-    data
-        cryoSPARC's type.
-    slots
-        What is connected and read.
-    unconnected
-        What is read besides: the server need not know such slots by their names.
-    also
-        The same, where it is there.
-    needed
-        Whether the command does nothing without.
-    """
-
-    name: str
-    title: str
-    data: str
-    slots: tuple[str, ...]
-    unconnected: tuple[str, ...] = ()
-    also: tuple[str, ...] = ()
-    needed: bool = True
-
-    def read(self, source: Source) -> list[str]:
-        """Return the slots that are read of an output."""
-        return [*self.slots, *self.unconnected, *(slot for slot in self.also if slot in source.slots)]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Work that nothing is wrong with as far as could be seen.
-
-    Attributes
-    ----------
-    names
-        Files that it reads, relative to the project's directory.
-    write
-        Given the folder to work in, writes its tables and returns the task for `work.main`. The task's result
-        has the texts and files of `plots` and the `lines` for the event log.
-    remarks
-        What is to be said of the input.
-    """
-
-    names: Sequence[str]
-    write: Callable[[Path], dict[str, Any]]
-    remarks: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command whose results are files and pictures, not an output of the job.
-
-    Attributes
-    ----------
-    title, description
-        Of the job; the description is also said in its log.
-    folder
-        In the job's own, with all that the command writes.
-    noun
-        What is counted.
-    inputs
-        The first one says which images the work is about.
-    prepare
-        Given the place and the dataset of each input, checks what can be checked before a job is made.
-    """
-
-    title: str
-    description: str
-    folder: str
-    noun: str
-    inputs: Sequence[Input]
-    prepare: Callable[[Place, Mapping[str, Any]], Prepared]
-
-
-def run_command(instance: Instance, request: Request, command: Command) -> int:
-    """Do a command in an external job; the exit status.
-
-    Raises
-    ------
-    CryohushError
-        If there is no job yet that could say what is wrong.
-    """
-    project = request.project
-    directory = instance.project_directory(project)
-    job = find_job_to_resume(instance, project, request.resume)
-    sources = _sources(instance, request, command, job)
-    place = find_place(
-        directory, project, sources[command.inputs[0].name].job, request.scratch, command.folder
-    )
-    inputs = [kind for kind in command.inputs if kind.name in sources]
-    datasets = {
-        kind.name: instance.load(project, sources[kind.name], kind.read(sources[kind.name]))
-        for kind in inputs
-    }
-    prepared = command.prepare(place, datasets)
-
-    def connect() -> None:
-        for kind in inputs:
-            run.job.connect(kind.name, sources[kind.name], kind.slots, kind.title)
-
-    def work() -> None:
-        folder = run.begin(connect)
-        run.say(f"cryohush {__version__}, cryosparc-tools {instance.tools_version}: {request.command}")
-        for line in (command.description, *prepared.remarks):
-            run.say(line)
-        if not place.is_shared:
-            place.fetch(instance, project, prepared.names, run.say)
-        result = run.do({**prepared.write(folder), "job": run.job.uid, "command": request.command})
-        if not place.is_shared:
-            run.send([path for path in sorted(folder.rglob("[!.]*")) if path.is_file()], folder)
-        run.show({text: Path(path) for text, path in result["plots"].items()})
-        for line in result["lines"]:
-            run.say(line)
-
-    with stop_signals() as signals:
-        if job is None:
-            job = open_job(
-                instance, project, str(request.workspace), command.title, command.description, request.command
-            )
-        run = JobRun(job, place, command.noun)
-        return run_guarded(job, signals, work)
 
 
 def find_job_to_resume(instance: Instance, project: str, uid: str | None) -> ExternalJob | None:
@@ -217,32 +58,6 @@ def open_job(
     job = create_job(instance, project, workspace, title, f"{description}\n\n    {command}", mark)
     print(f"job {job.uid} of {project}", flush=True)
     return job
-
-
-def _sources(
-    instance: Instance, request: Request, command: Command, job: ExternalJob | None
-) -> dict[str, Source]:
-    """Return the output for each input, as the request names it, or as the job to go on with has it."""
-    texts = dict(request.outputs)
-    for kind in command.inputs:
-        for pair in job.connections(kind.name) if job is not None else ():
-            if texts.get(kind.name) not in (None, ":".join(pair)):
-                raise ConfigurationError(
-                    f"{texts[kind.name]}: {request.resume} has {':'.join(pair)}. Leave it out."
-                )
-            texts[kind.name] = ":".join(pair)
-        if kind.needed and not texts.get(kind.name):
-            flag = OPTIONS.get(kind.name, kind.name)
-            raise ConfigurationError(f"--{flag} is missing, as in --{flag} J42:{kind.name}.")
-    if job is None:
-        if request.workspace is None:
-            raise ConfigurationError("--workspace is missing, as in --workspace W1.")
-        instance.check_workspace(request.project, request.workspace)
-    return {
-        kind.name: instance.find_source(request.project, text, kind.data, kind.slots + kind.unconnected)
-        for kind in command.inputs
-        if (text := texts.get(kind.name))
-    }
 
 
 def _print(line: str) -> None:

@@ -12,11 +12,11 @@ from ..core.config.load import validate
 from ..core.config.training import TrainingConfig
 from ..core.errors import ConfigurationError, HostError
 from ..core.io.particles import ParticleSet
+from .command import Command, Input, Prepared, Request, run_command
 from .instance import Instance
 from .job import find_job
 from .kinds import PARTICLES, write_particles, write_table
 from .place import Place
-from .run import Command, Input, Prepared, Request, run_command
 
 FOLDER, WEIGHTS = "training", "weights.safetensors"
 PRESET = "reference"

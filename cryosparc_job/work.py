@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from ..core.io.manifest import is_continued
 from .worker import SMALLER
 
 if TYPE_CHECKING:
+    from ..core.inference.extract_noise import NoiseSummary
     from ..core.inference.summary import Summary
 
 PROGRESS_SECONDS = 2.0
@@ -84,7 +85,6 @@ def extract_noise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> di
     """Cut blocks of noise out of the micrographs of a table; overlays are what the job shows."""
     from ..core.config.extract_noise import ExtractNoiseOptions
     from ..core.inference.extract_noise import extract_noise as extract
-    from ..core.report.noise import LOOK, report_noise
     from ..core.report.overlays import write_overlay
 
     summary = extract(
@@ -100,7 +100,14 @@ def extract_noise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> di
         log=lambda line: say({"log": line}),
         command=task["command"],
     )
-    report_noise(summary, task["command"])
+    return describe_noise(summary, task["command"])
+
+
+def describe_noise(summary: NoiseSummary, command: str) -> dict[str, Any]:
+    """Report on an extraction; the result for `CommandWork.finish`."""
+    from ..core.report.noise import LOOK, report_noise
+
+    report_noise(summary, command)
     step = -(-len(summary.overlays) // OVERLAYS)
     remarks = [f"{count.micrograph}: {count.remark}" for count in summary.counts if count.remark]
     return {
@@ -116,10 +123,10 @@ def extract_noise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> di
 def evaluate(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, Any]:
     """Evaluate particles; the job shows the report's tables and figures."""
     from ..core.config.evaluate import EvaluateConfig
-    from ..core.report.evaluate import HTML_NAME, PNG_PREFIX, run_evaluate
+    from ..core.report.evaluate import run_evaluate
 
     output = Path(task["output"])
-    evaluation = run_evaluate(
+    found = run_evaluate(
         EvaluateConfig(**task["options"]),
         output,
         overwrite=True,
@@ -128,26 +135,17 @@ def evaluate(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[st
         log=lambda line: say({"log": line}),
         command=task["command"],
     )
-    sections = evaluation.sections
+    return describe_evaluation(found.tables, found.pictures, output)
+
+
+def describe_evaluation(tables: Sequence[str], pictures: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """Return the result for `CommandWork.finish`: tables and pictures as of `Evaluation`, in `folder`."""
+    from ..core.report.evaluate import HTML_NAME
+
     return {
-        "plots": {
-            f"{section.title}. {picture.caption}": str(output / f"{PNG_PREFIX}{picture.name}.png")
-            for section in sections
-            for picture in section.pictures
-        },
-        "lines": [
-            *("\n".join([section.title, *_columns([section.header, *section.rows]), *section.notes])
-              for section in sections if section.rows),
-            f"All of it: {output / HTML_NAME}",
-        ],
-    }  # fmt: skip
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows of a table as lines of text."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
-    return [line.rstrip() for line in lines]
+        "plots": {text: str(folder / name) for text, name in pictures.items()},
+        "lines": [*tables, f"All of it: {folder / HTML_NAME}"],
+    }
 
 
 def train(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, Any]:

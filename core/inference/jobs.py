@@ -42,11 +42,17 @@ class EvaluationSummary:
         What it found, in words, by name.
     picture
         The most telling one, if there is one.
+    tables
+        All that was found, as text.
+    pictures
+        The names of all, by what they show.
     """
 
     files: list[Path]
     key_figures: dict[str, str]
     picture: Path | None
+    tables: list[str]
+    pictures: dict[str, str]
 
 
 # Of the jobs `denoise`, `extract-noise` and `evaluate`.

@@ -119,8 +119,13 @@ class EvaluateJob:
             shutil.rmtree(folders, ignore_errors=True)
         for _, error in failed:
             raise error if isinstance(error, CryohushError) else HostError(in_words(error)) from error
-        picture = notes["picture"] and output / notes["picture"]
-        return EvaluationSummary([output / name for name in notes["files"]], notes["key_figures"], picture)
+        return EvaluationSummary(
+            files=[output / name for name in notes["files"]],
+            key_figures=notes["key_figures"],
+            picture=notes["picture"] and output / notes["picture"],
+            tables=notes["tables"],
+            pictures=notes["pictures"],
+        )
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,8 @@ def evaluate_whole(work: _Evaluation, device: str, threads: int | None) -> None:
             "files": [str(path.relative_to(work.folder)) for path in found.files],
             "key_figures": _key_figures(found),
             "picture": picture,
+            "tables": found.tables,
+            "pictures": found.pictures,
         }
         try:
             write_notes(work.folder, notes)

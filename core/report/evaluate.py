@@ -8,7 +8,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,31 @@ class Evaluation:
     numbers: dict[str, Any]
     files: list[Path]
     sections: list[Section]
+
+    @property
+    def tables(self) -> list[str]:
+        """The tables of the report, each with its title and notes, as text in columns."""
+        return [
+            "\n".join([section.title, *_columns([section.header, *section.rows]), *section.notes])
+            for section in self.sections
+            if section.rows
+        ]
+
+    @property
+    def pictures(self) -> dict[str, str]:
+        """The names of the figures' PNG files, by what they show."""
+        return {
+            f"{section.title}. {picture.caption}": f"{PNG_PREFIX}{picture.name}.png"
+            for section in self.sections
+            for picture in section.pictures
+        }
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table as lines of text."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
+    return [line.rstrip() for line in lines]
 
 
 def run_evaluate(

@@ -208,6 +208,9 @@ def test_what_can_be_known_before_is_told_before(
 ) -> None:
     running, missing, selected = add_particles(store), add_particles(store), add_particles(store)
     add_micrographs(store)
+    table = particle_table()
+    table["uid"] = np.arange(len(table))
+    store.add_source("particle", table)
     running.status = "running"
     (store.directory / missing.uid / "extract" / "exposure_1.mrc").unlink()
     selected.kind, selected.outputs["others"] = "select_2D", selected.outputs["particles"]
@@ -224,7 +227,30 @@ def test_what_can_be_known_before_is_told_before(
         "types of its jobs: extract_micrographs_multi, select_2D": {"newest": "extract"},
         "has the outputs particles, others: name one, as select_2D:particles": {"newest": "select_2D"},
         "cannot find the external job J42": {"particles": "J42:particles", "options": {"model": "J42"}},
-        "in cryoSPARC a batch only denoises": {"micrographs": "J46:exposures", "job": "extract-noise"},
+        "job extract-noise: expected an output with micrographs, found J42:particles with particles": {
+            "particles": "J42:particles",
+            "job": "extract-noise",
+        },
+        "job evaluate: expected an output with particles, found J46:exposures with micrographs": {
+            "micrographs": "J46:exposures",
+            "job": "evaluate",
+            "options": {"raw": "J46:exposures"},
+        },
+        "J46:exposures is of type exposure, expected particle": {
+            "particles": "J42:particles",
+            "job": "evaluate",
+            "options": {"raw": "J46:exposures"},
+        },
+        "expected a job and its output as J42:particles, found 'raw.star'": {
+            "particles": "J42:particles",
+            "job": "evaluate",
+            "options": {"raw": "raw.star"},
+        },
+        "no particle is in all of particles, twin": {
+            "particles": "J42:particles",
+            "job": "evaluate",
+            "options": {"twin": "J47:particles"},
+        },
     }
     plan = write_plan(*({"name": f"wrong{number}", **entry} for number, entry in enumerate(wrong.values())))
     code, _, errors = client.run(plan)
@@ -237,6 +263,10 @@ def test_what_can_be_known_before_is_told_before(
     # the same images twice
     twice = [{"name": name, "particles": "J42:particles"} for name in ("one", "two")]
     code, _, errors = client.run(write_plan(*twice))
+    assert code == 1
+    assert "two: overlaps with one" in errors
+    evaluation = {"job": "evaluate", "options": {"raw": f"{selected.uid}:others"}}
+    code, _, errors = client.run(write_plan(*({**source, **evaluation} for source in twice)))
     assert code == 1
     assert "two: overlaps with one" in errors
     store.archived = True
@@ -316,6 +346,107 @@ def test_a_killed_driver_is_resumed_in_the_same_job(
     (job,) = store.external
     assert job.status == ("building" if operations is CREATE else "running")
     assert books(tmp_path)["one"]["state"] in ("waiting", "running")
+    code, said, errors = client.run("resume", plan)
+    assert code == 0, said + errors
+    assert [job.status for job in store.external] == ["completed"]
+
+
+def other_jobs(store: Store, weights: Path) -> list[dict[str, Any]]:
+    """Return sources of an extraction that takes any window of white noise, and of an evaluation."""
+    add_micrographs(store)
+    rows = particle_table()[::-1][:20]
+    raw = store.add_source("particle", rows)
+    return [
+        {
+            "name": "noise",
+            "micrographs": "J43:exposures",
+            "title": "Nothing but noise",
+            "job": "extract-noise",
+            "options": {
+                "method": "similarity",
+                "similarity_threshold": -1,
+                "least_p_value": 0,
+                "model": str(weights),
+                "window_px": 64,
+                "precision": "fp32",
+            },
+        },
+        {
+            "name": "quality",
+            "particles": "J42:particles",
+            "job": "evaluate",
+            "options": {"reference": f"{raw.uid}:particles", "metrics": ["correlation"]},
+        },
+    ]
+
+
+def test_extract_noise_and_evaluate_have_jobs_like_their_commands(
+    client: Client, store: Store, tmp_path: Path, write_plan: Callable[..., str], weights: Path
+) -> None:
+    plan = write_plan(*other_jobs(store, weights))
+    code, said, errors = client.run(plan, "--dry-run")
+    assert code == 0, errors
+    assert "P3 J43:exposures" in said
+    assert not store.external
+    code, said, errors = client.run(plan)
+    assert code == 0, said + errors
+    entries = books(tmp_path)
+    noise, quality = (store.jobs[entries[name]["details"]["job"]] for name in ("noise", "quality"))
+    assert (noise.status, noise.title) == ("completed", "Nothing but noise")
+    assert noise.inputs["exposures"].connections == [("J43", "exposures")]
+    folder = store.directory / noise.uid / "noise"
+    with StackReader(folder / "noise.mrcs") as reader:
+        blocks = reader.read(range(reader.n_images))
+    assert any(f"{len(blocks)} blocks of 64 px" in text for text in noise.texts())
+    assert any("no output: cryoSPARC has no type for noise" in text for text in noise.texts())
+    assert any(text.startswith("2 of 2 micrographs (100 %)") for text in noise.texts())
+    assert sum(event["images"] for event in noise.events) == 2, "an overlay for each micrograph"
+    # grey values are the micrographs' own
+    table = (folder / "noise.star").read_text().splitlines()
+    first = next(row.split() for row in table if row.startswith(f"000001@{noise.uid}/noise/noise.mrcs"))
+    x, y = int(float(first[2])) - 32, int(float(first[3])) - 32
+    with StackReader(store.directory / first[1]) as reader:
+        np.testing.assert_array_equal(blocks[0], reader.read([0])[0, y : y + 64, x : x + 64])
+
+    assert quality.status == "completed"
+    assert {name: entry.connections for name, entry in quality.inputs.items()} == {
+        "particles": [("J42", "particles")],
+        "reference": [("J44", "particles")],
+    }
+    texts = quality.texts()
+    assert "4 of 24 particles are left out: the other inputs lack them." in texts
+    # images beside themselves, by their uids though the rows are in another order
+    folder = store.directory / quality.uid / "evaluation"
+    found = json.loads((folder / "evaluation.json").read_text())["against_clean"]["denoised"]["correlation"]
+    assert found["images"] == 20
+    assert found["mean"] == pytest.approx(1, abs=1e-6)  # float32
+    assert any(text.startswith("Against the clean images\n") for text in texts)
+    assert any(event["images"] and "Ring correlation" in event["text"] for event in quality.events)
+    assert not noise.outputs
+    assert not quality.outputs
+
+
+@pytest.mark.parametrize(("number", "state"), [(0, "completed"), (1, "killed")], ids=["noise", "quality"])
+def test_other_jobs_are_resumed_too(
+    client: Client,
+    store: Store,
+    tmp_path: Path,
+    write_plan: Callable[..., str],
+    weights: Path,
+    number: int,
+    state: str,
+) -> None:
+    """By a driver that has nothing but the books: killed in cryoSPARC, or done and only that was lost."""
+    plan = write_plan(other_jobs(store, weights)[number])
+    if state == "killed":
+        client.double.server.faults = [Fault(LOG[client.version], lambda: store.kill("J45"), skip=2)]
+    code, said, errors = client.run(plan)
+    assert code == (2 if state == "killed" else 0), said + errors
+    (job,) = store.external
+    assert job.status == state
+    if state == "completed":
+        path = tmp_path / "batch" / "batch.json"
+        path.write_text(path.read_text().replace('"state": "done"', '"state": "running"'))
     code, said, errors = client.run("resume", plan)
     assert code == 0, said + errors
     assert [job.status for job in store.external] == ["completed"]
