@@ -541,12 +541,14 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
     }
     config = load_kind(find_preset(arguments.config), kinds, arguments.overrides)
     try:
+        from .inference.devices import keep_freed_memory
         from .inference.nt2c import train as train_nt2c
         from .training.run import train
         from .training.segmentation import train_segmentation
     except ModuleNotFoundError as error:
         raise CryohushError(f"training needs {error.name}: pip install 'cryohush[train]'") from error
 
+    keep_freed_memory()
     if isinstance(config, SegmentationConfig):
         weights = train_segmentation(
             config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop

@@ -151,6 +151,7 @@ def describe_evaluation(tables: Sequence[str], pictures: Mapping[str, str], fold
 def train(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, Any]:
     """Train a network; the job shows the curves and held-out images."""
     from ..core.config.training import TrainingConfig
+    from ..core.inference.devices import keep_freed_memory
     from ..core.models.weights import load_model
     from ..core.report.training import CAPTIONS, write_training_report
 
@@ -165,6 +166,7 @@ def train(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, 
         say({"log": line})
 
     resume = is_continued(output / "configuration.json", config.model_dump_json(indent=1), log)
+    keep_freed_memory()
     weights = run_training(config, output, resume=resume, log=log, should_stop=should_stop)
     facts = {"weights": f"{weights}, SHA-256 {load_model(weights).sha256}", "command": task["command"]}
     write_training_report(output, [output], headline="A model trained on your particles", facts=facts)

@@ -87,10 +87,12 @@ def train(request: Request) -> None:
     begin_log(project, request.command)
     _set_device(options)
     # Heavy: torch. Nothing that a user can mistype is still unread by now, but for the model's name.
+    from ..core.inference.devices import keep_freed_memory
     from ..core.report.training import write_training_report
     from ..core.training.run import train as run_training
     from ..core.training.run import with_network
 
+    keep_freed_memory()
     facts = {"particles": source, "counterparts": str(options.twin or _reference(given))}
     for folder, values in runs.items():
         config = with_network(validate(values, TrainingConfig, "parameters"))
