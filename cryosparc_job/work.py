@@ -108,7 +108,7 @@ def describe_noise(summary: NoiseSummary, command: str) -> dict[str, Any]:
     from ..core.report.noise import LOOK, report_noise
 
     report_noise(summary, command)
-    step = -(-len(summary.overlays) // OVERLAYS)
+    step = max(1, -(-len(summary.overlays) // OVERLAYS))
     remarks = [f"{count.micrograph}: {count.remark}" for count in summary.counts if count.remark]
     return {
         "plots": {f"{path.stem}. {LOOK}": str(path) for path in summary.overlays[::step]},
