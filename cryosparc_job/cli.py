@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..core.cli import EXTRACT_NOISE_OPTIONS, add_batch, run_plan, stop_flag
+from ..core.cli import add_batch, run_plan, stop_flag
+from ..core.config.option_lists import EXTRACT_NOISE_OPTIONS
 from ..core.errors import Aborted, ConfigurationError, CryohushError
 
 if TYPE_CHECKING:

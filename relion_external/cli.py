@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
+from ..core.config import option_lists
 from .job import find_job_directory, run_as_external_job
 
 if TYPE_CHECKING:
@@ -70,34 +72,30 @@ EVALUATE_OPTIONS = (
     ("--config", "config", "YAML", "file with these options and more, as lines `twin: b.star`"),
 )
 
+
+def _underscored(argument: str) -> str:
+    """`----keep-above=10` becomes `--keep_above=10`; what is no flag stays as it is."""
+    if not argument.startswith("--") or not argument.lstrip("-"):
+        return argument
+    name, equals, value = argument.lstrip("-").partition("=")
+    return "--" + name.replace("-", "_") + equals + value
+
+
+def _as_parameter(flag: str, name: str, metavar: str, text: str, default: str) -> tuple[str, str, str, str]:
+    """Spell an option of the command line as RELION's parameters are, with underscores."""
+    text = re.sub("--[a-z-]+", lambda found: _underscored(found[0]), f"{text} (default: {default})")
+    return _underscored(flag), name, metavar, text
+
+
 EXTRACT_NOISE_OPTIONS = (
     ("--j", "threads", "N", "micrographs at once on the CPU; RELION's 'Number of threads'"),
     ("--gpu", "gpu", "IDS", "GPUs, as 0 or 0,1; empty: all that there are, else the CPU"),
     ("--device", "device", "DEVICE", "auto, cpu or cuda:0,1, instead of --gpu (default: auto)"),
-    ("--method", "method", "NAME", "segmentation or similarity (default: segmentation)"),
-    ("--window_px", "window_px", "N", "side of a block (default: 320)"),
-    ("--window_angstrom", "window_angstrom", "L", "side of a block, Å, instead of --window_px"),
-    ("--stride_px", "stride_px", "N", "distance between windows (default: half a window)"),
-    ("--stride_angstrom", "stride_angstrom", "L", "distance between windows, Å"),
-    ("--local_patches", "local_patches", "N", "similarity: parts of a window: 4, 9, 16 (default: 4)"),
-    ("--similarity_threshold", "similarity_threshold", "S", "least SSIM of two parts (default: 0.7)"),
-    ("--coarse_pixel", "coarse_pixel_angstrom", "A", "similarity: denoise at that, Å; 0: as is (default: 4)"),
-    ("--least_background", "least_background", "P", "label map: least probability (default: 0.9)"),
-    ("--margin_angstrom", "margin_angstrom", "L", "label map: distance from the rest (default: 0)"),
-    ("--least_p_value", "least_p_value", "P", "least chance of so much energy; 0: no check (default: 0.05)"),
-    ("--model", "model", "NAME", "a shipped model or a .safetensors file (default: the method's)"),
-    ("--precision", "precision", "FORMAT", "auto, fp32, bf16 or fp16 (default: auto)"),
-    ("--largest_level", "largest_level", "X", "distance of the mean, in sd (default: 0.5)"),
-    ("--largest_spread", "largest_spread", "X", "ratio of standard deviations (default: 1.25)"),
-    ("--largest_gradient", "largest_gradient", "X", "ramp across a block, in sd (default: 0.5)"),
-    ("--largest_streak", "largest_streak", "X", "distance of a line, in its standard error (default: 7)"),
-    ("--largest_deviation", "largest_deviation", "X", "distance of a pixel, in sd (default: 10)"),
-    ("--most_per_micrograph", "most_per_micrograph", "N", "draw that many at random (default: all)"),
-    ("--minimum_blocks", "minimum_blocks", "N", "fail with fewer in all (default: 1)"),
-    ("--normalisation", "normalisation", "KIND", "none, zscore or whiten (default: none)"),
-    ("--protein", "protein", "SHADE", "dark or white (default: dark)"),
-    ("--pixel_size", "pixel_size_angstrom", "A", "Å (default: the table's)"),
-    ("--seed", "seed", "N", "of the draw under most_per_micrograph (default: 1)"),
+    *(
+        _as_parameter(*option)
+        for option in option_lists.EXTRACT_NOISE_OPTIONS
+        if option[1] not in ("threads", "device")
+    ),
     ("--skip_bad", "skip_bad", "YES", "leave bad micrographs out instead of stopping (default: No)"),
     ("--config", "config", "YAML", "file with options, as lines `window_px: 128`"),
 )
@@ -226,14 +224,6 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
     if unknown:
         parser.error(_explain(unknown[0], COMMAND_OPTIONS.get(parsed.command, ())))
     return vars(parsed)
-
-
-def _underscored(argument: str) -> str:
-    """`----keep-above=10` becomes `--keep_above=10`; what is no flag stays as it is."""
-    if not argument.startswith("--") or not argument.lstrip("-"):
-        return argument
-    name, equals, value = argument.lstrip("-").partition("=")
-    return "--" + name.replace("-", "_") + equals + value
 
 
 def _explain(unknown: str, options: Sequence[tuple[str, str, str, str]]) -> str:
