@@ -1,8 +1,9 @@
 """The noise of an electron micrograph: its distributions, its spectrum, and how much of it there is.
 
-Fields of noise have expected mean 0 and variance 1 unless said otherwise, are drawn on the CPU and are a
-function of the generator alone. With `image_generator` that makes the noise of an image a function of the
-seed and the image's number: the same however a set is cut into chunks, and on whichever device it is used.
+Fields of noise have expected mean 0 and variance 1 unless said otherwise, are drawn where the generator lives
+and are a function of it alone. With `image_generator` on the CPU that makes the noise of an image a function
+of the seed and the image's number: the same however a set is cut into chunks, and on whichever device it is
+used. Training draws on its own device, where other numbers come from the same seed.
 
 References
 ----------
@@ -34,7 +35,9 @@ _SEEDS = 2**32
 _STRIDE = 0x9E3779B1
 
 
-def image_generator(seed: int, number: int, purpose: str = "noise") -> torch.Generator:
+def image_generator(
+    seed: int, number: int, purpose: str = "noise", device: torch.device | str = "cpu"
+) -> torch.Generator:
     """Return the source of randomness of one image of a set.
 
     Parameters
@@ -45,14 +48,16 @@ def image_generator(seed: int, number: int, purpose: str = "noise") -> torch.Gen
         Of the image, 0-based; two images of a set never share a state (up to 2^32 images).
     purpose
         What is drawn, so that e.g. other noise leaves the rest of the image as it was.
+    device
+        Where it is drawn; other kinds of device give other numbers.
     """
     offset = zlib.crc32(f"{seed}/{purpose}".encode())
-    return torch.Generator().manual_seed((offset + number * _STRIDE) % _SEEDS)
+    return torch.Generator(device).manual_seed((offset + number * _STRIDE) % _SEEDS)
 
 
 def uniform(n: int, limits: tuple[float, float], generator: torch.Generator) -> Tensor:
     """`(n,)` uniform between the limits."""
-    return limits[0] + (limits[1] - limits[0]) * torch.rand(n, generator=generator)
+    return limits[0] + (limits[1] - limits[0]) * torch.rand(n, generator=generator, device=generator.device)
 
 
 def log_uniform(n: int, limits: tuple[float, float], generator: torch.Generator) -> Tensor:
@@ -62,7 +67,7 @@ def log_uniform(n: int, limits: tuple[float, float], generator: torch.Generator)
 
 def gaussian(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """White Gaussian noise of mean 0 and variance 1."""
-    return torch.randn(tuple(shape), generator=generator)
+    return torch.randn(tuple(shape), generator=generator, device=generator.device)
 
 
 def gamma(shape: Sequence[int], order: float, generator: torch.Generator) -> Tensor:
@@ -249,7 +254,7 @@ def random_patch(source: Tensor, shape: tuple[int, int], generator: torch.Genera
         raise ValueError(f"pieces of {shape[1]} x {shape[0]} px do not fit into images of {found} px")
 
     def draw(stop: int) -> int:
-        return int(torch.randint(stop, (1,), generator=generator))
+        return int(torch.randint(stop, (1,), generator=generator, device=generator.device))
 
     image = source[draw(len(source))]
     top, left, turns, mirrored = draw(room[0] + 1), draw(room[1] + 1), draw(4), draw(2)
@@ -327,16 +332,16 @@ def noise_of_ice_and_detector(
     """
     n, box = transfer.shape[0], transfer.shape[1]
     if not tilt and not largest_ice_share:  # white noise alone, which needs no transform
-        white = torch.randn(n, box, box, generator=generator)
+        white = gaussian((n, box, box), generator)
         return torch.zeros_like(white), white / white.std(dim=(1, 2), keepdim=True)
     relative = (frequency / 0.5).clamp_max(1.0)
-    log_power = torch.zeros(n, *frequency.shape)
+    log_power = torch.zeros(n, *frequency.shape, device=frequency.device)
     for order in (1, 2, 3):
-        amplitude = tilt / order * torch.randn(n, 1, 1, generator=generator)
+        amplitude = tilt / order * gaussian((n, 1, 1), generator)
         log_power += amplitude * torch.cos(torch.pi * order * relative)
     # the ice scatters less towards high frequency; the width is drawn
     width = log_uniform(n, (0.04, 0.3), generator)[:, None, None]
-    share = largest_ice_share * torch.rand(n, 1, 1, generator=generator) ** 2
+    share = largest_ice_share * _squared_uniform(n, generator)
     ice = _field(torch.abs(transfer) * torch.exp(-0.25 * (frequency / width) ** 2), box, generator)
     detector = _field(torch.exp(log_power / 2), box, generator)
     return share.sqrt() * ice, (1 - share).sqrt() * detector
@@ -347,19 +352,23 @@ def smooth_background(n: int, box: int, largest_variance: float, generator: torc
 
     The square of a uniform number times `largest_variance` is its variance.
     """
-    cycles = frequency_grid((box, box)) * box
+    cycles = frequency_grid((box, box), generator.device) * box
     width = uniform(n, (0.5, 3.0), generator)[:, None, None]
     field = _field(torch.exp(-0.25 * (cycles / width) ** 2) * (cycles > 0), box, generator)
-    ramp = torch.linspace(-1, 1, box) * 3**0.5  # unit variance
-    angle = 2 * torch.pi * torch.rand(n, 1, 1, generator=generator)
+    ramp = torch.linspace(-1, 1, box, device=generator.device) * 3**0.5  # unit variance
+    angle = uniform(n, (0.0, 2 * torch.pi), generator)[:, None, None]
     gradient: Tensor = ramp[None, None, :] * angle.cos() + ramp[None, :, None] * angle.sin()
-    mixed = torch.rand(n, 1, 1, generator=generator)
-    variance = largest_variance * torch.rand(n, 1, 1, generator=generator) ** 2
+    mixed = uniform(n, (0.0, 1.0), generator)[:, None, None]
+    variance = largest_variance * _squared_uniform(n, generator)
     return (variance * mixed).sqrt() * field + (variance * (1 - mixed)).sqrt() * gradient
+
+
+def _squared_uniform(n: int, generator: torch.Generator) -> Tensor:
+    return uniform(n, (0.0, 1.0), generator)[:, None, None] ** 2
 
 
 def _field(amplitude: Tensor, box: int, generator: torch.Generator) -> Tensor:
     """`(n, box, box)` Gaussian fields of variance 1 each; `amplitude` is the root of their spectrum."""
-    white = torch.randn(len(amplitude), box, box, generator=generator)
+    white = gaussian((len(amplitude), box, box), generator)
     field: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, s=(box, box))
     return field.div_(field.std(dim=(1, 2), keepdim=True))

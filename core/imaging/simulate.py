@@ -49,6 +49,10 @@ class ProjectionBank:
     def __len__(self) -> int:
         return len(self.images)
 
+    def to(self, device: torch.device) -> ProjectionBank:
+        """The same on another device."""
+        return ProjectionBank(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
 
 def make_projection_bank(
     structures: Sequence[Path],
@@ -174,6 +178,8 @@ def simulate_pairs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One batch of noisy images and their clean counterparts.
 
+    All is drawn and computed on the device of the generator, on which bank, optics and blocks lie.
+
     Parameters
     ----------
     box_px
@@ -192,13 +198,13 @@ def simulate_pairs(
         `(n,)`, 0 for an image of noise alone.
     """
     n, box = batch_size, box_px or bank.images.shape[-1]
-    pick = torch.randint(len(bank), (n,), generator=generator)
+    pick = _integers(len(bank), n, generator)
     pixel_size = bank.pixel_size_angstrom[pick] * (bank.images.shape[-1] / box)
     specimen = fourier_resample(_place(bank, pick, ranges, generator), box)
     specimen = _random_dihedral(specimen, generator)
 
-    frequency = frequency_grid((box, box))  # cycles per pixel
-    clean, transfer = specimen, torch.ones(n, *frequency.shape)
+    frequency = frequency_grid((box, box), generator.device)  # cycles per pixel
+    clean, transfer = specimen, torch.ones(n, *frequency.shape, device=generator.device)
     # what is never there costs nothing
     if ranges.no_ctf_probability < 1 or ranges.envelope_b_factor:
         clean, transfer = _through_lenses(specimen, optics, ranges, pixel_size, frequency, generator)
@@ -206,7 +212,7 @@ def simulate_pairs(
     variance = clean.var(dim=(1, 2)).clamp_min(1e-12)
 
     snr = log_uniform(n, ranges.snr, generator)
-    snr[torch.rand(n, generator=generator) < ranges.empty_probability] = 0.0
+    snr[_happens(n, ranges.empty_probability, generator)] = 0.0
     clean *= (snr / variance).sqrt()[:, None, None]
     if noise_blocks is None:
         if ranges.background_share:
@@ -240,19 +246,18 @@ def _through_lenses(
 ) -> tuple[Tensor, Tensor]:
     """Specimens behind CTF and envelope, and the CTF: 1 for those without."""
     n, box = specimen.shape[:2]
-    drawn = optics[torch.randint(len(optics), (n,), generator=generator)]
+    drawn = optics[_integers(len(optics), n, generator)]
     scale = uniform(n, ranges.defocus_scale, generator)
     drawn = CtfParameters(
         drawn.defocus_u_angstrom * scale,
         drawn.defocus_v_angstrom * scale,
-        180 * torch.rand(n, generator=generator),
+        uniform(n, (0.0, 180.0), generator),
         *(drawn.voltage_kv, drawn.cs_mm, drawn.amplitude_contrast, drawn.phase_shift_degrees),
     )
     transfer = ctf(drawn, pixel_size_angstrom, box)
-    without = torch.rand(n, generator=generator) < ranges.no_ctf_probability
-    transfer[without] = 1.0
+    transfer[_happens(n, ranges.no_ctf_probability, generator)] = 1.0
     squared_angstrom = (frequency / pixel_size_angstrom[:, None, None]) ** 2
-    b_factor = ranges.envelope_b_factor * torch.rand(n, 1, 1, generator=generator) ** 2
+    b_factor = ranges.envelope_b_factor * uniform(n, (0.0, 1.0), generator)[:, None, None] ** 2
     envelope = torch.exp(-squared_angstrom * b_factor / 4)
     return torch.fft.irfft2(torch.fft.rfft2(specimen) * transfer * envelope, s=(box, box)), transfer
 
@@ -267,7 +272,7 @@ def fourier_resample(images: Tensor, box_px: int) -> Tensor:
         return images
     half = min(old, box_px) // 2
     transform = torch.fft.rfft2(images)
-    resampled = torch.zeros(len(images), box_px, box_px // 2 + 1, dtype=transform.dtype)
+    resampled = transform.new_zeros(len(images), box_px, box_px // 2 + 1)
     resampled[:, :half, :half] = transform[:, :half, :half]
     resampled[:, 1 - half :, :half] = transform[:, 1 - half :, :half]
     images = torch.fft.irfft2(resampled, s=(box_px, box_px))
@@ -278,7 +283,7 @@ def _place(bank: ProjectionBank, pick: Tensor, ranges: ImagingRanges, generator:
     """Shifted particles, some with neighbours or scattered ones of their own species."""
     n, box = len(pick), bank.images.shape[-1]
     largest = round(ranges.shift_share * box)
-    shifts = torch.randint(-largest, largest + 1, (n, 2), generator=generator)
+    shifts = _integers(2 * largest + 1, 2 * n, generator).view(n, 2) - largest
     images = bank.images[pick].float()
     if largest:
         images = _roll(images, shifts)
@@ -294,11 +299,11 @@ def _add_neighbours(
 ) -> None:
     """Add particles of the same volumes, about a diameter away, to the images."""
     n, box = len(pick), images.shape[-1]
-    crowding = torch.rand(n, generator=generator)  # the chance of each of the six places
-    crowding[torch.rand(n, generator=generator) >= ranges.neighbour_probability] = 0
-    spacing, turn = uniform(n, (0.9, 1.3), generator), torch.rand(n, generator=generator)
+    crowding = uniform(n, (0.0, 1.0), generator)  # the chance of each of the six places
+    crowding[~_happens(n, ranges.neighbour_probability, generator)] = 0
+    spacing, turn = uniform(n, (0.9, 1.3), generator), uniform(n, (0.0, 1.0), generator)
     for place in range(6):
-        chosen = (torch.rand(n, generator=generator) < crowding).nonzero().squeeze(1)
+        chosen = _happens(n, crowding, generator).nonzero().squeeze(1)
         m = len(chosen)
         other = _same_volume(bank, pick[chosen], generator)
         distance = bank.diameter_px[pick[chosen]] * spacing[chosen] * uniform(m, (0.9, 1.15), generator)
@@ -314,38 +319,39 @@ def _scatter(
 ) -> None:
     """Replace some of the images by particles at places of their own."""
     box = images.shape[-1]
-    scattered = torch.rand(len(pick), generator=generator) < ranges.scattered_probability
+    scattered = _happens(len(pick), ranges.scattered_probability, generator)
     images[scattered] = 0
     # as many as would about cover the box at the densest
     largest = ((box / bank.diameter_px[pick]) ** 2 * 1.5).clamp(1, 9)
-    count = (1 + largest * torch.rand(len(pick), generator=generator)).long() * scattered
+    count = (1 + largest * uniform(len(pick), (0.0, 1.0), generator)).long() * scattered
     for number in range(9):
         chosen = (count > number).nonzero().squeeze(1)
         other = _same_volume(bank, pick[chosen], generator)
         # the first has its centre in the box, so that there is something to see
         reach = (box + (number > 0) * 0.8 * bank.diameter_px[other][:, None]) / 2
-        offset = reach * (2 * torch.rand(len(chosen), 2, generator=generator) - 1)
+        offset = reach * uniform(2 * len(chosen), (-1.0, 1.0), generator).view(-1, 2)
         images[chosen] += _shift_without_wrap(bank.images[other].float(), offset.round().long())
 
 
 def _same_volume(bank: ProjectionBank, pick: Tensor, generator: torch.Generator) -> Tensor:
     """Another random projection of the volume of each image."""
     per_volume = int((bank.volume == bank.volume[0]).sum())
-    return bank.volume[pick] * per_volume + torch.randint(per_volume, (len(pick),), generator=generator)
+    return bank.volume[pick] * per_volume + _integers(per_volume, len(pick), generator)
 
 
 def _roll(images: Tensor, shifts: Tensor) -> Tensor:
     """Cyclic shift of each image by whole pixels `(n, 2)` (y, x)."""
     n, box = len(images), images.shape[-1]
-    rows = (torch.arange(box)[None, :] - shifts[:, :1]) % box
-    columns = (torch.arange(box)[None, :] - shifts[:, 1:]) % box
-    return images[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    place = torch.arange(box, device=images.device)[None, :]
+    rows, columns = (place - shifts[:, :1]) % box, (place - shifts[:, 1:]) % box
+    each = torch.arange(n, device=images.device)[:, None, None]
+    return images[each, rows[:, :, None], columns[:, None, :]]
 
 
 def _shift_without_wrap(images: Tensor, shifts: Tensor) -> Tensor:
     """Shift of each image by whole pixels `(n, 2)` (y, x); what leaves the box is gone."""
     box = images.shape[-1]
-    coordinate = torch.arange(box)
+    coordinate = torch.arange(box, device=images.device)
     y, x = coordinate[None, :] - shifts[:, :1], coordinate[None, :] - shifts[:, 1:]
     inside_y, inside_x = (y >= 0) & (y < box), (x >= 0) & (x < box)
     return _roll(images, shifts) * inside_y[:, :, None] * inside_x[:, None, :]
@@ -353,6 +359,16 @@ def _shift_without_wrap(images: Tensor, shifts: Tensor) -> Tensor:
 
 def _random_dihedral(images: Tensor, generator: torch.Generator) -> Tensor:
     """One of the eight symmetries of the square for the whole batch: a free augmentation."""
-    turn = int(torch.randint(4, (1,), generator=generator))
+    turn = int(_integers(4, 1, generator))
     images = torch.rot90(images, turn, dims=(-2, -1))
-    return images.flip(-1) if torch.rand(1, generator=generator) < 0.5 else images
+    return images.flip(-1) if _happens(1, 0.5, generator) else images
+
+
+def _integers(stop: int, n: int, generator: torch.Generator) -> Tensor:
+    """`(n,)` uniform from 0 to before `stop`."""
+    return torch.randint(stop, (n,), generator=generator, device=generator.device)
+
+
+def _happens(n: int, probability: float | Tensor, generator: torch.Generator) -> Tensor:
+    """`(n,)` True with the probability."""
+    return uniform(n, (0.0, 1.0), generator) < probability

@@ -70,7 +70,7 @@ def train(
     game, options = config.adversarial, config.optimisation
     fabric = start_fabric(options)
     network, critic = make_network(config), make_critic(game)
-    training, validation = open_data(config, output_dir, log)
+    training, validation = open_data(config, output_dir, log, fabric.device)
     loss_of = Loss(config.loss, fabric.device)
     average = copy.deepcopy(network).requires_grad_(False).to(fabric.device)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.5, 0.9))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config.training import SimulationConfig
 from ..errors import ConfigurationError, MrcError
 from ..imaging.ctf import CtfParameters, read_ctf_table
-from ..imaging.noise import image_generator
+from ..imaging.noise import image_generator, uniform
 from ..imaging.simulate import ImagingRanges, ProjectionBank, make_projection_bank, simulate_pairs
 from ..io.files import part_path, rename_complete
 from ..io.mrc import StackReader
@@ -35,50 +35,60 @@ class SimulatedParticles:
         File that keeps the projections between runs; made when absent.
     log
         Called with progress lines.
+    device
+        Where projections lie and batches are made, by default the CPU. Kinds of device draw different
+        numbers.
     """
 
     def __init__(
-        self, config: SimulationConfig, *, held_out: bool, seed: int, cache: Path, log: Callable[[str], None]
+        self,
+        config: SimulationConfig,
+        *,
+        held_out: bool,
+        seed: int,
+        cache: Path,
+        log: Callable[[str], None],
+        device: torch.device | None = None,
     ) -> None:
-        self._seed = seed
+        device = device or torch.device("cpu")
+        self._seed, self._device = seed, device
         self._box_px = config.box_px
         self._other_boxes, self._other_box_probability = config.other_boxes_px, config.other_box_probability
         self._ranges = ImagingRanges(**config.imaging.model_dump())
         self._noise_blocks = None
         if config.noise_blocks is not None:
-            self._noise_blocks = _read_blocks(
-                config.noise_blocks, max(config.box_px, *config.other_boxes_px, 0)
-            )
+            blocks = _read_blocks(config.noise_blocks, max(config.box_px, *config.other_boxes_px, 0))
+            self._noise_blocks = blocks.to(device)
         # without tables no image has a CTF, and these numbers do nothing
         tables = [read_ctf_table(path) for path in config.ctf_tables] or [CtfParameters(*torch.ones(7, 1))]
-        self._optics = _join(tables)
+        self._optics = _join(tables).to(device)
         files = find_structures(config, held_out=held_out)
         self.structures = [path.name.split(".")[0] for path in files]
-        if cache.exists():
-            self._bank = ProjectionBank(**load_file(cache))
-            return
-        self._bank = make_projection_bank(
-            files,
-            box_px=config.box_px,
-            volumes_per_structure=config.volumes_per_structure,
-            projections_per_volume=config.projections_per_volume,
-            diameter_share=config.diameter_share,
-            pixel_size_angstrom=config.pixel_size_angstrom,
-            generator=torch.Generator().manual_seed(seed),
-            log=log,
-        )
-        save_file(vars(self._bank), part_path(cache))
-        rename_complete(part_path(cache), cache)
+        if not cache.exists():
+            bank = make_projection_bank(
+                files,
+                box_px=config.box_px,
+                volumes_per_structure=config.volumes_per_structure,
+                projections_per_volume=config.projections_per_volume,
+                diameter_share=config.diameter_share,
+                pixel_size_angstrom=config.pixel_size_angstrom,
+                generator=torch.Generator().manual_seed(seed),
+                log=log,
+            )
+            save_file(vars(bank), part_path(cache))
+            rename_complete(part_path(cache), cache)
+        self._bank = ProjectionBank(**load_file(cache)).to(device)
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy `(n, 1, y, x)`, clean `(n, 1, y, x)` and SNR `(n,)` of one batch.
 
         `n` is `size` for the usual box, more for smaller boxes and fewer for larger ones.
         """
-        generator = image_generator(self._seed, number, "batch")
+        generator = image_generator(self._seed, number, "batch", self._device)
         box = self._box_px
-        if self._other_boxes and torch.rand(1, generator=generator).item() < self._other_box_probability:
-            box = self._other_boxes[int(torch.randint(len(self._other_boxes), (1,), generator=generator))]
+        if self._other_boxes and uniform(1, (0.0, 1.0), generator).item() < self._other_box_probability:
+            choice = torch.randint(len(self._other_boxes), (1,), generator=generator, device=self._device)
+            box = self._other_boxes[int(choice)]
         size = max(1, size * self._box_px**2 // box**2)
         return simulate_pairs(
             self._bank, self._optics, self._ranges, size, generator, box, self._noise_blocks

@@ -63,7 +63,7 @@ def train(
     output_dir.mkdir(parents=True, exist_ok=True)
     options = config.optimisation
     fabric = start_fabric(options)
-    training, validation = open_data(config, output_dir, log)
+    training, validation = open_data(config, output_dir, log, fabric.device)
     loss_of = Loss(config.loss, fabric.device)
     average = copy.deepcopy(network).requires_grad_(False).to(fabric.device)
     optimiser = torch.optim.AdamW(

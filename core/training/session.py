@@ -53,8 +53,10 @@ def start_fabric(options: OptimisationConfig) -> Fabric:
     return fabric
 
 
-def open_data(config: TrainingConfig, output_dir: Path, log: Callable[[str], None]) -> tuple[Data, Data]:
-    """Training and validation data."""
+def open_data(
+    config: TrainingConfig, output_dir: Path, log: Callable[[str], None], device: torch.device
+) -> tuple[Data, Data]:
+    """Training and validation data; what is simulated is simulated on the device."""
     stride = 1 if config.data is not None else int(_build(config.network).stride)  # type: ignore[arg-type]
     if config.reference is not None:
         return open_reference(config.reference, seed=config.seed, stride=stride, log=log)
@@ -72,6 +74,7 @@ def open_data(config: TrainingConfig, output_dir: Path, log: Callable[[str], Non
             seed=config.seed,
             cache=output_dir / "projections-train.safetensors",
             log=log,
+            device=device,
         ),
         SimulatedParticles(
             config.data,
@@ -79,6 +82,7 @@ def open_data(config: TrainingConfig, output_dir: Path, log: Callable[[str], Non
             seed=config.seed + 1,
             cache=output_dir / "projections-held-out.safetensors",
             log=log,
+            device=device,
         ),
     )
 
@@ -195,7 +199,7 @@ def validate(network: nn.Module, data: Data, n_images: int) -> tuple[dict[str, f
     errors, variances, ratios = [], [], []
     shown: list[Tensor] = []
     for number in range(math.ceil(n_images / _VALIDATION_BATCH)):
-        noisy, target, snr = data.batch(number, _VALIDATION_BATCH)
+        noisy, target, snr = (part.cpu() for part in data.batch(number, _VALIDATION_BATCH))
         estimate = network(noisy.to(device)).float().cpu()
         errors.append((estimate - target).square().mean(dim=(1, 2, 3)))
         variances.append(target.var(dim=(1, 2, 3)))

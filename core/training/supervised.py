@@ -53,7 +53,7 @@ def train(
     options = config.optimisation
     fabric = start_fabric(options)
     network = make_network(config)
-    training, validation = open_data(config, output_dir, log)
+    training, validation = open_data(config, output_dir, log, fabric.device)
     loss_of = Loss(config.loss, fabric.device)
     average = copy.deepcopy(network).requires_grad_(False).to(fabric.device)
     best = copy.deepcopy(average)

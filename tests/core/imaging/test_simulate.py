@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from cryohush.core.imaging.ctf import CtfParameters
 from cryohush.core.imaging.normalise import background_statistics
@@ -152,3 +153,36 @@ def test_particle_alone_without_optics_is_a_projection_in_white_noise(bank, opti
     power = torch.fft.rfft2(noisy - clean, norm="ortho").abs().square().mean((0, 1))
     low, high = power[1:9, 1:9].mean(), power[24:32, 24:32].mean()
     assert abs(low / high - 1) < 0.09  # of 4,096 exponential variables each, four standard deviations
+
+
+FACTORIES = (
+    *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "zeros"),
+    *("fft_fftfreq", "fft_rfftfreq"),
+)
+
+
+class MadeAnywhere(TorchFunctionMode):
+    """Names the functions that made a tensor without being told where."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.__name__ in FACTORIES and kwargs.get("device") is None:
+            self.names.append(function.__name__)
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("scattered_probability", [0.0, 0.5])
+@pytest.mark.parametrize("blocks", [None, torch.randn(3, 80, 80, generator=torch.Generator().manual_seed(3))])
+def test_all_is_made_on_the_device_of_the_generator(bank, optics, scattered_probability, blocks):
+    ranges = ImagingRanges(scattered_probability=scattered_probability)
+    with MadeAnywhere() as made:
+        simulate_pairs(bank, optics, ranges, 8, torch.Generator().manual_seed(1), 48, blocks)
+    assert made.names == []
+    with MadeAnywhere() as made:
+        torch.fft.fftfreq(4)
+        torch.rand(3)
+    assert made.names == ["fft_fftfreq", "rand"]
