@@ -164,8 +164,8 @@ class LossConfig(_Section):
     perceptual
         Weight of the squared difference of features; 0 leaves it out.
     features
-        Whose: a shipped model or weights file of a `shuffle_unet`, or the ImageNet weights of VGG-19 (a
-        file named `vgg19*`).
+        Whose: a shipped model or weights file of a `shuffle_unet`, or the ImageNet weights of VGG-19: a file
+        named `vgg19*`, or `vgg19` to download them once (548 MB).
     """
 
     pixel: dict[Literal["l1", "l2", "mean_grey_value", "coarse_l1"], float] = {"l2": 1.0}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigurationError
 from ..models.unet import ShuffleUNet
-from ..models.vgg import Vgg19Features, load_vgg19
+from ..models.vgg import Vgg19Features, download_vgg19, load_vgg19
 from ..models.weights import load_model
 
 
@@ -26,8 +26,9 @@ class PerceptualLoss(nn.Module):
     ----------
     name
         Whose features: a shipped model or a weights file of a `shuffle_unet`, whose encoder knows cryo-EM
-        images and needs no further file; or the ImageNet weights of VGG-19, which the papers used, in a local
-        file named `vgg19*`. VGG-19 sees the images scaled to 0..1 by the range of the target.
+        images and needs no further file; or the ImageNet weights of VGG-19, which the papers used: a local
+        file named `vgg19*`, or `vgg19` to fetch them once. VGG-19 sees the images scaled to 0..1 by the range
+        of the target.
 
     Raises
     ------
@@ -41,7 +42,8 @@ class PerceptualLoss(nn.Module):
         super().__init__()
         self.network: ShuffleUNet | Vgg19Features
         if Path(name).name.startswith("vgg19"):
-            self.network = load_vgg19(Path(name))
+            fetched = name == "vgg19" and not Path(name).exists()
+            self.network = load_vgg19(download_vgg19() if fetched else Path(name))
             return
         network = load_model(name).module
         if not isinstance(network, ShuffleUNet):

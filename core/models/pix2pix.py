@@ -117,9 +117,15 @@ class ConvolutionalCritic(nn.Module):
         Channels of the first convolution, doubled by each of the next three up to eightfold.
     normalise
         Batch normalisation in the second to the fourth; must be off with a gradient penalty.
+    clipped
+        The weights are kept small by clipping: normalisation then has none of its own, which would be clipped
+        as well, and takes features as small as such weights make them for what they are. Without this all
+        images have the same score.
     """
 
-    def __init__(self, channels: int = 2, width: int = 32, *, normalise: bool = True) -> None:
+    def __init__(
+        self, channels: int = 2, width: int = 32, *, normalise: bool = True, clipped: bool = False
+    ) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             _down(channels, width, normalise=False),
@@ -128,6 +134,10 @@ class ConvolutionalCritic(nn.Module):
             _down(4 * width, 8 * width, normalise=normalise),
             nn.Conv2d(8 * width, 1, 3, padding=1),
         )
+        if clipped:
+            for block in self.layers:
+                if isinstance(block, nn.Sequential) and isinstance(block[1], nn.BatchNorm2d):
+                    block[1] = nn.BatchNorm2d(block[1].num_features, eps=1e-12, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, channels, y, x)` to `(n, patches)`."""

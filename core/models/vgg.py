@@ -15,6 +15,9 @@ _LAYERS: tuple[int | str, ...] = (
     *(64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M"),
     *(512, 512, 512, 512, "M", 512, 512, 512, 512, "M"),
 )
+# torchvision's, whose name holds the beginning of its SHA-256
+_WEIGHTS_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
+_HASH_BEGINS = "dcbb9e9d"
 _MEAN, _SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -74,3 +77,24 @@ def load_vgg19(path: Path, depth: int = 36) -> Vgg19Features:
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         raise ModelError(f"{path}: expected the ImageNet weights of VGG-19: {error}") from error
     return network.eval().requires_grad_(False)
+
+
+def download_vgg19() -> Path:
+    """The ImageNet weights in torch's cache (`torch.hub.get_dir()`), fetched once and checked by their hash.
+
+    Raises
+    ------
+    ModelError
+        They cannot be fetched, or what came is something else; nothing is kept then.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / _WEIGHTS_URL.rsplit("/", 1)[1]
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(_WEIGHTS_URL, str(path), hash_prefix=_HASH_BEGINS, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"{_WEIGHTS_URL}: {error}. Fetch it where there is a network, and give the path of the file."
+        ) from error
+    return path

@@ -100,9 +100,9 @@ def trained_row(bench: Bench, row: Row, seed: int, folder: Path) -> dict[str, An
     weights = folder / "weights.safetensors"
     if not weights.exists():
         projections = folder.parent / f"projections-{seed}"
-        _copy_projections(projections, folder)
+        copy_projections(projections, folder)
         train(config, folder, resume=True, log=lambda line: print(f"  {line}", flush=True))
-        _copy_projections(folder, projections)
+        copy_projections(folder, projections)
     model = load_model(weights)
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return {
@@ -144,7 +144,7 @@ def training_config(bench: Bench, row: Row, seed: int, folder: Path) -> Training
         values["network"]["arguments"] = NARROW[values["network"]["name"]]
         if "adversarial" in values:
             critic = values["adversarial"]["critic"]
-            critic["arguments"] = NARROW_CRITIC[critic["name"]]
+            critic["arguments"] |= NARROW_CRITIC[critic["name"]]
     options = values["optimisation"]
     options["batch_size"] = size.batch_size or options["batch_size"]
     if size.steps is not None:
@@ -155,7 +155,7 @@ def training_config(bench: Bench, row: Row, seed: int, folder: Path) -> Training
     return validate(values, TrainingConfig, str(preset))
 
 
-def _copy_projections(source: Path, target: Path) -> None:
+def copy_projections(source: Path, target: Path) -> None:
     """Rows of one table and seed have their clean images in common."""
     target.mkdir(parents=True, exist_ok=True)
     for path in source.glob("projections-*.safetensors"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 
+from cryohush.core.imaging.filters import gaussian_filter
 from cryohush.core.losses.adversarial import (
     alpha_beta_critic_loss,
     alpha_beta_generator_loss,
@@ -14,6 +15,7 @@ from cryohush.core.losses.adversarial import (
     wasserstein_critic_loss,
     wasserstein_generator_loss,
 )
+from cryohush.core.models.pix2pix import ConvolutionalCritic
 
 LOGITS = torch.tensor([-6.0, -1.5, -0.2, 0.0, 0.7, 2.5, 6.0], dtype=torch.float64)
 PAIRS = [(0.0, 0.0), (1.0, 1.0), (0.5, 0.5), (-0.5, -0.5), (0.3, -0.8), (-1.0, 0.4), (0.2, 1.0), (-0.9, -0.9)]
@@ -126,3 +128,28 @@ def test_penalty_of_a_linear_critic_is_its_slope_less_one_squared(slope):
         lambda x: (x * direction).sum(dim=(1, 2, 3)), true, generated, generator=generator
     )
     assert float(penalty) == pytest.approx((slope - 1) ** 2, abs=1e-5)
+
+
+def wasserstein_distance(clipped, steps=40):
+    """What a critic with clipped weights makes of blurs of two widths, after some steps."""
+    torch.manual_seed(1)
+    critic = ConvolutionalCritic(channels=1, width=16, clipped=clipped)
+    clip_weights(critic, 0.001)
+    optimiser = torch.optim.SGD(critic.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(steps):
+        narrow, wide = (
+            gaussian_filter(torch.randn(16, 32, 32, generator=generator), width)[:, None]
+            for width in (1.0, 3.0)
+        )
+        loss = wasserstein_critic_loss(critic(narrow / narrow.std()), critic(wide / wide.std()))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        clip_weights(critic, 0.001)
+    return -float(loss.detach())
+
+
+def test_critic_with_clipped_weights_tells_images_apart_where_its_normalisation_is_not_clipped():
+    assert wasserstein_distance(clipped=True) > 1e-3
+    assert abs(wasserstein_distance(clipped=False)) < 1e-6

@@ -1,13 +1,14 @@
+import hashlib
 import math
 
 import pytest
 import torch
 
 from cryohush.core.errors import ModelError
-from cryohush.core.models import CRITICS, MODELS
+from cryohush.core.models import CRITICS, MODELS, vgg
 from cryohush.core.models.diffusion import DiffusionDenoiser, add_noise, noise_levels, sample
 from cryohush.core.models.progressive import ProgressiveAutoencoder, ProgressiveCritic
-from cryohush.core.models.vgg import Vgg19Features, load_vgg19
+from cryohush.core.models.vgg import Vgg19Features, download_vgg19, load_vgg19
 from cryohush.core.models.weights import load_model, save_model
 
 SMALL = {
@@ -164,3 +165,35 @@ def test_vgg_weights_load_from_a_state_dict_with_a_classifier(tmp_path):
     assert torch.equal(network.features[0].weight, state["features.0.weight"])
     with pytest.raises(ModelError, match="ImageNet weights of VGG-19"):
         load_vgg19(tmp_path / "vgg19.pth", depth=36)
+
+
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    """A file that stands for the official weights, at an address of its own, and torch's empty cache."""
+    source = tmp_path / "server" / "vgg19-weights.pth"
+    source.parent.mkdir()
+    source.write_bytes(b"the official weights")
+    monkeypatch.setattr(vgg, "_WEIGHTS_URL", source.as_uri())
+    monkeypatch.setattr(vgg, "_HASH_BEGINS", hashlib.sha256(source.read_bytes()).hexdigest()[:8])
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    return source
+
+
+def test_vgg_weights_are_fetched_once(official):
+    path = download_vgg19()
+    assert path.read_bytes() == b"the official weights"
+    official.unlink()
+    assert download_vgg19() == path
+
+
+def test_vgg_weights_with_another_hash_are_not_kept(official):
+    official.write_bytes(b"something else")
+    with pytest.raises(ModelError, match=r"invalid hash value.* give the path of the file"):
+        download_vgg19()
+    assert list(official.parents[1].glob("cache/**/*.pth")) == []
+
+
+def test_vgg_weights_out_of_reach_are_asked_for(official):
+    official.unlink()
+    with pytest.raises(ModelError, match="Fetch it where there is a network"):
+        download_vgg19()

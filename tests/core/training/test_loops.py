@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +7,9 @@ import torch
 from cryohush.core.config.load import validate
 from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import Aborted, ConfigurationError
+from cryohush.core.losses import perceptual
 from cryohush.core.losses.perceptual import PerceptualLoss
+from cryohush.core.models.vgg import Vgg19Features
 from cryohush.core.models.weights import load_model, save_model
 from cryohush.core.training import adversarial, diffusion
 from cryohush.core.training.run import train
@@ -222,6 +225,18 @@ def test_perceptual_loss_needs_an_encoder(tmp_path):
     save_model(tmp_path / "plain.safetensors", network, "dncnn", {"width": 4, "depth": 3}, {})
     with pytest.raises(ConfigurationError, match="is no shuffle_unet"):
         PerceptualLoss(str(tmp_path / "plain.safetensors"))
+
+
+def test_vgg_is_downloaded_only_where_it_is_asked_for_by_name(tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(perceptual, "load_vgg19", lambda path: taken.append(path) or Vgg19Features(4))
+    monkeypatch.setattr(perceptual, "download_vgg19", lambda: tmp_path / "fetched.pth")
+    monkeypatch.chdir(tmp_path)
+    PerceptualLoss("vgg19")
+    PerceptualLoss("vgg19-dcbb9e9d.pth")
+    (tmp_path / "vgg19").touch()
+    PerceptualLoss("vgg19")
+    assert taken == [tmp_path / "fetched.pth", Path("vgg19-dcbb9e9d.pth"), Path("vgg19")]
 
 
 def test_run_leaves_curves_pictures_and_events(tiny, tmp_path):
