@@ -79,7 +79,8 @@ def train(
     record = Record(output_dir, first) if fabric.is_global_zero else None
 
     running, counted = torch.zeros((), device=fabric.device), 0
-    predictor_steps = options.steps - config.diffusion.post_steps
+    post_steps = config.diffusion.post_steps
+    predictor_steps = options.steps - post_steps
     for step, (noisy, target, snr) in batches_ahead(
         training, first, options.steps, options.batch_size, fabric
     ):
@@ -87,8 +88,12 @@ def train(
             if fabric.is_global_zero:
                 save_checkpoint(checkpoint, config, step, parts)
             raise Aborted(f"stopped at step {step}; run again with --resume to go on")
-        set_learning_rate(optimiser, options.learning_rate * schedule(step, options))
-        if step < predictor_steps:
+        # each stage has a learning rate and an average that begin anew
+        first_stage = step < predictor_steps
+        in_stage, length = (step, predictor_steps) if first_stage else (step - predictor_steps, post_steps)
+        stage_options = options.model_copy(update={"steps": length})
+        set_learning_rate(optimiser, options.learning_rate * schedule(in_stage, stage_options))
+        if first_stage:
             number = step * fabric.world_size + fabric.global_rank
             generator = image_generator(config.seed, number, "diffusion")
             drawn_levels = draw_levels(len(noisy), generator)
@@ -110,7 +115,7 @@ def train(
         optimiser.zero_grad()
         running += loss.detach()
         counted += 1
-        update_average(average, network, step, options.ema_decay)
+        update_average(average, network, in_stage, options.ema_decay)
         done = step + 1
         if done % config.validate_every and done != options.steps:
             continue

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,17 @@ def test_perceptual_loss_needs_an_encoder(tmp_path):
     save_model(tmp_path / "plain.safetensors", network, "dncnn", {"width": 4, "depth": 3}, {})
     with pytest.raises(ConfigurationError, match="is no shuffle_unet"):
         PerceptualLoss(str(tmp_path / "plain.safetensors"))
+
+
+def test_both_stages_of_a_diffusion_model_have_a_whole_schedule(tiny, tmp_path, monkeypatch):
+    rates = []
+    monkeypatch.setattr(diffusion, "set_learning_rate", lambda optimiser, rate: rates.append(rate / 5e-3))
+    train(diffuse(tiny, steps=12, post_steps=4), tmp_path / "run", log=quiet)
+
+    def expected(steps):
+        return [0.5, 1.0, *(0.5 + 0.5 * math.cos(math.pi * k / (steps - 2)) for k in range(steps - 2))]
+
+    assert rates == pytest.approx([*expected(8), *expected(4)])
 
 
 def test_vgg_is_downloaded_only_where_it_is_asked_for_by_name(tmp_path, monkeypatch):
