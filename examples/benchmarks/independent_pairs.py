@@ -70,16 +70,7 @@ LEAST_SSNR = (1.0, 0.2)
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    raw, twin = read_particles(arguments.raw), read_particles(arguments.twin)
-    if raw.images.shape != twin.images.shape or raw.pixel_size_angstrom != twin.pixel_size_angstrom:
-        raise InputError("raw and twin must hold the same boxes at the same pixel size.", path=arguments.twin)
-    drift: dict[str, tuple[float, float]] | None = None
-    if arguments.align_twin:
-        if raw.micrographs is None:
-            raise InputError("aligning the twin needs rlnMicrographName.", path=arguments.raw)
-        images, drift = align_twin(raw.images, twin.images, raw.micrographs)
-        twin = replace(twin, images=images)
-
+    raw, twin, drift = read_pair(arguments.raw, arguments.twin, align=arguments.align_twin)
     denoised: dict[str, Tensor] = {}
     settings: dict[str, Any] = {}
     add_filters(raw, twin, denoised, settings)
@@ -113,6 +104,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, required=True, help="folder for scores.md, .json and .png")
     return parser.parse_args()
+
+
+def read_pair(
+    raw_path: Path, twin_path: Path, *, align: bool
+) -> tuple[Particles, Particles, dict[str, tuple[float, float]] | None]:
+    """Both stacks and, where it is to be taken back, the drift of each micrograph (y, x) in pixels."""
+    raw, twin = read_particles(raw_path), read_particles(twin_path)
+    if raw.images.shape != twin.images.shape or raw.pixel_size_angstrom != twin.pixel_size_angstrom:
+        raise InputError("raw and twin must hold the same boxes at the same pixel size.", path=twin_path)
+    if not align:
+        return raw, twin, None
+    if raw.micrographs is None:
+        raise InputError("aligning the twin needs rlnMicrographName.", path=raw_path)
+    images, drift = align_twin(raw.images, twin.images, raw.micrographs)
+    return raw, replace(twin, images=images), drift
 
 
 def add_filters(

@@ -63,6 +63,11 @@ def denoise(model: LoadedModel, images: Tensor, device: str, precision: Requeste
     return torch.from_numpy(np.concatenate(parts))
 
 
+def file_name(name: str) -> str:
+    """The name of a row without what a file's name cannot hold."""
+    return "".join(letter if letter.isalnum() or letter == "." else "_" for letter in name)
+
+
 def _micrographs(table: ParticleSet) -> list[str] | None:
     if table.has_table:
         for block in read_tables(table.source):

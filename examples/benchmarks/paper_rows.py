@@ -55,6 +55,8 @@ from cryohush.core.training.run import train
 NOISY, LINEAR, LIMIT, CWF = test_set.NOISY, test_set.LINEAR, test_set.LIMIT, test_set.CWF
 _NOISE_IMAGES = 64
 _CHOSEN_ON = 32  # images that a baseline's parameter is chosen on
+_TIMED = 64  # images
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: judged and chosen on one in so many of the images: a second for an image, or all templates for each
 _ONE_IN = {"bm3d": 8, "dictionary": 8, LIMIT: 4}
 
@@ -111,7 +113,7 @@ def trained_row(bench: Bench, row: Row, seed: int, folder: Path) -> dict[str, An
         "steps": config.optimisation.steps,
         "batch_size": config.optimisation.batch_size,
         "training_seconds": json.loads(lines[-1])["seconds"],
-        "training_device": "cuda" if torch.cuda.is_available() else "cpu",
+        "seconds_per_1000": {device: _speed(model, bench, device) for device in sorted({"cpu", _DEVICE})},
     }
 
 
@@ -141,18 +143,29 @@ def training_config(bench: Bench, row: Row, seed: int, folder: Path) -> Training
         if row.real_noise and bench.noise is not None:
             data["noise_blocks"] = bench.noise.of_training
     if size.narrow:
-        values["network"]["arguments"] = NARROW[values["network"]["name"]]
-        if "adversarial" in values:
-            critic = values["adversarial"]["critic"]
-            critic["arguments"] |= NARROW_CRITIC[critic["name"]]
-    options = values["optimisation"]
-    options["batch_size"] = size.batch_size or options["batch_size"]
-    if size.steps is not None:
-        options |= {"steps": size.steps, "warmup_steps": size.steps // 20}
-        values |= {"validate_every": max(1, size.steps // 4), "validation_images": 64}
-        if "diffusion" in values:
-            values["diffusion"]["post_steps"] = size.steps // 5
+        narrow(values)
+    set_length(values, size.steps, size.batch_size)
     return validate(values, TrainingConfig, str(preset))
+
+
+def narrow(values: dict[str, Any]) -> None:
+    """Networks of half a preset's width or less."""
+    values["network"]["arguments"] = NARROW[values["network"]["name"]]
+    if "adversarial" in values:
+        critic = values["adversarial"]["critic"]
+        critic["arguments"] |= NARROW_CRITIC[critic["name"]]
+
+
+def set_length(values: dict[str, Any], steps: int | None, batch_size: int | None) -> None:
+    """How long a preset trains; None keeps what it says."""
+    options = values["optimisation"]
+    options["batch_size"] = batch_size or options["batch_size"]
+    if steps is None:
+        return
+    options |= {"steps": steps, "warmup_steps": steps // 20}
+    values |= {"validate_every": max(1, steps // 4), "validation_images": 64}
+    if "diffusion" in values:
+        values["diffusion"]["post_steps"] = steps // 5
 
 
 def copy_projections(source: Path, target: Path) -> None:
@@ -164,8 +177,17 @@ def copy_projections(source: Path, target: Path) -> None:
             rename_complete(part_path(target / path.name), target / path.name)
 
 
-def _through(model: LoadedModel, images: Tensor) -> Tensor:
-    return denoise(model, images, "cpu", "auto")
+def _through(model: LoadedModel, images: Tensor, device: str = _DEVICE) -> Tensor:
+    return denoise(model, images, device, "auto")
+
+
+def _speed(model: LoadedModel, bench: Bench, device: str) -> float:
+    """Seconds per 1,000 images."""
+    images = next(iter(bench.tests.values())).stack.noisy[:_TIMED]
+    _through(model, images, device)
+    begin = time.perf_counter()
+    _through(model, images, device)
+    return 1000 * (time.perf_counter() - begin) / len(images)
 
 
 def _filter(bench: Bench, name: str, case: str) -> Denoise:

@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pairs import file_name
 from paper_images import Noise, split_noise
 from paper_rows import CWF, LIMIT, LINEAR, NOISY, Bench, reference_rows, trained_row
 from paper_tables import SIZES, TABLES, Table
@@ -98,7 +99,7 @@ def run(table: Table, arguments: argparse.Namespace, folder: Path, noise: Noise 
     jobs = [(name, 0, compute) for name, compute in reference_rows(bench).items()]
     for row in rows:
         for seed in arguments.seeds:
-            training = folder / "training" / f"{plain(row.name)}-{seed}"
+            training = folder / "training" / f"{file_name(row.name)}-{seed}"
             jobs.append((row.name, seed, partial(trained_row, bench, row, seed, training)))
     for name, seed, compute in jobs:
         if arguments.rows is None or any(text in name for text in arguments.rows):
@@ -107,18 +108,13 @@ def run(table: Table, arguments: argparse.Namespace, folder: Path, noise: Noise 
 
 def do(folder: Path, name: str, seed: int, compute: Callable[[], Result]) -> None:
     """Write one row's JSON file unless it is there."""
-    path = folder / "rows" / f"{plain(name)}-{seed}.json"
+    path = folder / "rows" / f"{file_name(name)}-{seed}.json"
     if path.exists():
         return
     print(f"{folder.name}: {name}, seed {seed}", flush=True)
     result = {"row": name, "seed": seed, "machine": machine(), **compute()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(result, indent=1) + "\n")
-
-
-def plain(name: str) -> str:
-    """A name for files."""
-    return "".join(letter if letter.isalnum() or letter == "." else "_" for letter in name)
 
 
 def machine() -> str:
@@ -170,6 +166,8 @@ def case_lines(case: str, order: list[str], by_row: dict[str, list[Result]]) -> 
     mapped = "map_angstrom" in by_row[order[0]][0]["cases"][case]
     heads += ["efficiency", "beats CWF", *(["told apart"] if apart else []), *(["map / Å"] if mapped else [])]
     heads += ["noise: power", "alike", "FRC", "parameters", "s per 1,000"]
+    on_gpu = any("cuda" in own[0].get("seconds_per_1000", ()) for own in by_row.values())
+    heads += ["on a GPU"] if on_gpu else []
     lines = [f"{case}:", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name in order:
         own = [result["cases"][case] for result in by_row[name]]
@@ -192,7 +190,10 @@ def case_lines(case: str, order: list[str], by_row: dict[str, list[Result]]) -> 
             cells.append(figure([one[key] for one in own], 2))
         parameters = by_row[name][0].get("parameters")
         cells.append("" if parameters is None else f"{parameters:,}")
-        cells.append("" if name == NOISY else figure([one["seconds_per_1000"] for one in own], 1))
+        seconds = by_row[name][0].get("seconds_per_1000", {"cpu": own[0]["seconds_per_1000"]})
+        cells.append("" if name == NOISY else f"{seconds['cpu']:.1f}")
+        if on_gpu:
+            cells.append(f"{seconds['cuda']:.1f}" if "cuda" in seconds else "")
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
 
