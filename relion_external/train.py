@@ -249,10 +249,12 @@ def _set_device(options: TrainOptions) -> None:
 
 def _held_out_scores(config: TrainingConfig, folder: Path, weights: Path) -> dict[str, str]:
     """What the model makes of held-out particles, and what the one that it began with did."""
+    import torch
+
     from ..core.models.weights import load_model
     from ..core.training.session import open_data, validate
 
-    _, held_out = open_data(config, folder, lambda line: None)
+    _, held_out = open_data(config, folder, lambda line: None, torch.device("cpu"))
 
     def scores(model: str | Path) -> dict[str, float]:
         return validate(load_model(model).module, held_out, config.validation_images)[0]

@@ -7,6 +7,7 @@ supervised training.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -85,7 +86,39 @@ class SimulationConfig(_Section):
         return self
 
 
-class PairsConfig(_Section):
+class StoredSection(_Section):
+    """What both kinds of stored particles share.
+
+    Attributes
+    ----------
+    half_set
+        Only particles of this rlnRandomSubset. Train one model for each half, and apply it to the other.
+    validation_share
+        Share of the micrographs (of the particles, where they are not known) kept for validation.
+    shift_share
+        Largest shift along x and y, as a share of the box, of images that are trained on; what comes in at a
+        border is mirrored.
+    contrast
+        Range of a factor on the signal, beneath unchanged noise, of images that are trained on.
+    """
+
+    half_set: Literal[1, 2] | None = None
+    validation_share: float = Field(0.1, gt=0, lt=1)
+    shift_share: float = Field(0.0, ge=0, le=0.25)
+    contrast: tuple[float, float] = (1.0, 1.0)
+
+    @model_validator(mode="after")
+    def _check_contrast(self) -> StoredSection:
+        if not 0 < self.contrast[0] <= self.contrast[1] < math.inf:
+            raise ValueError("contrast must be two positive factors, the smaller first")
+        return self
+
+    def unchanged(self) -> StoredSection:
+        """The same, with images as they are."""
+        return self.model_copy(update={"shift_share": 0.0, "contrast": (1.0, 1.0)})
+
+
+class PairsConfig(StoredSection):
     """Pairs of images on disk, row by row the same particles, or single noisy images.
 
     Attributes
@@ -99,21 +132,21 @@ class PairsConfig(_Section):
     recorruption
         Without a target, white noise of this many times the standard deviation of the image's own is added to
         the input, and the same noise taken away from the target, larger by the square of the inverse.
-    half_set
-        Only particles of this rlnRandomSubset. Train one model for each half, and apply it to the other.
-    validation_share
-        Share of the micrographs (of the particles, where they are not known) kept for validation.
     """
 
     noisy: Path
     target: Path | None = None
     target_is_clean: bool = True
     recorruption: float = Field(0.5, gt=0, allow_inf_nan=False)
-    half_set: Literal[1, 2] | None = None
-    validation_share: float = Field(0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_clean(self) -> PairsConfig:
+        if self.contrast != (1.0, 1.0) and (self.target is None or not self.target_is_clean):
+            raise ValueError("contrast can be changed only where the target is clean")
+        return self
 
 
-class ReferenceConfig(_Section):
+class ReferenceConfig(StoredSection):
     """The user's own particles, and projections of their map as the clean images.
 
     Attributes
@@ -127,18 +160,12 @@ class ReferenceConfig(_Section):
         box.
     low_pass_angstrom
         Resolution of the map: what is finer is left out of the clean images.
-    half_set
-        Only particles of this rlnRandomSubset. Train one model for each half, and apply it to the other.
-    validation_share
-        Share of the micrographs (of the particles, where they are not known) kept for validation.
     """
 
     particles: Path
     map: Path
     mask: Path | None = None
     low_pass_angstrom: float | None = Field(None, gt=0, allow_inf_nan=False)
-    half_set: Literal[1, 2] | None = None
-    validation_share: float = Field(0.1, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _check_half(self) -> ReferenceConfig:

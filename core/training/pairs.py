@@ -15,7 +15,7 @@ from ..config.training import PairsConfig
 from ..errors import InputError
 from ..imaging.noise import gaussian, image_generator
 from ..metrics.independent import white_noise_power
-from .stored import StoredImages, choose_rows, mirrored_to, turned_alike
+from .stored import StoredImages, augmented, choose_rows, mirrored_to
 
 
 class PairedParticles:
@@ -42,6 +42,8 @@ class PairedParticles:
 
     def __init__(self, config: PairsConfig, *, held_out: bool, seed: int, stride: int = 1) -> None:
         self._config, self._seed, self._stride = config, seed, stride
+        # validation judges the images as they are
+        self._section = config.unchanged() if held_out else config
         self._noisy = StoredImages(config.noisy)
         self._target = None if config.target is None else StoredImages(config.target)
         if self._target is not None:
@@ -65,7 +67,7 @@ class PairedParticles:
             target = (self._target.read(rows) - mean) / std
         else:
             target = self._target.read_normalised(rows)[0]
-        pair = mirrored_to(turned_alike(torch.stack([noisy, target]), generator), self._stride)
+        pair = mirrored_to(augmented(noisy, target, self._section, generator), self._stride)
         return pair[0].unsqueeze(1), pair[1].unsqueeze(1), torch.full((size,), torch.nan)
 
 

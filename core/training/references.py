@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config.training import ReferenceConfig
+from ..config.training import ReferenceConfig, StoredSection
 from ..errors import InputError
 from ..imaging.ctf import b_factor_envelope, ctf, ctf_parameters_of
 from ..imaging.filters import hermitian_weight, ring_index
@@ -42,7 +42,7 @@ from ..imaging.projection import Projector
 from ..imaging.resample import low_pass_volume, shift_phases
 from ..io.star import read_tables, unquote
 from ..metrics.fourier import ring_frequencies, ring_products
-from .stored import StoredImages, choose_rows, mirrored_to, turned_alike
+from .stored import StoredImages, augmented, choose_rows, mirrored_to
 
 # Images that were multiplied by a CTF or its sign are not those of the CTF.
 _CHANGED_CTF = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
@@ -70,6 +70,8 @@ class ReferenceParticles:
         The particles and their clean images.
     rows
         Which of them to draw from.
+    section
+        How they are shifted and their contrast changed.
     seed
         Seed of the order and of the turns and mirror images.
     stride
@@ -77,9 +79,15 @@ class ReferenceParticles:
     """
 
     def __init__(
-        self, projections: ReferenceProjections, rows: NDArray[np.intp], *, seed: int, stride: int = 1
+        self,
+        projections: ReferenceProjections,
+        rows: NDArray[np.intp],
+        section: StoredSection,
+        *,
+        seed: int,
+        stride: int = 1,
     ) -> None:
-        self.rows, self.structures = rows, [projections.name]
+        self.rows, self.structures, self._section = rows, [projections.name], section
         self._projections, self._seed, self._stride = projections, seed, stride
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,7 +97,7 @@ class ReferenceParticles:
         rows = self.rows[torch.randint(len(self.rows), (size,), generator=generator).numpy()]
         noisy, clean = self._projections.pairs(rows)
         snr = clean.var(dim=(1, 2)) / (noisy - clean).var(dim=(1, 2))
-        pair = mirrored_to(turned_alike(torch.stack([noisy, clean]), generator), self._stride)
+        pair = mirrored_to(augmented(noisy, clean, self._section, generator), self._stride)
         return pair[0].unsqueeze(1), pair[1].unsqueeze(1), snr
 
 
@@ -121,11 +129,11 @@ def open_reference(
     for line in _half_set_warnings(config, images):
         log(line)
     projections = ReferenceProjections(config, images, np.sort(np.concatenate(chosen)), log)
-    training, validation = (
-        ReferenceParticles(projections, rows, seed=seed + number, stride=stride)
-        for number, rows in enumerate(chosen)
+    return (
+        ReferenceParticles(projections, chosen[0], config, seed=seed, stride=stride),
+        # validation judges the images as they are
+        ReferenceParticles(projections, chosen[1], config.unchanged(), seed=seed + 1, stride=stride),
     )
-    return training, validation
 
 
 def _refuse_changed_ctf(images: StoredImages) -> None:

@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..config.training import StoredSection
 from ..errors import ConfigurationError, ImageError, InputError
+from ..imaging.noise import uniform
 from ..imaging.normalise import background_statistics, default_radius_px
 from ..io.cs import CsTable
 from ..io.mrc import StackReader
@@ -163,7 +165,29 @@ def choose_rows(
     return rows
 
 
-def turned_alike(pair: Tensor, generator: torch.Generator) -> Tensor:
+def augmented(noisy: Tensor, target: Tensor, section: StoredSection, generator: torch.Generator) -> Tensor:
+    """`(2, n, y, x)` of `(n, y, x)` each: the contrast of a pair is changed and its images are shifted as the
+    section says, and the whole batch is turned and mirrored alike."""
+    if section.contrast != (1.0, 1.0):
+        factor = uniform(len(noisy), section.contrast, generator)[:, None, None]
+        noisy, target = noisy + (factor - 1) * target, factor * target
+    pair = torch.stack([noisy, target])
+    largest = round(section.shift_share * pair.shape[-1])
+    if largest:
+        pair = _shifted_alike(pair, largest, generator)
+    return _turned_alike(pair, generator)
+
+
+def _shifted_alike(pair: Tensor, largest: int, generator: torch.Generator) -> Tensor:
+    """Both images of each pair moved by the same whole pixels, mirrored at the borders."""
+    side = pair.shape[-1]
+    wide = torch.nn.functional.pad(pair, (largest,) * 4, mode="reflect")
+    corners = torch.randint(2 * largest + 1, (pair.shape[1], 2), generator=generator).tolist()
+    moved = [wide[:, n, y : y + side, x : x + side] for n, (y, x) in enumerate(corners)]
+    return torch.stack(moved, dim=1)
+
+
+def _turned_alike(pair: Tensor, generator: torch.Generator) -> Tensor:
     """`(..., y, x)` squares, all turned by the same multiple of 90 degrees, and mirrored or not."""
     turn = int(torch.randint(4, (1,), generator=generator))
     mirrored = torch.rand(1, generator=generator).item() < 0.5

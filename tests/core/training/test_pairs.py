@@ -53,6 +53,58 @@ def test_pairs_stay_together_and_share_their_turn(tmp_path, images):
         assert float(spread.max()) < 1e-3
 
 
+def places_of_the_particles(images):
+    """Centroids `(n, 2)` of what is brighter than any noise."""
+    bright = (images[:, 0] > 15).float()
+    grid = torch.arange(BOX, dtype=torch.float32) - (BOX - 1) / 2
+    mass = bright.sum(dim=(1, 2))
+    return torch.stack([(bright * grid[:, None]).sum((1, 2)) / mass, (bright * grid).sum((1, 2)) / mass], 1)
+
+
+def test_shifted_pairs_stay_together_and_are_judged_unshifted(tmp_path, images):
+    images[:, 12:20, 12:20] += 40
+    noisy, clean = write_set(tmp_path, "noisy", images), write_set(tmp_path, "clean", 2 * images)
+    shifted = PairsConfig(noisy=noisy, target=clean, shift_share=0.25)
+    x, y, _ = PairedParticles(shifted, held_out=False, seed=3).batch(0, 64)
+    assert float((y - 2 * x).std(dim=(1, 2, 3)).max()) < 1e-3
+    places = places_of_the_particles(x)
+    assert float(places.abs().max()) == 8  # a quarter of 32 px
+    # uniform from -8 to 8: sd 4.9, of 64 draws known to 9 %
+    assert torch.allclose(places.std(dim=0), torch.tensor(4.9), rtol=0.3)
+    plain = PairsConfig(noisy=noisy, target=clean)
+    for one, other in zip(
+        *(PairedParticles(config, held_out=True, seed=3).batch(0, 8)[:2] for config in (shifted, plain)),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_contrast_changes_the_signal_and_not_the_noise(tmp_path, images):
+    clean = np.zeros_like(images)
+    clean[:, 12:20, 12:20] = np.arange(N)[:, None, None]
+    noisy, clean = write_set(tmp_path, "noisy", images), write_set(tmp_path, "clean", clean)
+    draws = []
+    for contrast in ((1.0, 1.0), (2.0, 2.0)):
+        config = PairsConfig(noisy=noisy, target=clean, contrast=contrast)
+        x, y, _ = PairedParticles(config, held_out=False, seed=3).batch(0, 16)
+        # batches are turned differently: grey values by rank
+        draws.append([image.flatten(1).sort().values for image in (x - y, y)])
+    torch.testing.assert_close(draws[1][0], draws[0][0])
+    torch.testing.assert_close(draws[1][1], 2 * draws[0][1])
+
+
+@pytest.mark.parametrize("contrast", [(0.0, 1.0), (2.0, 1.0), (1.0, float("inf"))])
+def test_contrast_must_be_a_range_of_factors(tmp_path, contrast):
+    with pytest.raises(ValueError, match="two positive factors, the smaller first"):
+        PairsConfig(noisy=tmp_path, target=tmp_path, contrast=contrast)
+
+
+@pytest.mark.parametrize("target", [{"target": None}, {"target": "twin.star", "target_is_clean": False}])
+def test_contrast_needs_a_clean_target(tmp_path, target):
+    with pytest.raises(ValueError, match="only where the target is clean"):
+        PairsConfig(noisy=tmp_path, contrast=(0.8, 1.2), **target)
+
+
 def test_noisy_targets_are_normalised_by_themselves(tmp_path, images):
     noisy, twin = write_set(tmp_path, "noisy", images), write_set(tmp_path, "twin", 5 * images + 7)
     config = PairsConfig(noisy=noisy, target=twin, target_is_clean=False)

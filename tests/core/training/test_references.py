@@ -235,7 +235,7 @@ def test_images_are_mirrored_to_what_the_network_takes(project):
     config = project.config()
     images = StoredImages(config.particles)
     projections = ReferenceProjections(config, images, np.arange(N))
-    data = ReferenceParticles(projections, np.arange(N), seed=1, stride=20)
+    data = ReferenceParticles(projections, np.arange(N), config, seed=1, stride=20)
     noisy, clean, _ = data.batch(0, 4)
     assert noisy.shape == clean.shape == (4, 1, 40, 40)
     torch.testing.assert_close(noisy[..., 3, :], noisy[..., 5, :])  # 4 px were added before
