@@ -1,7 +1,7 @@
 """The published methods side by side: each is trained, judged beside classical ones and limits, and tabled.
 
     python papers.py --structures DIR --output DIR [--size tiny|small|full] [--tables NAME ...]
-        [--rows TEXT ...] [--seeds 1 2 3] [--noise-blocks noise.mrcs]
+        [--rows TEXT ...] [--seeds 1 2 3] [--steps N] [--set KEY=VALUE ...] [--noise-blocks noise.mrcs]
 
 DIR holds the atomic models that `paper_tables.py` names. `full` is the papers' 128 px with the presets as
 they are, for a GPU; `small` takes 64 px and 1,000 steps, about an hour for a table of a few rows on two free
@@ -78,6 +78,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="a run for each")
     parser.add_argument("--steps", type=int, help="batches to train for, instead of the size's number")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="entries to change in the presets of the rows, e.g. adversarial.weight=0.1; give another --output",
+    )
     parser.add_argument("--noise-blocks", type=Path, help="MRC stack of real noise, for tables that need it")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
@@ -98,9 +106,10 @@ def run(table: Table, arguments: argparse.Namespace, folder: Path, noise: Noise 
     bench = Bench.make(table, size, arguments.structures, noise, folder, seed=1)
     jobs = [(name, 0, compute) for name, compute in reference_rows(bench).items()]
     for row in rows:
+        changed = replace(row, overrides=(*row.overrides, *arguments.overrides))
         for seed in arguments.seeds:
             training = folder / "training" / f"{file_name(row.name)}-{seed}"
-            jobs.append((row.name, seed, partial(trained_row, bench, row, seed, training)))
+            jobs.append((row.name, seed, partial(trained_row, bench, changed, seed, training)))
     for name, seed, compute in jobs:
         if arguments.rows is None or any(text in name for text in arguments.rows):
             do(folder, name, seed, compute)
