@@ -11,9 +11,10 @@ the correlation of the denoised image with the twin. The second score counts onl
 Frames that are not motion-corrected show the specimen displaced, and a displaced twin favours what is
 blurred; --align-twin finds the drift of each micrograph from the raw images and takes it back.
 
-Gaussian, mean and low-pass filters are scanned, and the oracle's radial Wiener filter is fitted, on these
-very pairs: what is listed is the best that each can do, which no user without the twin would get. The other
-radial Wiener filter knows the raw images alone. Standard errors are bootstraps over micrographs. "gain" is
+Gaussian, mean and low-pass filters are scanned, as is the strength of the covariance Wiener filter, which is
+fitted to the raw images, and the oracle's radial Wiener filter is fitted on these very pairs: what is listed
+is the best that each can do, which no user without the twin would get. The other radial Wiener filter knows
+the raw images alone. Standard errors are bootstraps over micrographs. "gain" is
 the difference from the best Gaussian, image by image.
 
 The limits under the table say what the oracle would score if the raw images had no noise at all in those
@@ -40,6 +41,7 @@ from pairs import Particles, denoise, read_particles
 from torch import Tensor
 
 from cryohush.core.errors import InputError
+from cryohush.core.imaging.baselines import covariance_wiener
 from cryohush.core.imaging.filters import (
     gaussian_filter,
     low_pass,
@@ -63,7 +65,9 @@ COARSEST_ANGSTROM = 100.0
 SIGMAS_ANGSTROM = (2.25, 3.0, 3.75, 4.5, 5.25, 6.0, 6.75, 7.5, 9.0, 11.0, 13.0)
 CUT_OFFS_ANGSTROM = (10.0, 12.0, 14.0, 16.0, 18.0, 20.0, 22.0, 24.0, 26.0, 28.0, 30.0, 35.0, 40.0)
 MEAN_WIDTHS_PX = (3, 5, 7, 9, 11, 13, 15)
+NOISE_STRENGTHS = (0.7, 1.0, 1.3, 1.6, 2.0)
 BEST_GAUSSIAN, ORACLE = "best Gaussian", "radial Wiener (oracle)"
+CWF = "best covariance Wiener filter"
 LEAST_SSNR = (1.0, 0.2)
 
 
@@ -127,16 +131,19 @@ def add_filters(
     """Add the raw images and the best of each classical filter."""
     pixel = raw.pixel_size_angstrom
     denoised["raw"] = raw.images
+    gain = white_noise_gain(raw.images)
+    white = white_noise_power(raw.images).mean().expand_as(gain)
     candidates: dict[str, tuple[str, tuple[float, ...], Callable[[float], Tensor]]] = {
         "best mean filter": ("width_px", MEAN_WIDTHS_PX, lambda width: mean_filter(raw.images, int(width))),
         BEST_GAUSSIAN: ("sigma_angstrom", SIGMAS_ANGSTROM, lambda a: gaussian_filter(raw.images, a / pixel)),
         "best low-pass": ("cut_off_angstrom", CUT_OFFS_ANGSTROM, lambda a: low_pass(raw.images, a, pixel)),
+        CWF: ("strength", NOISE_STRENGTHS, lambda s: covariance_wiener(raw.images, s, white)),
     }
     for name, (parameter, values, apply) in candidates.items():
         best = max(values, key=lambda value: score_of(apply(value), twin))
         denoised[name] = apply(best)
         settings[name] = {parameter: best}
-    denoised["radial Wiener (no twin)"] = radial_filter(raw.images, white_noise_gain(raw.images))
+    denoised["radial Wiener (no twin)"] = radial_filter(raw.images, gain)
     denoised[ORACLE] = radial_filter(raw.images, oracle_gain(raw.images, twin.images))
 
 
@@ -246,6 +253,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 def describe(row: dict[str, Any]) -> str:
     units = {"sigma_angstrom": "sigma {:g} Å", "cut_off_angstrom": "{:g} Å", "width_px": "{:g} px"}
+    units["strength"] = "{:g} times the noise"
     for key, text in units.items():
         if key in row:
             return f"{row['name']} ({text.format(row[key])})"

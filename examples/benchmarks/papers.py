@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="entries to change in the presets of the rows, e.g. adversarial.weight=0.1; give another --output",
+        help="entries to change in the presets, e.g. adversarial.weight=0.1; give another --output",
     )
     parser.add_argument("--noise-blocks", type=Path, help="MRC stack of real noise, for tables that need it")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
