@@ -14,7 +14,7 @@ from typing import Any
 
 import test_set
 import torch
-from pairs import denoise
+from pairs import denoise, file_name
 from paper_images import (
     Molecule,
     Noise,
@@ -55,7 +55,7 @@ from cryohush.core.training.run import train
 NOISY, LINEAR, LIMIT, CWF = test_set.NOISY, test_set.LINEAR, test_set.LIMIT, test_set.CWF
 _NOISE_IMAGES = 64
 _CHOSEN_ON = 32  # images that a baseline's parameter is chosen on
-_TIMED = 64  # images
+_TIMED, _SHOWN = 64, 8  # images
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: judged and chosen on one in so many of the images: a second for an image, or all templates for each
 _ONE_IN = {"bm3d": 8, "dictionary": 8, LIMIT: 4}
@@ -115,6 +115,20 @@ def trained_row(bench: Bench, row: Row, seed: int, folder: Path) -> dict[str, An
         "training_seconds": json.loads(lines[-1])["seconds"],
         "seconds_per_1000": {device: _speed(model, bench, device) for device in sorted({"cpu", _DEVICE})},
     }
+
+
+def shown_images(bench: Bench, folder: Path, seed: int) -> dict[str, Tensor]:
+    """`(n, y, x)` of the last test set, which is the hardest: noisy, through CWF, the best linear filter and
+    every network that was trained in the folder with this seed, and clean."""
+    case = bench.table.cases[-1].name
+    stack = bench.tests[case].stack
+    noisy = stack.noisy[:_SHOWN]
+    shown = {name: _filter(bench, name, case)(noisy) for name in (NOISY, CWF, LINEAR)}
+    for row in bench.table.rows:
+        weights = folder / f"{file_name(row.name)}-{seed}" / "weights.safetensors"
+        if weights.exists():
+            shown[row.name] = _through(load_model(weights), noisy)
+    return {**shown, "clean": stack.clean[:_SHOWN]}
 
 
 def training_config(bench: Bench, row: Row, seed: int, folder: Path) -> TrainingConfig:

@@ -7,7 +7,7 @@ DIR holds the atomic models that `paper_tables.py` names. `full` is the papers' 
 they are, for a GPU; `small` takes 64 px and 1,000 steps, about an hour for a table of a few rows on two free
 cores; `tiny` narrow networks and 400 steps, minutes for a row. A row that is done is not done again, and one
 that was interrupted goes on. Each leaves a JSON file; the tables, one file each and all in papers.md, are
-made of these.
+made of these. picture.png in a table's folder shows some test images through each network.
 
 A table has one test set, or several: images of a known molecule, in all its conformations, in poses of a
 grid, with white noise or pieces of real noise (`--noise-blocks`, an MRC stack of `cryohush extract-noise`),
@@ -41,13 +41,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from pairs import file_name
 from paper_images import Noise, split_noise
-from paper_rows import CWF, LIMIT, LINEAR, NOISY, Bench, reference_rows, trained_row
+from paper_rows import CWF, LIMIT, LINEAR, NOISY, Bench, reference_rows, shown_images, trained_row
 from paper_tables import SIZES, TABLES, Table
 
 from cryohush.core.inference.devices import keep_freed_memory
-from cryohush.core.io.files import write_text
+from cryohush.core.io.files import part_path, rename_complete, write_text
+from cryohush.core.report.figures import Row, draw_rows, grey_range
 
 Result = dict[str, Any]
 
@@ -113,6 +115,26 @@ def run(table: Table, arguments: argparse.Namespace, folder: Path, noise: Noise 
     for name, seed, compute in jobs:
         if arguments.rows is None or any(text in name for text in arguments.rows):
             do(folder, name, seed, compute)
+    draw(bench, folder, arguments.seeds[0])
+
+
+def draw(bench: Bench, folder: Path, seed: int) -> None:
+    """`picture.png`: a row of images for each network, all but the noisy ones on one grey scale."""
+    shown = {name: images.numpy() for name, images in shown_images(bench, folder / "training", seed).items()}
+    limits = grey_range(shown["clean"])
+    rows = [
+        Row(name.replace(", t", ",\nt"), images, grey_range(images) if name == NOISY else limits)
+        for name, images in shown.items()
+    ]
+    columns = len(shown["clean"])
+    width, height = columns + 1.5, len(rows) + 0.35
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(1.45 / width, 0.3 / height, 1 - 0.05 / width, 1 - 0.05 / height)
+    draw_rows(figure, rows, titles=[""] * columns, pixel_size_angstrom=bench.molecule.pixel_size_angstrom)
+    for panel in figure.axes[::columns]:
+        panel.yaxis.label.set(rotation=0, ha="right", va="center")
+    figure.savefig(part_path(folder / "picture.png"), format="png", dpi=120)
+    rename_complete(part_path(folder / "picture.png"), folder / "picture.png")
 
 
 def do(folder: Path, name: str, seed: int, compute: Callable[[], Result]) -> None:
