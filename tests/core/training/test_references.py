@@ -231,6 +231,13 @@ def test_batches_are_a_function_of_their_number_with_the_snr_of_the_images(proje
     assert training.structures == ["map.mrc"]
 
 
+def test_changed_contrast_changes_the_snr_of_training_alone(project):
+    plain = [data.batch(0, 16)[2] for data in open_reference(project.config(), seed=5)]
+    doubled = [data.batch(0, 16)[2] for data in open_reference(project.config(contrast=(2, 2)), seed=5)]
+    torch.testing.assert_close(doubled[0], 4 * plain[0])
+    torch.testing.assert_close(doubled[1], plain[1])
+
+
 def test_images_are_mirrored_to_what_the_network_takes(project):
     config = project.config()
     images = StoredImages(config.particles)
