@@ -7,42 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..core.errors import ConfigurationError
 from .guard import run_guarded, stop_signals
 from .instance import Instance, Source
 from .job import ExternalJob
 from .place import Place, find_place
-from .run import JobRun, find_job_to_resume, open_job
+from .run import JobRequest, JobRun, connected_output, find_job_to_resume, open_job
 
 # Options that are not named as the inputs that they fill.
 OPTIONS = {"exposures": "micrographs"}
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(JobRequest):
     """What the command line asks for.
 
     Attributes
     ----------
-    project, workspace
-        As in `P3`, `W1`; the workspace may be None if `resume` is not.
     outputs
         The output, as in `J42:particles`, for each input of the command; None where there is none.
-    resume
-        The job to go on with, as in `J57`.
-    scratch
-        A folder to work in if the project's directory is not mounted here.
-    command
-        The command line, for the record.
     """
 
-    project: str
-    workspace: str | None
     outputs: Mapping[str, str | None]
-    resume: str | None
-    scratch: Path | None
-    command: str
 
 
 @dataclass(frozen=True)
@@ -223,8 +209,7 @@ class CommandWork:
     def begin(self) -> Path:
         """Start the job, and return its folder."""
         run = self.run
-        folder = run.begin(self._connect)
-        run.say(f"cryohush {__version__}, cryosparc-tools {run.job.instance.tools_version}: {self.line}")
+        folder = run.begin(self._connect, self.line)
         for line in (self.command.description, *self.prepared.remarks):
             run.say(line)
         return folder
@@ -247,17 +232,11 @@ def _sources(
     """Return the output for each input, as the request names it, or as the job to go on with has it."""
     texts = dict(request.outputs)
     for kind in command.inputs:
-        for pair in job.connections(kind.name) if job is not None else ():
-            if texts.get(kind.name) not in (None, ":".join(pair)):
-                raise ConfigurationError(
-                    f"{texts[kind.name]}: {request.resume} has {':'.join(pair)}. Leave it out."
-                )
-            texts[kind.name] = ":".join(pair)
+        if job is not None and (found := connected_output(job, kind.name, texts.get(kind.name))):
+            texts[kind.name] = found
         if kind.needed and not texts.get(kind.name):
             flag = OPTIONS.get(kind.name, kind.name)
             raise ConfigurationError(f"--{flag} is missing, as in --{flag} J42:{kind.name}.")
     if job is None:
-        if request.workspace is None:
-            raise ConfigurationError("--workspace is missing, as in --workspace W1.")
-        instance.check_workspace(request.project, request.workspace)
+        request.check_workspace(instance)
     return find_outputs(instance, request.project, command, texts)

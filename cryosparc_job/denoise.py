@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
 from ..core.config.denoise import DenoiseOptions
 from ..core.errors import ConfigurationError
 from ..core.inference.plan import plan_stacks, read_images
@@ -20,7 +19,7 @@ from .instance import Instance, Source
 from .job import ExternalJob
 from .kinds import KINDS, Kind, filler, write_table
 from .place import FOLDER, Place, find_place
-from .run import JobRun, find_job_to_resume, open_job
+from .run import JobRequest, JobRun, connected_output, find_job_to_resume, open_job
 from .train import trained_model
 
 # Bad images that are named one by one.
@@ -28,33 +27,20 @@ _WARNINGS = 8
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(JobRequest):
     """What the command line asks for.
 
     Attributes
     ----------
-    project, workspace
-        As in `P3`, `W1`; the workspace may be None if `resume` is not.
     source, kind
         As in `J42:particles`, and what that is; None if `resume` is not.
-    resume
-        The job to go on with, as in `J57`.
     options
         How to denoise.
-    scratch
-        A folder to work in if the project's directory is not mounted here.
-    command
-        The command line, for the record.
     """
 
-    project: str
-    workspace: str | None
     source: str | None
     kind: Kind | None
-    resume: str | None
     options: DenoiseOptions
-    scratch: Path | None
-    command: str
 
 
 def denoise(instance: Instance, request: Request) -> int:
@@ -119,18 +105,14 @@ def _find(instance: Instance, request: Request) -> tuple[ExternalJob | None, Sou
     job = find_job_to_resume(instance, request.project, request.resume)
     if job is not None:
         for known in KINDS:
-            for pair in job.connections(known.name):
-                if text not in (None, ":".join(pair)):
-                    raise ConfigurationError(f"{text}: {job.uid} has {':'.join(pair)}. Leave it out.")
-                text, kind = ":".join(pair), known
+            if found := connected_output(job, known.name, text):
+                text, kind = found, known
     if text is None or kind is None:
         raise ConfigurationError(
             "neither --particles nor --micrographs is given, as in --particles J42:particles."
         )
     if job is None:
-        if request.workspace is None:
-            raise ConfigurationError("--workspace is missing, as in --workspace W1.")
-        instance.check_workspace(request.project, request.workspace)
+        request.check_workspace(instance)
     return job, instance.find_source(request.project, text, kind.data, [kind.slot]), kind
 
 
@@ -166,9 +148,7 @@ class Denoising:
     def begin(self) -> Path:
         """Start the job, and return its folder with the table in it."""
         run = self.run
-        folder = run.begin(self._build)
-        tools = run.job.instance.tools_version
-        run.say(f"cryohush {__version__}, cryosparc-tools {tools}: {self.command}")
+        folder = run.begin(self._build, self.command)
         run.say(self.kind.trust)
         with writing(folder / self.kind.table) as part:
             shutil.copyfile(self.table, part)

@@ -7,11 +7,12 @@ import functools
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..core.errors import HostError
+from ..core.errors import ConfigurationError, HostError
 from ..core.inference.progress import ProgressText
 from .guard import Watch
 from .instance import ConnectionLost, Instance
@@ -21,6 +22,57 @@ from .worker import run_work
 
 # Version 4 gets a new line each time.
 PROGRESS_SECONDS, PROGRESS_SECONDS_4 = 5.0, 60.0
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What every command line that works on images of other jobs asks for.
+
+    Attributes
+    ----------
+    project, workspace
+        As in `P3`, `W1`; the workspace may be None if `resume` is not.
+    resume
+        The job to go on with, as in `J57`.
+    scratch
+        A folder to work in if the project's directory is not mounted here.
+    command
+        The command line, for the record.
+    """
+
+    project: str
+    workspace: str | None
+    resume: str | None
+    scratch: Path | None
+    command: str
+
+    def check_workspace(self, instance: Instance) -> None:
+        """
+        Raises
+        ------
+        CryohushError
+            None is named, or there is no such.
+        """
+        if self.workspace is None:
+            raise ConfigurationError("--workspace is missing, as in --workspace W1.")
+        instance.check_workspace(self.project, self.workspace)
+
+
+def connected_output(job: ExternalJob, name: str, asked: str | None) -> str | None:
+    """Return the output at an input of a job to go on with, as in `J42:particles`, if there is one.
+
+    Raises
+    ------
+    ConfigurationError
+        Another one is asked for.
+    """
+    found = None
+    for pair in job.connections(name):
+        found = ":".join(pair)
+        if asked not in (None, found):
+            raise ConfigurationError(f"{asked}: {job.uid} has {found}. Leave it out.")
+        asked = found
+    return found
 
 
 def find_job_to_resume(instance: Instance, project: str, uid: str | None) -> ExternalJob | None:
@@ -87,13 +139,15 @@ class JobRun:
         self._progress: ProgressText | None = None
         self._shown = float("-inf")
 
-    def begin(self, build: Callable[[], object]) -> Path:
+    def begin(self, build: Callable[[], object], command: str) -> Path:
         """Bring the job, new or found, to where its work can begin, and return the folder for its files.
 
         Parameters
         ----------
         build
             Connects the inputs and adds the outputs, before the job is started.
+        command
+            The command line, for the event log.
         """
         directory = self.job.directory_name()
         if self.job.status() in ("failed", "killed"):
@@ -105,7 +159,9 @@ class JobRun:
                 self._place.clear(self.job, directory)
         build()
         self.job.start()
-        return self._place.folder(directory)
+        folder = self._place.folder(directory)
+        self.say(f"cryohush {__version__}, cryosparc-tools {self.job.instance.tools_version}: {command}")
+        return folder
 
     def say(self, line: str, level: str = "text") -> None:
         """Echo a line, and write it into the event log if it can be reached and the job is still wanted."""

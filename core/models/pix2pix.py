@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 
-def _down(width_in: int, width_out: int, *, normalise: bool = True) -> nn.Sequential:
+def _down(
+    width_in: int,
+    width_out: int,
+    *,
+    normalise: bool = True,
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(width_in, width_out, 4, stride=2, padding=1, bias=not normalise)]
     if normalise:
-        layers.append(nn.BatchNorm2d(width_out))
+        layers.append(norm(width_out))
     return nn.Sequential(*layers, nn.LeakyReLU(0.2))
 
 
@@ -127,17 +135,14 @@ class ConvolutionalCritic(nn.Module):
         self, channels: int = 2, width: int = 32, *, normalise: bool = True, clipped: bool = False
     ) -> None:
         super().__init__()
+        norm = partial(nn.BatchNorm2d, eps=1e-12, affine=False) if clipped else nn.BatchNorm2d
         self.layers = nn.Sequential(
             _down(channels, width, normalise=False),
-            _down(width, 2 * width, normalise=normalise),
-            _down(2 * width, 4 * width, normalise=normalise),
-            _down(4 * width, 8 * width, normalise=normalise),
+            _down(width, 2 * width, normalise=normalise, norm=norm),
+            _down(2 * width, 4 * width, normalise=normalise, norm=norm),
+            _down(4 * width, 8 * width, normalise=normalise, norm=norm),
             nn.Conv2d(8 * width, 1, 3, padding=1),
         )
-        if clipped:
-            for block in self.layers:
-                if isinstance(block, nn.Sequential) and isinstance(block[1], nn.BatchNorm2d):
-                    block[1] = nn.BatchNorm2d(block[1].num_features, eps=1e-12, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, channels, y, x)` to `(n, patches)`."""

@@ -64,7 +64,9 @@ class SimulatedParticles:
         self._optics = _join(tables).to(device)
         files = find_structures(config, held_out=held_out)
         self.structures = [path.name.split(".")[0] for path in files]
-        if not cache.exists():
+        if cache.exists():
+            bank = ProjectionBank(**load_file(cache))
+        else:
             bank = make_projection_bank(
                 files,
                 box_px=config.box_px,
@@ -77,7 +79,7 @@ class SimulatedParticles:
             )
             save_file(vars(bank), part_path(cache))
             rename_complete(part_path(cache), cache)
-        self._bank = ProjectionBank(**load_file(cache)).to(device)
+        self._bank = bank.to(device)
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy `(n, 1, y, x)`, clean `(n, 1, y, x)` and SNR `(n,)` of one batch.

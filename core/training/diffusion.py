@@ -81,6 +81,8 @@ def train(
     running, counted = torch.zeros((), device=fabric.device), 0
     post_steps = config.diffusion.post_steps
     predictor_steps = options.steps - post_steps
+    # each stage has a learning rate and an average that begin anew
+    stages = [options.model_copy(update={"steps": steps}) for steps in (predictor_steps, post_steps)]
     for step, (noisy, target, snr) in batches_ahead(
         training, first, options.steps, options.batch_size, fabric
     ):
@@ -88,12 +90,10 @@ def train(
             if fabric.is_global_zero:
                 save_checkpoint(checkpoint, config, step, parts)
             raise Aborted(f"stopped at step {step}; run again with --resume to go on")
-        # each stage has a learning rate and an average that begin anew
-        first_stage = step < predictor_steps
-        in_stage, length = (step, predictor_steps) if first_stage else (step - predictor_steps, post_steps)
-        stage_options = options.model_copy(update={"steps": length})
-        set_learning_rate(optimiser, options.learning_rate * schedule(in_stage, stage_options))
-        if first_stage:
+        stage = int(step >= predictor_steps)
+        in_stage = step - stage * predictor_steps
+        set_learning_rate(optimiser, options.learning_rate * schedule(in_stage, stages[stage]))
+        if stage == 0:
             number = step * fabric.world_size + fabric.global_rank
             generator = image_generator(config.seed, number, "diffusion")
             drawn_levels = draw_levels(len(noisy), generator)

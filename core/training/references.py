@@ -95,9 +95,9 @@ class ReferenceParticles:
         of the difference."""
         generator = image_generator(self._seed, number, "batch")
         rows = self.rows[torch.randint(len(self.rows), (size,), generator=generator).numpy()]
-        noisy, clean = augmented(*self._projections.pairs(rows), self._section, generator)
-        snr = clean.var(dim=(1, 2)) / (noisy - clean).var(dim=(1, 2))
-        pair = mirrored_to(torch.stack([noisy, clean]), self._stride)
+        pair = augmented(*self._projections.pairs(rows), self._section, generator)
+        snr = pair[1].var(dim=(1, 2)) / (pair[0] - pair[1]).var(dim=(1, 2))
+        pair = mirrored_to(pair, self._stride)
         return pair[0].unsqueeze(1), pair[1].unsqueeze(1), snr
 
 

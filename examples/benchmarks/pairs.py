@@ -13,7 +13,7 @@ from torch import Tensor
 from cryohush.core.errors import InputError
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.devices import choose_precision
-from cryohush.core.io.mrc import StackReader
+from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.io.particles import ParticleSet
 from cryohush.core.io.star import read_tables, unquote
 from cryohush.core.models.weights import LoadedModel
@@ -61,6 +61,15 @@ def denoise(model: LoadedModel, images: Tensor, device: str, precision: Requeste
     denoiser = Denoiser(model.module, chosen, number_format)
     parts = [denoiser(images[i : i + batch].numpy()) for i in range(0, len(images), batch)]
     return torch.from_numpy(np.concatenate(parts))
+
+
+def write_stack(path: Path, images: Tensor, pixel_size_angstrom: float | None) -> None:
+    """Write `(n, y, x)` images as an MRC stack."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (images.shape[0], images.shape[1], images.shape[2])
+    label = "cryohush benchmark"
+    with StackWriter(path, shape, pixel_size_angstrom=pixel_size_angstrom, label=label) as writer:
+        writer.write(images.numpy())
 
 
 def file_name(name: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import gemmi
 import test_set
 import torch
+from pairs import write_stack
 from paper_tables import Case, Row, Size, Table
 from reconstruction import resolution, soft_sphere
 from torch import Tensor
@@ -23,7 +24,7 @@ from cryohush.core.imaging.noise import random_patch
 from cryohush.core.imaging.projection import Projector, random_rotations
 from cryohush.core.imaging.reconstruction import reconstruct
 from cryohush.core.imaging.structure import Structure, potential_map, read_structure
-from cryohush.core.io.mrc import StackReader, StackWriter
+from cryohush.core.io.mrc import StackReader
 from cryohush.core.metrics.bayes import BayesDenoiser, PoseGrid
 from cryohush.core.metrics.fourier import fourier_shell_correlation
 from cryohush.core.metrics.image import grey_value_span
@@ -174,7 +175,7 @@ def split_noise(path: Path, folder: Path) -> Noise:
         blocks = torch.from_numpy(reader.read(range(reader.shape[0])))
     of_training, of_tests = blocks.tensor_split(2)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_stack(folder / "training_noise.mrcs", of_training, None)
+    write_stack(folder / "training_noise.mrcs", of_training, None)
     return Noise(folder / "training_noise.mrcs", of_tests)
 
 
@@ -245,7 +246,7 @@ def write_pairs(
                 image[here] = draw_noise(int(here.sum()), box, None, generator)
         stacks[:, some] = torch.stack([noisy, target])
     for path, images in zip((noisy_path, target_path), stacks, strict=True):
-        _write_stack(path, images, molecule.pixel_size_angstrom)
+        write_stack(path, images, molecule.pixel_size_angstrom)
     return noisy_path, target_path
 
 
@@ -258,13 +259,6 @@ def _project(volumes: list[Tensor], rotations: Tensor, states: Tensor, images: T
         for some in mine.split(512):
             images[some] = torch.fft.irfft2(projector.slices(rotations[some]))
     return images
-
-
-def _write_stack(path: Path, images: Tensor, pixel_size_angstrom: float | None) -> None:
-    shape = (images.shape[0], images.shape[1], images.shape[2])
-    label = "cryohush benchmark"
-    with StackWriter(path, shape, pixel_size_angstrom=pixel_size_angstrom, label=label) as writer:
-        writer.write(images.numpy())
 
 
 def _write_structure(state: Structure, path: Path) -> None:

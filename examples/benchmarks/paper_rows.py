@@ -38,7 +38,7 @@ from cryohush.core.imaging.covariance import estimate_covariance
 from cryohush.core.imaging.filters import radial_filter
 from cryohush.core.imaging.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.normalise import background_statistics
-from cryohush.core.io.files import part_path, rename_complete
+from cryohush.core.io.files import writing
 from cryohush.core.metrics.clustering import conformation_scores
 from cryohush.core.metrics.hallucination import pure_noise_figures
 from cryohush.core.metrics.image import (
@@ -108,7 +108,7 @@ def trained_row(bench: Bench, row: Row, seed: int, folder: Path) -> dict[str, An
     model = load_model(weights)
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return {
-        **_judge_all(bench, lambda case: partial(_through, model)),
+        **_judge_all(bench, lambda case: partial(through, model)),
         "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
         "steps": config.optimisation.steps,
         "batch_size": config.optimisation.batch_size,
@@ -127,7 +127,7 @@ def shown_images(bench: Bench, folder: Path, seed: int) -> dict[str, Tensor]:
     for row in bench.table.rows:
         weights = folder / f"{file_name(row.name)}-{seed}" / "weights.safetensors"
         if weights.exists():
-            shown[row.name] = _through(load_model(weights), noisy)
+            shown[row.name] = through(load_model(weights), noisy)
     return {**shown, "clean": stack.clean[:_SHOWN]}
 
 
@@ -187,20 +187,21 @@ def copy_projections(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for path in source.glob("projections-*.safetensors"):
         if not (target / path.name).exists():
-            shutil.copy(path, part_path(target / path.name))
-            rename_complete(part_path(target / path.name), target / path.name)
+            with writing(target / path.name) as part:
+                shutil.copy(path, part)
 
 
-def _through(model: LoadedModel, images: Tensor, device: str = _DEVICE) -> Tensor:
+def through(model: LoadedModel, images: Tensor, device: str = _DEVICE) -> Tensor:
+    """What a model makes of `(n, y, x)` images."""
     return denoise(model, images, device, "auto")
 
 
 def _speed(model: LoadedModel, bench: Bench, device: str) -> float:
     """Seconds per 1,000 images."""
     images = next(iter(bench.tests.values())).stack.noisy[:_TIMED]
-    _through(model, images, device)
+    through(model, images, device)
     begin = time.perf_counter()
-    _through(model, images, device)
+    through(model, images, device)
     return 1000 * (time.perf_counter() - begin) / len(images)
 
 

@@ -48,7 +48,7 @@ from paper_rows import CWF, LIMIT, LINEAR, NOISY, Bench, reference_rows, shown_i
 from paper_tables import SIZES, TABLES, Table
 
 from cryohush.core.inference.devices import keep_freed_memory
-from cryohush.core.io.files import part_path, rename_complete, write_text
+from cryohush.core.io.files import write_text, writing
 from cryohush.core.report.figures import Row, draw_rows, grey_range
 
 Result = dict[str, Any]
@@ -133,8 +133,8 @@ def draw(bench: Bench, folder: Path, seed: int) -> None:
     draw_rows(figure, rows, titles=[""] * columns, pixel_size_angstrom=bench.molecule.pixel_size_angstrom)
     for panel in figure.axes[::columns]:
         panel.yaxis.label.set(rotation=0, ha="right", va="center")
-    figure.savefig(part_path(folder / "picture.png"), format="png", dpi=120)
-    rename_complete(part_path(folder / "picture.png"), folder / "picture.png")
+    with writing(folder / "picture.png") as part:
+        figure.savefig(part, format="png", dpi=120)
 
 
 def do(folder: Path, name: str, seed: int, compute: Callable[[], Result]) -> None:

@@ -21,13 +21,14 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from independent_pairs import add_filters, read_pair, report, topaz
-from pairs import Particles, denoise, file_name, read_particles
-from paper_rows import copy_projections, narrow, set_length
+from pairs import Particles, denoise, file_name, write_stack
+from paper_rows import copy_projections, narrow, set_length, through
 from paper_tables import NARROW
 from torch import Tensor
 
@@ -36,8 +37,7 @@ from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import InputError
 from cryohush.core.imaging.filters import ring_mean
 from cryohush.core.inference.devices import keep_freed_memory
-from cryohush.core.io.mrc import StackWriter
-from cryohush.core.metrics.independent import align_twin, white_noise_power
+from cryohush.core.metrics.independent import white_noise_power
 from cryohush.core.models.weights import load_model
 from cryohush.core.training.run import train
 
@@ -163,7 +163,7 @@ def simulated_row(
         config = validate(values, TrainingConfig, preset)
         train(config, folder, resume=True, log=lambda line: print(f"  {line}", flush=True))
         copy_projections(folder, folder.parent / "projections")
-    return through(weights, raw.images), settings_of([folder])
+    return through(load_model(weights), raw.images), settings_of([folder])
 
 
 def own_row(
@@ -181,7 +181,7 @@ def own_row(
             print(f"  part {part + 1} of {arguments.parts}", flush=True)
             config = own_config(name, (parts != part).nonzero().squeeze(1), raw, arguments, own)
             train(config, own, resume=True, log=lambda line: print(f"  {line}", flush=True))
-        denoised[parts == part] = through(weights, raw.images[parts == part])
+        denoised[parts == part] = through(load_model(weights), raw.images[parts == part])
     return denoised, settings_of(folders)
 
 
@@ -200,10 +200,9 @@ def own_config(
     write_stack(pairs["noisy"], raw.images[rows], raw.pixel_size_angstrom)
     if preset == "noise2noise":
         pairs["target"] = folder / "target.mrcs"
-        twin = read_particles(arguments.twin)
-        aligned, _ = align_twin(raw.images, twin.images, raw.micrographs or [])
-        aligned = aligned[rows] / signal_ratio(raw.images[rows], aligned[rows])
-        write_stack(pairs["target"], aligned, raw.pixel_size_angstrom)
+        twin = aligned_twin(arguments.raw, arguments.twin)[rows]
+        twin = twin / signal_ratio(raw.images[rows], twin)
+        write_stack(pairs["target"], twin, raw.pixel_size_angstrom)
         # on the grey scale of the raw images now, however noisy
         pairs["target_is_clean"] = True
     values["pairs"] = pairs
@@ -212,6 +211,12 @@ def own_config(
     if "initial_weights" in values:
         values["optimisation"] |= {"learning_rate": 1e-4, "ema_decay": 0.99}
     return validate(values, TrainingConfig, preset)
+
+
+@lru_cache(maxsize=1)
+def aligned_twin(raw: Path, twin: Path) -> Tensor:
+    """The twin with its drift taken back, `(n, y, x)`: one for all parts of the exposures."""
+    return read_pair(raw, twin, align=True)[1].images
 
 
 def signal_ratio(raw: Tensor, twin: Tensor) -> float:
@@ -225,10 +230,6 @@ def signal_ratio(raw: Tensor, twin: Tensor) -> float:
     return float(shared[1:][rings].sum() / signal[1:][rings].sum())
 
 
-def through(weights: Path, images: Tensor) -> Tensor:
-    return denoise(load_model(weights), images, "cpu", "auto")
-
-
 def settings_of(folders: list[Path]) -> dict[str, Any]:
     """What the training of a row, one model or several, took."""
     logs = [
@@ -239,14 +240,6 @@ def settings_of(folders: list[Path]) -> dict[str, Any]:
         "training_seconds": round(sum(log["seconds"] for log in logs)),
         "threads": torch.get_num_threads(),
     }
-
-
-def write_stack(path: Path, images: Tensor, pixel_size_angstrom: float) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (images.shape[0], images.shape[1], images.shape[2])
-    label = "cryohush benchmark"
-    with StackWriter(path, shape, pixel_size_angstrom=pixel_size_angstrom, label=label) as writer:
-        writer.write(images.numpy())
 
 
 if __name__ == "__main__":
