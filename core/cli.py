@@ -18,7 +18,7 @@ from .config.preset_list import preset_descriptions
 from .errors import Aborted, ConfigurationError, CryohushError
 
 if TYPE_CHECKING:
-    from .inference.sources import Host
+    from .batch.sources import Host
 
 STOP_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 # Without a terminal, progress is a line each time this much more is done.
@@ -341,7 +341,7 @@ def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
     options = validate(given, DenoiseOptions, "command line")
 
     from .inference.plan import holds_micrographs
-    from .inference.run import run_denoise
+    from .jobs.denoise import run_denoise
 
     def noun() -> str:
         return "micrographs" if holds_micrographs(arguments.input) else "images"
@@ -420,8 +420,8 @@ def _simulate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) ->
     kinds: dict[str, type[BaseModel]] = {"particles": ParticlesConfig, "micrographs": MicrographsConfig}
     config = load_kind(arguments.config, kinds, arguments.overrides)
     try:
-        from .imaging.micrograph_set import simulate_micrographs
-        from .imaging.simulate_set import simulate_particles
+        from .simulation.micrograph_set import simulate_micrographs
+        from .simulation.particle_set import simulate_particles
     except ModuleNotFoundError as error:
         raise CryohushError(f"simulating needs {error.name}: pip install 'cryohush[train]'") from error
 
@@ -466,7 +466,7 @@ def _extract_noise(arguments: argparse.Namespace, should_stop: Callable[[], bool
     given = {name: getattr(arguments, name) for name in fields if hasattr(arguments, name)}
     options = validate(given, ExtractNoiseOptions, "command line")
 
-    from .inference.extract_noise import extract_noise
+    from .jobs.extract_noise import extract_noise
     from .report.noise import report_noise
     from .report.overlays import write_overlay
 
@@ -512,7 +512,7 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
     config = load_kind(find_preset(arguments.config), kinds, arguments.overrides)
     try:
         from .inference.devices import keep_freed_memory
-        from .inference.nt2c import train as train_nt2c
+        from .jobs.nt2c import train as train_nt2c
         from .training.run import train
         from .training.segmentation import train_segmentation
     except ModuleNotFoundError as error:
@@ -539,7 +539,7 @@ def _evaluate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) ->
     options = {name: given[name] for name in EvaluateConfig.model_fields if name in given}
     config = read_config({**options, **_pairs(given)}, arguments.config, arguments.overrides)
 
-    from .report.evaluate import run_evaluate
+    from .jobs.evaluate import run_evaluate
 
     with _progress() as progress:
         evaluation = run_evaluate(
@@ -581,9 +581,9 @@ def _pairs(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
     """Do what `batch` is asked for; `arguments` have `command_line` and `hosts`, too, as `main` sets them."""
+    from .batch.page import forecast_table, status_table, write_batch_report
     from .config.batch import BatchPlan
     from .config.load import load_yaml
-    from .report.batch import forecast_table, status_table, write_batch_report
 
     plan = load_yaml(arguments.plan, BatchPlan)
     plan = plan.model_copy(update={"output": plan.output.absolute()})
@@ -591,9 +591,9 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
         _say(status_table(plan.output))
         return
 
-    from .inference.batch import run_batch
-    from .inference.sources import Files, forecast
-    from .report.batch_jobs import KINDS, report_result
+    from .batch.driver import run_batch
+    from .batch.evaluate_kind import KINDS, report_result
+    from .batch.sources import Files, forecast
 
     hosts: dict[str, Host] = {
         "file": Files(plan.output, lambda summary: report_result(summary, arguments.command_line)),

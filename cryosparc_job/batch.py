@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.batch.kinds import EvaluationSummary, Result
+from ..core.batch.state import Item
 from ..core.config.batch import OPTIONS, Source
 from ..core.config.denoise import DenoiseOptions
 from ..core.config.evaluate import EvaluateConfig
 from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.errors import ConfigurationError, HostError
-from ..core.inference.books import Item
-from ..core.inference.extract_noise import NoiseSummary
-from ..core.inference.jobs import EvaluationSummary, Result
 from ..core.inference.summary import Summary
+from ..core.noise.summary import NoiseSummary
 from .command import Command, CommandWork, Prepared, find_outputs, open_command, prepare_command
 from .denoise import Denoising, open_denoising
 from .evaluate import ENTRIES, evaluation

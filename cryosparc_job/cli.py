@@ -19,7 +19,7 @@ from ..core.config.option_lists import EXTRACT_NOISE_OPTIONS
 from ..core.errors import Aborted, ConfigurationError, CryohushError
 
 if TYPE_CHECKING:
-    from ..core.inference.sources import Host
+    from ..core.batch.sources import Host
     from .command import Request
     from .instance import Instance
 

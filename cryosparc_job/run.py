@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..core.errors import ConfigurationError, HostError
-from ..core.inference.progress import ProgressText
+from ..core.progress import ProgressText
 from .guard import Watch
 from .instance import ConnectionLost, Instance
 from .job import ExternalJob, create_job, find_job

@@ -14,12 +14,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import CryohushError
-from ..core.io.manifest import is_continued
+from ..core.io.journal import is_continued
 from .worker import SMALLER
 
 if TYPE_CHECKING:
-    from ..core.inference.extract_noise import NoiseSummary
     from ..core.inference.summary import Summary
+    from ..core.noise.summary import NoiseSummary
 
 PROGRESS_SECONDS = 2.0
 # Every how many-th pixel, in x and y, decides what is black and white.
@@ -34,7 +34,7 @@ ShouldStop = Callable[[], bool]
 def denoise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, Any]:
     """Denoise the images of a table and draw what the job shows."""
     from ..core.config.denoise import DenoiseOptions
-    from ..core.inference.run import run_denoise
+    from ..core.jobs.denoise import run_denoise
 
     summary = run_denoise(
         task["source"],
@@ -84,7 +84,7 @@ def _grey_range(path: Path) -> tuple[float, float]:
 def extract_noise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, Any]:
     """Cut blocks of noise out of the micrographs of a table; overlays are what the job shows."""
     from ..core.config.extract_noise import ExtractNoiseOptions
-    from ..core.inference.extract_noise import extract_noise as extract
+    from ..core.jobs.extract_noise import extract_noise as extract
     from ..core.report.overlays import write_overlay
 
     summary = extract(
@@ -123,7 +123,7 @@ def describe_noise(summary: NoiseSummary, command: str) -> dict[str, Any]:
 def evaluate(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, Any]:
     """Evaluate particles; the job shows the report's tables and figures."""
     from ..core.config.evaluate import EvaluateConfig
-    from ..core.report.evaluate import run_evaluate
+    from ..core.jobs.evaluate import run_evaluate
 
     output = Path(task["output"])
     found = run_evaluate(
@@ -140,7 +140,7 @@ def evaluate(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[st
 
 def describe_evaluation(tables: Sequence[str], pictures: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """Return the result for `CommandWork.finish`: tables and pictures as of `Evaluation`, in `folder`."""
-    from ..core.report.evaluate import HTML_NAME
+    from ..core.jobs.evaluate import HTML_NAME
 
     return {
         "plots": {text: str(folder / name) for text, name in pictures.items()},

@@ -14,14 +14,14 @@ import threading
 from collections import defaultdict
 from pathlib import Path
 
+from ..core.batch.kinds import Result
+from ..core.batch.sources import item_names, matching
+from ..core.batch.state import Item, log_path
 from ..core.config.batch import Source
 from ..core.config.denoise import DenoiseOptions
 from ..core.errors import ConfigurationError, HostError, InputError, OutputError
-from ..core.inference.books import Item, log_path
-from ..core.inference.jobs import Result
-from ..core.inference.noise_output import TABLE_NAME as NOISE_TABLE_NAME
-from ..core.inference.sources import item_names, matching
 from ..core.io.micrographs import lists_micrographs
+from ..core.noise.output import TABLE_NAME as NOISE_TABLE_NAME
 from ..core.report import PDF_NAME
 from .denoise import TABLE_NAMES, WAY_BACK
 from .follow import BATCH_NAME, END_NAME, write_note
@@ -119,7 +119,7 @@ class RelionProjects:
         if item.output is None:
             return
         if summary is not None:
-            from ..core.report.batch_jobs import report_result
+            from ..core.batch.evaluate_kind import report_result
 
             report_result(summary, self._command, WAY_BACK[_kind(item)])
             _write_output_nodes(item, item.output)

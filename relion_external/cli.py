@@ -21,7 +21,7 @@ from ..core.config import option_lists
 from .job import find_job_directory, run_as_external_job
 
 if TYPE_CHECKING:
-    from ..core.inference.sources import Host
+    from ..core.batch.sources import Host
 
 # Inputs of the External job that no command has a use for, and what RELION appends when it meets `relion_`.
 SWALLOWED = (

@@ -45,7 +45,7 @@ def denoise(request: Request) -> None:
         )
     begin_log(project, request.command)
     # Heavy: torch. Nothing that a user can mistype is still unread by now.
-    from ..core.inference.run import run_denoise
+    from ..core.jobs.denoise import run_denoise
     from ..core.report.pdf import report_run
 
     summary = run_denoise(

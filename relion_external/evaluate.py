@@ -30,7 +30,7 @@ def evaluate(request: Request) -> None:
     project = Project.of_job(request.directory, source, kind)
     begin_log(project, request.command)
     # Heavy: torch. Nothing that a user can mistype is still unread by now.
-    from ..core.report.evaluate import run_evaluate
+    from ..core.jobs.evaluate import run_evaluate
 
     evaluation = run_evaluate(
         config,

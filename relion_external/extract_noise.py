@@ -30,8 +30,8 @@ def extract_noise(request: Request) -> None:
     project = Project.of_job(request.directory, source, kind)
     begin_log(project, request.command)
     # Heavy: torch. Nothing that a user can mistype is still unread by now.
-    from ..core.inference.extract_noise import extract_noise as extract
-    from ..core.inference.noise_output import TABLE_NAME
+    from ..core.jobs.extract_noise import extract_noise as extract
+    from ..core.noise.output import TABLE_NAME
     from ..core.report.noise import report_noise
     from ..core.report.overlays import write_overlay
 

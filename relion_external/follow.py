@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..core.batch.state import is_running
 from ..core.errors import Aborted, ConfigurationError, CryohushError
-from ..core.inference.books import is_running
 from ..core.io.files import write_text
 
 # In the job's folder: of which batch it is, and how it has ended there.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from .. import __version__
-from ..core.inference.progress import ProgressText
+from ..core.progress import ProgressText
 from .project import Kind, Project
 
 PROGRESS_SECONDS = 2.0

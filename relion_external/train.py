@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..core.config.load import find_preset, read_yaml, validate
 from ..core.config.training import TrainingConfig
 from ..core.errors import ConfigurationError, DeviceError
-from ..core.io.manifest import is_continued
+from ..core.io.journal import is_continued
 from ..core.report import PDF_NAME
 from .log import begin_log, say, warn
 from .project import Project, write_output_nodes

@@ -13,16 +13,22 @@ ROOT = Path(__file__).parents[1]
 # Lowest first: a layer imports only from itself and from those before it.
 LAYERS = (
     "errors",
+    "progress",
     "config",
     "io",
     "imaging",
+    "simulation",
+    "classical",
     "metrics",
     "models",
     "losses",
+    "inference",
     "noise",
     "training",
-    "inference",
     "report",
+    "evaluation",
+    "jobs",
+    "batch",
     "cli",
 )
 ADAPTERS = ("relion_external", "cryosparc_job")

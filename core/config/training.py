@@ -27,7 +27,7 @@ class NetworkConfig(_Section):
 
 
 class ImagingConfig(_Section):
-    """Ranges of what is drawn for each image; see `cryohush.core.imaging.simulate.ImagingRanges`."""
+    """Ranges of what is drawn for each image; see `simulation.image_formation.ImagingRanges`."""
 
     snr: tuple[float, float] = (0.01, 0.5)
     shift_share: float = Field(0.06, ge=0, le=0.5)

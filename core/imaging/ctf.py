@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import ConfigurationError, InputError
 from ..io.particles import ParticleSet
 from ..io.poses import read_ctf
-from .filters import frequency_grid
+from .rings import frequency_grid
 
 
 @dataclass(frozen=True)

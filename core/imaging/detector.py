@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import InputError, StarError
 from ..io.star import read_tables
-from .filters import frequency_grid
+from .rings import frequency_grid
 
 _FREQUENCY, _VALUE = "rlnResolutionInversePixel", "rlnMtfValue"
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from .filters import frequency_grid, hermitian_weight, ring_mean
+from .rings import frequency_grid, hermitian_weight, ring_mean
 
 # Torch's CPU generator [1] is seeded by 32 bits: the higher ones are ignored.
 _SEEDS = 2**32

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ImageError
-from ..imaging.filters import frequency_grid
 from ..imaging.normalise import default_radius_px, denormalise, normalise
+from ..imaging.rings import frequency_grid
 from .devices import DTYPES, Precision, download, prepare, run_network, upload
 
 EDGE_FOURIER_PX = 4

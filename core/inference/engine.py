@@ -13,12 +13,12 @@ import torch
 
 from ..config.denoise import DenoiseOptions
 from ..errors import DeviceError
-from ..io.manifest import Manifest
+from ..io.journal import Journal
 from ..models.weights import LoadedModel
 from .denoiser import Denoiser
 from .devices import Precision, available_threads, choose_batch_size, choose_precision, keep_freed_memory
 from .feeding import Denoised, Feeding, Images, Worker
-from .micrographs import MicrographDenoiser
+from .micrograph_denoiser import MicrographDenoiser
 from .plan import StackPlan
 from .stream import (
     BATCHES_PER_WORKER,
@@ -106,7 +106,7 @@ class Engine(Protocol):
         self,
         task: Task,
         output_dir: Path,
-        journal: Manifest,
+        journal: Journal,
         progress: Callable[[int, int], None],
         should_stop: Callable[[], bool],
     ) -> StreamResult:
@@ -159,7 +159,7 @@ class LocalDevices:
         self,
         task: Task,
         output_dir: Path,
-        journal: Manifest,
+        journal: Journal,
         progress: Callable[[int, int], None] = lambda done, total: None,
         should_stop: Callable[[], bool] = lambda: False,
         *,

@@ -12,11 +12,11 @@ from typing import Literal
 
 from ..errors import Aborted, ImageError
 from ..io.files import part_path, writing_failed
-from ..io.manifest import Manifest
+from ..io.journal import Journal
 from ..io.mrc import StackWriter
 from .denoiser import Denoiser
 from .feeding import Denoised, Feeding, Images, Reader, Worker, denoised_batches
-from .micrographs import MicrographDenoiser
+from .micrograph_denoiser import MicrographDenoiser
 from .plan import Piece, StackPlan, batches
 
 CHECKPOINT_SECONDS = 5.0
@@ -128,14 +128,14 @@ class _Output:
         self,
         stacks: Sequence[StackPlan],
         output_dir: Path,
-        manifest: Manifest,
+        journal: Journal,
         result: StreamResult,
         *,
         dtype: Literal["float32", "float16"],
         label: str,
         skip_bad: bool,
     ) -> None:
-        self._stacks, self._output_dir, self._manifest, self._result = stacks, output_dir, manifest, result
+        self._stacks, self._output_dir, self._journal, self._result = stacks, output_dir, journal, result
         self._dtype, self._label, self._skip_bad = dtype, label, skip_bad
         self._writer: StackWriter | None = None
         self._notes: list[tuple[ImageNote, bool]] = []  # of the stack that is open; True: it is unchanged
@@ -149,14 +149,14 @@ class _Output:
 
     def _safely_written(self, stack: StackPlan) -> int:
         """Return how many images an earlier process has brought to disk, if they are still there."""
-        path, state = self._output_dir / stack.name, self._manifest.states.get(stack.name)
-        if stack.name in self._manifest.finished:
+        path, state = self._output_dir / stack.name, self._journal.states.get(stack.name)
+        if stack.name in self._journal.finished:
             return len(stack.indices) if path.exists() else 0
         # Killed between the renaming and its note in the journal: the stack is made once more.
         return state.written if state is not None and part_path(path).exists() else 0
 
     def _recorded_notes(self, stack: StackPlan) -> list[tuple[ImageNote, bool]]:
-        recorded = self._manifest.extras.get(stack.name) or ()
+        recorded = self._journal.extras.get(stack.name) or ()
         return [(ImageNote(*note), unchanged) for *note, unchanged in recorded]
 
     def write(self, pieces: Sequence[Piece], batch: Denoised) -> None:
@@ -201,7 +201,7 @@ class _Output:
             if self._notes:
                 self.checkpoint()
             self._writer.close()
-            self._manifest.finish(stack.name)
+            self._journal.finish(stack.name)
             self._writer = None
 
     def _skip(self, note: ImageNote) -> None:
@@ -228,14 +228,14 @@ class _Output:
             pixel_size_angstrom=stack.pixel_size_angstrom,
             dtype=self._dtype,
             label=self._label,
-            state=self._manifest.states[stack.name] if resume else None,
+            state=self._journal.states[stack.name] if resume else None,
         )
 
     def checkpoint(self) -> None:
         """Bring what is written to disk, so that a run killed from now on goes on from here."""
         if self._writer is not None and self._writer.state.written:
             notes = [[note.stack, note.image, note.problem, unchanged] for note, unchanged in self._notes]
-            self._manifest.record(self._name, self._writer.checkpoint(), notes)
+            self._journal.record(self._name, self._writer.checkpoint(), notes)
         self._last_checkpoint = time.monotonic()
 
     def __enter__(self) -> _Output:
@@ -253,7 +253,7 @@ def denoise_stacks(
     workers: Sequence[Worker],
     batch_sizes: Mapping[tuple[int, int], int],
     output_dir: Path,
-    manifest: Manifest,
+    journal: Journal,
     *,
     feeding: Feeding,
     dtype: Literal["float32", "float16"],
@@ -274,7 +274,7 @@ def denoise_stacks(
         Images per batch, by their `(y, x)`.
     output_dir
         Where the stacks go.
-    manifest
+    journal
         The journal to go on with.
     feeding
         How many threads read, and how many batches are under way.
@@ -302,7 +302,7 @@ def denoise_stacks(
     total = sum(len(stack.indices) for stack in stacks)
     with contextlib.ExitStack() as exits:
         output = exits.enter_context(
-            _Output(stacks, output_dir, manifest, result, dtype=dtype, label=label, skip_bad=skip_bad)
+            _Output(stacks, output_dir, journal, result, dtype=dtype, label=label, skip_bad=skip_bad)
         )
         progress(output.n_written, total)
         readers = [exits.enter_context(contextlib.closing(Reader(stacks))) for _ in range(feeding.readers)]

@@ -30,8 +30,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..imaging.filters import frequency_grid, hermitian_weight
 from ..imaging.projection import Projector, rotations_from_euler
+from ..imaging.rings import frequency_grid, hermitian_weight
 
 
 @dataclass(frozen=True)

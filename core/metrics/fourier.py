@@ -1,6 +1,6 @@
 """Correlation and power by Fourier ring or shell, resolution, and correlation within a band.
 
-Rings of `(..., y, x)` images are those of `imaging.filters.ring_index`: sharp, one Fourier pixel wide, from 0
+Rings of `(..., y, x)` images are those of `imaging.rings.ring_index`: sharp, one Fourier pixel wide, from 0
 to Nyquist. Shells of `(d, d, d)` volumes are the same in three dimensions. Each coefficient of the full
 transform counts once, so the half transform that torch computes is weighted.
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..imaging.filters import frequency_grid, hermitian_weight, ring_mean
+from ..imaging.rings import frequency_grid, hermitian_weight, ring_mean
 from .image import require_same_shape
 
 # Shells beyond the one from which phases are random that are left out of the correction: a mask mixes

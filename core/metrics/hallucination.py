@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..imaging.filters import radial_filter, ring_mean
+from ..imaging.filters import radial_filter
 from ..imaging.normalise import background_mask, default_radius_px
+from ..imaging.rings import ring_mean
 from .fourier import fourier_ring_correlation, pooled_fourier_ring_correlation
 from .image import correlation, require_same_shape
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..imaging.filters import frequency_grid, hermitian_weight
+from ..imaging.rings import frequency_grid, hermitian_weight
 from .fourier import band_correlation, band_weight, radial_power_spectrum, ring_products
 from .image import correlation, require_same_shape
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..imaging.filters import frequency_grid, hermitian_weight
 from ..imaging.projection import Projector
+from ..imaging.rings import frequency_grid, hermitian_weight
 from ..imaging.symmetry import rotations_from_vectors
 from .bayes import PoseGrid
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..imaging.filters import frequency_grid, gaussian_filter
+from ..imaging.filters import gaussian_filter
+from ..imaging.rings import frequency_grid
 
 # The band, to a standard deviation either way on a logarithmic scale, and how far its energy is averaged:
 # about the correlation length of the band, which is where a corner of a particle stands out most.

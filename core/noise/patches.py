@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..imaging.filters import hermitian_weight, ring_index
+from ..imaging.rings import hermitian_weight, ring_index
 
 # Neighbours on either side that a row or column is compared with.
 _STREAK_NEIGHBOURS = 2

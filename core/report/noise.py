@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import imread
 
-from ..inference.extract_noise import NoiseSummary
 from ..io.mrc import StackReader
+from ..noise.summary import NoiseSummary
 from . import PDF_NAME
 from .figures import grey_range
 from .pdf import FIRST_FACT, LINE_HEIGHT, PAGE_WIDTH, draw_text, fact_lines, save

@@ -13,9 +13,9 @@ from ..config.training import SimulationConfig
 from ..errors import ConfigurationError, MrcError
 from ..imaging.ctf import CtfParameters, read_ctf_table
 from ..imaging.noise import image_generator, uniform
-from ..imaging.simulate import ImagingRanges, ProjectionBank, make_projection_bank, simulate_pairs
 from ..io.files import part_path, rename_complete
 from ..io.mrc import StackReader
+from ..simulation.image_formation import ImagingRanges, ProjectionBank, make_projection_bank, simulate_pairs
 
 _SUFFIXES = (".pdb", ".cif", ".ent", ".pdb.gz", ".cif.gz", ".ent.gz")
 

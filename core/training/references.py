@@ -33,13 +33,13 @@ from torch import Tensor
 from ..config.training import ReferenceConfig, StoredSection
 from ..errors import InputError
 from ..imaging.ctf import b_factor_envelope, ctf, ctf_parameters_of
-from ..imaging.filters import hermitian_weight, ring_index
 from ..imaging.maps import DensityMap, read_map, resampled
 from ..imaging.noise import image_generator
 from ..imaging.normalise import background_statistics
 from ..imaging.poses import poses_of
 from ..imaging.projection import Projector
 from ..imaging.resample import low_pass_volume, shift_phases
+from ..imaging.rings import hermitian_weight, ring_index
 from ..io.star import read_tables, unquote
 from ..metrics.fourier import ring_frequencies, ring_products
 from .stored import StoredImages, augmented, choose_rows, mirrored_to

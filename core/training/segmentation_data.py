@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..config.segmentation import OwnMicrographs, SimulatedMicrographs
 from ..errors import ConfigurationError, MrcError
-from ..imaging.micrograph import Species, simulate_micrograph
 from ..imaging.noise import image_generator, uniform
 from ..io.coordinates import find_coordinates, read_coordinates
 from ..io.files import part_path, rename_complete
@@ -25,6 +24,7 @@ from ..noise.segmentation import (
     normalise_robustly,
     working_bin,
 )
+from ..simulation.micrograph import Species, simulate_micrograph
 
 _SUFFIXES = (".pdb", ".cif", ".ent", ".pdb.gz", ".cif.gz", ".ent.gz")
 # Simulated at half of the network's pixel size: nothing finer than 16 Å reaches the network.

@@ -24,10 +24,10 @@ import torch
 from processes import run_measured
 from torch import Tensor
 
-from cryohush.core.imaging.covariance import estimate_covariance, estimate_covariance_through_ctf
+from cryohush.core.classical.covariance import estimate_covariance, estimate_covariance_through_ctf
+from cryohush.core.classical.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.ctf import ctf, defocus_groups, read_ctf_table
 from cryohush.core.imaging.filters import apply_transfer
-from cryohush.core.imaging.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.projection import Projector, random_rotations
 from cryohush.core.imaging.structure import potential_map, read_structure
 

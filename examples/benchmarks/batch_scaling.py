@@ -93,10 +93,10 @@ def measure(table: Path, count: int, workers: int, arguments: argparse.Namespace
 
 def drive(arguments: argparse.Namespace) -> None:
     """Denoise one table; print the images and seconds after the first ranges."""
+    from cryohush.core.batch.workers import open_pool
     from cryohush.core.config.batch import EngineConfig
     from cryohush.core.config.denoise import DenoiseOptions
-    from cryohush.core.inference.pool import open_pool
-    from cryohush.core.inference.run import run_denoise
+    from cryohush.core.jobs.denoise import run_denoise
 
     (workers,) = arguments.workers
     config = EngineConfig(

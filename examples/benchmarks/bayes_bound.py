@@ -35,9 +35,9 @@ from matplotlib.figure import Figure
 from pairs import denoise
 from torch import Tensor
 
-from cryohush.core.imaging.covariance import estimate_covariance
+from cryohush.core.classical.covariance import estimate_covariance
+from cryohush.core.classical.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.filters import gaussian_filter
-from cryohush.core.imaging.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.projection import Projector
 from cryohush.core.imaging.structure import potential_map, read_structure
 from cryohush.core.metrics.bayes import BayesDenoiser, PoseGrid

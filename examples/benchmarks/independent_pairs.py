@@ -40,17 +40,17 @@ from matplotlib.figure import Figure
 from pairs import Particles, denoise, read_particles
 from torch import Tensor
 
+from cryohush.core.classical.baselines import covariance_wiener
 from cryohush.core.errors import InputError
-from cryohush.core.imaging.baselines import covariance_wiener
 from cryohush.core.imaging.filters import (
     gaussian_filter,
     low_pass,
     mean_filter,
     oracle_gain,
     radial_filter,
-    ring_mean,
     wiener_gain,
 )
+from cryohush.core.imaging.rings import ring_mean
 from cryohush.core.metrics.fourier import pooled_fourier_ring_correlation, ring_frequencies
 from cryohush.core.metrics.independent import (
     align_twin,

@@ -34,12 +34,12 @@ import torch
 from independent_pairs import BEST_GAUSSIAN, CUT_OFFS_ANGSTROM, SIGMAS_ANGSTROM, topaz
 from torch import Tensor
 
+from cryohush.core.classical.baselines import BASELINES
 from cryohush.core.errors import InputError
-from cryohush.core.imaging.baselines import BASELINES
 from cryohush.core.imaging.filters import gaussian_filter, low_pass
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.devices import choose_precision
-from cryohush.core.inference.micrographs import MicrographDenoiser
+from cryohush.core.inference.micrograph_denoiser import MicrographDenoiser
 from cryohush.core.io.micrographs import MicrographSet
 from cryohush.core.io.mrc import StackReader
 from cryohush.core.io.star import read_tables

@@ -37,12 +37,11 @@ from torch import Tensor
 from cryohush.core.config.extract_noise import ExtractNoiseOptions
 from cryohush.core.config.micrographs import MicrographsConfig
 from cryohush.core.errors import InputError
-from cryohush.core.imaging.micrograph_set import simulate_micrographs
-from cryohush.core.inference.extract_noise import extract_noise
 from cryohush.core.io.coordinates import find_coordinates, read_coordinates
 from cryohush.core.io.micrographs import MicrographSet
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.io.star import read_tables, unquote
+from cryohush.core.jobs.extract_noise import extract_noise
 from cryohush.core.noise.patches import count_in_windows
 from cryohush.core.noise.segmentation import (
     CONTAMINATION,
@@ -52,6 +51,7 @@ from cryohush.core.noise.segmentation import (
     labels_of_picks,
 )
 from cryohush.core.report.overlays import write_overlay
+from cryohush.core.simulation.micrograph_set import simulate_micrographs
 
 HELD_OUT = ("1bxn", "2cg9", "4zxb", "6cvm", "6xlu", "pdb7pbl")
 # With even odds the label map is the most probable one, of which the intersection over union is usual.

@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from cryohush.core.config.nt2c import SessionConfig
 from cryohush.core.config.training import ImagingConfig, OptimisationConfig
 from cryohush.core.imaging.normalise import background_statistics, default_radius_px
-from cryohush.core.inference.nt2c import session_ctf
 from cryohush.core.io.micrographs import MicrographSet
 from cryohush.core.io.mrc import StackReader
+from cryohush.core.jobs.nt2c import session_ctf
 from cryohush.core.metrics.independent import independent_correlation
 from cryohush.core.models.synthesis import GaussianField
 from cryohush.core.models.weights import load_model

@@ -17,8 +17,8 @@ from paper_tables import Case, Row, Size, Table
 from reconstruction import resolution, soft_sphere
 from torch import Tensor
 
-from cryohush.core.imaging.covariance import ImageCovariance, estimate_covariance
-from cryohush.core.imaging.fourier_bessel import FourierBesselBasis
+from cryohush.core.classical.covariance import ImageCovariance, estimate_covariance
+from cryohush.core.classical.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.morph import conformational_series
 from cryohush.core.imaging.noise import random_patch
 from cryohush.core.imaging.projection import Projector, random_rotations

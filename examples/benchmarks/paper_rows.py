@@ -31,12 +31,12 @@ from paper_images import (
 from paper_tables import NARROW, NARROW_CRITIC, Case, Row, Size, Table
 from torch import Tensor
 
+from cryohush.core.classical.baselines import BASELINES, choose_parameter
+from cryohush.core.classical.covariance import estimate_covariance
+from cryohush.core.classical.fourier_bessel import FourierBesselBasis
 from cryohush.core.config.load import find_preset, read_yaml, validate
 from cryohush.core.config.training import TrainingConfig
-from cryohush.core.imaging.baselines import BASELINES, choose_parameter
-from cryohush.core.imaging.covariance import estimate_covariance
 from cryohush.core.imaging.filters import radial_filter
-from cryohush.core.imaging.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.normalise import background_statistics
 from cryohush.core.io.files import writing
 from cryohush.core.metrics.clustering import conformation_scores

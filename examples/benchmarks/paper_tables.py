@@ -80,7 +80,7 @@ class Table:
     published
         Lines of what the paper prints.
     classical
-        Baselines of `cryohush.core.imaging.baselines`.
+        Baselines of `cryohush.core.classical.baselines`.
     reconstructed
         Whether maps are made of what each row returns, in the true poses.
     """

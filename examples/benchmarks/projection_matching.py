@@ -9,8 +9,8 @@ from bayes_bound import resampled
 from torch import Tensor
 
 from cryohush.core.imaging.ctf import CtfParameters, ctf
-from cryohush.core.imaging.filters import frequency_grid, hermitian_weight
 from cryohush.core.imaging.projection import Projector
+from cryohush.core.imaging.rings import frequency_grid, hermitian_weight
 from cryohush.core.metrics.bayes import PoseGrid
 
 CANDIDATES = 8

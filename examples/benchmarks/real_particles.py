@@ -35,7 +35,7 @@ from torch import Tensor
 from cryohush.core.config.load import find_preset, read_yaml, validate
 from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import InputError
-from cryohush.core.imaging.filters import ring_mean
+from cryohush.core.imaging.rings import ring_mean
 from cryohush.core.inference.devices import keep_freed_memory
 from cryohush.core.metrics.independent import white_noise_power
 from cryohush.core.models.weights import load_model

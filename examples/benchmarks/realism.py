@@ -48,9 +48,9 @@ from torch import Tensor
 from cryohush.core.config.load import validate
 from cryohush.core.config.micrographs import MicrographSettings
 from cryohush.core.imaging.filters import gaussian_filter
-from cryohush.core.imaging.micrograph import Species, simulate_micrograph
 from cryohush.core.io.star import Table, read_tables, unquote
 from cryohush.core.metrics.fourier import radial_power_spectrum, ring_frequencies
+from cryohush.core.simulation.micrograph import Species, simulate_micrograph
 
 BANDS_ANGSTROM = {"500 to 100": (500.0, 100.0), "100 to 15": (100.0, 15.0), "15 to Nyquist": (15.0, 0.0)}
 ALL_BANDS = "500 to Nyquist"

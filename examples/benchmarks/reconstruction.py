@@ -49,12 +49,12 @@ from pairs import denoise
 from projection_matching import Optics, Poses, Reference, phases
 from torch import Tensor
 
-from cryohush.core.imaging.covariance import estimate_covariance
+from cryohush.core.classical.covariance import estimate_covariance
+from cryohush.core.classical.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.ctf import read_ctf_table
-from cryohush.core.imaging.filters import frequency_grid, hermitian_weight
-from cryohush.core.imaging.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.projection import Projector, random_rotations
 from cryohush.core.imaging.reconstruction import Reconstruction
+from cryohush.core.imaging.rings import frequency_grid, hermitian_weight
 from cryohush.core.imaging.structure import potential_map, read_structure
 from cryohush.core.metrics.fourier import fourier_shell_correlation, resolution_angstrom, ring_frequencies
 from cryohush.core.models.weights import LoadedModel, load_model

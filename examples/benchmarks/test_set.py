@@ -42,7 +42,7 @@ import torch
 from pairs import denoise
 from torch import Tensor
 
-from cryohush.core.imaging.baselines import (
+from cryohush.core.classical.baselines import (
     BASELINES,
     available_baselines,
     choose_parameter,
@@ -50,12 +50,13 @@ from cryohush.core.imaging.baselines import (
     covariance_wiener_through_ctf,
     radial_wiener,
 )
-from cryohush.core.imaging.covariance import ImageCovariance, estimate_covariance
+from cryohush.core.classical.covariance import ImageCovariance, estimate_covariance
+from cryohush.core.classical.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.ctf import CtfParameters, ctf, read_ctf_table
-from cryohush.core.imaging.filters import apply_transfer, frequency_grid, ring_mean
-from cryohush.core.imaging.fourier_bessel import FourierBesselBasis
+from cryohush.core.imaging.filters import apply_transfer
 from cryohush.core.imaging.noise import coloured
 from cryohush.core.imaging.projection import Projector
+from cryohush.core.imaging.rings import frequency_grid, ring_mean
 from cryohush.core.imaging.structure import potential_map, read_structure
 from cryohush.core.metrics.bayes import BayesDenoiser, PoseGrid
 from cryohush.core.metrics.image import (

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from cryohush.core.batch import driver as batch
 from cryohush.core.config.batch import EngineConfig
-from cryohush.core.inference import batch
 from cryohush.core.inference.engine import LocalDevices
 from cryohush.core.inference.summary import Summary
-from cryohush.core.report import PDF_NAME, PNG_NAME, evaluate, noise, pdf
+from cryohush.core.jobs import evaluate
+from cryohush.core.report import PDF_NAME, PNG_NAME, noise, pdf
 from cryohush.cryosparc_job import cli, guard, instance, plots
 
 

@@ -14,7 +14,7 @@ from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.imaging.projection import Projector, random_rotations
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.devices import Precision, download, upload
-from cryohush.core.inference.run import run_denoise
+from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.models.weights import load_model
 
 pytestmark = [

@@ -20,9 +20,9 @@ from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.engine import LocalDevices
 from cryohush.core.inference.feeding import Denoised, Feeding, Images, Worker
 from cryohush.core.inference.plan import StackPlan
-from cryohush.core.inference.run import run_denoise
 from cryohush.core.inference.stream import BATCHES_PER_WORKER, StreamResult, denoise_stacks
-from cryohush.core.io.manifest import MANIFEST_NAME, Manifest
+from cryohush.core.io.journal import JOURNAL_NAME, Journal
+from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.models.weights import LoadedModel
 
 COUNT, BATCH, SIDE = 48, 4, 16
@@ -88,7 +88,7 @@ def test_a_device_that_fails_is_named_and_the_others_go_on_from_there(
 def denoise(source: Path, workers: Sequence[Worker], **given: Any) -> StreamResult:
     """Run the stream itself with these workers."""
     stack = StackPlan(source, "out.mrcs", np.arange(COUNT, dtype=np.int32), (SIDE, SIDE), None)
-    with Manifest.open(source.parent / MANIFEST_NAME, {}, resume=False) as journal:
+    with Journal.open(source.parent / JOURNAL_NAME, {}, resume=False) as journal:
         return denoise_stacks(
             [stack],
             workers,

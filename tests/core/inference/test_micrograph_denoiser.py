@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cryohush.core.inference.denoiser import Denoiser
-from cryohush.core.inference.micrographs import MicrographDenoiser
+from cryohush.core.inference.micrograph_denoiser import MicrographDenoiser
 from cryohush.core.models.weights import LoadedModel, load_model
 
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from cryohush.core.imaging.filters import hermitian_weight
 from cryohush.core.imaging.projection import Projector
+from cryohush.core.imaging.rings import hermitian_weight
 from cryohush.core.metrics.bayes import BayesDenoiser, PoseGrid, Posterior, _healpix_centre
 
 BOX = 32

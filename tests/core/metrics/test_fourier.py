@@ -14,6 +14,7 @@ import torch_fourier_shell_correlation as library
 
 from cryohush.core.errors import InputError
 from cryohush.core.imaging import filters
+from cryohush.core.imaging.rings import ring_mean
 from cryohush.core.metrics import fourier, image
 
 
@@ -92,7 +93,7 @@ def test_power_spectrum_of_white_noise_is_its_variance() -> None:
 
 def test_power_over_all_rings_adds_up_to_the_mean_square() -> None:
     images = white_noise(2, 15, 15)  # Parseval, with the corner rings included
-    power = filters.ring_mean(torch.fft.rfft2(images, norm="ortho").abs().square(), (15, 15))
+    power = ring_mean(torch.fft.rfft2(images, norm="ortho").abs().square(), (15, 15))
     counts = torch.from_numpy(np.bincount(rings_of((15, 15)).ravel()))
     torch.testing.assert_close((power * counts).sum(-1) / 225, images.square().mean((-2, -1)))
     torch.testing.assert_close(fourier.radial_power_spectrum(images), power[..., :8])

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cryohush.core.imaging.ctf import CtfParameters
 from cryohush.core.imaging.filters import gaussian_filter
-from cryohush.core.imaging.simulate import ImagingRanges, make_projection_bank, simulate_pairs
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.models.weights import WEIGHTS_FOLDER, load_model
+from cryohush.core.simulation.image_formation import ImagingRanges, make_projection_bank, simulate_pairs
 
 
 @pytest.fixture(scope="module")
