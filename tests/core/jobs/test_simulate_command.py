@@ -104,5 +104,5 @@ def test_relion_reconstructs_the_map_from_each_stack(tmp_path: Path, monkeypatch
 
 
 def test_the_example_is_a_valid_configuration() -> None:
-    example = Path(__file__).parents[2] / "examples" / "simulate.yaml"
+    example = Path(__file__).parents[3] / "examples" / "simulate.yaml"
     assert load_yaml(example, ParticlesConfig).noise.combine == "one"
