@@ -60,7 +60,7 @@ class RelionProjects:
         if source.newest is not None:
             paths = [newest_table(project, pipeline, source.newest)]
         else:
-            paths = matching(str(project / (source.particles or source.micrographs or "")))
+            paths = matching(source.particles or source.micrographs or "", project)
         names = item_names(source.name, paths)
         return [
             Item(

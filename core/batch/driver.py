@@ -84,7 +84,7 @@ def run_batch(
             return books.items
         for item in todo:
             item.state, item.error = "waiting", None
-        with open_pool(plan.engine, plan.output / LOG_FOLDER) as pool:
+        with open_pool(plan.engine, plan.output / LOG_FOLDER, log) as pool:
             books.dashboard = pool.dashboard
             books.save()
             log(f"{', '.join(pool.names)}; dashboard {pool.dashboard}")

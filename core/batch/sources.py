@@ -111,20 +111,42 @@ class Files:
             self._report(summary)
 
 
-def matching(pattern: str) -> list[Path]:
-    """Return the files that a path or pattern names, sorted.
+def matching(pattern: str, folder: Path | None = None) -> list[Path]:
+    """Return the files that a path or pattern names, sorted; of several names of one file, one.
+
+    A file that is there is meant as it is, however many brackets its name has. Brackets are a class of
+    characters (`[0-9]`) where that finds something, and otherwise themselves.
+
+    Parameters
+    ----------
+    pattern
+        With `*`, `?`, `**` and `[...]`.
+    folder
+        What it is relative to, taken as it is; None is the working directory.
 
     Raises
     ------
     InputError
         If there is none.
     """
-    # Path.glob takes no absolute patterns
-    found = glob.glob(pattern, recursive=True)  # noqa: PTH207
-    paths = [Path(path).absolute() for path in sorted(found)]
-    if not paths:
-        raise InputError("no such file.", path=pattern)
-    return paths
+    start = "" if folder is None else f"{glob.escape(str(folder))}/"
+    if os.path.lexists(folder / pattern if folder else pattern):
+        found = [str(folder / pattern if folder else pattern)]
+    else:
+        # Path.glob takes no absolute patterns
+        found = glob.glob(start + pattern, recursive=True)  # noqa: PTH207
+        found = found or glob.glob(start + pattern.replace("[", "[[]"), recursive=True)  # noqa: PTH207
+    if not found:
+        raise InputError("no such file.", path=folder / pattern if folder else pattern)
+    # RELION links a job's alias to its folder: the real name wins
+    by_file: dict[str, Path] = {}
+    for path in sorted((Path(name).absolute() for name in found), key=_is_linked):
+        by_file.setdefault(os.path.realpath(path), path)
+    return sorted(by_file.values())
+
+
+def _is_linked(path: Path) -> bool:
+    return os.path.realpath(path) != str(path)
 
 
 def item_names(name: str | None, paths: Sequence[Path]) -> list[str]:

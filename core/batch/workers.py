@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 import threading
 import time
 import uuid
@@ -245,7 +246,9 @@ def _choose(
 
 
 @contextlib.contextmanager
-def open_pool(config: EngineConfig, log_folder: Path) -> Iterator[Pool]:
+def open_pool(
+    config: EngineConfig, log_folder: Path, log: Callable[[str], None] = lambda line: None
+) -> Iterator[Pool]:
     """Start or reach the workers of a plan, and stop what was started.
 
     Parameters
@@ -254,6 +257,8 @@ def open_pool(config: EngineConfig, log_folder: Path) -> Iterator[Pool]:
         The plan's engine.
     log_folder
         Where the logs of a queueing system's jobs go.
+    log
+        Gets a warning where the connections are open to others.
 
     Raises
     ------
@@ -263,6 +268,7 @@ def open_pool(config: EngineConfig, log_folder: Path) -> Iterator[Pool]:
         If the scheduler or its workers cannot be reached.
     """
     try:
+        import cryptography  # noqa: F401  # distributed makes its keys with it
         import dask
         import distributed
     except ModuleNotFoundError as error:
@@ -279,23 +285,25 @@ def open_pool(config: EngineConfig, log_folder: Path) -> Iterator[Pool]:
         if config.kind == "scheduler":
             cluster: Any = None
             n_workers = config.workers or 0
+            _warn_if_open(str(config.address), log)
         else:
             n_workers = workers_of(config)
             with warnings.catch_warnings():
                 # it then takes another one, which is told
                 warnings.filterwarnings("ignore", message="Port .* is already in use")
-                cluster = exits.enter_context(_cluster(config, n_workers, log_folder))
+                cluster = exits.enter_context(_cluster(config, n_workers, log_folder, exits))
         connect: Any = distributed.Client
         try:
             client = exits.enter_context(
                 connect(
                     cluster or config.address,
+                    security=cluster.security if cluster else _security(config),
                     timeout=min(60, config.start_timeout_seconds),
                     set_as_default=False,
                 )
             )
             client.wait_for_workers(1, timeout=config.start_timeout_seconds)
-        except (OSError, TimeoutError) as error:
+        except (OSError, ValueError, TimeoutError) as error:
             raise HostError(
                 f"the cluster ({config.kind}{f', {config.address}' if config.address else ''}) cannot be "
                 f"reached, or none of its workers came within {config.start_timeout_seconds:g} s: {error}."
@@ -325,8 +333,65 @@ def workers_of(config: EngineConfig) -> int:
     return len(devices) if devices[0].type == "cuda" else max(1, available_threads() // CPUS_PER_WORKER)
 
 
-def _cluster(config: EngineConfig, n_workers: int, log_folder: Path) -> Any:
-    """Start a cluster whose workers import torch before they report: while they do, they answer nobody."""
+def _security(config: EngineConfig, folder: Path | None = None) -> Any:
+    """Return the keys of a batch: whoever has none is not let in, since he could run code as its user.
+
+    Workers of a queueing system read new keys from files in `folder`, which only this user may enter.
+    """
+    from distributed.security import Security
+
+    if config.certificates is not None:
+        files = config.certificates
+        for path in (files.authority, files.certificate, files.key):
+            if not path.is_file():
+                raise ConfigurationError(f"engine.certificates: {path}: no such file.")
+        return _same_for_all(files.authority, files.certificate, files.key)
+    if config.kind == "scheduler":
+        return Security()
+    made = Security.temporary()
+    if folder is None:
+        return made
+    paths = []
+    texts = {"ca": made.tls_ca_file, "certificate": made.tls_worker_cert, "key": made.tls_worker_key}
+    for name, text in texts.items():
+        paths.append(folder.absolute() / f"{name}.pem")
+        paths[-1].write_text(text, encoding="ascii")
+    return _same_for_all(*paths)
+
+
+def _same_for_all(authority: Path, certificate: Path, key: Path) -> Any:
+    """Return keys that client, scheduler and workers share."""
+    from distributed.security import Security
+
+    roles = {
+        f"tls_{role}_{part}": str(path)
+        for role in ("client", "scheduler", "worker")
+        for part, path in (("cert", certificate), ("key", key))
+    }
+    return Security(require_encryption=True, tls_ca_file=str(authority), **roles)
+
+
+def _warn_if_open(address: str, log: Callable[[str], None]) -> None:
+    """Say so if anybody who reaches a scheduler can run code as its user."""
+    if not address.startswith("tls://"):
+        log(
+            f"warning: {address} takes work from anybody who can reach it, and does it as the user of its "
+            "workers. Start it with certificates (dask scheduler --tls-ca-file ...), and give its tls:// "
+            "address and engine.certificates."
+        )
+
+
+def _dashboard(config: EngineConfig) -> str:
+    """Return the dashboard's address: on this machine alone, unless the plan names another."""
+    address = config.dashboard or ":0"
+    return f"127.0.0.1{address}" if address.startswith(":") else address
+
+
+def _cluster(config: EngineConfig, n_workers: int, log_folder: Path, exits: contextlib.ExitStack) -> Any:
+    """Start a cluster whose workers import torch before they report: while they do, they answer nobody.
+
+    What it leaves on the disk goes at the end of `exits`.
+    """
     if config.kind == "local":
         import distributed
 
@@ -336,8 +401,9 @@ def _cluster(config: EngineConfig, n_workers: int, log_folder: Path) -> Any:
             threads_per_worker=1,
             processes=True,
             memory_limit=config.memory or "auto",
-            dashboard_address=config.dashboard or ":0",
-            host="127.0.0.1",
+            dashboard_address=_dashboard(config),
+            host="tls://127.0.0.1",
+            security=_security(config),
             preload=[__name__],
         )
     try:
@@ -346,12 +412,15 @@ def _cluster(config: EngineConfig, n_workers: int, log_folder: Path) -> Any:
         raise ConfigurationError(f"a batch needs {error.name}: pip install 'cryohush[batch]'") from error
     kind = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster"}[config.kind]
     log_folder.mkdir(parents=True, exist_ok=True)
+    keys = exits.enter_context(tempfile.TemporaryDirectory(prefix=".keys-", dir=log_folder))
     arguments: dict[str, Any] = {
         "cores": config.threads or CPUS_PER_WORKER,
         "log_directory": str(log_folder),
+        "interface": config.interface,
         **config.queue,
+        "security": _security(config, Path(keys)),
         "scheduler_options": {
-            "dashboard_address": config.dashboard or ":0",
+            "dashboard_address": _dashboard(config),
             **config.queue.get("scheduler_options", {}),
         },
         "memory": config.memory,

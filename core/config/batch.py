@@ -31,6 +31,24 @@ _ENTRIES = {
 _OF_THE_ENGINE = ("device", "threads")
 
 
+class Certificates(BaseModel):
+    """Files in PEM format that driver, scheduler and workers know one another by.
+
+    Attributes
+    ----------
+    authority
+        The certificate that has signed the others.
+    certificate, key
+        Of driver, scheduler and workers alike.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
 class EngineConfig(BaseModel):
     """Where a batch is calculated.
 
@@ -61,7 +79,14 @@ class EngineConfig(BaseModel):
     queue
         What dask-jobqueue is told, such as `queue`, `account`, `walltime`, `cores`, `job_extra_directives`.
     dashboard
-        Where dask shows what the workers do: an address such as `:8787`; None is any free port.
+        Where dask shows what the workers do: a port of this machine alone, `:8787`, or an address such as
+        `0.0.0.0:8787`, which anybody on the network can then read; None is any free port of this machine.
+    interface
+        The network interface that a queueing system's workers reach this machine by, such as `ib0`; None is
+        the one that its name stands for.
+    certificates
+        Keys of the connections between driver, scheduler and workers; None makes new ones for each batch. A
+        scheduler elsewhere has its own, which have to be named here.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -78,9 +103,19 @@ class EngineConfig(BaseModel):
     address: str | None = None
     queue: dict[str, Any] = {}
     dashboard: str | None = ":8787"
+    interface: str | None = None
+    certificates: Certificates | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> EngineConfig:
+        if self.interface is not None and self.kind in ("local", "scheduler"):
+            raise ValueError("interface belongs to kind: slurm, pbs or lsf")
+        if (
+            self.kind == "scheduler"
+            and self.address
+            and self.address.startswith("tls") != bool(self.certificates)
+        ):
+            raise ValueError("address: tls://… and certificates go together: give both, or neither")
         if (self.kind == "scheduler") != (self.address is not None):
             raise ValueError("address belongs to kind: scheduler, which needs it")
         if self.queue and self.kind in ("local", "scheduler"):
