@@ -135,7 +135,7 @@ class CryosparcProjects:
             )
 
         job = self._job(item, create)
-        if job.status() == "completed":  # what was lost is only the note of it in the books
+        if job.status() == "completed":  # only the note of it in the batch's state was lost
             folder = place.folder(job.directory_name())
         else:
             run = JobRun(job, place, kind.noun, echo=lambda line: None)

@@ -15,13 +15,13 @@ from ..errors import Aborted, CryohushError, OutputError
 from ..inference.summary import Summary
 from .kinds import Calls, JobKind, Result
 from .sources import Host, prepare
-from .state import LOG_FOLDER, Books, Item, State, log_path
+from .state import LOG_FOLDER, BatchState, Item, State, log_path
 from .workers import Pool, open_pool
 
 PROGRESS_PERCENT = 5
 
 Action = Literal["run", "resume", "retry-failed"]
-# What each action takes up of the sources that the books hold.
+# What each action takes up of the sources in the batch's state.
 TAKEN_UP: Mapping[Action, frozenset[State]] = {
     "run": frozenset({"waiting"}),
     "resume": frozenset({"waiting", "running", "stopped"}),
@@ -68,31 +68,31 @@ def run_batch(
     CryohushError
         If the batch cannot begin. What goes wrong with one source is in its item.
     """
-    with Books.open(plan.output, plan) as books:
-        if action == "run" and books.items:
+    with BatchState.open(plan.output, plan) as batch_state:
+        if action == "run" and batch_state.items:
             raise OutputError(
                 f"{plan.output} holds this batch already. Go on with it (resume, retry-failed), or choose "
                 "another output."
             )
-        if action != "run" and not books.items:
+        if action != "run" and not batch_state.items:
             raise OutputError(f"{plan.output} holds no batch to go on with. Run the plan first.")
-        if not books.items:
-            books.items = [item for item, _ in prepare(plan, hosts, kinds)]
-        todo = [item for item in books.items if item.state in TAKEN_UP[action]]
+        if not batch_state.items:
+            batch_state.items = [item for item, _ in prepare(plan, hosts, kinds)]
+        todo = [item for item in batch_state.items if item.state in TAKEN_UP[action]]
         if not todo:
             log(f"nothing to do: no source is {' or '.join(sorted(TAKEN_UP[action]))}")
-            return books.items
+            return batch_state.items
         for item in todo:
             item.state, item.error = "waiting", None
         with open_pool(plan.engine, plan.output / LOG_FOLDER, log) as pool:
-            books.dashboard = pool.dashboard
-            books.save()
+            batch_state.dashboard = pool.dashboard
+            batch_state.save()
             log(f"{', '.join(pool.names)}; dashboard {pool.dashboard}")
-            driver = _Driver(books, hosts, kinds, pool, should_stop, log, command)
+            driver = _Driver(batch_state, hosts, kinds, pool, should_stop, log, command)
             with ThreadPoolExecutor(plan.sources_at_once, "source") as executor:
                 list(executor.map(driver.run, todo))
-            books.save()
-        return books.items
+            batch_state.save()
+        return batch_state.items
 
 
 class _Driver:
@@ -100,7 +100,7 @@ class _Driver:
 
     def __init__(
         self,
-        books: Books,
+        batch_state: BatchState,
         hosts: Mapping[str, Host],
         kinds: Mapping[Job, JobKind],
         pool: Pool,
@@ -108,7 +108,7 @@ class _Driver:
         log: Callable[[str], None],
         command: str | None,
     ) -> None:
-        self._books, self._hosts, self._kinds, self._pool = books, hosts, kinds, pool
+        self._state, self._hosts, self._kinds, self._pool = batch_state, hosts, kinds, pool
         self._should_stop, self._log, self._command = should_stop, log, command
         # pictures are drawn by one at a time
         self._drawing = threading.Lock()
@@ -147,7 +147,7 @@ class _Driver:
     def _do(self, item: Item) -> Result:
         host = self._hosts[item.host]
         item.output = host.open(item)
-        self._books.save()
+        self._state.save()
         self._note(item, f"cryohush {__version__}: {item.source} to {item.output}")
         last, first = -PROGRESS_PERCENT, True
 
@@ -160,7 +160,7 @@ class _Driver:
             if percent >= last + PROGRESS_PERCENT:
                 last = percent
                 self._note(item, f"{done} of {total} images ({percent} %)")
-            self._books.save(now=False)
+            self._state.save(now=False)
             host.show_progress(item)
 
         def tell(line: str) -> None:
@@ -179,14 +179,14 @@ class _Driver:
     def _note(self, item: Item, line: str) -> None:
         """Add a line to the source's log, if the disk lets us."""
         try:
-            log_path(self._books.folder, item.name).parent.mkdir(exist_ok=True)
-            with log_path(self._books.folder, item.name).open("a", encoding="utf-8") as file:
+            log_path(self._state.folder, item.name).parent.mkdir(exist_ok=True)
+            with log_path(self._state.folder, item.name).open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         except OSError:
             self._log(f"{item.name}: {line}")
 
     def _save(self) -> None:
         try:
-            self._books.save()
+            self._state.save()
         except OutputError as error:  # a full disk: the sources elsewhere go on
             self._log(str(error))

@@ -29,7 +29,7 @@ from ..report.overlays import write_overlay
 from ..report.pdf import report_run
 from .kinds import Calls, DenoiseJob, EvaluationSummary, ExtractNoiseJob, JobKind, Result
 from .ranges import RANGES_FOLDER, move_files, read_notes, write_notes
-from .retry import Shift, do_parts, in_words
+from .retry import Workload, do_parts, in_words
 from .state import Item
 from .workers import Pool
 
@@ -110,7 +110,7 @@ class EvaluateJob:
         try:
             failed = do_parts(
                 pool,
-                Shift(item.name, [whole], whole.n_images, work, evaluate_whole, take),
+                Workload(item.name, [whole], whole.n_images, work, evaluate_whole, take),
                 calls.should_stop,
                 calls.progress,
             )

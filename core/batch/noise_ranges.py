@@ -23,7 +23,7 @@ from ..models.weights import LoadedModel, load_model
 from ..noise.micrograph import Draw, MicrographCounts, MicrographTask
 from ..noise.output import PARTS_FOLDER
 from .ranges import RANGES_FOLDER, limit_bytes, load_same_model, move_files, read_notes, write_notes
-from .retry import RangesFailed, Shift, describe_failed, do_parts
+from .retry import RangesFailed, Workload, describe_failed, do_parts
 from .workers import Pool
 
 _NETWORKS = {**MODELS, **SEGMENTERS}
@@ -193,7 +193,7 @@ class PoolSearcher:
         try:
             failed = do_parts(
                 self._pool,
-                Shift(search.output_dir.name, ranges, len(search.tasks), work, search_range, take_range),
+                Workload(search.output_dir.name, ranges, len(search.tasks), work, search_range, take_range),
                 should_stop,
             )
         finally:

@@ -14,7 +14,7 @@ from ..config.batch import Job
 from ..errors import InputError
 from ..io.files import write_text
 from ..report import PDF_NAME, PNG_NAME
-from .state import Item, is_running, log_path, read_books
+from .state import Item, is_running, log_path, read_state
 
 if TYPE_CHECKING:
     from .sources import Forecast
@@ -49,8 +49,8 @@ def status_table(folder: Path) -> str:
     InputError
         If there is no batch.
     """
-    books = _books(folder)
-    items = [Item.from_json(entry) for entry in books["items"]]
+    batch_state = _state(folder)
+    items = [Item.from_json(entry) for entry in batch_state["items"]]
     running = is_running(folder)
     rows = [
         (
@@ -67,10 +67,10 @@ def status_table(folder: Path) -> str:
     ]
     done = sum(item.n_done for item in items)
     total = sum(item.n_images for item in items)
-    state = f"running ({books['driver']})" if running else "not running"
+    state = f"running ({batch_state['driver']})" if running else "not running"
     head = f"{folder}: {state}, {done} of {total} images, {_states(items)}"
-    if running and books["dashboard"]:
-        head += f"\ndashboard {books['dashboard']}"
+    if running and batch_state["dashboard"]:
+        head += f"\ndashboard {batch_state['dashboard']}"
     return f"{head}\n{_table([_COLUMNS, *rows], right=_NUMBERS)}"
 
 
@@ -98,7 +98,7 @@ def forecast_table(forecast: Forecast) -> str:
 
 
 def write_batch_report(folder: Path) -> Path:
-    """Write `batch.html` from the books: counts, speed, failures, and pictures before and after.
+    """Write `batch.html` from the batch's state: counts, speed, failures, and pictures before and after.
 
     Raises
     ------
@@ -107,8 +107,8 @@ def write_batch_report(folder: Path) -> Path:
     OutputError
         If it cannot be written.
     """
-    books = _books(folder)
-    items = [Item.from_json(entry) for entry in books["items"]]
+    batch_state = _state(folder)
+    items = [Item.from_json(entry) for entry in batch_state["items"]]
     images, seconds = sum(item.n_done for item in items), sum(item.seconds for item in items)
     rows = "".join(_html_row(item) for item in items)
     head = "".join(
@@ -123,8 +123,8 @@ def write_batch_report(folder: Path) -> Path:
     text = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>cryohush batch</title>'
         f"<style>{_STYLE}</style></head><body><h1>cryohush batch</h1><p>{_states(items)}; {images} images; "
-        f"{_duration(seconds)} of work on sources; cryohush {html.escape(books['version'])}; "
-        f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(books['updated']))}</p>"
+        f"{_duration(seconds)} of work on sources; cryohush {html.escape(batch_state['version'])}; "
+        f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(batch_state['updated']))}</p>"
         f"{says}<table><tr>{head}</tr>{rows}</table>"
         + "".join(_html_section(folder, item) for item in items)
         + "</body></html>\n"
@@ -134,11 +134,11 @@ def write_batch_report(folder: Path) -> Path:
     return path
 
 
-def _books(folder: Path) -> dict[str, Any]:
-    books = read_books(folder)
-    if books is None:
+def _state(folder: Path) -> dict[str, Any]:
+    batch_state = read_state(folder)
+    if batch_state is None:
         raise InputError("no batch was run here.", path=folder)
-    return books
+    return batch_state
 
 
 def _html_row(item: Item) -> str:

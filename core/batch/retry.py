@@ -44,7 +44,7 @@ W = TypeVar("W")
 
 
 @dataclass(frozen=True, eq=False)
-class Shift(Generic[P, W]):
+class Workload(Generic[P, W]):
     """How the parts of a source are done.
 
     Attributes
@@ -73,7 +73,7 @@ class Shift(Generic[P, W]):
 
 def do_parts(
     pool: Pool,
-    shift: Shift[P, W],
+    workload: Workload[P, W],
     should_stop: Callable[[], bool],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[tuple[P, BaseException]]:
@@ -86,15 +86,15 @@ def do_parts(
     Aborted
         If `should_stop` said so; what was taken is kept.
     """
-    return _Attempts(pool, shift).run(progress, should_stop)
+    return _Retries(pool, workload).run(progress, should_stop)
 
 
-class _Attempts(Generic[P, W]):
+class _Retries(Generic[P, W]):
     """The parts of one source on their way through the pool."""
 
-    def __init__(self, pool: Pool, shift: Shift[P, W]) -> None:
-        self._pool, self._shift = pool, shift
-        self._waiting = list(shift.parts)
+    def __init__(self, pool: Pool, workload: Workload[P, W]) -> None:
+        self._pool, self._workload = pool, workload
+        self._waiting = list(workload.parts)
         self._out: dict[str, tuple[P, Any]] = {}
         self._tried: dict[str, int] = {}
         self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -104,7 +104,7 @@ class _Attempts(Generic[P, W]):
     ) -> list[tuple[P, BaseException]]:
         """See `do_parts`."""
         failed: list[tuple[P, BaseException]] = []
-        total = self._shift.n_images
+        total = self._workload.n_images
         done = total - sum(part.n_images for part in self._waiting)
         progress(done, total)
         try:
@@ -118,7 +118,7 @@ class _Attempts(Generic[P, W]):
                 if part is None:
                     continue
                 if error is None:
-                    self._shift.take(part)
+                    self._workload.take(part)
                     done += part.n_images
                     progress(done, total)
                 elif isinstance(error, OutputError):
@@ -134,11 +134,11 @@ class _Attempts(Generic[P, W]):
         return failed
 
     def _submit(self, part: P) -> None:
-        shift = self._shift
+        workload = self._workload
         self._tried[part.name] = self._tried.get(part.name, 0) + 1
         # the key is what the dashboard shows
-        key = f"{part.name} of {shift.title}, {uuid.uuid4().hex}"
-        future = self._pool.submit(key, shift.function, shift.work(part))
+        key = f"{part.name} of {workload.title}, {uuid.uuid4().hex}"
+        future = self._pool.submit(key, workload.function, workload.work(part))
         self._out[part.name] = (part, future)
         future.add_done_callback(lambda _, name=part.name: self._finished.put(name))
 

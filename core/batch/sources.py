@@ -21,7 +21,7 @@ from ..jobs.denoise import RunSize
 from ..models.weights import list_models
 from .kinds import JobKind, Result
 from .state import Item
-from .workers import share_of, workers_of
+from .workers import resources_of, workers_of
 
 
 class Host(Protocol):
@@ -96,14 +96,14 @@ class Files:
         return item.output
 
     def is_aborted(self, item: Item) -> bool:
-        """Nothing stops a file."""
+        """Files have no host that could stop the work."""
         return False
 
     def tell(self, item: Item, line: str) -> None:
         """The source's log file is enough."""
 
     def show_progress(self, item: Item) -> None:
-        """The books are enough."""
+        """The batch's own state is enough."""
 
     def close(self, item: Item, summary: Result | None) -> None:
         """Write the report."""
@@ -229,7 +229,7 @@ def forecast(plan: BatchPlan, hosts: Mapping[str, Host], kinds: Mapping[Job, Job
         With everything that is wrong, source by source.
     """
     prepared = prepare(plan, hosts, kinds)
-    device, threads = resolve_devices(plan.engine.device)[0], share_of(plan.engine).threads or 1
+    device, threads = resolve_devices(plan.engine.device)[0], resources_of(plan.engine).threads or 1
     problems, sizes, seconds = list[str](), list[RunSize](), 0.0
     for item, size in prepared:
         try:

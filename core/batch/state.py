@@ -1,4 +1,4 @@
-"""The books of a batch: how each of its sources stands, for whoever asks and for the driver that goes on."""
+"""The state of a batch: how far each source has come, for `batch status` and for a driver that resumes it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ..config.denoise import DenoiseOptions
 from ..errors import ConfigurationError, InputError, OutputError
 from ..io.files import part_path, rename_complete, writing_failed
 
-BOOKS_NAME = "batch.json"
+STATE_NAME = "batch.json"
 LOCK_NAME = ".cryohush-batch.lock"
 LOG_FOLDER = "logs"
-# The books are written at most so often while images pass.
-BOOKS_SECONDS = 1.0
+# While images are processed the state is written at most this often.
+STATE_SECONDS = 1.0
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 
@@ -91,7 +91,7 @@ class Item:
     details: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the entry in the books."""
+        """Return the entry in the state file."""
         values = {
             name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()
         }
@@ -116,10 +116,10 @@ class Item:
         return (self.n_done - self.n_done_before) / seconds if seconds > 0 else 0.0
 
 
-class Books:
+class BatchState:
     """What is known of each source, in `batch.json`, for whoever asks and for the next driver.
 
-    Only one driver has them at a time: made by `Books.open`, a context manager.
+    Only one driver has it at a time: made by `BatchState.open`, a context manager.
     """
 
     def __init__(self, folder: Path, plan: str, descriptor: int) -> None:
@@ -129,15 +129,15 @@ class Books:
         self._lock, self._last = threading.Lock(), 0.0
 
     @classmethod
-    def open(cls, folder: Path, plan: BatchPlan) -> Books:
-        """Lock the batch, and read its books, if there are any.
+    def open(cls, folder: Path, plan: BatchPlan) -> BatchState:
+        """Lock the batch, and read its state, if there is one.
 
         Raises
         ------
         OutputError
-            If another driver has them, or they cannot be written.
+            If another driver has it, or it cannot be written.
         ConfigurationError
-            If they belong to another plan.
+            If it belongs to another plan.
         """
         path = folder / LOCK_NAME
         try:
@@ -153,22 +153,22 @@ class Books:
             )
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        books = cls(folder, _fingerprint(plan), descriptor)
-        entries = read_books(folder)
+        batch_state = cls(folder, _fingerprint(plan), descriptor)
+        entries = read_state(folder)
         if entries is not None:
-            if entries["plan"] != books._plan:
-                books.close()
+            if entries["plan"] != batch_state._plan:
+                batch_state.close()
                 raise ConfigurationError(
                     f"{folder} belongs to a plan with other sources or options. Choose another output, or "
                     "undo the change; the engine may change."
                 )
-            books.items = [Item.from_json(entry) for entry in entries["items"]]
-        return books
+            batch_state.items = [Item.from_json(entry) for entry in entries["items"]]
+        return batch_state
 
     def save(self, *, now: bool = True) -> None:
-        """Write the books, or not if they were written a moment ago and it need not be now."""
+        """Write the state, unless that was done a moment ago and it need not be now."""
         with self._lock:
-            if not now and time.monotonic() - self._last < BOOKS_SECONDS:
+            if not now and time.monotonic() - self._last < STATE_SECONDS:
                 return
             self._last = time.monotonic()
             values = {
@@ -179,7 +179,7 @@ class Books:
                 "updated": time.time(),
                 "items": [item.as_json() for item in self.items],
             }
-            path = self.folder / BOOKS_NAME
+            path = self.folder / STATE_NAME
             part = part_path(path)
             try:
                 with part.open("w", encoding="utf-8") as file:
@@ -191,12 +191,12 @@ class Books:
                 raise writing_failed(path, error) from error
 
     def close(self) -> None:
-        """Let another driver have the books."""
+        """Let another driver have the batch."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def __enter__(self) -> Books:
+    def __enter__(self) -> BatchState:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -219,28 +219,28 @@ def _locked(descriptor: int) -> bool:
     return False
 
 
-def read_books(folder: Path) -> dict[str, Any] | None:
-    """Return the books of a batch, whoever has them; None where there are none.
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """Return the state of a batch, whoever drives it; None where there is none.
 
     Raises
     ------
     InputError
         If they cannot be read.
     """
-    path = folder / BOOKS_NAME
+    path = folder / STATE_NAME
     try:
-        books = json.loads(path.read_text("utf-8"))
+        batch_state = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"the books of the batch cannot be read: {error}.", path=path) from error
-    if not isinstance(books, dict) or not {"plan", "items"} <= books.keys():
-        raise InputError("these are not the books of a batch.", path=path)
-    return books
+        raise InputError(f"the state of the batch cannot be read: {error}.", path=path) from error
+    if not isinstance(batch_state, dict) or not {"plan", "items"} <= batch_state.keys():
+        raise InputError("this is not the state of a batch.", path=path)
+    return batch_state
 
 
 def is_running(folder: Path) -> bool:
-    """Tell whether a driver has the books of a batch."""
+    """Tell whether a driver is working on a batch."""
     try:
         descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY)
     except OSError:

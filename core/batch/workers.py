@@ -25,7 +25,7 @@ from ..inference.stream import StreamResult
 from ..io.journal import Journal
 from ..models.weights import LoadedModel, load_model
 from .ranges import Assembly, Range, RangeWork, denoise_range, plan_ranges
-from .retry import RangesFailed, Shift, describe_failed, do_parts, in_words, is_death
+from .retry import RangesFailed, Workload, describe_failed, do_parts, in_words, is_death
 
 # CPUs of a worker, where none says how many: enough for a batch each, few enough to share the machine.
 CPUS_PER_WORKER = 8
@@ -34,7 +34,7 @@ CHECK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Share:
+class Resources:
     """What a worker calculates on: a device, and its CPU threads."""
 
     devices: tuple[str, ...]
@@ -54,12 +54,14 @@ class Pool:
         The plan's engine.
     n_workers
         How many ranges are out at the same time.
-    share
+    resources
         What each worker has.
     """
 
-    def __init__(self, client: Any, cluster: Any, config: EngineConfig, n_workers: int, share: Share) -> None:
-        self.client, self.config, self.n_workers, self.share = client, config, n_workers, share
+    def __init__(
+        self, client: Any, cluster: Any, config: EngineConfig, n_workers: int, resources: Resources
+    ) -> None:
+        self.client, self.config, self.n_workers, self.resources = client, config, n_workers, resources
         self._cluster, self._checking = cluster, threading.Lock()
         self._checked = self._seen = time.monotonic()
         self._n_out, self._free = 0, threading.Condition()
@@ -120,7 +122,7 @@ class Pool:
 
     def submit(self, key: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return the future of a function, which gets the arguments, the worker's device, its CPU threads."""
-        return self.client.submit(_on_worker, self.share, function, *arguments, key=key)
+        return self.client.submit(_on_worker, self.resources, function, *arguments, key=key)
 
     def ask(self, function: Callable[..., Any], *arguments: Any, attempt: int = 1) -> Any:
         """Call a function on some worker, on another one if that one is lost; see `submit`.
@@ -195,8 +197,10 @@ class Pool:
                 )
 
             n_images = sum(part.n_images for part in ranges)
-            shift = Shift(output_dir.name, assembly.waiting(), n_images, work, denoise_range, assembly.take)
-            failed = do_parts(self, shift, should_stop, progress)
+            workload = Workload(
+                output_dir.name, assembly.waiting(), n_images, work, denoise_range, assembly.take
+            )
+            failed = do_parts(self, workload, should_stop, progress)
             if failed:
                 raise RangesFailed(describe_failed(failed, len(ranges)))
             return assembly.finish()
@@ -216,13 +220,13 @@ def dask_setup(worker: object) -> None:
     _quieten()
 
 
-def _on_worker(share: Share, function: Callable[..., Any], *arguments: Any) -> Any:
+def _on_worker(resources: Resources, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function with what this worker has: workers are numbered, and so are the devices."""
     from distributed import get_worker
 
     name = str(get_worker().name)
-    device = share.devices[int(name) % len(share.devices) if name.isdigit() else 0]
-    return function(*arguments, device, share.threads)
+    device = resources.devices[int(name) % len(resources.devices) if name.isdigit() else 0]
+    return function(*arguments, device, resources.threads)
 
 
 def _describe(device: str, threads: int | None) -> tuple[list[str], list[str], int]:
@@ -281,7 +285,7 @@ def open_pool(
         "distributed.scheduler.work-stealing": False,
     }
     with dask.config.set(settings), contextlib.ExitStack() as exits:
-        share = share_of(config)
+        resources = resources_of(config)
         if config.kind == "scheduler":
             cluster: Any = None
             n_workers = config.workers or 0
@@ -310,19 +314,19 @@ def open_pool(
             ) from error
         if not n_workers:
             n_workers = len(client.scheduler_info(n_workers=-1)["workers"])
-        yield Pool(client, cluster, config, n_workers, share)
+        yield Pool(client, cluster, config, n_workers, resources)
 
 
-def share_of(config: EngineConfig) -> Share:
+def resources_of(config: EngineConfig) -> Resources:
     """Return what each worker of a plan has."""
     if config.kind != "local":
         # a queueing system gives each job its own GPU, which is then the first one that it sees
         device = "cuda:0" if config.device.startswith(("cuda", "gpu")) else config.device
-        return Share((device,), config.threads)
+        return Resources((device,), config.threads)
     devices = resolve_devices(config.device)
     if devices[0].type == "cuda":
-        return Share(tuple(str(device) for device in devices), config.threads)
-    return Share(("cpu",), config.threads or max(1, available_threads() // workers_of(config)))
+        return Resources(tuple(str(device) for device in devices), config.threads)
+    return Resources(("cpu",), config.threads or max(1, available_threads() // workers_of(config)))
 
 
 def workers_of(config: EngineConfig) -> int:
@@ -334,12 +338,13 @@ def workers_of(config: EngineConfig) -> int:
 
 
 def _security(config: EngineConfig, folder: Path | None = None) -> Any:
-    """Return the keys of a batch: whoever has none is not let in, since he could run code as its user.
+    """Return the keys of a batch: without one nobody can run code as its user.
 
     Workers of a queueing system read new keys from files in `folder`, which only this user may enter.
     """
-    from distributed.security import Security
+    import distributed
 
+    keys: Any = distributed.Security
     if config.certificates is not None:
         files = config.certificates
         for path in (files.authority, files.certificate, files.key):
@@ -347,8 +352,8 @@ def _security(config: EngineConfig, folder: Path | None = None) -> Any:
                 raise ConfigurationError(f"engine.certificates: {path}: no such file.")
         return _same_for_all(files.authority, files.certificate, files.key)
     if config.kind == "scheduler":
-        return Security()
-    made = Security.temporary()
+        return keys()
+    made = keys.temporary()
     if folder is None:
         return made
     paths = []
@@ -361,14 +366,15 @@ def _security(config: EngineConfig, folder: Path | None = None) -> Any:
 
 def _same_for_all(authority: Path, certificate: Path, key: Path) -> Any:
     """Return keys that client, scheduler and workers share."""
-    from distributed.security import Security
+    import distributed
 
+    keys: Any = distributed.Security
     roles = {
         f"tls_{role}_{part}": str(path)
         for role in ("client", "scheduler", "worker")
         for part, path in (("cert", certificate), ("key", key))
     }
-    return Security(require_encryption=True, tls_ca_file=str(authority), **roles)
+    return keys(require_encryption=True, tls_ca_file=str(authority), **roles)
 
 
 def _warn_if_open(address: str, log: Callable[[str], None]) -> None:

@@ -107,8 +107,8 @@ def write_plan(tmp_path: Path, weights: Path) -> Callable[..., str]:
     return write
 
 
-def books(tmp_path: Path) -> dict[str, Any]:
-    """Return the entries of the batch's books."""
+def batch_state(tmp_path: Path) -> dict[str, Any]:
+    """Return the entries of the batch's state."""
     entries = json.loads((tmp_path / "batch" / "batch.json").read_text())["items"]
     return {entry["name"]: entry for entry in entries}
 
@@ -153,7 +153,7 @@ def test_several_sources_with_one_broken(
     code, said, errors = client.run(plan)
     assert code == 1, said + errors
     assert "1 of 4 sources failed: broken" in errors
-    assert {name: entry["state"] for name, entry in books(tmp_path).items()} == {
+    assert {name: entry["state"] for name, entry in batch_state(tmp_path).items()} == {
         "P3_J42_particles": "done",
         "broken": "failed",
         "micrographs": "done",
@@ -161,7 +161,7 @@ def test_several_sources_with_one_broken(
     }
     jobs = {
         entry["origin"]: store.jobs[entry["details"]["job"]]
-        for entry in books(tmp_path).values()
+        for entry in batch_state(tmp_path).values()
         if entry["host"] == "cryosparc"
     }
     assert len(store.external) == len(jobs) == 3
@@ -319,7 +319,7 @@ def test_a_job_killed_in_cryosparc_stops_its_source_alone(
     code, said, errors = client.run(plan)
     assert code == 2, said + errors
     assert [job.status for job in store.external] == ["killed", "completed"]
-    states = books(tmp_path)
+    states = batch_state(tmp_path)
     assert states["killed"]["state"] == "stopped"
     assert "J44 was ended in cryoSPARC: its status is 'killed'" in states["killed"]["error"]
     assert states["other"]["state"] == "done"
@@ -345,7 +345,7 @@ def test_a_killed_driver_is_resumed_in_the_same_job(
     assert driver.returncode == -signal.SIGKILL, errors
     (job,) = store.external
     assert job.status == ("building" if operations is CREATE else "running")
-    assert books(tmp_path)["one"]["state"] in ("waiting", "running")
+    assert batch_state(tmp_path)["one"]["state"] in ("waiting", "running")
     code, said, errors = client.run("resume", plan)
     assert code == 0, said + errors
     assert [job.status for job in store.external] == ["completed"]
@@ -390,7 +390,7 @@ def test_extract_noise_and_evaluate_have_jobs_like_their_commands(
     assert not store.external
     code, said, errors = client.run(plan)
     assert code == 0, said + errors
-    entries = books(tmp_path)
+    entries = batch_state(tmp_path)
     noise, quality = (store.jobs[entries[name]["details"]["job"]] for name in ("noise", "quality"))
     assert (noise.status, noise.title) == ("completed", "Nothing but noise")
     assert noise.inputs["exposures"].connections == [("J43", "exposures")]
@@ -436,7 +436,7 @@ def test_other_jobs_are_resumed_too(
     number: int,
     state: str,
 ) -> None:
-    """By a driver that has nothing but the books: killed in cryoSPARC, or done and only that was lost."""
+    """By a driver that has only the batch's state: killed in cryoSPARC, or done and that alone lost."""
     plan = write_plan(other_jobs(store, weights)[number])
     if state == "killed":
         client.double.server.faults = [Fault(LOG[client.version], lambda: store.kill("J45"), skip=2)]

@@ -147,10 +147,10 @@ def test_ten_projects_with_one_broken(
 
     assert main(["batch", str(plan)]) == 1
     assert "1 of 11 sources failed: p4" in capsys.readouterr().err
-    books = json.loads((tmp_path / "batch" / "batch.json").read_text())
-    states = {item["name"]: item["state"] for item in books["items"]}
+    batch_state = json.loads((tmp_path / "batch" / "batch.json").read_text())
+    states = {item["name"]: item["state"] for item in batch_state["items"]}
     assert states == {source["name"]: "failed" if source["name"] == "p4" else "done" for source in sources}
-    problem = books["items"][BROKEN]["error"]
+    problem = batch_state["items"][BROKEN]["error"]
     for text in ("images 5 to 8", "image 8", "NaN"):
         assert text in problem
     assert main(["batch", "status", str(plan)]) == 0

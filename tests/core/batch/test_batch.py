@@ -187,13 +187,13 @@ def test_a_killed_driver_is_resumed_and_the_stacks_are_those_of_an_undisturbed_r
     plan["options"] = {"precision": "fp32", "batch_size": 4}
     plan["sources"] = [{"name": name, "file": str(tmp_path / name / "particles.star")} for name in names]
     plan["engine"] = {**ENGINE, "range_mb": 0.25}
-    path, books = write(tmp_path, plan), tmp_path / "batch" / "batch.json"
+    path, batch_state = write(tmp_path, plan), tmp_path / "batch" / "batch.json"
     driver = subprocess.Popen(
         [sys.executable, "-m", "cryohush.core.cli", "batch", path], stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 300
     while driver.poll() is None and time.monotonic() < deadline:
-        parts = list((tmp_path / "batch").glob("*/*.mrcs.part")) if books.exists() else []
+        parts = list((tmp_path / "batch").glob("*/*.mrcs.part")) if batch_state.exists() else []
         if any(part.stat().st_size > 20 * 128 * 128 * 4 for part in parts):
             break
         time.sleep(0.02)
@@ -212,6 +212,6 @@ def test_a_killed_driver_is_resumed_and_the_stacks_are_those_of_an_undisturbed_r
     expected = (tmp_path / "whole" / "particles.mrcs").read_bytes()
     for name in names:
         assert (tmp_path / "batch" / name / "particles.mrcs").read_bytes() == expected
-    items = json.loads(books.read_text())["items"]
+    items = json.loads(batch_state.read_text())["items"]
     assert {item["state"] for item in items} == {"done"}
     assert any(item["n_done_before"] > 0 for item in items)
