@@ -29,6 +29,7 @@ LAYERS = (
     "evaluation",
     "jobs",
     "batch",
+    "api",
     "cli",
 )
 ADAPTERS = ("relion_external", "cryosparc_job")

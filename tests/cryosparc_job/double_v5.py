@@ -51,7 +51,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 EMAIL, PASSWORD, TOKEN = "user@example.org", "correct horse", "token-of-the-double"
 PREFIX = "/api/cmd"
-NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 SIMPLE = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 
 

@@ -1,0 +1,140 @@
+"""The Python interface: the same images as the command line's, and one clear error for what cannot be."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from particle_files import noise, write_stack, write_table
+
+import cryohush
+from cryohush.core import api
+from cryohush.core.cli import main
+from cryohush.core.errors import CryohushError
+
+ROOT = Path(__file__).parents[2]
+STAR = ROOT / "examples" / "data" / "particles.star"
+
+
+def test_importing_it_brings_in_nothing_heavy() -> None:
+    heavy = ["torch", "numpy", "matplotlib", "pandas", "scipy", "mrcfile", "yaml", "pydantic"]
+    code = f"import cryohush, sys; sys.exit(any(m in sys.modules for m in {heavy}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_name_it_offers_is_there_and_documented() -> None:
+    assert set(cryohush.__all__) == set(api.__all__)
+    for name in cryohush.__all__:
+        assert getattr(cryohush, name).__doc__, name
+        assert name in dir(cryohush)
+    with pytest.raises(AttributeError, match="no attribute 'denoize'"):
+        cryohush.denoize  # noqa: B018
+
+
+def test_the_examples_in_its_documentation_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert doctest.testmod(api).failed == 0
+    page = ROOT / "docs" / "python.md"
+    result = doctest.testfile(str(page), module_relative=False)
+    assert result.attempted > 5
+    assert result.failed == 0
+
+
+def test_an_array_comes_out_as_the_command_line_writes_it(tmp_path: Path) -> None:
+    words = ["--device", "cpu", "--precision", "fp32", "--batch-size", "8", "--protein", "white"]
+    assert main(["denoise", str(STAR), "--output", str(tmp_path / "out"), *words]) == 0
+    written = cryohush.read_images(next((tmp_path / "out").glob("*.star")))
+    images = cryohush.read_images(STAR)
+    denoised = cryohush.denoise(images, device="cpu", precision="fp32", batch_size=8)
+    np.testing.assert_array_equal(denoised, written)
+
+
+def test_one_image_is_a_stack_of_one() -> None:
+    image = cryohush.read_images(STAR, rows=[3])[0]
+    alone = cryohush.denoise(image, device="cpu", precision="fp32")
+    assert alone.shape == image.shape
+    assert alone.dtype == np.float32
+    np.testing.assert_array_equal(alone, cryohush.denoise(image[None], device="cpu", precision="fp32")[0])
+
+
+def test_dark_protein_is_the_negative_of_white() -> None:
+    images = cryohush.read_images(STAR, rows=[0, 1])
+    white = cryohush.denoise(images, device="cpu", precision="fp32")
+    np.testing.assert_allclose(
+        cryohush.denoise(-images, protein="dark", device="cpu", precision="fp32"), -white, atol=1e-5
+    )
+    micrograph = noise(1, 96, 80)[0]
+    dark = cryohush.denoise_micrograph(micrograph, device="cpu", precision="fp32")
+    assert dark.shape == (96, 80)
+    light = cryohush.denoise_micrograph(-micrograph, protein="white", device="cpu", precision="fp32")
+    np.testing.assert_allclose(light, -dark, atol=1e-5)
+
+
+def test_lengths_are_in_angstrom() -> None:
+    images = cryohush.read_images(STAR, rows=[0])
+    fine = cryohush.denoise(images, pixel_size=1.5, keep_above=12.0, device="cpu", precision="fp32")
+    scaled = cryohush.denoise(images, pixel_size=3.0, keep_above=24.0, device="cpu", precision="fp32")
+    np.testing.assert_array_equal(fine, scaled)  # 8 pixels both
+    beyond = np.hypot(*np.meshgrid(np.fft.fftfreq(128), np.fft.rfftfreq(128), indexing="ij")) > 1.5 / 12
+    np.testing.assert_allclose(
+        np.fft.rfft2(fine)[:, beyond], np.fft.rfft2(images)[:, beyond], atol=1e-2 * np.abs(images).max()
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "message"),
+    [
+        (np.zeros(5), {}, r"expected images \(n, y, x\)"),
+        (np.zeros((2, 16, 16), complex), {}, "real numbers"),
+        (np.zeros((0, 16, 16)), {}, "found an array of the shape"),
+        (np.zeros((2, 32, 32)), {}, "image 1.*constant"),
+        (np.full((1, 32, 32), np.nan), {}, "NaN"),
+        (np.ones((32, 32)), {"keep_above": 8.0}, "pixel_size .* has to be given"),
+        (np.ones((32, 32)), {"pixel_size": 0.0}, "positive number of Å"),
+        (np.ones((32, 32)), {"pixel_size": 1.0, "particle_diameter": -3.0}, "particle_diameter"),
+        (np.ones((32, 32)), {"blend": 2.0}, "blend: expected 0 to 1"),
+        (np.ones((32, 32)), {"protein": "grey"}, "'white' or 'dark'"),
+        (np.ones((32, 32)), {"batch_size": 0}, "batch_size"),
+        (np.ones((32, 32)), {"model": "generall"}, "unknown model"),
+        (np.ones((32, 32)), {"device": "cuda:99"}, "99"),
+    ],
+)
+def test_what_cannot_be_denoised_is_said(images: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CryohushError, match=message):
+        cryohush.denoise(images, **{"device": "cpu", **settings})
+
+
+def test_images_come_in_the_order_of_the_rows(tmp_path: Path) -> None:
+    first, second = noise(3, 16, 16), noise(2, 16, 16, seed=1)
+    write_stack(tmp_path / "a.mrcs", first)
+    write_stack(tmp_path / "b.mrcs", second)
+    names = ["000002@b.mrcs", "000001@a.mrcs", "000003@a.mrcs", "000001@b.mrcs"]
+    write_table(tmp_path / "particles.star", names)
+    images = cryohush.read_images(tmp_path / "particles.star")
+    np.testing.assert_array_equal(images, np.stack([second[1], first[0], first[2], second[0]]))
+    some = cryohush.read_images(tmp_path / "particles.star", rows=[2, 0, 2])
+    np.testing.assert_array_equal(some, images[[2, 0, 2]])
+    np.testing.assert_array_equal(cryohush.read_images(tmp_path / "a.mrcs"), first)
+
+
+def test_tables_are_data_frames() -> None:
+    table = cryohush.read_table(STAR)
+    assert len(table) == 56
+    assert table["rlnDefocusU"].dtype.kind == "f"
+    assert "rlnVoltage" in cryohush.read_table(STAR, "optics")
+    with pytest.raises(CryohushError, match="expected the table classes, found optics"):
+        cryohush.read_table(STAR, "classes")
+
+
+def test_images_of_two_sizes_are_not_one_array(tmp_path: Path) -> None:
+    write_stack(tmp_path / "a.mrcs", noise(1, 16, 16))
+    write_stack(tmp_path / "b.mrcs", noise(1, 20, 20))
+    rows = "\n".join(["data_", "loop_", "_rlnImageName", "1@a.mrcs", "1@b.mrcs", ""])
+    (tmp_path / "both.star").write_text(rows)
+    with pytest.raises(CryohushError, match="expected images of 16 x 16 px, found 20 x 20 px"):
+        cryohush.read_images(tmp_path / "both.star")
