@@ -23,6 +23,7 @@ from .inference.devices import choose_precision, resolve_devices
 from .inference.micrograph_denoiser import MicrographDenoiser
 from .inference.plan import read_images as read_image_set
 from .io.mrc import StackReader
+from .io.particles import ParticleSet
 from .models.weights import LoadedModel, list_models, load_model
 
 if TYPE_CHECKING:
@@ -180,8 +181,7 @@ def read_images(
         If the table or one of its stacks cannot be read, or the images are not of one size.
     """
     particles = read_image_set(source, root=None if root is None else Path(root))
-    image = getattr(particles, "image", None)
-    if image is None:
+    if not isinstance(particles, ParticleSet):
         raise ConfigurationError(f"{source} lists micrographs, not particles: read them one by one.")
     chosen = np.arange(len(particles))[slice(None) if rows is None else np.asarray(rows, dtype=np.int64)]
     result: NDArray[np.float32] | None = None

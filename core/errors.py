@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 
@@ -101,3 +102,25 @@ class HostError(CryohushError):
 
 class Aborted(CryohushError):
     """The user or the host asked the job to stop."""
+
+
+# Packages whose name to install is not that to import; of the others it is the same with hyphens.
+_DISTRIBUTIONS = {"cryosparc": "cryosparc-tools", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+
+
+def missing_package(error: ModuleNotFoundError) -> ConfigurationError:
+    """Return what to tell the user where an optional package is not installed.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Again, if what is missing is a part of cryohush itself.
+    """
+    module = (error.name or "").partition(".")[0]
+    if module in ("", "cryohush"):
+        raise error
+    package = _DISTRIBUTIONS.get(module, module.replace("_", "-"))
+    return ConfigurationError(
+        f"this needs the Python package {package}, which is not installed: {sys.executable} -m pip install "
+        f"{package}"
+    )

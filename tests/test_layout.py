@@ -30,6 +30,7 @@ LAYERS = (
     "jobs",
     "batch",
     "api",
+    "doctor",
     "cli",
 )
 ADAPTERS = ("relion_external", "cryosparc_job")

@@ -18,7 +18,7 @@ import torch
 
 from ..config.batch import EngineConfig
 from ..config.denoise import DenoiseOptions
-from ..errors import ConfigurationError, HostError
+from ..errors import ConfigurationError, HostError, missing_package
 from ..inference.devices import available_threads, resolve_devices
 from ..inference.engine import Choices, LocalDevices, Task
 from ..inference.stream import StreamResult
@@ -276,7 +276,7 @@ def open_pool(
         import dask
         import distributed
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"a batch needs {error.name}: pip install 'cryohush[batch]'") from error
+        raise missing_package(error) from error
     _quieten()
     settings = {
         # a death is an attempt, and attempts are counted here
@@ -415,7 +415,7 @@ def _cluster(config: EngineConfig, n_workers: int, log_folder: Path, exits: cont
     try:
         import dask_jobqueue
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"a batch needs {error.name}: pip install 'cryohush[batch]'") from error
+        raise missing_package(error) from error
     kind = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster"}[config.kind]
     log_folder.mkdir(parents=True, exist_ok=True)
     keys = exits.enter_context(tempfile.TemporaryDirectory(prefix=".keys-", dir=log_folder))

@@ -7,7 +7,7 @@ the Wiener filters by the spectrum outside the particle's circle. So `default`, 
 theory gives for that estimate or else a middling one, serves where nothing can be chosen.
 
 The library behind a method is imported when it first runs: scikit-image and scikit-learn come with
-`cryohush[evaluate]`, bm3d with `cryohush[baselines]` (its licence allows non-commercial use only).
+the extra `evaluate`, bm3d with `baselines` (its licence allows non-commercial use only).
 
 References
 ----------
@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import ConfigurationError
+from ..errors import missing_package
 from ..imaging import filters
 from ..imaging.normalise import background_statistics, default_radius_px
 from ..imaging.rings import ring_index, ring_mean
@@ -107,7 +107,7 @@ _NORMAL_QUARTILE = 0.674490  # the median of the absolute value of a standard no
 
 def bilateral_filter(images: Tensor, sigma_px: float) -> Tensor:
     """Mean over near pixels of like grey value [2]_: Gaussians of `sigma_px` and three times the noise."""
-    restoration = _require("skimage.restoration", "evaluate")
+    restoration = _require("skimage.restoration")
 
     def one(image: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
         low = image.min()  # it takes no negative values
@@ -121,7 +121,7 @@ def bilateral_filter(images: Tensor, sigma_px: float) -> Tensor:
 
 def non_local_means(images: Tensor, strength: float) -> Tensor:
     """Mean over like patches of 7 x 7 pixels at most 11 away [3]_; they are alike within `strength` sd."""
-    restoration = _require("skimage.restoration", "evaluate")
+    restoration = _require("skimage.restoration")
 
     def one(image: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
         found: NDArray[np.float64] = restoration.denoise_nl_means(
@@ -134,7 +134,7 @@ def non_local_means(images: Tensor, strength: float) -> Tensor:
 
 def block_matching_3d(images: Tensor, strength: float) -> Tensor:
     """BM3D [4]_, told `strength` times the noise's standard deviation."""
-    package = _require("bm3d", "baselines")
+    package = _require("bm3d")
 
     def one(image: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
         found: NDArray[np.float64] = package.bm3d(image, strength * noise)
@@ -161,8 +161,8 @@ def dictionary_filter(
     Differs from the paper in that the dictionary is learnt online [6]_, once for the stack, instead of by
     K-SVD for each image, and in that the noisy image itself has no weight in the average.
     """
-    decomposition = _require("sklearn.decomposition", "evaluate")
-    linear_model = _require("sklearn.linear_model", "evaluate")
+    decomposition = _require("sklearn.decomposition")
+    linear_model = _require("sklearn.linear_model")
     scale = noise_standard_deviation(images)[:, None, None]
     y, x = images.shape[-2:]
     # so that the last patches end at the border
@@ -305,15 +305,12 @@ def available_baselines() -> dict[str, Baseline]:
     }
 
 
-def _require(module: str, extra: str) -> Any:
+def _require(module: str) -> Any:
     """Import a module of an optional dependency."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"this baseline needs {module.split('.')[0]}, which is not installed: "
-            f"pip install 'cryohush[{extra}]'"
-        ) from error
+        raise missing_package(error) from error
 
 
 def _one_by_one(

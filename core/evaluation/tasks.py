@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..config.evaluate import ClusteringSection, HalfMapsSection, PoseSection
-from ..errors import ConfigurationError, InputError
+from ..errors import InputError, missing_package
 from ..imaging.poses import poses_of
 from ..imaging.symmetry import symmetry_operators
 from ..io.particles import ParticleSet
@@ -93,7 +93,7 @@ def _map_reader() -> Any:
     try:
         from ..imaging.maps import read_map
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"maps need {error.name}: pip install 'cryohush[train]'") from error
+        raise missing_package(error) from error
     return read_map
 
 

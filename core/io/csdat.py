@@ -79,7 +79,7 @@ def _decompress(data: bytes, size: int, path: Path) -> bytes:
         raise CsError(
             "the table is compressed with LZ4, and the package lz4 is not installed.",
             path=path,
-            remedy="pip install 'cryohush[cryosparc]', or save it again: Dataset.load(file).save(new_file).",
+            remedy="pip install lz4, or save it again: Dataset.load(file).save(new_file).",
         ) from error
     try:
         decompressed: bytes = block.decompress(data, uncompressed_size=size)

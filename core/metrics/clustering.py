@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CryohushError, InputError
+from ..errors import InputError, missing_package
 
 try:
     from scipy.optimize import linear_sum_assignment
@@ -33,7 +33,7 @@ try:
     from sklearn.metrics import adjusted_rand_score
     from sklearn.metrics.cluster import contingency_matrix
 except ModuleNotFoundError as error:
-    raise CryohushError(f"clustering needs {error.name}: pip install 'cryohush[evaluate]'") from error
+    raise missing_package(error) from error
 
 Embedding = Literal["isomap", "spectral", "mds", "tsne", "pca"]
 EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import CryohushError, InputError
+from ..errors import InputError, missing_package
 
 try:
     from scipy import ndimage
@@ -37,7 +37,7 @@ try:
     from skimage.filters import threshold_otsu
     from sklearn.cluster import MeanShift
 except ModuleNotFoundError as error:
-    raise CryohushError(f"picking needs {error.name}: pip install 'cryohush[evaluate]'") from error
+    raise missing_package(error) from error
 
 # Pixels per diameter of the reduced micrographs that are searched: places are good to a fraction of a pixel
 # of those, a few hundredths of a diameter, and time goes with the square.
