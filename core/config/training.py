@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -178,6 +178,9 @@ class ReferenceConfig(StoredSection):
         return self
 
 
+PixelLoss = Literal["l1", "l2", "l1_sum", "l2_sum", "mean_grey_value", "coarse_l1"]
+
+
 class LossConfig(_Section):
     """Weighted sum of losses between estimate and target.
 
@@ -195,7 +198,7 @@ class LossConfig(_Section):
         named `vgg19*`, or `vgg19` to download them once (548 MB).
     """
 
-    pixel: dict[Literal["l1", "l2", "mean_grey_value", "coarse_l1"], float] = {"l2": 1.0}
+    pixel: dict[PixelLoss, float] = {"l2": 1.0}
     snr_weighted: bool = True
     perceptual: float = Field(0.0, ge=0)
     features: str = "general"
@@ -214,7 +217,7 @@ class AdversarialConfig(_Section):
         Clean images that the critic sees belong to other particles than the noisy ones: unsupervised. The
         pixel losses then compare the estimate with the noisy image (`coarse_l1` is meant for it).
     weight
-        Of the adversarial loss beside those of `loss`.
+        Of the adversarial loss beside those of `loss`; 0 trains the network as often without it: a control.
     score
         `alpha_beta` (cross entropy is 0, 0; squared error 1, 1) or `wasserstein`.
     weight_limit
@@ -230,7 +233,7 @@ class AdversarialConfig(_Section):
     critic: NetworkConfig = NetworkConfig(name="resnet")
     paired: bool = False
     unpaired_clean: bool = False
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, ge=0)
     score: Literal["alpha_beta", "wasserstein"] = "alpha_beta"
     alpha: float = Field(0.0, ge=-1, le=1)
     beta: float = Field(0.0, ge=-1, le=1)
@@ -259,6 +262,9 @@ class OptimisationConfig(_Section):
 
     Attributes
     ----------
+    betas
+        Of Adam: decay of the moving means of gradient and squared gradient; an adversarial run has them in
+        common with its critic.
     patience
         Stop when so many validations in a row were no better, and keep the best weights; None runs all steps.
     devices, nodes
@@ -268,6 +274,7 @@ class OptimisationConfig(_Section):
     steps: int = Field(gt=0)
     batch_size: int = Field(32, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     warmup_steps: int = Field(200, ge=0)
     weight_decay: float = Field(1e-4, ge=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)

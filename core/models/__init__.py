@@ -13,16 +13,20 @@ from torch import nn
 
 from .diffusion import DiffusionDenoiser
 from .dncnn import DnCNN
-from .pix2pix import ConvolutionalCritic, ConvolutionalGenerator, ResidualPix2Pix
+from .pix2pix import ConvolutionalCritic, ConvolutionalGenerator, ResidualCritic, ResidualPix2Pix
+from .pooling_unet import PoolingUNet
 from .progressive import ProgressiveAutoencoder, ProgressiveCritic
 from .resnet import ResNetAutoencoder, ResNetCritic
 from .segmentation import SegmentationUNet
+from .skip_resnet import SkipResNet, SkipResNetCritic
 from .unet import ShuffleUNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "shuffle_unet": ShuffleUNet,
     "dncnn": DnCNN,
     "resnet_autoencoder": ResNetAutoencoder,
+    "skip_resnet": SkipResNet,
+    "pooling_unet": PoolingUNet,
     "convolutional_generator": ConvolutionalGenerator,
     "residual_pix2pix": ResidualPix2Pix,
     "progressive_autoencoder": ProgressiveAutoencoder,
@@ -35,6 +39,8 @@ SEGMENTERS: dict[str, Callable[..., nn.Module]] = {"segmentation_unet": Segmenta
 # What the adversarial losses set against them: `(n, channels, y, x)` to scores `(n, ...)`, without a sigmoid.
 CRITICS: dict[str, Callable[..., nn.Module]] = {
     "resnet": ResNetCritic,
+    "skip_resnet": SkipResNetCritic,
+    "residual": ResidualCritic,
     "convolutional": ConvolutionalCritic,
     "progressive": ProgressiveCritic,
 }
