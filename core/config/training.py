@@ -257,14 +257,17 @@ class DiffusionConfig(_Section):
     post_steps: int = Field(0, ge=0)
 
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimisationConfig(_Section):
     """AdamW with linear warm-up and cosine decay, and an exponential moving average of the weights.
 
     Attributes
     ----------
     betas
-        Of Adam: decay of the moving means of gradient and squared gradient; an adversarial run has them in
-        common with its critic.
+        Of Adam: decay of the moving means of gradient and squared gradient. None is 0.9 and 0.99, or in an
+        adversarial run, where they are the critic's as well, 0.5 and 0.9.
     patience
         Stop when so many validations in a row were no better, and keep the best weights; None runs all steps.
     devices, nodes
@@ -274,7 +277,7 @@ class OptimisationConfig(_Section):
     steps: int = Field(gt=0)
     batch_size: int = Field(32, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    betas: tuple[_Decay, _Decay] | None = None
     warmup_steps: int = Field(200, ge=0)
     weight_decay: float = Field(1e-4, ge=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)

@@ -41,6 +41,8 @@ from .session import (
     write_weights,
 )
 
+_BETAS = (0.5, 0.9)
+
 
 def train(
     config: TrainingConfig,
@@ -73,8 +75,9 @@ def train(
     training, validation = open_data(config, output_dir, log, fabric.device)
     loss_of = Loss(config.loss, fabric.device)
     average = copy.deepcopy(network).requires_grad_(False).to(fabric.device)
-    optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.5, 0.9))
-    critic_optimiser = _critic_optimiser(critic, game)
+    betas = options.betas or _BETAS
+    optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=betas)
+    critic_optimiser = _critic_optimiser(critic, game, betas)
     model, optimiser = fabric.setup(network, optimiser)
     judge, critic_optimiser = fabric.setup(critic, critic_optimiser)
     parts = {
@@ -105,7 +108,8 @@ def train(
         set_learning_rate(critic_optimiser, game.critic_learning_rate * factor)
         noisy, target = _at_stage(noisy, target, (network, critic, average), step, options)
         clean = target.roll(1, dims=0) if game.unpaired_clean else target
-        if step % turn < game.critic_steps:
+        # without a weight the critic's turns stay empty: the network is trained as often as with one
+        if step % turn < game.critic_steps and game.weight:
             with torch.no_grad():
                 estimate = model(noisy)
             true, generated = _seen(game, noisy, clean), _seen(game, noisy, estimate.float())
@@ -122,10 +126,12 @@ def train(
             if game.weight_limit is not None:
                 clip_weights(critic, game.weight_limit)
             sums["critic"] += torch.tensor([float(critic_loss.detach()), 1.0])
-        else:
+        elif step % turn >= game.critic_steps:
             estimate = model(noisy)
             pixel = loss_of(estimate, noisy if game.unpaired_clean else target, snr)
-            adversarial = _generator_loss(game, judge(_seen(game, noisy, estimate)))
+            adversarial = torch.zeros_like(pixel)
+            if game.weight:
+                adversarial = _generator_loss(game, judge(_seen(game, noisy, estimate)))
             fabric.backward(pixel + game.weight * adversarial)
             fabric.clip_gradients(model, optimiser, max_norm=options.gradient_clip, error_if_nonfinite=False)
             optimiser.step()
@@ -173,13 +179,15 @@ def make_critic(game: AdversarialConfig) -> nn.Module:
     return critic
 
 
-def _critic_optimiser(critic: nn.Module, game: AdversarialConfig) -> torch.optim.Optimizer:
+def _critic_optimiser(
+    critic: nn.Module, game: AdversarialConfig, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
     rate = game.critic_learning_rate
     if game.critic_optimiser == "sgd":
         return torch.optim.SGD(critic.parameters(), lr=rate)
     if game.critic_optimiser == "rmsprop":
         return torch.optim.RMSprop(critic.parameters(), lr=rate)
-    return torch.optim.Adam(critic.parameters(), lr=rate, betas=(0.5, 0.9))
+    return torch.optim.Adam(critic.parameters(), lr=rate, betas=betas)
 
 
 def _seen(game: AdversarialConfig, noisy: Tensor, image: Tensor) -> Tensor:

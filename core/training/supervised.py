@@ -58,7 +58,10 @@ def train(
     average = copy.deepcopy(network).requires_grad_(False).to(fabric.device)
     best = copy.deepcopy(average)
     optimiser = torch.optim.AdamW(
-        network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.99)
+        network.parameters(),
+        lr=options.learning_rate,
+        weight_decay=options.weight_decay,
+        betas=options.betas or (0.9, 0.99),
     )
     model, optimiser = fabric.setup(network, optimiser)
     checkpoint = output_dir / "last.pt"
