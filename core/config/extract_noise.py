@@ -35,6 +35,9 @@ class ExtractNoiseOptions(BaseModel):
         Similarity: how many parts a patch is divided into: 4, 9, 16 and so on.
     similarity_threshold
         Similarity: what the SSIM of each two of the parts has to exceed.
+    ssim
+        Similarity: of which pixels the SSIM takes means and variances: of small `windows`, its mean over two
+        parts, or of the whole `parts`, as it was published; the latter needs `coarse_pixel_angstrom` 0.
     coarse_pixel_angstrom
         Similarity: about the pixel size at which micrographs are denoised; 0 is their own, as it was
         published. None is 4 Å for the shipped denoiser, which knows that size, and their own for others.
@@ -81,6 +84,7 @@ class ExtractNoiseOptions(BaseModel):
     stride_angstrom: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     local_patches: int = Field(default=4, ge=4)
     similarity_threshold: float = Field(default=0.7, ge=-1, lt=1)
+    ssim: Literal["windows", "parts"] = "windows"
     coarse_pixel_angstrom: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     least_background: float = Field(default=0.9, gt=0, lt=1)
     margin_angstrom: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -108,6 +112,12 @@ class ExtractNoiseOptions(BaseModel):
         if math.isqrt(value) ** 2 != value:
             raise ValueError(f"expected 4, 9, 16 or another square, found {value}")
         return value
+
+    @model_validator(mode="after")
+    def _as_published(self) -> ExtractNoiseOptions:
+        if self.ssim == "parts" and self.coarse_pixel_angstrom != 0:
+            raise ValueError("ssim: of whole parts it needs coarse_pixel_angstrom 0, as it was published")
+        return self
 
     @model_validator(mode="after")
     def _one_unit(self) -> ExtractNoiseOptions:
