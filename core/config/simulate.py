@@ -46,6 +46,14 @@ class StructureConfig(_Section):
     ----------
     path
         PDB or mmCIF file, or a map (`.mrc`, `.map`, gzipped or not).
+    model
+        Of a map: the atomic model fitted into it. Noisy images then show the map with its structural noise,
+        the others what `imaging.maps.clean_map` leaves of it within the model.
+    resolution_angstrom
+        Of a map with a `model`: what is finer is left out of all images.
+    amplitudes
+        Of a map with a `model`: whether the cleaned map is the masked `map`, or the `model`'s potential with
+        the map's power in each shell.
     to
         A second conformation of the same atoms: with `path` the ends of a series.
     intermediates
@@ -58,6 +66,9 @@ class StructureConfig(_Section):
     """
 
     path: Path
+    model: Path | None = None
+    resolution_angstrom: _Positive | None = None
+    amplitudes: Literal["map", "model"] = "map"
     to: Path | None = None
     intermediates: int = Field(0, ge=0)
     share: _Positive = 1.0
@@ -67,6 +78,8 @@ class StructureConfig(_Section):
     def _series(self) -> StructureConfig:
         if self.to is None and "intermediates" in self.model_fields_set:
             raise ValueError("intermediates need a second conformation: set `to`")
+        if (self.model is None) != (self.resolution_angstrom is None):
+            raise ValueError("model and resolution_angstrom belong together: give both, or neither")
         return self
 
 

@@ -55,6 +55,10 @@ class SimulationConfig(_Section):
     ctf_tables
         `.npy` tables of real CTF parameters (`cryohush.core.imaging.ctf.read_ctf_table`); none are needed
         where `imaging.no_ctf_probability` is 1.
+    maps, map_resolution_angstrom
+        Folder of maps named like the structures, which are fitted into them, and the resolution to which maps
+        are used. Noisy images then show the map, with its structural noise, and clean ones what
+        `imaging.maps.clean_map` leaves of it within the model. A structure without a map is used alone.
     box_px
         Side of the projections.
     noise_blocks
@@ -70,6 +74,8 @@ class SimulationConfig(_Section):
     held_out: tuple[str, ...] = ()
     ctf_tables: tuple[Path, ...] = ()
     noise_blocks: Path | None = None
+    maps: Path | None = None
+    map_resolution_angstrom: float | None = Field(None, gt=0, allow_inf_nan=False)
     box_px: int = Field(128, ge=32, multiple_of=2)
     other_boxes_px: tuple[int, ...] = ()
     other_box_probability: float = Field(0.0, ge=0, le=1)
@@ -83,6 +89,8 @@ class SimulationConfig(_Section):
     def _check_ctf(self) -> SimulationConfig:
         if not self.ctf_tables and self.imaging.no_ctf_probability < 1:
             raise ValueError("data.ctf_tables is needed unless data.imaging.no_ctf_probability is 1")
+        if (self.maps is None) != (self.map_resolution_angstrom is None):
+            raise ValueError("data.maps and data.map_resolution_angstrom belong together")
         return self
 
 

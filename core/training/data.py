@@ -17,6 +17,7 @@ from ..io.files import part_path, rename_complete
 from ..io.mrc import StackReader
 from ..simulation.image_formation import ImagingRanges, ProjectionBank, make_projection_bank, simulate_pairs
 
+_MAP_SUFFIXES = (".mrc", ".map", ".mrc.gz", ".map.gz")
 _SUFFIXES = (".pdb", ".cif", ".ent", ".pdb.gz", ".cif.gz", ".ent.gz")
 
 
@@ -76,6 +77,8 @@ class SimulatedParticles:
                 pixel_size_angstrom=config.pixel_size_angstrom,
                 generator=torch.Generator().manual_seed(seed),
                 log=log,
+                maps=find_maps(config, files),
+                map_resolution_angstrom=config.map_resolution_angstrom,
             )
             save_file(vars(bank), part_path(cache))
             rename_complete(part_path(cache), cache)
@@ -136,6 +139,27 @@ def find_structures(config: SimulationConfig, *, held_out: bool) -> list[Path]:
         kind = "held-out" if held_out else "training"
         raise ConfigurationError(f"data.structures: no {kind} PDB or mmCIF file in {config.structures}")
     return chosen
+
+
+def find_maps(config: SimulationConfig, structures: list[Path]) -> dict[str, Path]:
+    """The map of each structure that has one, by the structure's name.
+
+    Raises
+    ------
+    ConfigurationError
+        `config.maps` holds no map of any of them.
+    """
+    if config.maps is None:
+        return {}
+    names = {path.name.split(".")[0] for path in structures}
+    files = [path for path in sorted(config.maps.glob("*")) if path.name.lower().endswith(_MAP_SUFFIXES)]
+    found = {path.name.split(".")[0]: path for path in files if path.name.split(".")[0] in names}
+    if not found:
+        raise ConfigurationError(
+            f"data.maps: {config.maps} holds no map (.mrc, .map, or these .gz) with the name of one of the "
+            f"structures, {', '.join(sorted(names))}."
+        )
+    return found
 
 
 def _join(tables: list[CtfParameters]) -> CtfParameters:
