@@ -20,7 +20,7 @@ References
 ----------
 .. [1] Tang, Wang, Ouyang & Liu (2022) J. Big Data 4, doi:10.32604/jbd.2022.028078.
 .. [2] Zhang, Zhao, Hu & Zhao (2024), arXiv:2401.01097.
-.. [3] Gu, Unarta, Huang & Yao (2020), arXiv:2008.07307.
+.. [3] Gu, Unarta, Huang & Yao, arXiv:2008.07307.
 .. [4] Wang, Bovik, Sheikh & Simoncelli (2004) IEEE Trans. Image Process. 13, 600-612,
    doi:10.1109/TIP.2003.819861.
 .. [5] Eskicioglu & Fisher (1995) IEEE Trans. Commun. 43, 2959-2965, doi:10.1109/26.477498.
