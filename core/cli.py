@@ -13,7 +13,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from .config.option_lists import EXTRACT_NOISE_OPTIONS
 from .config.preset_list import preset_descriptions
 from .errors import Aborted, ConfigurationError, CryohushError
 
@@ -27,8 +26,11 @@ PROGRESS_PERCENT = 5
 WARNINGS = 8
 
 
-def build_parser(prog: str = "cryohush") -> argparse.ArgumentParser:
-    """Return the parser. Options that are not given are absent from its result."""
+def build_parser(prog: str = "cryohush", command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser; options that are not given are absent from its result.
+
+    With a `command`, only that one gets its options: reading them takes a tenth of a second.
+    """
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Denoise cryo-EM particles and micrographs.",
@@ -36,19 +38,17 @@ def build_parser(prog: str = "cryohush") -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cryohush {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_denoise(commands.add_parser("denoise", help="denoise particles or micrographs"))
-    _add_simulate(commands.add_parser("simulate", help="simulate particles or micrographs"))
-    _add_extract_noise(
-        commands.add_parser("extract-noise", help="cut blocks of pure noise out of micrographs")
-    )
-    _add_train(commands.add_parser("train", help="train a network"))
-    _add_evaluate(commands.add_parser("evaluate", help="measure how good denoised images are"))
-    add_batch(commands.add_parser("batch", help="do one of these to many sources, on many workers"))
-    _add_models(commands.add_parser("models", help="list the shipped models, or tell about one"))
+    for name, (text, add) in COMMANDS.items():
+        parser_of_command = commands.add_parser(name, help=text)
+        if command in (None, name):
+            add(parser_of_command)
     return parser
 
 
 def _add_denoise(parser: argparse.ArgumentParser) -> None:
+    from .config.base import add_options
+    from .config.denoise import DenoiseOptions
+
     parser.description = (
         "Denoise the particles of a table of RELION or cryoSPARC, the micrographs of a table of RELION, "
         "a whole stack, or one micrograph."
@@ -81,46 +81,7 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
     earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
     earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
 
-    def option(flag: str, destination: str, metavar: str, text: str, default: str) -> None:
-        # SUPPRESS tells what the user said from what he left to the options' own defaults
-        parser.add_argument(
-            flag,
-            dest=destination,
-            metavar=metavar,
-            default=argparse.SUPPRESS,
-            help=f"{text} (default: {default})",
-        )
-
-    option("--model", "model", "NAME", "a shipped model, or a .safetensors file", "general")
-    option("--device", "device", "DEVICE", "auto, cpu, or GPUs such as cuda:0,1", "auto")
-    option("--precision", "precision", "FORMAT", "auto (measured), fp32, bf16 or fp16", "auto")
-    option("--batch-size", "batch_size", "N", "images or tiles that go through the network at once", "auto")
-    option("--blend", "blend", "A", "share of the raw image in the output, 0 to 1", "0.0")
-    option(
-        "--keep-above", "keep_above_angstrom", "RES", "keep the raw image beyond this resolution, Å", "none"
-    )
-    option(
-        "--particle-diameter",
-        "particle_diameter_angstrom",
-        "D",
-        "diameter of the circle outside which an image is background, Å",
-        "none: 0.75 of the box",
-    )
-    option(
-        "--protein",
-        "protein",
-        "SHADE",
-        "dark or white",
-        "auto: dark in micrographs, white in particles, or as particles.cs says",
-    )
-    option("--output-dtype", "output_dtype", "TYPE", "float32, or float16 (not for RELION 3.1)", "float32")
-    option("--threads", "threads", "N", "CPU threads", "none: all that this process may use")
-    parser.add_argument(
-        "--skip-bad",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="pass images with NaN or Inf, and constant ones, through unchanged (default: stop at the first)",
-    )
+    add_options(parser, DenoiseOptions)
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
@@ -141,6 +102,9 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
+    from .config.base import add_options
+    from .config.extract_noise import ExtractNoiseOptions
+
     parser.description = (
         "Cut blocks that hold nothing but noise out of micrographs: where a network sees neither particles "
         "nor contamination, or where the denoised micrograph is alike all over."
@@ -152,16 +116,7 @@ def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
     earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
-    for flag, name, metavar, text, default in EXTRACT_NOISE_OPTIONS:
-        parser.add_argument(
-            flag, dest=name, metavar=metavar, default=argparse.SUPPRESS, help=f"{text} (default: {default})"
-        )
-    parser.add_argument(
-        "--skip-bad",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="leave out micrographs with NaN or Inf, and constant ones (default: stop at the first)",
-    )
+    add_options(parser, ExtractNoiseOptions)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -178,35 +133,24 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    from .config.base import add_options
+    from .config.evaluate import EvaluateConfig
+
     parser.description = (
         "Measure denoised particles, micrographs or half maps against clean images or against independent "
         "noisy ones, and write the figures as JSON, PNG, HTML and PDF. Tables go together row by row."
     )
     parser.set_defaults(work=_evaluate)
 
-    def option(flag: str, metavar: str, text: str, default: str, nargs: int | str | None = None) -> None:
-        # SUPPRESS tells what the user said from what the configuration says
-        text = f"{text} (default: {default})"
-        parser.add_argument(flag, metavar=metavar, nargs=nargs, default=argparse.SUPPRESS, help=text)
-
-    option("--denoised", "A", "denoised images: .star, .cs, .mrcs or .mrc", "none")
-    option("--reference", "B", "the clean images", "none")
-    pair = "denoised images and independent noisy ones of the same particles, or two half maps"
-    option("--pairs", "FILE", pair, "none", nargs=2)
-    option("--raw", "FILE", "the images before denoising, to see the gain", "none")
-    option("--mask", "FILE", "mask for half maps", "none")
-    option("--model", "NAME", "a model whose inventions are to be measured", "none")
-    option("--metrics", "NAME", "figures against clean images", "all", nargs="+")
-    option("--baselines", "NAME", "classical denoisers to compare with", "none", nargs="+")
-    option("--data-range", "RANGE", "full scale: reference, unit, or grey values", "reference")
-    option("--device", "DEVICE", "auto, cpu or cuda:N, for --model", "auto")
-    option("--threads", "N", "CPU threads", "none: all that this process may use")
     parser.add_argument(
-        "--align-twin",
-        action="store_true",
+        "--pairs",
+        nargs=2,
+        metavar="FILE",
         default=argparse.SUPPRESS,
-        help="take back the drift between raw images and their twins, by micrograph (default: off)",
+        help="denoised images and independent noisy ones of the same particles, or two half maps",
     )
+    parser.add_argument("--mask", metavar="FILE", default=argparse.SUPPRESS, help="mask for half maps")
+    add_options(parser, EvaluateConfig)
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="a YAML file with these options and more (default: none)"
     )
@@ -265,6 +209,26 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.description = "See what this machine has of what cryohush needs, and what to mend."
+    parser.set_defaults(work=_doctor)
+    parser.add_argument(
+        "--url", help="a cryoSPARC instance to reach, as in http://host:39000 (default: none)"
+    )
+
+
+COMMANDS: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "denoise": ("denoise particles or micrographs", _add_denoise),
+    "simulate": ("simulate particles or micrographs", _add_simulate),
+    "extract-noise": ("cut blocks of pure noise out of micrographs", _add_extract_noise),
+    "train": ("train a network", _add_train),
+    "evaluate": ("measure how good denoised images are", _add_evaluate),
+    "batch": ("do one of these to many sources, on many workers", add_batch),
+    "models": ("list the shipped models, or tell about one", _add_models),
+    "doctor": ("see what this machine lacks", _add_doctor),
+}
+
+
 def main(
     argv: Sequence[str] | None = None,
     *,
@@ -290,7 +254,8 @@ def main(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = build_parser(prog).parse_args(words)
+        command = next((word for word in words if not word.startswith("-")), "")
+        arguments = build_parser(prog, command).parse_args(words)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 2
     arguments.command_line, arguments.hosts = shlex.join([prog, *words]), hosts
@@ -332,13 +297,11 @@ def stop_flag() -> Iterator[Callable[[], bool]]:
 
 
 def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.base import given_options
     from .config.denoise import DenoiseOptions
     from .config.load import validate
 
-    given = {
-        name: getattr(arguments, name) for name in DenoiseOptions.model_fields if hasattr(arguments, name)
-    }
-    options = validate(given, DenoiseOptions, "command line")
+    options = validate(given_options(vars(arguments), DenoiseOptions), DenoiseOptions, "command line")
 
     from .inference.plan import holds_micrographs
     from .jobs.denoise import run_denoise
@@ -459,11 +422,11 @@ def _simulate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) ->
 
 
 def _extract_noise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.base import given_options
     from .config.extract_noise import ExtractNoiseOptions
     from .config.load import validate
 
-    fields = ExtractNoiseOptions.model_fields
-    given = {name: getattr(arguments, name) for name in fields if hasattr(arguments, name)}
+    given = given_options(vars(arguments), ExtractNoiseOptions)
     options = validate(given, ExtractNoiseOptions, "command line")
 
     from .jobs.extract_noise import extract_noise
@@ -533,10 +496,11 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
 
 
 def _evaluate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.base import given_options
     from .config.evaluate import EvaluateConfig, read_config
 
     given = vars(arguments)
-    options = {name: given[name] for name in EvaluateConfig.model_fields if name in given}
+    options = given_options(given, EvaluateConfig)
     config = read_config({**options, **_pairs(given)}, arguments.config, arguments.overrides)
 
     from .jobs.evaluate import run_evaluate
@@ -633,6 +597,19 @@ def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> N
     parameters = sum(tensor.numel() for tensor in model.module.parameters())
     facts = {"name": model.name, "file": str(model.path), "sha256": model.sha256, "parameters": parameters}
     _say(yaml.safe_dump({**facts, **model.card}, sort_keys=False, allow_unicode=True).rstrip())
+
+
+def _doctor(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .doctor import examine
+
+    problems = 0
+    for finding in examine(arguments.url):
+        _say(str(finding))
+        problems += finding.state == "problem"
+    if problems:
+        raise CryohushError(
+            f"{problems} {'problem' if problems == 1 else 'problems'}, with what to do above."
+        )
 
 
 def _say(line: str) -> None:

@@ -195,7 +195,7 @@ def extract_noise(
     ------
     InputError
         If the input cannot be read, a micrograph is not usable and `options.skip_bad` is off, or fewer blocks
-        than `options.minimum_blocks` were found: the text says what excluded how many.
+        than `options.min_blocks` were found: the text says what excluded how many.
     ConfigurationError
         If the window does not suit the micrographs, or a pixel size is needed and not known.
     OutputError
@@ -239,9 +239,9 @@ def extract_noise(
             for index in range(len(images.stacks))
         ]
         n_blocks = sum(count.kept for count in counts)
-        if n_blocks < options.minimum_blocks:
+        if n_blocks < options.min_blocks:
             raise InputError(
-                f"{n_blocks} blocks of noise found, {options.minimum_blocks} are needed. {explain(counts)}",
+                f"{n_blocks} blocks of noise found, {options.min_blocks} are needed. {explain(counts)}",
                 path=images.source,
                 remedy=_remedy(options),
             )
@@ -358,7 +358,7 @@ def _fingerprint(
     for path in [images.source, *images.stacks]:
         status = path.stat()
         files.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    chosen = options.model_dump(mode="json", exclude={"model", "device", "threads", "minimum_blocks"})
+    chosen = options.model_dump(mode="json", exclude={"model", "device", "threads", "min_blocks"})
     return {
         "version": __version__,
         "files": files.hexdigest(),

@@ -21,7 +21,7 @@ from cryohush.relion_external.project import OUTPUT_NODES
 from cryohush.relion_external.request import Request, read_options
 
 JOB, TABLE, SIDE = "External/job012/", "CtfFind/job003/micrographs.star", 320
-OPTIONS = ("--window_px", "64", "--least_background", "0.5", "--gpu", "--device", "cpu", "--j", "1")
+OPTIONS = ("--window_px", "64", "--min_background", "0.5", "--gpu", "--device", "cpu", "--j", "1")
 
 
 @pytest.fixture

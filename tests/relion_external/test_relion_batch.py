@@ -243,7 +243,7 @@ def test_noise_and_an_evaluation_are_jobs_of_the_project(
     project, table = tmp_path / "p", "CtfFind/job001/micrographs_ctf.star"
     make_micrographs(project)
     of_both = {"relion": str(project), "newest": "CtfFind"}
-    noise = {"job": "extract-noise", "alias": "noise", "options": {"window_px": 64, "least_background": 0.5}}
+    noise = {"job": "extract-noise", "alias": "noise", "options": {"window_px": 64, "min_background": 0.5}}
     # a path in the project
     quality = {"job": "evaluate", "alias": "quality", "options": {"twin": "CtfFind/job001/twin.star"}}
     sources: list[dict[str, object]] = [
