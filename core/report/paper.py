@@ -44,10 +44,10 @@ class Paper:
         self._new_page()
         self.heading(headline, 15.0)
 
-    def heading(self, text: str, size: float = 11.5) -> None:
-        """Write a heading; never as the last line of a page."""
+    def heading(self, text: str, size: float = 11.5, above: float = 0.6) -> None:
+        """Write a heading; on a page that has room for `above` inches below it as well."""
         self._y += 0.12 if self._y > TOP else 0.0
-        self._make_room(1.2)
+        self._make_room(0.4 + above)
         for line in wrap(text, size, TEXT_WIDTH, "bold"):
             self._write(LEFT, line, size, weight="bold")
             self._y += size * LEADING

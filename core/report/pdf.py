@@ -29,7 +29,7 @@ SHOWN = {"particles": 6, "micrographs": 3}
 # Width of an image in the PNG, inches, and the room for labels left and above of the images.
 PICTURE_WIDTH = {"particles": 1.3, "micrographs": 4.0}
 LABEL_ROOM, TITLE_ROOM = 0.75, 0.36
-SPECTRA_HEIGHT = 3.0
+SPECTRA_HEIGHT = 2.6
 # Images with something to be said of them that are named one by one.
 NAMED = 30
 
@@ -107,7 +107,7 @@ def write_report(
     else:
         _add_micrographs(paper, *parts, pixel_size_angstrom)
     if len(raw):
-        paper.heading(f"Power by resolution, mean of {len(raw)} {kind}")
+        paper.heading(f"Power by resolution, mean of {len(raw)} {kind}", above=SPECTRA_HEIGHT)
         part = paper.picture(SPECTRA_HEIGHT)
         axes = part.add_axes((0.09, 0.16, 0.89, 0.7))
         draw_spectra(axes, raw, denoised, pixel_size_angstrom=pixel_size_angstrom)
@@ -193,9 +193,9 @@ def _add_micrographs(
     """Put some micrographs on pages: two images in a row, so that particles can be seen."""
     rows = list(comparison_rows(raw, denoised, filtered).values())
     for number, title in enumerate(titles):
-        paper.heading(title, 10.0)
-        height = TEXT_WIDTH * raw.shape[1] / raw.shape[2] * -(-len(rows) // 2) / 2 + 0.6
-        part = paper.picture(min(height, 8.6))
+        height = min(TEXT_WIDTH * raw.shape[1] / raw.shape[2] * -(-len(rows) // 2) / 2 + 0.6, 8.6)
+        paper.heading(title, 10.0, height)
+        part = paper.picture(height)
         part.subplots_adjust(0.0, 0.04, 1.0, 0.95)
         draw_side_by_side(part, rows, number, columns=2, pixel_size_angstrom=pixel_size_angstrom)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import re
 
@@ -35,13 +36,18 @@ def label(text: str) -> str:
     return plain(text).replace("$", r"\$")
 
 
-def width(text: str, size: float, weight: str = "normal") -> float:
-    """Width in inches of a text that is set in `size` points."""
+@functools.cache
+def _advance(letter: str, weight: str) -> float:
+    """Width of a letter in the size of one point, in points."""
     font = _font(weight)
-    font.set_size(size, POINTS_PER_INCH)
-    # of a text that is one blank or none the font knows no extent
-    font.set_text(text or " ", 0.0)
-    return float(font.get_width_height()[0]) / 64 / POINTS_PER_INCH
+    font.set_size(1.0, POINTS_PER_INCH)
+    # in 1/65536 of a point
+    return float(font.load_char(ord(letter)).linearHoriAdvance) / 65536
+
+
+def width(text: str, size: float, weight: str = "normal") -> float:
+    """Width in inches of a text that is set in `size` points; kerning would make it a little narrower."""
+    return sum(_advance(letter, weight) for letter in text) * size / POINTS_PER_INCH
 
 
 def fit(text: str, size: float, room: float, tail: float = 0.6) -> str:
@@ -55,26 +61,33 @@ def fit(text: str, size: float, room: float, tail: float = 0.6) -> str:
     text = plain(text)
     if width(text, size) <= room:
         return text
-    for kept in range(len(text) - 1, 0, -1):
+
+    def short(kept: int) -> str:
         behind = round(kept * tail)
-        short = text[: kept - behind] + ELLIPSIS + text[len(text) - behind :]
-        if width(short, size) <= room:
-            return short
-    return ELLIPSIS
+        return text[: kept - behind] + ELLIPSIS + text[len(text) - behind :]
+
+    most = bisect.bisect_left(range(len(text)), True, key=lambda kept: width(short(kept), size) > room)
+    return short(max(most - 1, 0))
 
 
 def wrap(text: str, size: float, room: float, weight: str = "normal") -> list[str]:
     """Return a text as lines of at most `room` inches: broken at blanks, else in paths, else anywhere."""
-    lines = [""]
+    lines, used, blank = [""], 0.0, width(" ", size, weight)
     for word in plain(text).split(" "):
         for number, part in enumerate(_BREAKS.split(word)):
-            joined = lines[-1] + (" " if number == 0 and lines[-1] else "") + part
-            if width(joined, size, weight) <= room:
-                lines[-1] = joined
+            gap = blank if number == 0 and lines[-1] else 0.0
+            needed = width(part, size, weight)
+            if used + gap + needed <= room:
+                lines[-1] += (" " if gap else "") + part
+                used += gap + needed
                 continue
             lines.append("")
+            used = 0.0
             for letter in part:
-                if width(lines[-1] + letter, size, weight) > room:
+                needed = width(letter, size, weight)
+                if used + needed > room and lines[-1]:
                     lines.append("")
+                    used = 0.0
                 lines[-1] += letter
+                used += needed
     return [line for line in lines if line] or [""]

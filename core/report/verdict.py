@@ -14,7 +14,7 @@ from ..metrics.fourier import ring_frequencies, ring_products
 
 # Resolutions that are tried, from Nyquist to this share of the box's side, each 3 % coarser than the last.
 COARSEST_SHARE, STEP = 0.25, 1.03
-# A filter that agrees with the denoised images better than this does nearly the same.
+# Images that correlate better than this are called nearly the same.
 ALIKE = 0.97
 
 
@@ -59,7 +59,7 @@ class Filtered:
             f"like a plain low-pass at {self.name}, with which it correlates to {self.correlation:.2f}"
         )
         if self.correlation >= ALIKE:
-            return f"{most_like}: here the network does little that this filter would not do."
+            return f"{most_like}: by that measure the two are nearly the same."
         return f"{most_like}: compare the two rows to see what the network does beyond that filter."
 
 
