@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
 from ..core.config import option_lists
-from .job import find_job_directory, run_as_external_job
+from .markers import find_job_directory, run_as_external_job
 
 if TYPE_CHECKING:
     from ..core.batch.sources import Host
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 # Inputs of the External job that no command has a use for, and what RELION appends when it meets `relion_`.
 SWALLOWED = (
     "--in_movies",
-    "--in_coords",
     "--in_3dref",
     "--in_3Dref",
     "--in_mask",
@@ -180,6 +179,17 @@ def build_parser() -> argparse.ArgumentParser:
         ),
     )
     commands.add_parser("batch", help="run a plan of many sources: relion_cryohush batch --help")
+    raw_picks = commands.add_parser(
+        "raw-picks",
+        help="bring picks on denoised micrographs to the raw ones (RELION 4 and 5)",
+        description=(
+            "Write a list of coordinates with the raw micrographs' names, for extraction in RELION 4 and 5.\n\n"
+            "Input tab, External executable:  relion_cryohush raw-picks\n"
+            "Input tab, Input coordinates:    the autopick.star or the like of a picking job\n"
+            "Params tab:                      nothing"
+        ),
+    )
+    _add_arguments(raw_picks, OPTIONS[:1])
     follow = commands.add_parser("follow", help="the job of a source of a batch; the batch makes it")
     _add_arguments(follow, OPTIONS[:1])
     train = commands.add_parser(
@@ -205,6 +215,7 @@ def _add_arguments(command: argparse.ArgumentParser, options: Sequence[tuple[str
     command.add_argument("--o", metavar="DIR", required=True, help="job directory (RELION gives it)")
     command.add_argument("--in_parts", metavar="STAR", nargs="?", help="particles (RELION gives them)")
     command.add_argument("--in_mics", metavar="STAR", nargs="?", help="micrographs (RELION gives them)")
+    command.add_argument("--in_coords", metavar="STAR", nargs="?", help="coordinates (RELION gives them)")
     for flag in SWALLOWED:
         command.add_argument(flag, nargs="?", help=argparse.SUPPRESS)
     for flag, name, metavar, text in options:
@@ -218,7 +229,7 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
     """Return what is on the command line: only the options that are, None for a bare flag."""
     parser = build_parser()
     if not arguments or (arguments[0].startswith("--") and arguments[0] not in ("--help", "--version")):
-        commands = " or ".join(f"relion_cryohush {name}" for name in COMMAND_OPTIONS)
+        commands = " or ".join(f"relion_cryohush {name}" for name in (*COMMAND_OPTIONS, "raw-picks"))
         parser.error(f"no command. The field 'External executable' has to be: {commands}")
     parsed, unknown = parser.parse_known_args([_underscored(argument) for argument in arguments])
     if unknown:
@@ -249,29 +260,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work(should_stop: Callable[[], bool]) -> None:
         given = parse(arguments)
+        from .commands import run
         from .request import Request
 
         request = Request(directory, given, shlex.join(["relion_cryohush", *arguments]), should_stop)
-        if given["command"] == "evaluate":
-            from .evaluate import evaluate
-
-            evaluate(request)
-        elif given["command"] == "extract-noise":
-            from .extract_noise import extract_noise
-
-            extract_noise(request)
-        elif given["command"] == "follow":
-            from .follow import follow
-
-            follow(directory, should_stop)
-        elif given["command"] == "train":
-            from .train import train
-
-            train(request)
-        else:
-            from .denoise import denoise
-
-            denoise(request)
+        run(request)
 
     return run_as_external_job(directory, work)
 
@@ -280,7 +273,7 @@ def _batch(arguments: Sequence[str]) -> int:
     from ..core.cli import main as core_main
 
     def hosts(folder: Path, command: str) -> dict[str, Host]:
-        from .batch import RelionProjects
+        from .host import RelionProjects
 
         return {"relion": RelionProjects(folder, command)}
 

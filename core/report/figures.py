@@ -181,7 +181,7 @@ def draw_rows(
 
 
 def column_title(title: str, room: float) -> str:
-    """Return a title that is at most `room` inches wide; of `54@stack.mrcs` the number goes below the name."""
+    """Return a title of at most `room` inches; of `54@stack.mrcs` the number goes below the name."""
     number, at, name = title.partition("@")
     lines = [name, f"no. {number}"] if at and number.isdigit() else [title]
     return "\n".join(label(fit(line, TITLE_SIZE, room)) for line in lines)

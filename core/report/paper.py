@@ -111,10 +111,10 @@ class Paper:
             wrapped = [wrap(cell, size, room * 1.001) for cell, room in zip(row, widths, strict=True)]
             depth = max(map(len, wrapped))
             self._make_room(depth * size * LEADING)
-            x = LEFT
+            x, colour = LEFT, "0.1" if number else "0.4"
             for lines, room in zip(wrapped, widths, strict=True):
                 for below, line in enumerate(lines):
-                    self._write(x, line, size, below * size * LEADING, weight="normal", color="0.35" if number == 0 else "0.1")  # fmt: skip
+                    self._write(x, line, size, below * size * LEADING, color=colour)
                 x += room + CELL_GAP
             self._y += depth * size * LEADING + 0.02
         self._y += 0.12
@@ -168,7 +168,8 @@ class Paper:
             for number, page in enumerate(self.pages, 1):
                 self._y = PAGE_HEIGHT - 0.45
                 self._write(LEFT, foot, 7.0, page=page, color="0.5")
-                self._write(PAGE_WIDTH - LEFT - 0.5, f"{number} of {len(self.pages)}", 7.0, page=page, color="0.5")  # fmt: skip
+                here = f"{number} of {len(self.pages)}"
+                self._write(PAGE_WIDTH - LEFT - width(here, 7.0), here, 7.0, page=page, color="0.5")
                 pages.savefig(page)
         write_bytes(path, buffer.getvalue())
         return path

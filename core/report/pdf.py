@@ -147,7 +147,9 @@ def report_run(
         What the user was warned of, besides what the summary has to say of single images.
     """
     samples = summary.samples
-    notes = [("unchanged", note) for note in summary.skipped] + [("denoised", note) for note in summary.remarks]
+    notes = [("unchanged", note) for note in summary.skipped] + [
+        ("denoised", note) for note in summary.remarks
+    ]
     return write_report(
         summary.output_dir,
         samples.raw,
@@ -225,7 +227,9 @@ def _montage(
         return figure
     rows = list(comparison_rows(raw, denoised, filtered).values())
     figure = Figure(figsize=(side * n_rows, (tall + 0.75) * len(raw)))
-    for part, number in zip(figure.subfigures(len(raw), 1, squeeze=False)[:, 0], range(len(raw)), strict=True):
+    for part, number in zip(
+        figure.subfigures(len(raw), 1, squeeze=False)[:, 0], range(len(raw)), strict=True
+    ):
         room = tall + 0.75
         part.subplots_adjust(0.005, 0.35 / room, 0.995, 1 - 0.4 / room)
         draw_side_by_side(part, rows, number, columns=n_rows, pixel_size_angstrom=pixel_size_angstrom)

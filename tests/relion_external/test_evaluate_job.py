@@ -18,8 +18,8 @@ from cryohush.core.config.evaluate import EvaluateConfig
 from cryohush.core.errors import ConfigurationError
 from cryohush.core.io.mrc import StackWriter
 from cryohush.relion_external.cli import EVALUATE_OPTIONS, parse
-from cryohush.relion_external.evaluate import evaluate, read_evaluate_config
-from cryohush.relion_external.job import (
+from cryohush.relion_external.commands import evaluate, read_evaluate_config
+from cryohush.relion_external.markers import (
     ABORT_NOW,
     EXIT_ABORTED,
     EXIT_FAILURE,

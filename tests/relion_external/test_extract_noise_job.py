@@ -15,8 +15,8 @@ from cryohush.core.config.extract_noise import ExtractNoiseOptions
 from cryohush.core.errors import Aborted, ConfigurationError
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.relion_external.cli import COMMAND_OPTIONS, parse
-from cryohush.relion_external.extract_noise import extract_noise
-from cryohush.relion_external.job import EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
+from cryohush.relion_external.commands import extract_noise
+from cryohush.relion_external.markers import EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
 from cryohush.relion_external.project import OUTPUT_NODES
 from cryohush.relion_external.request import Request, read_options
 

@@ -24,7 +24,7 @@ from cryohush.core.models.weights import load_model, save_model
 from cryohush.core.simulation.particle_set import simulate_particles
 from cryohush.relion_external import train as job
 from cryohush.relion_external.cli import parse
-from cryohush.relion_external.job import EXIT_FAILURE, EXIT_SUCCESS
+from cryohush.relion_external.markers import EXIT_FAILURE, EXIT_SUCCESS
 from cryohush.relion_external.project import OUTPUT_NODES
 from cryohush.relion_external.request import Request
 
