@@ -183,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
         "raw-picks",
         help="bring picks on denoised micrographs to the raw ones (RELION 4 and 5)",
         description=(
-            "Write a list of coordinates with the raw micrographs' names, for extraction in RELION 4 and 5.\n\n"
+            "Write a list of coordinates with the raw micrographs' names, for RELION 4 and 5.\n\n"
             "Input tab, External executable:  relion_cryohush raw-picks\n"
             "Input tab, Input coordinates:    the autopick.star or the like of a picking job\n"
             "Params tab:                      nothing"

@@ -262,7 +262,7 @@ def train(request: Request) -> None:
     """
     directory, given = request.directory, request.given
     options = read_train_options(given)
-    kind, source = find_input(given, "particles")
+    _, source = find_input(given, "particles")
     runs = plan_runs(directory, options, given, source)
     project = Project.of_job(directory, source)
     begin_log(project, request.command)

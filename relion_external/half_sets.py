@@ -71,8 +71,8 @@ def split(source: str, folders: Mapping[int, Path]) -> HalfTables:
         raise InputError(
             f"expected {SUBSET} 1 and 2, found {', '.join(sorted(set(map(str, half)))) or 'no such column'}.",
             path=Path(source),
-            remedy="The model is of a training on half sets: give the particles of that refinement, or one of "
-            "its two models.",
+            remedy="The model is of a training on half sets: give the particles of that refinement, or one "
+            "of its two models.",
         )
     tables = {}
     for number in HALVES:

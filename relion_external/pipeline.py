@@ -60,7 +60,7 @@ def read_pipeline(project: Path) -> str:
 
 
 def relion_version(pipeline: str) -> str | None:
-    """Return which RELION a pipeline is of: 3.1, 4 or 5; None where it holds no job yet, which may be either."""
+    """Return which RELION a pipeline is of: 3.1, 4 or 5; None while it holds no job."""
     if "# version 50001" in pipeline:
         return "5"
     if re.search(r"^_rlnPipeLineProcessTypeLabel\s", pipeline, re.MULTILINE):

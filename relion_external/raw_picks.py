@@ -58,7 +58,7 @@ def write_raw_picks(source: str, directory: Path) -> tuple[Path, int, int]:
     def check() -> None:
         if not n_changed:
             raise InputError(
-                f"expected picks on denoised micrographs, and none of the {n_rows} micrographs named here is one.",
+                f"expected picks on denoised micrographs, found {n_rows} micrographs none of which is one.",
                 path=Path(source),
                 remedy="Give the list of a picking job that had denoised micrographs as input.",
             )
@@ -79,8 +79,8 @@ def _name_column(source: str) -> int:
     raise InputError(
         f"expected a list of coordinates with {_NAME}, found none.",
         path=Path(source),
-        remedy="As 'Input coordinates' give the autopick.star, manualpick.star or the like of a job of RELION 4 "
-        "or 5. In RELION 3.1 there is nothing to do: extract from the raw micrographs with the picks as they are.",
+        remedy="As 'Input coordinates' give the autopick.star, manualpick.star or the like of a job of "
+        "RELION 4 or 5. In RELION 3.1 extract from the raw micrographs with the picks as they are.",
     )
 
 

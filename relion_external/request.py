@@ -73,7 +73,7 @@ def find_input(given: Mapping[str, str | None], only: Kind | None = None) -> tup
     Raises
     ------
     ConfigurationError
-        If not exactly one of `in_parts` and `in_mics` is given, or it is no STAR file, or one of another kind.
+        If not exactly one of `in_parts` and `in_mics` is given, or it is no STAR file or of another kind.
     StarError
         If the file cannot be read.
     """
@@ -96,8 +96,8 @@ def find_input(given: Mapping[str, str | None], only: Kind | None = None) -> tup
     listed: Kind = "micrographs" if lists_micrographs(source) else "particles"
     if only and listed != only:
         raise ConfigurationError(
-            f"expected {only}, found the {listed} {source}. Fill in the field {wanted} on the Input tab of the "
-            f"External job, and leave 'Input {listed}' empty."
+            f"expected {only}, found the {listed} {source}. Fill in the field {wanted} on the Input tab of "
+            f"the External job, and leave 'Input {listed}' empty."
         )
     if listed != kind:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""What `relion_cryohush train` makes of RELION's inputs: a configuration of `cryohush train` for each model."""
+"""What `relion_cryohush train` makes of RELION's inputs: a configuration for each model."""
 
 from __future__ import annotations
 

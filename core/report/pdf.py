@@ -34,8 +34,8 @@ SPECTRA_HEIGHT = 2.6
 NAMED = 30
 
 TRUST = (
-    "Look at, pick and sort denoised images by eye. Classify, refine, reconstruct, compute the FSC and deposit "
-    "with the raw ones: a denoiser adds what it has learnt, the same to both half sets, so a resolution "
+    "Look at, pick and sort denoised images by eye. Classify, refine, reconstruct, compute the FSC and "
+    "deposit with the raw ones: a denoiser adds what it has learnt, the same to both half sets, so a resolution "
     "measured on denoised images is no evidence."
 )
 
@@ -227,13 +227,12 @@ def _montage(
         return figure
     rows = list(comparison_rows(raw, denoised, filtered).values())
     figure = Figure(figsize=(side * n_rows, (tall + 0.75) * len(raw)))
-    for part, number in zip(
-        figure.subfigures(len(raw), 1, squeeze=False)[:, 0], range(len(raw)), strict=True
-    ):
-        room = tall + 0.75
+    room = tall + 0.75
+    for number, part in enumerate(figure.subfigures(len(raw), 1, squeeze=False)[:, 0]):
         part.subplots_adjust(0.005, 0.35 / room, 0.995, 1 - 0.4 / room)
         draw_side_by_side(part, rows, number, columns=n_rows, pixel_size_angstrom=pixel_size_angstrom)
-        part.text(0.005, 1 - 0.05 / room, fit(titles[number], 9, side * n_rows * 0.98), fontsize=9, va="top", parse_math=False)  # fmt: skip
+        title = fit(titles[number], 9.0, side * n_rows * 0.98)
+        part.text(0.005, 1 - 0.05 / room, title, fontsize=9, va="top", parse_math=False)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""`view.html`: images before and after, to look through in a browser; one file that asks nothing of a network."""
+"""`view.html`: images before and after, to look through in a browser; one file, and no network."""
 
 from __future__ import annotations
 

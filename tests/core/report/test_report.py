@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -243,8 +244,8 @@ def test_no_text_leaves_its_page_or_lies_on_another() -> None:
     for page in paper.pages:
         shown = texts(page)
         for text, left, bottom, right, top in shown:
-            assert left >= 0.5 and bottom >= 0.4, text
-            assert right <= PAGE_WIDTH - 0.5 and top <= PAGE_HEIGHT - 0.4, text
+            assert min(left, PAGE_WIDTH - right) >= 0.5, text
+            assert min(bottom, PAGE_HEIGHT - top) >= 0.4, text
         for number, (text, left, bottom, right, top) in enumerate(shown):
             for other, other_left, other_bottom, other_right, other_top in shown[number + 1 :]:
                 # the boxes of lines below each other touch: half a point is no overlap
@@ -259,14 +260,16 @@ def test_the_titles_of_a_montage_never_run_into_each_other(name: str) -> None:
     FigureCanvasAgg(figure).draw()
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = [axes.title.get_window_extent(renderer) for axes in figure.axes[:4]]
-    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_a_title_that_is_too_long_keeps_both_ends_and_its_number() -> None:
     short = column_title("123456@May08_03.15.02_a_very_long_name_of_a_stack_0042.mrcs", 1.2)
     name, number = short.split("\n")
     assert number == "no. 123456"
-    assert name.startswith("May") and name.endswith("0042.mrcs") and "…" in name
+    assert name.startswith("May")
+    assert name.endswith("0042.mrcs")
+    assert "…" in name
     assert width(name, 7.0) <= 1.2
 
 
