@@ -23,7 +23,7 @@ from ..core.io.journal import is_continued
 from ..core.report import PDF_NAME, quiet_matplotlib
 from .host import finish
 from .log import begin_log, say, warn
-from .project import Project, write_output_nodes
+from .project import Kind, Project, write_output_nodes
 from .request import Request, find_input, read_options, read_values, split_list
 from .train_inputs import CONFIGURATION_NAME, plan_runs, read_train_options, reference_map, set_device
 
@@ -32,6 +32,17 @@ if TYPE_CHECKING:
 
 # 16-bit floating point, which RELION reads from version 4 on, and its mode in an MRC header.
 _FLOAT16, _FLOAT16_MODE = "float16", 12
+
+
+def _begin(request: Request, kind: Kind, source: str) -> Project:
+    """Begin the log, and return the project that the job belongs to."""
+    project = Project.of_job(request.directory, source, kind)
+    begin_log(project, request.command)
+    other: Kind = "micrographs" if kind == "particles" else "particles"
+    unused = request.given.get("in_mics" if kind == "particles" else "in_parts")
+    if unused:
+        say(f"'Input {other}' {unused} is not used: this job works on the {kind} {source}")
+    return project
 
 
 def denoise(request: Request) -> None:
@@ -43,7 +54,7 @@ def denoise(request: Request) -> None:
         raise ConfigurationError(
             "output_dtype float16: RELION 3.1 cannot read float16 images. Leave the parameter out."
         )
-    begin_log(project, request.command)
+    _begin(request, kind, source)
     # Heavy: torch. Nothing that a user can mistype is still unread by now.
     from ..core.jobs.denoise import run_denoise
     from .half_sets import half_models, warning
@@ -165,8 +176,7 @@ def evaluate(request: Request) -> None:
     """Evaluate the denoised `in_parts` or `in_mics`; what an earlier run of the job has left is replaced."""
     kind, source = find_input(request.given)
     config = read_evaluate_config(request.given, source)
-    project = Project.of_job(request.directory, source, kind)
-    begin_log(project, request.command)
+    project = _begin(request, kind, source)
     # Heavy: torch. Nothing that a user can mistype is still unread by now.
     from ..core.jobs.evaluate import run_evaluate
 
@@ -211,8 +221,7 @@ def extract_noise(request: Request) -> None:
     """Cut blocks of noise out of `in_mics` into the job directory."""
     options = read_options(request.given, ExtractNoiseOptions)
     kind, source = find_input(request.given, "micrographs")
-    project = Project.of_job(request.directory, source, kind)
-    begin_log(project, request.command)
+    project = _begin(request, kind, source)
     # Heavy: torch. Nothing that a user can mistype is still unread by now.
     from ..core.jobs.extract_noise import extract_noise as extract
     from ..core.report.overlays import write_overlay
@@ -264,8 +273,7 @@ def train(request: Request) -> None:
     options = read_train_options(given)
     _, source = find_input(given, "particles")
     runs = plan_runs(directory, options, given, source)
-    project = Project.of_job(directory, source)
-    begin_log(project, request.command)
+    project = _begin(request, "particles", source)
     set_device(options)
     # it says on stderr which number format it uses
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)

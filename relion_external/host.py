@@ -58,16 +58,17 @@ def way_back(kind: Kind, version: str | None) -> str:
     """
     if kind == "particles":
         return (
-            "Look at these and sort them by eye; classify, refine and measure resolution with the raw images. "
-            "2D classes of denoised particles look better than those of raw ones, and where it was measured "
-            "they mixed more views (docs/relion.md). Back to the raw images: job type Particle subtraction, 'OR revert to original "
-            "particles?' Yes, with the selected denoised particles as 'revert this particle star file'. "
-            "Particles that were extracted again after that are raw already: do not revert those."
+            "Look at these and sort them by eye; classify, refine and measure resolution with the raw "
+            "images. 2D classes of denoised particles look better than those of raw ones, but where it was "
+            "measured they mixed more views (docs/relion.md). Back to the raw images: job type Particle "
+            "subtraction, 'OR revert to original particles?' Yes, with the selected denoised particles as "
+            "'revert this particle star file'. Particles that are extracted again after that are raw "
+            "already: do not revert those."
         )
     in_31 = "The extraction job takes the raw micrographs and the picked coordinates as they are."
     since_4 = (
-        "Give the picked coordinates to an External job `relion_cryohush raw-picks`; the extraction job takes "
-        "the raw micrographs and the raw_picks.star that it makes."
+        "Give the picked coordinates to an External job `relion_cryohush raw-picks`; the extraction job "
+        "takes the raw micrographs and the raw_picks.star that it makes."
     )
     texts = {"3.1": in_31, None: f"RELION 3.1: {in_31} RELION 4 and 5: {since_4}"}
     return f"Pick on these; extract particles from the raw micrographs. {texts.get(version, since_4)}"

@@ -63,7 +63,7 @@ class Request:
 
 
 def find_input(given: Mapping[str, str | None], only: Kind | None = None) -> tuple[Kind, str]:
-    """Return what a job works on, and its STAR file.
+    """Return what a job works on, and its STAR file; particles where both fields are filled in.
 
     Parameters
     ----------
@@ -73,26 +73,22 @@ def find_input(given: Mapping[str, str | None], only: Kind | None = None) -> tup
     Raises
     ------
     ConfigurationError
-        If not exactly one of `in_parts` and `in_mics` is given, or it is no STAR file or of another kind.
+        If neither `in_parts` nor `in_mics` is given, or it is no STAR file, or one of another kind.
     StarError
         If the file cannot be read.
     """
     fields: dict[Kind, str | None] = {"particles": given.get("in_parts"), "micrographs": given.get("in_mics")}
-    filled: list[Kind] = [kind for kind, source in fields.items() if source]
-    if len(filled) > 1:
-        raise ConfigurationError(
-            "expected one input, found both 'Input particles' and 'Input micrographs' filled in on the Input "
-            "tab of the External job. Leave one of them empty; the other is for a job of its own."
-        )
+    kind: Kind = "particles" if fields["particles"] else "micrographs"
+    if only and fields[only]:
+        kind = only
+    source = fields[kind]
     wanted = f"'Input {only}'" if only else "'Input particles' or 'Input micrographs'"
     what = only or "particles or micrographs"
-    source = fields[filled[0]] if filled else None
     if not source or not source.endswith(".star"):
         raise ConfigurationError(
             f"expected a STAR file of {what}, found {source or 'nothing'}. Fill in the field {wanted} on the "
             "Input tab of the External job."
         )
-    kind = filled[0]
     listed: Kind = "micrographs" if lists_micrographs(source) else "particles"
     if only and listed != only:
         raise ConfigurationError(
