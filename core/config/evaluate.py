@@ -155,8 +155,8 @@ class EvaluateConfig(Section):
     )
     data_range: Literal["reference", "unit"] | _Positive = option(
         "reference",
-        "grey values of full scale for PMSE, PSNR and SSIM: a number; reference, the span of each clean image; "
-        "or unit, every image stretched to 0 to 1 first",
+        "grey values of full scale for PMSE, PSNR and SSIM: a number; reference, the span of each clean "
+        "image; or unit, every image stretched to 0 to 1 first",
         metavar="RANGE",
     )
     particle_diameter_angstrom: _Positive | None = option(
@@ -164,8 +164,8 @@ class EvaluateConfig(Section):
     )
     coarsest_angstrom: _Positive = option(
         100.0,
-        "against a twin, a second correlation counts only finer detail than this, Å: gradients of the ice are "
-        "common to both",
+        "against a twin, a second correlation counts only detail finer than this, Å: gradients of the "
+        "ice are common to both",
         metavar="RES",
     )
     align_twin: bool = option(False, "take back the drift between raw images and their twins, by micrograph")

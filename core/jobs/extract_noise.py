@@ -21,7 +21,7 @@ import torch
 
 from ... import __version__
 from ..config.extract_noise import ExtractNoiseOptions
-from ..errors import Aborted, ConfigurationError, InputError, OutputError
+from ..errors import Aborted, ConfigurationError, OutputError, TooFewBlocks
 from ..inference.devices import (
     Precision,
     available_threads,
@@ -240,7 +240,7 @@ def extract_noise(
         ]
         n_blocks = sum(count.kept for count in counts)
         if n_blocks < options.min_blocks:
-            raise InputError(
+            raise TooFewBlocks(
                 f"{n_blocks} blocks of noise found, {options.min_blocks} are needed. {explain(counts)}",
                 path=images.source,
                 remedy=_remedy(options),

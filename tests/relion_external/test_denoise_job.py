@@ -18,7 +18,7 @@ import pytest
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.models import MODELS
 from cryohush.core.models.weights import save_model
-from cryohush.relion_external.job import ABORT_NOW, EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
+from cryohush.relion_external.markers import ABORT_NOW, EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
 from cryohush.relion_external.project import OUTPUT_NODES
 
 MARKERS = {EXIT_SUCCESS, EXIT_FAILURE, EXIT_ABORTED}
@@ -88,8 +88,8 @@ def run_until(project: Path, model: Path, stop: str) -> subprocess.CompletedProc
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from cryohush.relion_external.denoise import denoise\n"
-        "from cryohush.relion_external.job import run_as_external_job\n"
+        "from cryohush.relion_external.commands import denoise\n"
+        "from cryohush.relion_external.markers import run_as_external_job\n"
         "from cryohush.relion_external.request import Request\n"
         f"given = {{'in_parts': {TABLE!r}, 'model': {str(model)!r}, 'batch_size': '1', 'device': 'cpu',\n"
         "         'precision': 'fp32', 'threads': '1'}\n"

@@ -17,7 +17,7 @@ from relion_project import FAILED, SUCCEEDED, processes, relion, rows
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.jobs.denoise import run_denoise
-from cryohush.relion_external import batch as relion_batch
+from cryohush.relion_external import host as relion_batch
 from cryohush.relion_external.cli import main
 from cryohush.relion_external.pipeline import PIPELINE
 
