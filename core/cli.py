@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .config.preset_list import preset_descriptions
+from .console import USAGE, exit_status, prepare_streams, say
 from .errors import Aborted, ConfigurationError, CryohushError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def build_parser(prog: str = "cryohush", command: str | None = None) -> argparse
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Denoise cryo-EM particles and micrographs.",
-        epilog="Denoised images are for viewing, picking and classification. Reconstruct from raw ones.",
+        epilog="Denoised images are for looking, picking and sorting by eye. Refine raw ones.",
     )
     parser.add_argument("--version", action="version", version=f"cryohush {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -249,48 +250,54 @@ def main(
     Returns
     -------
     int
-        0 on success; 1 after an error, told in one line on stderr; 2 for wrong usage, or when stopped by
-        Ctrl-C or SIGTERM, which leave a state that `--resume` goes on from.
+        0 on success; 1 after an error, told in one line on stderr; 2 for wrong usage; 130 when stopped by
+        Ctrl-C and 143 by SIGTERM, which leave a state that `--resume` goes on from.
     """
+    prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         command = next((word for word in words if not word.startswith("-")), "")
         arguments = build_parser(prog, command).parse_args(words)
     except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 2
+        return error.code if isinstance(error.code, int) else USAGE
     arguments.command_line, arguments.hosts = shlex.join([prog, *words]), hosts
-    try:
-        with stop_flag() as should_stop:
+    with stop_flag() as should_stop:
+        try:
             arguments.work(arguments, should_stop)
-    except Aborted as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return 2
-    except CryohushError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except MemoryError:
-        print("error: out of memory. Ask for a smaller --batch-size or fewer --threads.", file=sys.stderr)
-        return 1
+        except (Exception, KeyboardInterrupt) as error:
+            return exit_status(error, should_stop.received)
     return 0
 
 
+class StopFlag:
+    """Whether a stop signal has come.
+
+    Attributes
+    ----------
+    received
+        Its number.
+    """
+
+    received: int | None = None
+
+    def __call__(self) -> bool:
+        return self.received is not None
+
+
 @contextlib.contextmanager
-def stop_flag() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether a stop signal has come; a second one has its usual effect."""
-    received: list[int] = []
+def stop_flag() -> Iterator[StopFlag]:
+    """Yield a flag that tells whether a stop signal has come; a second one has its usual effect."""
+    flag = StopFlag()
 
     def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+        flag.received = number
         signal.signal(number, earlier[number])
 
     earlier = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number in STOP_SIGNALS:
         signal.signal(number, note)
     try:
-        yield lambda: bool(received)
+        yield flag
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
@@ -320,25 +327,25 @@ def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
             overwrite=arguments.overwrite,
             progress=progress,
             should_stop=should_stop,
-            log=_say,
+            log=say,
             command=arguments.command_line,
         )
-    _say(f"{summary.n_images} {noun()} in {summary.seconds['total']:.1f} s, {summary.speed}")
+    say(f"{summary.n_images} {noun()} in {summary.seconds['total']:.1f} s, {summary.speed}")
     if summary.skipped:
-        _say(f"{len(summary.skipped)} bad images went through unchanged: see {summary.record}")
+        say(f"{len(summary.skipped)} bad images went through unchanged: see {summary.record}")
     for note in summary.remarks[:WARNINGS]:
-        _say(f"warning: {note.stack}: {note.problem}")
+        say(f"warning: {note.stack}: {note.problem}")
     if summary.remarks:
-        _say(f"{len(summary.remarks)} conspicuous images: see {summary.record}")
+        say(f"{len(summary.remarks)} conspicuous images: see {summary.record}")
     for path in (summary.table, *([] if summary.table else summary.stacks), summary.record):
         if path is not None:
-            _say(f"wrote {path}")
+            say(f"wrote {path}")
     if summary.table is not None and summary.table.suffix == ".cs":
-        _say(f"wrote {summary.table.with_suffix('.csg')}, for cryoSPARC's job Import Result Group")
+        say(f"wrote {summary.table.with_suffix('.csg')}, for cryoSPARC's job Import Result Group")
     from .report.pdf import report_run
 
     for path in report_run(summary, arguments.command_line):
-        _say(f"wrote {path}")
+        say(f"wrote {path}")
 
 
 @contextlib.contextmanager
@@ -355,7 +362,7 @@ def _progress(noun: Callable[[], str] = lambda: "images") -> Iterator[Callable[[
             percent = 100 * done // max(total, 1)
             if percent >= last + PROGRESS_PERCENT or (done == total and percent > last):
                 last, counted = percent, counted or noun()
-                _say(f"{done} of {total} {counted} ({percent} %)")
+                say(f"{done} of {total} {counted} ({percent} %)")
 
         yield line
         return
@@ -393,14 +400,14 @@ def _simulate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) ->
             raise CryohushError("micrographs are simulated on the CPU, without --resume and --overwrite.")
         with _progress() as progress:
             table = simulate_micrographs(
-                config, arguments.output, log=_say, progress=progress, should_stop=should_stop
+                config, arguments.output, log=say, progress=progress, should_stop=should_stop
             )
-        _say(f"wrote {table}")
+        say(f"wrote {table}")
     elif isinstance(config, ParticlesConfig):
         from .inference.devices import resolve_devices
 
         device = resolve_devices(arguments.device)[0]
-        _say(f"device {device}")
+        say(f"device {device}")
         with _progress() as progress:
             summary = simulate_particles(
                 config,
@@ -410,15 +417,15 @@ def _simulate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) ->
                 overwrite=arguments.overwrite,
                 progress=progress,
                 should_stop=should_stop,
-                log=_say,
+                log=say,
                 command=arguments.command_line,
             )
-        _say(
+        say(
             f"{summary.n_images} images in {summary.seconds['total']:.1f} s; without the time for volumes, "
             f"{summary.images_per_second:.0f} per second"
         )
         for path in (*summary.tables, summary.record):
-            _say(f"wrote {path}")
+            say(f"wrote {path}")
 
 
 def _extract_noise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
@@ -444,19 +451,19 @@ def _extract_noise(arguments: argparse.Namespace, should_stop: Callable[[], bool
             draw=write_overlay,
             progress=progress,
             should_stop=should_stop,
-            log=_say,
+            log=say,
             command=arguments.command_line,
         )
-    _say(f"{summary.n_blocks} blocks of {summary.window_px} px in {summary.seconds:.1f} s")
-    _say(summary.explanation)
+    say(f"{summary.n_blocks} blocks of {summary.window_px} px in {summary.seconds:.1f} s")
+    say(summary.explanation)
     remarks = [count for count in summary.counts if count.remark]
     for count in remarks[:WARNINGS]:
-        _say(f"warning: {count.micrograph}: {count.remark}")
+        say(f"warning: {count.micrograph}: {count.remark}")
     if len(remarks) > WARNINGS:
-        _say(f"{len(remarks)} conspicuous micrographs: see {summary.record}")
+        say(f"{len(remarks)} conspicuous micrographs: see {summary.record}")
     report = report_noise(summary, arguments.command_line)
     for path in (summary.stack, summary.table, summary.record, report):
-        _say(f"wrote {path}")
+        say(f"wrote {path}")
 
 
 def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
@@ -484,15 +491,15 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
     keep_freed_memory()
     if isinstance(config, SegmentationConfig):
         weights = train_segmentation(
-            config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop
+            config, arguments.output, resume=arguments.resume, log=say, should_stop=should_stop
         )
     elif isinstance(config, Nt2cConfig):
         weights = train_nt2c(
-            config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop
+            config, arguments.output, resume=arguments.resume, log=say, should_stop=should_stop
         )
     elif isinstance(config, TrainingConfig):
-        weights = train(config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop)
-    _say(f"wrote {weights}")
+        weights = train(config, arguments.output, resume=arguments.resume, log=say, should_stop=should_stop)
+    say(f"wrote {weights}")
 
 
 def _evaluate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
@@ -512,11 +519,11 @@ def _evaluate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) ->
             overwrite=arguments.overwrite,
             progress=progress,
             should_stop=should_stop,
-            log=_say,
+            log=say,
             command=arguments.command_line,
         )
     for path in evaluation.files:
-        _say(f"wrote {path}")
+        say(f"wrote {path}")
 
 
 def _pairs(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -552,7 +559,7 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
     plan = load_yaml(arguments.plan, BatchPlan)
     plan = plan.model_copy(update={"output": plan.output.absolute()})
     if arguments.action == "status":
-        _say(status_table(plan.output))
+        say(status_table(plan.output))
         return
 
     from .batch.driver import run_batch
@@ -564,7 +571,7 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
         **arguments.hosts(plan.output, arguments.command_line),
     }
     if arguments.dry_run:
-        _say(forecast_table(forecast(plan, hosts, KINDS)))
+        say(forecast_table(forecast(plan, hosts, KINDS)))
         return
     items = run_batch(
         plan,
@@ -572,10 +579,10 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
         KINDS,
         arguments.action,
         should_stop=should_stop,
-        log=_say,
+        log=say,
         command=arguments.command_line,
     )
-    _say(f"wrote {write_batch_report(plan.output)}")
+    say(f"wrote {write_batch_report(plan.output)}")
     failed = [item.name for item in items if item.state == "failed"]
     if any(item.state == "stopped" for item in items):
         raise Aborted("Stopped on request. What is finished is kept: batch resume goes on from there.")
@@ -589,14 +596,14 @@ def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> N
 
     if arguments.action == "list":
         for name, entry in list_models().items():
-            _say(f"{name:<16} {entry.get('description', '')}")
+            say(f"{name:<16} {entry.get('description', '')}")
         return
     import yaml
 
     model = load_model(arguments.name, {**MODELS, **SEGMENTERS})
     parameters = sum(tensor.numel() for tensor in model.module.parameters())
     facts = {"name": model.name, "file": str(model.path), "sha256": model.sha256, "parameters": parameters}
-    _say(yaml.safe_dump({**facts, **model.card}, sort_keys=False, allow_unicode=True).rstrip())
+    say(yaml.safe_dump({**facts, **model.card}, sort_keys=False, allow_unicode=True).rstrip())
 
 
 def _doctor(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
@@ -604,16 +611,12 @@ def _doctor(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> N
 
     problems = 0
     for finding in examine(arguments.url):
-        _say(str(finding))
+        say(str(finding))
         problems += finding.state == "problem"
     if problems:
         raise CryohushError(
             f"{problems} {'problem' if problems == 1 else 'problems'}, with what to do above."
         )
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

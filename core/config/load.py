@@ -108,6 +108,14 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+        except (ValueError, TypeError, OverflowError) as error:  # the 31st of February, 5,000 digits
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the value cannot be read ({error})", node.start_mark
+            ) from error
+
 
 def _parse(text: str, source: str) -> Any:
     """Return what YAML `text` says.
@@ -115,8 +123,7 @@ def _parse(text: str, source: str) -> Any:
     Raises
     ------
     ConfigurationError
-        If it is not YAML, or holds what cannot be: the 31st of February, a number of thousands of digits,
-        brackets nested by the thousand.
+        If it is not YAML, or brackets are nested by the thousand.
     """
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
@@ -129,8 +136,6 @@ def _parse(text: str, source: str) -> Any:
         raise ConfigurationError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ConfigurationError(f"{source}: brackets are nested too deeply.") from error
-    except (ValueError, OverflowError, TypeError) as error:
-        raise ConfigurationError(f"{source}: a value cannot be read: {error}.") from error
 
 
 def validate(values: Mapping[str, Any], model: type[Model], source: str) -> Model:

@@ -38,10 +38,11 @@ def reference_page() -> str:
     lines = [
         "# Reference",
         "",
-        "All options and keys, made from the program (`python -m cryohush.core.config.reference`). A key with a",
-        "flag is an option of `cryohush` and `cryosparc_cryohush`; in RELION's form its label is the flag without",
-        "dashes and with underscores (`keep_above`). All keys stand in YAML files: of `--config`, of a plan's",
-        "`options`, of `simulate` and `train`. `--print-config` shows a command's values.",
+        "All options and keys, as the program has them (`python -m cryohush.core.config.reference`). A key",
+        "with a flag is an option of `cryohush` and `cryosparc_cryohush`; in RELION's form its label is",
+        "the flag without dashes and with underscores (`keep_above`). All keys stand in YAML files: of",
+        "`--config`, of a plan's `options`, of `simulate` and `train`. `--print-config` shows the values",
+        "of a command.",
     ]
     for title, model in PAGES.items():
         lines += ["", f"## {title}", "", _first_line(model)]
@@ -72,7 +73,7 @@ def _default(field: FieldInfo) -> str:
         return "needed"
     if isinstance(default, BaseModel):
         return "the section's own"
-    if default is None or default == () or default == {}:
+    if default is None or default in ((), {}, ""):
         return "none"
     if isinstance(default, bool):
         return "yes" if default else "no"
