@@ -20,6 +20,7 @@ from ..evaluation.comparison import Sources, compare
 from ..inference.plan import source_files
 from ..inference.summary import Summary
 from ..io.files import writing_failed
+from ..io.journal import RANGES_FOLDER
 from ..jobs.denoise import RunSize
 from ..jobs.evaluate import PNG_PREFIX, Evaluation, run_evaluate
 from ..models.weights import load_model
@@ -28,7 +29,7 @@ from ..report.noise import report_noise
 from ..report.overlays import write_overlay
 from ..report.pdf import report_run
 from .kinds import Calls, DenoiseJob, EvaluationSummary, ExtractNoiseJob, JobKind, Result
-from .ranges import RANGES_FOLDER, move_files, read_notes, write_notes
+from .ranges import move_files, read_notes, write_notes
 from .retry import Workload, do_parts, in_words
 from .state import Item
 from .workers import Pool
