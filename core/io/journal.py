@@ -99,6 +99,7 @@ class Journal:
         try:
             self._lock()
             self._replay(_complete_lines(self.path.read_bytes()))
+            os.lseek(self._descriptor, self._end, os.SEEK_SET)
         except OSError as error:
             os.close(self._descriptor)
             raise writing_failed(self.path, error) from error
@@ -317,7 +318,8 @@ class Journal:
 
     def _truncate(self, end: int) -> None:
         try:
-            os.ftruncate(self._descriptor, end)
+            if os.fstat(self._descriptor).st_size != end:
+                os.ftruncate(self._descriptor, end)
             os.lseek(self._descriptor, end, os.SEEK_SET)
         except OSError as error:
             raise writing_failed(self.path, error) from error

@@ -224,5 +224,7 @@ class JobFolder:
 
     def _has_begun(self) -> bool:
         journal = self.journal
-        names = [*journal.files, *(part_path(Path(name)) for name in journal.files), *journal.folders]
-        return bool(journal.states) or any(os.path.lexists(self.path / name) for name in names)
+        paths = [self.path / name for name in (*journal.files, *journal.folders)]
+        return bool(journal.states) or any(
+            os.path.lexists(one) for path in paths for one in (path, part_path(path))
+        )

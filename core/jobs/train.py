@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -101,5 +102,7 @@ def train(
 def _loop(
     config: TrainingConfig | SegmentationConfig, output_dir: Path, context: JobContext, *, resume: bool
 ) -> Path:
-    loop = train_segmentation if isinstance(config, SegmentationConfig) else run_loop
-    return loop(config, output_dir, resume=resume, log=context.log, should_stop=context.should_stop)  # type: ignore[operator]
+    given: dict[str, Any] = {"resume": resume, "log": context.log, "should_stop": context.should_stop}
+    if isinstance(config, SegmentationConfig):
+        return train_segmentation(config, output_dir, **given)
+    return run_loop(config, output_dir, **given)

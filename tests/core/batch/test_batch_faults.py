@@ -27,8 +27,10 @@ from cryohush.core.config.batch import EngineConfig
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.config.extract_noise import ExtractNoiseOptions
 from cryohush.core.errors import Aborted, OutputError
+from cryohush.core.io.journal import JOURNAL_NAME
+from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.denoise import run_denoise
-from cryohush.core.jobs.extract_noise import extract_noise
+from cryohush.core.jobs.extract_noise import run_extract_noise
 from cryohush.core.noise.summary import NoiseSummary
 from cryohush.core.report.overlays import write_overlay
 
@@ -116,7 +118,9 @@ def once_under_way(what: Callable[[], object]) -> Callable[[int, int], None]:
 
 def denoise(project: Path, weights: Path, pool: Pool, **given: Any) -> Path:
     output = project / "parts"
-    run_denoise(project / "particles.star", output, options(weights), engine=pool, resume=True, **given)
+    run_denoise(
+        project / "particles.star", output, options(weights), engine=pool, **{"earlier": "resume", **given}
+    )
     return output
 
 
@@ -200,9 +204,9 @@ def test_a_stack_cut_short_during_the_run_fails_and_the_repaired_one_is_denoised
             os.truncate(project / "x.mrcs", len(whole) // 2)
 
     with pytest.raises(RangesFailed, match="truncated"):
-        denoise(project, weights, pool, progress=cut)
+        denoise(project, weights, pool, context=JobContext(cut))
     (project / "x.mrcs").write_bytes(whole)
-    output = denoise(project, weights, pool, on_mismatch="anew")
+    output = denoise(project, weights, pool, earlier="anew")
     assert (output / "x.mrcs").read_bytes() == expected
 
 
@@ -264,33 +268,31 @@ def search(table: Path, name: str, pool: Pool | None = None, **given: Any) -> No
     """Extract noise with the pool, or without workers."""
     # the network knows real noise, not white noise: half and half is strict enough here
     strictness = {"least_background": 0.5, "most_per_micrograph": 20, "window_px": 64}
-    return extract_noise(
+    return run_extract_noise(
         table,
         table.parent / name,
         ExtractNoiseOptions(precision="fp32", device="cpu", threads=1, **strictness),
         draw=write_overlay,
         searcher=None if pool is None else PoolSearcher(pool),
-        resume=pool is not None,
-        start_anew_on_mismatch=True,
+        earlier="anew",
         **given,
     )
 
 
 def files(summary: NoiseSummary) -> dict[str, bytes]:
-    """What an extraction wrote, but for what has the time in it: record, headers of label maps."""
+    """What an extraction wrote, but for the record and the journal, which tell of the run itself."""
     folder = summary.stack.parent
     found = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
-        if path.is_file() and path != summary.record:
-            content = path.read_bytes()[1024 if name.startswith("labels/") else 0 :]
-            found[name] = content.replace(f"@{folder.name}/".encode(), b"@")
+        if path.is_file() and path != summary.record and name != JOURNAL_NAME:
+            found[name] = path.read_bytes().replace(f"@{folder.name}/".encode(), b"@")
     return found
 
 
 def test_noise_is_the_same_to_the_byte_though_a_worker_was_killed(micrographs: Path, pool: Pool) -> None:
     killed = once_under_way(lambda: os.kill(busy(pool), signal.SIGKILL))
-    summary = search(micrographs, "parts", pool, progress=killed)
+    summary = search(micrographs, "parts", pool, context=JobContext(killed))
     whole = search(micrographs, "whole")
     assert [count.micrograph for count in summary.counts] == MICROGRAPHS
     assert summary.counts == whole.counts
