@@ -135,7 +135,7 @@ def test_a_worker_that_is_killed_or_frozen_loses_only_its_range(
         os.kill(hit[0], number)
 
     try:
-        output = denoise(project, weights, pool, progress=once_under_way(hurt))
+        output = denoise(project, weights, pool, context=JobContext(once_under_way(hurt)))
     finally:
         for process in hit:
             with contextlib.suppress(ProcessLookupError):
@@ -156,7 +156,7 @@ def test_a_worker_over_its_memory_limit_is_killed_and_loses_only_its_range(
         with contextlib.suppress(Exception):  # it is gone before it can answer
             pool.client.run(operator.mul, b"x", 2 * 10**9, workers=[address])  # CONFIG.memory, and torch
 
-    output = denoise(project, weights, pool, progress=once_under_way(overeat))
+    output = denoise(project, weights, pool, context=JobContext(once_under_way(overeat)))
     assert (output / "x.mrcs").read_bytes() == expected
     assert not (output / RANGES_FOLDER).exists()
     deadline = time.monotonic() + 60
@@ -188,7 +188,10 @@ def test_a_range_that_kills_its_workers_is_set_aside_after_its_attempts(
         once.setattr(pool, "config", CONFIG.model_copy(update={"attempts": 1}))
         with pytest.raises(RangesFailed, match=r"1 of 20 ranges .* the worker died"):
             denoise(
-                project, weights, pool, progress=once_under_way(lambda: os.kill(busy(pool), signal.SIGKILL))
+                project,
+                weights,
+                pool,
+                context=JobContext(once_under_way(lambda: os.kill(busy(pool), signal.SIGKILL))),
             )
     output = denoise(project, weights, pool)
     assert (output / "x.mrcs").read_bytes() == expected
@@ -306,8 +309,7 @@ def test_an_extraction_that_was_stopped_goes_on(micrographs: Path, pool: Pool) -
             micrographs,
             "parts",
             pool,
-            progress=lambda n, total: done.append(n),
-            should_stop=lambda: bool(done) and done[-1] >= 2,
+            context=JobContext(lambda n, total: done.append(n), lambda: bool(done) and done[-1] >= 2),
         )
     summary = search(micrographs, "parts", pool)
     assert summary.n_resumed >= 2
@@ -320,7 +322,7 @@ def test_a_bad_micrograph_is_named_and_the_others_are_searched(micrographs: Path
     write_stack(path, np.full((1, 320, 320), np.nan, dtype=np.float32), 1.5)
     done: list[int] = []
     with pytest.raises(RangesFailed, match=r"1 of 8 ranges .* mics/m3.mrc: .*NaN"):
-        search(micrographs, "parts", pool, progress=lambda n, total: done.append(n))
+        search(micrographs, "parts", pool, context=JobContext(lambda n, total: done.append(n)))
     assert done[-1] == 7
     assert not (micrographs.parent / "parts" / RANGES_FOLDER).exists()
     path.write_bytes(good)

@@ -511,20 +511,7 @@ def test_a_table_that_has_grown_costs_only_what_is_new(
     assert files(project / "out") == whole
 
 
-def test_images_of_another_size_may_come_later(project: Path, weights: Path) -> None:
-    table_of(["A/x.mrcs"])
-    first = run_denoise("particles.star", "out", options(weights, batch_size="auto"))
-    write_stack(project / "C/z.mrcs", noise(4, 24, 24))
-    table_of(["A/x.mrcs", "C/z.mrcs"])
-    summary = run_denoise("particles.star", "out", options(weights, batch_size="auto"), earlier="resume")
-    assert summary.n_resumed == 4
-    assert summary.batch_sizes["16x16"] == first.batch_sizes["16x16"]
-    assert set(summary.batch_sizes) == {"16x16", "24x24"}
-
-
-def test_a_stack_of_which_the_table_names_other_images_now_is_made_again(
-    project: Path, weights: Path
-) -> None:
+def test_a_stack_whose_images_in_the_table_are_others_now_is_made_again(project: Path, weights: Path) -> None:
     table_of(["A/x.mrcs", "B/x.mrcs"])
     run_denoise("particles.star", "out", options(weights))
     table_of(["A/x.mrcs", "B/x.mrcs"], images=5)

@@ -246,3 +246,21 @@ def test_an_input_is_never_written_to(project: Path, weights: Path) -> None:
     write_micrograph(project / "x.mrc", micrograph())
     with pytest.raises(OutputError, match=r"x\.mrc is an input of this run"):
         run_denoise("plain.star", ".", options(weights), earlier="replace")
+
+
+def test_a_table_that_has_grown_costs_only_the_new_micrographs_whatever_their_size(
+    project: Path, weights: Path
+) -> None:
+    automatic = options(weights, batch_size="auto")
+    (project / "m.star").write_text(table_of([NAMES[0], NAMES[2]], [1, 1]))
+    first = run_denoise("m.star", "out", automatic)
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in first.stacks}
+    (project / "m.star").write_text(table_of(NAMES, [1, 2, 1, 1]))
+    summary = run_denoise("m.star", "out", automatic, earlier="anew")
+    assert (summary.n_images, summary.n_resumed) == (4, 2)
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in first.stacks} == before
+    assert summary.batch_sizes.items() > first.batch_sizes.items()
+    run_denoise("m.star", "whole", automatic)
+    whole, grown = outputs(Path("whole")), outputs(Path("out"))
+    assert grown.pop("micrographs.star") == whole.pop("micrographs.star").replace(b"whole/", b"out/")
+    assert grown == whole
