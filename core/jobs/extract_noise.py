@@ -301,7 +301,7 @@ def _search(
     waiting = [task for task in tasks if not journal.is_finished(_part_name(task.index))]
     n_resumed = len(tasks) - len(waiting)
     if folder.goes_on:
-        context.log(f"{n_resumed} of {len(tasks)} micrographs are done")
+        context.log(f"{n_resumed} micrographs are done")
     precision = _precision(searcher, model, options, journal, context.log)
     done = itertools.count(n_resumed + 1)
 

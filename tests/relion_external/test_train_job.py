@@ -150,7 +150,7 @@ def test_an_aborted_job_goes_on_where_it_was_and_anew_with_other_parameters(proj
     assert "resumed at step 5" in capsys.readouterr().out
     job.train(Request(Path(JOB), given("--learning_rate", "0.01"), "command"))
     out = capsys.readouterr().out
-    assert "training begins anew" in out
+    assert "starting anew" in out
     assert "resumed" not in out
 
 
