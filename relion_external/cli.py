@@ -19,6 +19,8 @@ from .. import __version__
 from .markers import find_job_directory, run_as_external_job
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from ..core.batch.sources import Host
 
 # Inputs of the External job that no command has a use for, and what RELION appends when it meets `relion_`.
@@ -76,11 +78,13 @@ def parameters_of(command: str) -> list[Parameter]:
 
     if command == "train":
         return list(TRAIN_OPTIONS)
-    model = {"denoise": DenoiseOptions, "evaluate": EvaluateConfig, "extract-noise": ExtractNoiseOptions}[
-        command
-    ]
+    models: dict[str, type[BaseModel]] = {
+        "denoise": DenoiseOptions,
+        "evaluate": EvaluateConfig,
+        "extract-noise": ExtractNoiseOptions,
+    }
     # RELION has names of its own for these two; the denoised images are the job's input
-    found = [option for option in options_of(model) if option.name not in ("threads", "denoised")]
+    found = [option for option in options_of(models[command]) if option.name not in ("threads", "denoised")]
     return [
         THREADS,
         GPU,

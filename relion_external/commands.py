@@ -19,13 +19,12 @@ from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.config.load import validate
 from ..core.config.training import TrainingConfig
 from ..core.errors import ConfigurationError, InputError, TooFewBlocks
-from ..core.io.journal import is_continued
 from ..core.report import PDF_NAME, quiet_matplotlib
 from .host import finish
 from .log import begin_log, say, warn
 from .project import Kind, Project, write_output_nodes
 from .request import Request, find_input, read_options, read_values, split_list
-from .train_inputs import CONFIGURATION_NAME, plan_runs, read_train_options, reference_map, set_device
+from .train_inputs import plan_runs, read_train_options, reference_map, set_device
 
 if TYPE_CHECKING:
     from ..core.inference.summary import Summary
@@ -67,18 +66,8 @@ def denoise(request: Request) -> None:
     else:
         if kind == "particles" and (line := warning(source, options.model)):
             request.warn(line)
-        context = request.context(kind)
         summary = run_denoise(
-            source,
-            request.directory,
-            options,
-            root=Path.cwd(),
-            resume=True,
-            on_mismatch="anew",
-            progress=context.progress,
-            should_stop=context.should_stop,
-            log=context.log,
-            command=context.command,
+            source, request.directory, options, request.context(kind), root=Path.cwd(), earlier="anew"
         )
     for what, notes, in_all in (
         ("unchanged", summary.skipped, "images were passed through unchanged"),
@@ -114,13 +103,9 @@ def _denoise_halves(
             parts.tables[half],
             folders[half],
             options.model_copy(update={"model": other}),
+            replace(context, progress=progress[half]),
             root=Path.cwd(),
-            resume=True,
-            on_mismatch="anew",
-            progress=progress[half],
-            should_stop=context.should_stop,
-            log=context.log,
-            command=context.command,
+            earlier="anew",
         )
         learnt_from, _ = trained_on(summaries[half].model.card)
         if learnt_from != 3 - half:
@@ -180,16 +165,7 @@ def evaluate(request: Request) -> None:
     # Heavy: torch. Nothing that a user can mistype is still unread by now.
     from ..core.jobs.evaluate import run_evaluate
 
-    context = request.context(kind)
-    evaluation = run_evaluate(
-        config,
-        request.directory,
-        overwrite=True,
-        progress=context.progress,
-        should_stop=context.should_stop,
-        log=context.log,
-        command=request.command,
-    )
+    evaluation = run_evaluate(config, request.directory, request.context(kind), earlier="replace")
     finish(evaluation, request.directory, project, kind, request.command, request.warnings)
     for path in evaluation.files:
         say(f"wrote {path}")
@@ -223,23 +199,18 @@ def extract_noise(request: Request) -> None:
     kind, source = find_input(request.given, "micrographs")
     project = _begin(request, kind, source)
     # Heavy: torch. Nothing that a user can mistype is still unread by now.
-    from ..core.jobs.extract_noise import extract_noise as extract
+    from ..core.jobs.extract_noise import run_extract_noise
     from ..core.report.overlays import write_overlay
 
-    context = request.context(kind)
     try:
-        summary = extract(
+        summary = run_extract_noise(
             source,
             request.directory,
             options,
+            request.context(kind),
             root=Path.cwd(),
-            resume=True,
-            start_anew_on_mismatch=True,
+            earlier="anew",
             draw=write_overlay,
-            progress=context.progress,
-            should_stop=context.should_stop,
-            log=context.log,
-            command=context.command,
         )
     except TooFewBlocks as error:
         raise _explained(error, request) from error
@@ -278,24 +249,18 @@ def train(request: Request) -> None:
     # it says on stderr which number format it uses
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     # Heavy: torch. Nothing that a user can mistype is still unread by now, but for the model's name.
-    from ..core.inference.devices import keep_freed_memory
+    from ..core.jobs.train import train as run_training
     from ..core.report.training import write_training_report
-    from ..core.training.run import train as run_training
     from ..core.training.run import with_network
     from .train_inputs import held_out_scores
 
-    keep_freed_memory()
     facts = {"particles": source, "counterparts": str(options.twin or reference_map(given))}
     verdicts = []
     for folder, values in runs.items():
         part = "" if folder == directory else f"{folder.name}: "
         config = with_network(validate(values, TrainingConfig, "parameters"))
         facts["begun with"] = str(config.initial_weights or "random weights")
-        folder.mkdir(parents=True, exist_ok=True)
-        resume = is_continued(folder / CONFIGURATION_NAME, config.model_dump_json(indent=2), say)
-        weights = run_training(
-            config, folder, resume=resume, log=request.log, should_stop=request.should_stop
-        )
+        weights = run_training(config, folder, request.context("particles"), earlier="anew")
         before, after = held_out_scores(config, folder, weights)
         if before is not None and after >= before:
             request.warn(

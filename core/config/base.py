@@ -53,7 +53,7 @@ def option(
     limits
         `ge`, `gt` and so on, as for `pydantic.Field`.
     """
-    facts = {"metavar": metavar, "flag": flag, "shown": shown, "label": label}
+    facts: Any = {"metavar": metavar, "flag": flag, "shown": shown, "label": label}
     return Field(default=default, description=description, json_schema_extra={_KEY: facts}, **limits)
 
 

@@ -110,7 +110,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except (ValueError, TypeError, OverflowError) as error:  # the 31st of February, 5,000 digits
             raise yaml.constructor.ConstructorError(
                 None, None, f"the value cannot be read ({error})", node.start_mark
