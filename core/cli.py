@@ -142,9 +142,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar="FILE",
         default=argparse.SUPPRESS,
-        help="denoised images and independent noisy ones of the same particles, or two half maps",
+        help="denoised images and independent noisy ones of the same particles, or two half maps "
+        "(default: none)",
     )
-    parser.add_argument("--mask", metavar="FILE", default=argparse.SUPPRESS, help="mask for half maps")
+    parser.add_argument(
+        "--mask", metavar="FILE", default=argparse.SUPPRESS, help="mask for half maps (default: none)"
+    )
     add_options(parser, EvaluateConfig)
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="a YAML file with these options and more (default: none)"

@@ -189,7 +189,11 @@ def test_relion_31_cannot_read_float16(project: Path, model: Path) -> None:
     ("arguments", "message", "code"),
     [
         (["--in_parts", TABLE, "--modle", "x"], "unknown parameter 'modle': did you mean 'model'?", 2),
-        (["--in_parts", TABLE, "--nonsense"], "unknown parameter 'nonsense': expected one of j, gpu, dev", 2),
+        (
+            ["--in_parts", TABLE, "--nonsense"],
+            "unknown parameter 'nonsense': expected one of j, gpu, model",
+            2,
+        ),
         (["--in_parts", TABLE, "--model", "a", "b"], "unexpected 'b'. RELION splits at blanks", 2),
         (["--in_mics", TABLE], f"{TABLE} lists particles. Fill it in as 'Input particles'", 1),
         (["--in_mics"], "or 'Input micrographs' on the Input tab", 1),
