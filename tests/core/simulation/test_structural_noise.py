@@ -17,7 +17,7 @@ from cryohush.core.config.simulate import ParticlesConfig
 from cryohush.core.config.training import SimulationConfig
 from cryohush.core.errors import ConfigurationError
 from cryohush.core.imaging.structure import potential_map, read_structure
-from cryohush.core.simulation.particle_set import simulate_particles
+from cryohush.core.jobs.simulate import simulate_particles
 from cryohush.core.training.data import SimulatedParticles
 
 BOX, SIZE_ANGSTROM = 48, 2.5
