@@ -38,3 +38,7 @@ class JobContext:
         """
         if self.should_stop():
             raise Aborted(message)
+
+
+QUIET = JobContext()
+"""Nobody listens."""
