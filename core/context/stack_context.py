@@ -228,9 +228,7 @@ def fit_context(
     masked = small * (circle(working, radius_px * ratio) / noise**0.5)
     covariance = estimate_covariance_through_ctf(masked, 1.0, basis, transfer, group)
     signal = _signal_power(small, noise, optics, working_size)
-    return StackContext(
-        box, radius_px, pixel_size_angstrom, noise, signal, covariance, group_optics, n
-    )
+    return StackContext(box, radius_px, pixel_size_angstrom, noise, signal, covariance, group_optics, n)
 
 
 def _signal_power(

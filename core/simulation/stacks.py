@@ -172,9 +172,7 @@ def simulate_stack(
         mean, std = background_statistics(pair[:, 0], default_radius_px(shape))
         pair = (pair - mean[:, None, None, None]) / std[:, None, None, None]
         noisy[members], clean[members] = pair[:, 0], pair[:, 1]
-    return SimulatedStack(
-        noisy, clean, _as_fitted(optics, ranges, generator) if known else None, pixel_size
-    )
+    return SimulatedStack(noisy, clean, _as_fitted(optics, ranges, generator) if known else None, pixel_size)
 
 
 def _specimens(
