@@ -350,7 +350,7 @@ def _fit(
         return None, f"none: {error}"
     groups = "CTF not known" if of_sample is None else f"{len(context.group_optics or ())} groups of CTF"
     return context, (
-        f"{len(chosen)} images, {groups}, {100 * float(context.explained.mean()):.0f} % of the particles' "  # type: ignore[attr-defined]
+        f"{len(chosen)} images, {groups}, {100 * float(context.explained.mean()):.0f} % of the particles' "
         "variance explained"
     )
 

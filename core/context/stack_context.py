@@ -1,8 +1,9 @@
 """The context of an image: what the other images of its stack say about it.
 
-A first pass over a sample of the stack estimates the level of the noise, the spectrum of the particles and the
-steerable covariance of their images, all with the CTF taken back. The second pass streams: each image comes with
-what these linear estimates make of it, as further channels for a network that was trained with them.
+A first pass over a sample of the stack estimates the level of the noise, the spectrum of the particles and
+the steerable covariance of their images, all with the CTF taken back. The second pass streams: each image
+comes with what these linear estimates make of it, as further channels for a network that was trained with
+them.
 
 Everything happens on a working grid of at most `WORKING_BOX_PX` pixels a side, so that the cost hardly grows
 with the box. It holds the band in which single particles carry signal.
@@ -15,8 +16,9 @@ References
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +42,18 @@ _MOST_GROUPS, _FEWEST_OF_GROUP = 100, 20
 _NOISE_RINGS = (0.7, 0.95)
 _EDGE_PX = 6.0
 _SMALLEST_BOX_PX = 32
+
+
+class _Filters(NamedTuple):
+    """Wiener filters of each CTF group.
+
+    `gains`: of each angular frequency the place of its coefficients and `(g, q, q)`; `seen_means` `(g, q)`:
+    the mean image's coefficients of angular frequency 0 through the CTF; `explained` `(g,)`.
+    """
+
+    gains: list[tuple[tuple[int, int], Tensor]]
+    seen_means: Tensor
+    explained: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +88,6 @@ class StackContext:
     covariance: ImageCovariance
     group_optics: CtfParameters | None
     n_images: int
-
-    def __post_init__(self) -> None:
-        gains, explained = self._gains()
-        object.__setattr__(self, "_gains_of_order", gains)
-        object.__setattr__(self, "explained", explained)
 
     @property
     def working_box_px(self) -> int:
@@ -115,7 +124,7 @@ class StackContext:
         restored = torch.fft.rfft2(restored) * own
         both = _padded(torch.stack([restored, wiener], 1), box) * (box / working) ** 2
         shown: Tensor = torch.fft.irfft2(both, s=(box, box))
-        trusted = self.explained[group, None, None] * circle(box, self.radius_px)  # type: ignore[attr-defined]
+        trusted = self.explained[group, None, None] * circle(box, self.radius_px)
         return torch.cat([shown, trusted[:, None]], 1)
 
     @property
@@ -136,20 +145,25 @@ class StackContext:
         covariance, basis = self.covariance, self.covariance.basis
         coefficients = basis.analyse(images)
         zeroth = basis.angular == 0
-        coefficients[:, zeroth] -= self._seen_means[group]  # type: ignore[attr-defined]
+        coefficients[:, zeroth] -= self._filters.seen_means[group]
         filtered = torch.zeros_like(coefficients)
-        for (first, last), gain in self._gains_of_order:  # type: ignore[attr-defined]
+        for (first, last), gain in self._filters.gains:
             # row vector times matrix, real and imaginary part at once
             values = torch.view_as_real(coefficients[:, first:last])
             product = gain[group].mT @ values
             filtered[:, first:last] = torch.view_as_complex(product.contiguous())
         return basis.synthesise(filtered + covariance.mean)
 
-    def _gains(self) -> tuple[list[tuple[tuple[int, int], Tensor]], Tensor]:
-        """For each angular frequency its place and `(g, q, q)` Wiener filters, and `(g,)` explained shares."""
+    @property
+    def explained(self) -> Tensor:
+        """`(g,)` share of the variance of each group's particles that their covariance explains, 0 to 1."""
+        return self._filters.explained
+
+    @cached_property
+    def _filters(self) -> _Filters:
         covariance, basis = self.covariance, self.covariance.basis
         operators = basis.radial_operators(self.group_transfer())
-        object.__setattr__(self, "_seen_means", operators[0] @ covariance.mean[basis.angular == 0].real)
+        seen_means = operators[0] @ covariance.mean[basis.angular == 0].real
         gains = []
         total = torch.zeros(len(operators[0]))
         left = torch.zeros(len(operators[0]))
@@ -169,7 +183,7 @@ class StackContext:
             total += times * prior.diagonal(dim1=-2, dim2=-1).sum(-1)
             left += times * (prior * torch.linalg.solve(seen, prior)).sum((-2, -1))
             first = last
-        return gains, (left / total.clamp_min(1e-6)).clamp(0, 1)
+        return _Filters(gains, seen_means, (left / total.clamp_min(1e-6)).clamp(0, 1))
 
     def group_transfer(self) -> Tensor:
         """`(g, y, x // 2 + 1)` CTF of each group on the working grid."""
@@ -227,6 +241,8 @@ def fit_context(
     basis = working_basis(working, radius_px * ratio + _EDGE_PX / 2 + 1)
     masked = small * (circle(working, radius_px * ratio) / noise**0.5)
     covariance = estimate_covariance_through_ctf(masked, 1.0, basis, transfer, group)
+    # as a file of it is read again: products depend on the layout in their last bits
+    covariance = replace(covariance, vectors=[vectors.contiguous() for vectors in covariance.vectors])
     signal = _signal_power(small, noise, optics, working_size)
     return StackContext(box, radius_px, pixel_size_angstrom, noise, signal, covariance, group_optics, n)
 

@@ -72,7 +72,7 @@ class ImageOptions:
 def particle_worker(
     denoiser: Denoiser,
     options: ImageOptions,
-    stacks: Sequence[StackPlan] = (),
+    stacks: Sequence[StackPlan],
     contexts: StackContexts | None = None,
 ) -> Worker:
     """Return a worker for particles; what the options need of a pixel size was checked before.
@@ -81,9 +81,7 @@ def particle_worker(
     """
 
     def work(images: Images, stack: StackPlan, pieces: Sequence[Piece]) -> Denoised:
-        places = [
-            (stacks[p.stack].source, stacks[p.stack].indices[p.begin : p.end]) for p in pieces if stacks
-        ]
+        places = [(stacks[p.stack].source, stacks[p.stack].indices[p.begin : p.end]) for p in pieces]
         diameter_px = _pixels(options.particle_diameter_angstrom, stack)
         denoised, problems = denoiser.denoise(
             images,
