@@ -71,6 +71,8 @@ class ConvolutionalGenerator(nn.Module):
     .. [1] Tang, Wang, Ouyang & Liu (2022) J. Big Data 4, 69, doi:10.32604/jbd.2022.028078.
     """
 
+    draws: Tensor
+
     def __init__(
         self, width: int = 32, downs: int = 2, blocks: int = 6, *, random_input: bool = False
     ) -> None:

@@ -104,9 +104,9 @@ class ParticleImages:
             snr = self._draws.snr[rows].to(self._device)
             fields = noise.scale_to_snr(signal, fields, snr, self._mask.to(self._device))
             noisy = signal + fields
-            projector = self._structural_noise(int(self._draws.structure[numbers[0]]))
-            if projector is not None:
-                noisy = noisy + self._signal(projector, rows)[1]
+            beside = self._structural_noise(int(self._draws.structure[numbers[0]]))
+            if beside is not None:
+                noisy = noisy + self._signal(beside, rows)[1]
             images = self._contaminated(
                 numbers, {"noisy": noisy, "ctf_only": signal, "clean": clean}, transfer
             )
