@@ -73,14 +73,14 @@ def particle_worker(denoiser: Denoiser, options: ImageOptions) -> Worker:
 
     def work(images: Images, stack: StackPlan) -> Denoised:
         diameter_px = _pixels(options.particle_diameter_angstrom, stack)
-        denoised, problems = denoiser.denoise(
+        denoised, problems, remarks = denoiser.denoise(
             images,
             radius_px=None if diameter_px is None else diameter_px / 2,
             blend=options.blend,
             keep_above_px=_pixels(options.keep_above_angstrom, stack),
             protein_dark=stack.protein_dark,
         )
-        return Denoised(denoised, problems, {})
+        return Denoised(denoised, problems, remarks)
 
     return work
 
