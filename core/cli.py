@@ -107,6 +107,13 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
         "none: 0.75 of the box",
     )
     option(
+        "--pixel-size",
+        "pixel_size_angstrom",
+        "A",
+        "pixel size, Å, instead of the input's own",
+        "none: the input's",
+    )
+    option(
         "--protein",
         "protein",
         "SHADE",

@@ -37,6 +37,7 @@ OPTIONS = (
     ("--blend", "blend", "A", "share of the raw image in the output, 0 to 1 (default: 0)"),
     ("--keep-above", "keep_above_angstrom", "RES", "keep the raw image beyond this resolution, Å"),
     ("--particle-diameter", "particle_diameter_angstrom", "D", "Å (default: three quarters of the box)"),
+    ("--pixel-size", "pixel_size_angstrom", "A", "pixel size, Å, instead of the images' own"),
     (
         "--protein",
         "protein",

@@ -44,6 +44,7 @@ OPTIONS = (
     ("--blend", "blend", "A", "share of the raw image in the output, 0 to 1 (default: 0)"),
     ("--keep_above", "keep_above_angstrom", "RES", "keep the raw image beyond this resolution, Å"),
     ("--particle_diameter", "particle_diameter_angstrom", "D", "Å (default: three quarters of the box)"),
+    ("--pixel_size", "pixel_size_angstrom", "A", "pixel size, Å, instead of the table's own"),
     ("--protein", "protein", "SHADE", "dark or white (default: dark in micrographs, white in particles)"),
     ("--output_dtype", "output_dtype", "TYPE", "float32 or float16 (default: float32)"),
     ("--skip_bad", "skip_bad", "YES", "pass bad images through unchanged instead of stopping (default: No)"),

@@ -39,6 +39,8 @@ class DenoiseOptions(BaseModel):
         table says in cryoSPARC's.
     particle_diameter_angstrom
         Diameter of the circle outside which an image is background, Å; None is three quarters of the box.
+    pixel_size_angstrom
+        Pixel size, Å, instead of what the table or the header says; None takes theirs.
     threads
         CPU threads; None is as many as the process may use.
     """
@@ -55,4 +57,5 @@ class DenoiseOptions(BaseModel):
     skip_bad: bool = False
     protein: Protein = "auto"
     particle_diameter_angstrom: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    pixel_size_angstrom: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     threads: int | None = Field(default=None, ge=1)

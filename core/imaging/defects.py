@@ -332,7 +332,9 @@ def _with_noise(image: Tensor, area: Tensor, radius_px: float | None) -> Tensor:
     shape = (image.shape[0], image.shape[1])
     amplitude = ring_mean(torch.fft.rfft2(rest).abs().square(), shape).sqrt()
     amplitude[0] = amplitude[1]  # the level is filled in apart from the noise
-    noise = torch.fft.irfft2(torch.fft.rfft2(_white_noise(image)) * amplitude[ring_index(shape)], s=shape)
+    noise = torch.fft.irfft2(
+        torch.fft.rfft2(white_noise(image, shape)) * amplitude[ring_index(shape)], s=shape
+    )
     noise *= (rest.square().sum() / share.sum()).sqrt() / noise.std().clamp_min(1e-30)
     return torch.where(area, level + noise, image)
 
@@ -364,7 +366,7 @@ def _smooth_level(image: Tensor, share: Tensor) -> Tensor:
     return out[0, 0]
 
 
-def _white_noise(image: Tensor) -> Tensor:
-    """White noise `(y, x)` that the image's own pixels seed."""
+def white_noise(image: Tensor, shape: tuple[int, int]) -> Tensor:
+    """White noise of `shape` `(y, x)` and sd 1 that the pixels of `image` `(y, x)`, on the CPU, seed."""
     seed = zlib.crc32(image.contiguous().numpy().data)
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(tuple(image.shape), dtype=np.float32))
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))

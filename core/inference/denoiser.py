@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ImageError
 from ..imaging.defects import Defects, fill_defects, find_defects
+from ..imaging.finer_grid import from_finer_grid, to_finer_grid
 from ..imaging.normalise import default_radius_px, denormalise, normalise
 from ..imaging.rings import frequency_grid
 from .devices import DTYPES, Precision, download, prepare, run_network, upload
@@ -87,6 +88,7 @@ class Denoiser:
         blend: float = 0.0,
         keep_above_px: float | None = None,
         protein_dark: bool = False,
+        finer: int = 1,
     ) -> tuple[NDArray[np.float32], dict[int, str], dict[int, str]]:
         """Denoise what can be denoised, and say what cannot.
 
@@ -106,6 +108,9 @@ class Denoiser:
             Period in pixels (resolution over pixel size); beyond it the Fourier coefficients stay raw.
         protein_dark
             Whether protein is dark. Networks know it as white: they then get the negative.
+        finer
+            How many times finer the grid is on which the network sees the images: pixels that are coarser
+            than those that it knows have to become smaller.
 
         Returns
         -------
@@ -132,7 +137,7 @@ class Denoiser:
                 normalised[bad] = 0.0
             if protein_dark:
                 normalised.neg_()
-            denoised = self._mirrored_to_stride(normalised)
+            denoised = self._on_finer_grid(normalised, finer)
             if protein_dark:
                 denoised.neg_()
             denoised = denormalise(denoised, mean, std)
@@ -149,6 +154,17 @@ class Denoiser:
     def run(self, images: Tensor) -> Tensor:
         """`(n, y, x)` on the normalised scale through the network; y and x are multiples of `stride`."""
         return self._in_memory(images[:, None])[:, 0]
+
+    def _on_finer_grid(self, images: Tensor, factor: int) -> Tensor:
+        """Run `(n, y, x)` on the normalised scale through the network, on a grid finer by `factor`."""
+        if factor == 1:
+            return self._mirrored_to_stride(images)
+        at_once = max(1, len(images) // factor**2)  # as many pixels as without
+        parts = [
+            from_finer_grid(self._mirrored_to_stride(to_finer_grid(part, factor)), factor)
+            for part in torch.split(images, at_once)  # type: ignore[no-untyped-call]
+        ]
+        return torch.cat(parts)
 
     def _mirrored_to_stride(self, images: Tensor) -> Tensor:
         """`(n, y, x)` on the normalised scale, mirrored at the borders to a size that the network takes."""

@@ -13,6 +13,7 @@ from torch.nn import functional
 from ..imaging.background import NoiseStatistics, background_level, noise_statistics
 from ..imaging.defects import Defects, fill_defects, find_defects
 from ..imaging.filters import gaussian_filter
+from ..imaging.finer_grid import from_finer_grid, to_finer_grid
 from .denoiser import Denoiser, keep_above, remarks_on
 from .devices import download, upload
 from .tiling import TILE_PX, plan_tiles, run_in_tiles
@@ -64,7 +65,12 @@ class MicrographDenoiser:
         self._denoiser, self._at_once, self._executor, self._tile_px = denoiser, at_once, executor, tile_px
 
     def denoise(
-        self, image: NDArray[np.float32], *, blend: float = 0.0, keep_above_px: float | None = None
+        self,
+        image: NDArray[np.float32],
+        *,
+        blend: float = 0.0,
+        keep_above_px: float | None = None,
+        finer: int = 1,
     ) -> tuple[NDArray[np.float32], str | None, str | None]:
         """Denoise a micrograph.
 
@@ -72,7 +78,7 @@ class MicrographDenoiser:
         ----------
         image
             `(y, x)`, any size, protein white.
-        blend, keep_above_px
+        blend, keep_above_px, finer
             As in `Denoiser.denoise`.
 
         Returns
@@ -102,7 +108,7 @@ class MicrographDenoiser:
                 return image, _why_constant(raw), None
             scaled = residual.div_(noise.std)
             excess = _excess(scaled)
-            denoised = self._network(scaled.sub_(excess)).add_(excess)
+            denoised = self._network(scaled.sub_(excess), finer).add_(excess)
             denoised = denoised.mul_(noise.std).add_(level).add_(mean)
             if blend:
                 denoised = torch.lerp(denoised, raw, blend)
@@ -112,7 +118,9 @@ class MicrographDenoiser:
                 denoised = torch.where(defects.anywhere[0], original, denoised)
             return download(denoised), None, _remark(noise, defects)
 
-    def _network(self, image: Tensor) -> Tensor:
+    def _network(self, image: Tensor, finer: int) -> Tensor:
+        if finer > 1:
+            return from_finer_grid(self._network(to_finer_grid(image[None], finer)[0], 1)[None], finer)[0]
         stride, reach = self._denoiser.stride, self._denoiser.receptive_field_px
         tiling = plan_tiles((image.shape[0], image.shape[1]), stride, reach, self._tile_px)
         return run_in_tiles(image, tiling, self._denoiser.run, at_once=self._at_once, executor=self._executor)

@@ -79,6 +79,7 @@ def particle_worker(denoiser: Denoiser, options: ImageOptions) -> Worker:
             blend=options.blend,
             keep_above_px=_pixels(options.keep_above_angstrom, stack),
             protein_dark=stack.protein_dark,
+            finer=stack.finer,
         )
         return Denoised(denoised, problems, remarks)
 
@@ -97,6 +98,7 @@ def micrograph_worker(denoiser: MicrographDenoiser, options: ImageOptions) -> Wo
             -image if stack.protein_dark else image,
             blend=options.blend,
             keep_above_px=_pixels(options.keep_above_angstrom, stack),
+            finer=stack.finer,
         )
         return Denoised(
             (-denoised if stack.protein_dark else denoised)[None],

@@ -84,6 +84,12 @@ class Summary:
         Images that went through unchanged.
     remarks
         Images that were denoised though something is conspicuous about them.
+    damaged
+        Files that could not be read, and whose rows were left out.
+    warnings
+        What may be wrong with the input as a whole.
+    pixel_sizes
+        Each different pixel size in Å, None if unknown, and what says so.
     seconds
         `total`, and of it `reading`, `denoising` (summed over the workers) and `writing`, which overlap.
     samples
@@ -107,6 +113,9 @@ class Summary:
     n_resumed: int
     skipped: list[ImageNote]
     remarks: list[ImageNote]
+    damaged: list[str]
+    warnings: list[str]
+    pixel_sizes: list[tuple[float | None, str]]
     seconds: dict[str, float]
     samples: Samples
 
@@ -121,6 +130,11 @@ class Summary:
             "input": str(self.source),
             self.kind: f"{self.n_rows} ({self.n_images} images in {len(self.stacks)} files)",
             "unchanged": f"{len(self.skipped)} images that could not be denoised" if self.skipped else "",
+            "left out": f"the rows of {len(self.damaged)} damaged files" if self.damaged else "",
+            "warning": " ".join(self.warnings),
+            "pixel size": "; ".join(
+                f"{size:g} Å, by {source}" for size, source in self.pixel_sizes[:5] if size is not None
+            ),
             "conspicuous": f"{len(self.remarks)} images, see {RECORD_NAME}" if self.remarks else "",
             "model": f"{self.model.name}, SHA-256 {self.model.sha256}",
             "output": f"{', '.join(output)}; {self.options.output_dtype}",
@@ -216,6 +230,9 @@ def write_record(summary: Summary, command: str | None, started: float) -> None:
         summary.kind: summary.n_rows,
         "images": summary.n_images,
         "resumed_images": summary.n_resumed,
+        "pixel_sizes": [{"angstrom": size, "source": source or None} for size, source in summary.pixel_sizes],
+        "warnings": summary.warnings,
+        "damaged_files": summary.damaged,
         "skipped_images": [dataclasses.asdict(note) for note in summary.skipped],
         "conspicuous_images": [dataclasses.asdict(note) for note in summary.remarks],
     }

@@ -123,7 +123,7 @@ class CsTable:
         self._parts.append((rows, row))
         self.passthrough += (path,)
 
-    def column(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
+    def column(self, name: str, rows: slice | NDArray[np.intp] = slice(None)) -> NDArray[Any]:
         """Return a copy of a field, or of some rows of it."""
         values, joined = self._parts[self._part_of[name]]
         column: NDArray[Any] = values[name][rows if joined is None else joined[rows]]
@@ -323,6 +323,7 @@ def rewrite(
     stack_names: Sequence[str],
     stack: NDArray[np.int32],
     image: NDArray[np.int32],
+    kept: NDArray[np.bool_] | None = None,
 ) -> None:
     """Write all fields of all rows, in order, with other images, and the `.csg` file for their import.
 
@@ -339,7 +340,9 @@ def rewrite(
     stack_names
         The new stacks, relative to the new file's folder.
     stack, image
-        `(n,)`: position in `stack_names` and 0-based index in the stack, per row.
+        `(n,)`: position in `stack_names` and 0-based index in the stack, per row that is written.
+    kept
+        Which rows of the table are written; None is all of them.
 
     Raises
     ------
@@ -351,10 +354,10 @@ def rewrite(
         raise OutputError(f"{path}: is an input itself, which is never written to. Choose another name.")
     names = np.array([os.fsencode(_BESIDE + name) for name in stack_names])
     with writing(path) as part, part.open("wb") as file:
-        _write_header(file, _fields(table, names), len(table))
-        for block in _blocks(table, names, stack, image):
+        _write_header(file, _fields(table, names), len(stack))
+        for block in _blocks(table, names, stack, image, kept):
             file.write(block.view(np.uint8).data)
-    _write_group(table, path)
+    _write_group(table, path, len(stack))
 
 
 def _fields(table: CsTable, names: NDArray[np.bytes_]) -> np.dtype[Any]:
@@ -371,12 +374,16 @@ def _write_header(file: Any, fields: np.dtype[Any], n_rows: int) -> None:
 
 
 def _blocks(
-    table: CsTable, names: NDArray[np.bytes_], stack: NDArray[np.int32], image: NDArray[np.int32]
+    table: CsTable,
+    names: NDArray[np.bytes_],
+    stack: NDArray[np.int32],
+    image: NDArray[np.int32],
+    kept: NDArray[np.bool_] | None,
 ) -> Iterator[NDArray[Any]]:
     """Yield the new rows, some thousand at a time."""
-    fields = _fields(table, names)
-    for begin in range(0, len(table), _BLOCK_ROWS):
-        rows = slice(begin, min(begin + _BLOCK_ROWS, len(table)))
+    fields, chosen = _fields(table, names), None if kept is None else np.flatnonzero(kept)
+    for begin in range(0, len(stack), _BLOCK_ROWS):
+        rows = slice(begin, min(begin + _BLOCK_ROWS, len(stack)))
         block = np.zeros(rows.stop - rows.start, fields)
         for name in table.fields:
             if name == _PATH:
@@ -384,11 +391,11 @@ def _blocks(
             elif name == _INDEX:
                 block[name] = image[rows]
             elif name != _SIGNATURE:
-                block[name] = table.column(name, rows)
+                block[name] = table.column(name, rows if chosen is None else chosen[rows])
         yield block
 
 
-def _write_group(table: CsTable, path: Path) -> None:
+def _write_group(table: CsTable, path: Path, n_rows: int) -> None:
     slots = dict.fromkeys(_slot(name) for name in table.fields if "/" in name)
     group = {
         "created": datetime.datetime.now(),
@@ -399,7 +406,7 @@ def _write_group(table: CsTable, path: Path) -> None:
             "type": "particle",
         },
         "results": {
-            slot: {"metafile": f"{_BESIDE}{path.name}", "num_items": len(table), "type": f"particle.{slot}"}
+            slot: {"metafile": f"{_BESIDE}{path.name}", "num_items": n_rows, "type": f"particle.{slot}"}
             for slot in slots
         },
         "version": _GROUP_VERSION,

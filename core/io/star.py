@@ -281,7 +281,7 @@ def rewrite(
     destination: str | Path,
     is_target: Callable[[Table], bool],
     labels: Sequence[str],
-    edit: Callable[[list[bytes]], Sequence[bytes]],
+    edit: Callable[[list[bytes]], Sequence[bytes] | None],
     before_rename: Callable[[], None],
 ) -> None:
     """Copy a STAR file, changing only the named columns of one table.
@@ -298,7 +298,8 @@ def rewrite(
     labels
         The columns to replace or append.
     edit
-        Given the values of a row as written, returns the new values for `labels`, ready to write (`quote`).
+        Given the values of a row as written, returns the new values for `labels`, ready to write (`quote`),
+        or None to leave the row out.
     before_rename
         Called once all rows were edited; what it raises leaves nothing under `destination`.
 
@@ -324,7 +325,7 @@ def _copied(
     table: Table,
     is_target: Callable[[Table], bool],
     labels: Sequence[str],
-    edit: Callable[[list[bytes]], Sequence[bytes]],
+    edit: Callable[[list[bytes]], Sequence[bytes] | None],
 ) -> Iterator[bytes]:
     """Yield the lines of one table, edited when it is the target."""
     if not is_target(table):
@@ -342,6 +343,8 @@ def _copied(
             yield line
             continue
         values = edit(tokens)
+        if values is None:
+            continue
         replaced = [(column, values[k]) for column, k in present]
         yield _edited(line, tokens, replaced, b"".join([b" " + values[k] for k in appended]))
 

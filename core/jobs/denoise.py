@@ -15,10 +15,11 @@ import numpy as np
 
 from ... import __version__
 from ..config.denoise import PARTICLE_SHARE_OF_BOX, DenoiseOptions
-from ..errors import ConfigurationError, OutputError
+from ..errors import ConfigurationError, InputError, OutputError, several
 from ..imaging.normalise import background_mask
 from ..inference.devices import resolve_devices
 from ..inference.engine import Choices, Engine, LocalDevices, Task, tiling
+from ..inference.inputs import look_at_inputs
 from ..inference.plan import (
     CS_TABLE_NAME,
     MICROGRAPH_TABLE_NAME,
@@ -26,6 +27,7 @@ from ..inference.plan import (
     TABLE_NAMES,
     ImageSet,
     StackPlan,
+    leave_out_damaged,
     path_below,
     plan_stacks,
     read_images,
@@ -117,9 +119,22 @@ def run_denoise(
         engine = LocalDevices(resolve_devices(options.device), options.threads)
     images = read_images(source, root=root, passthrough=passthrough)
     is_micrographs = isinstance(images, MicrographSet)
-    stacks = plan_stacks(images, options.protein)
+    damaged: list[InputError] = []
+    if options.skip_bad and images.has_table:
+        images, damaged = leave_out_damaged(images)
+    known = model.known_pixel_sizes_angstrom
+    stacks = plan_stacks(
+        images, options.protein, pixel_size_angstrom=options.pixel_size_angstrom, known_angstrom=known
+    )
     _check_options(options, stacks, images)
     refuse_to_replace_inputs(images, stacks, output_dir)
+    notes = look_at_inputs(images, stacks, known)
+    for fact in notes.facts:
+        log(fact)
+    if damaged:
+        log(f"warning: {several(damaged, len(damaged) + len(stacks), 'files')} Their rows are left out.")
+    for warning in notes.warnings:
+        log(f"warning: {warning}")
     log(f"model {model.name}, SHA-256 {model.sha256[:16]}…")
     for path in source_files(images)[1:]:
         log(f"joined with {path}")
@@ -163,6 +178,9 @@ def run_denoise(
         n_resumed=n_images - result.n_written,
         skipped=result.skipped,
         remarks=result.remarks,
+        damaged=[str(error) for error in damaged],
+        warnings=notes.warnings,
+        pixel_sizes=notes.pixel_sizes,
         seconds={"total": time.monotonic() - begin, **result.seconds},
         samples=read_samples(stacks, output_dir, result.skipped, are_micrographs=is_micrographs),
     )
@@ -210,7 +228,9 @@ def measure_run(
     """
     load_model(options.model)
     images = read_images(source, root=root, passthrough=passthrough)
-    stacks = plan_stacks(images, options.protein)
+    if options.skip_bad and images.has_table:
+        images, _ = leave_out_damaged(images)
+    stacks = plan_stacks(images, options.protein, pixel_size_angstrom=options.pixel_size_angstrom)
     _check_options(options, stacks, images)
     refuse_to_replace_inputs(images, stacks, output_dir)
     n_pixels = sum(len(stack.indices) * stack.shape[0] * stack.shape[1] for stack in stacks)

@@ -58,6 +58,15 @@ class LoadedModel:
         """What the sides of an image must be multiples of."""
         return int(self.module.stride)  # type: ignore[arg-type]
 
+    @property
+    def known_pixel_sizes_angstrom(self) -> tuple[float, float] | None:
+        """Smallest and largest pixel size that it was trained on; None if its card does not say."""
+        try:
+            low, high = self.card["training"]["data"]["pixel_size_angstrom"]
+            return (float(low), float(high)) if 0 < float(low) <= float(high) else None
+        except (KeyError, TypeError, ValueError):
+            return None
+
 
 def list_models() -> dict[str, dict[str, Any]]:
     """Return the shipped models: name to manifest entry (`file`, `sha256`, `model`, `description`, ...).
