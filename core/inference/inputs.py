@@ -57,7 +57,7 @@ def look_at_inputs(
         Smallest and largest pixel size that the model was trained on; None if that is not known.
     """
     sizes = list(dict.fromkeys((stack.pixel_size_angstrom, stack.pixel_size_source) for stack in stacks))
-    facts = [f"images from {images.root}"] if images.has_table else []
+    facts = [f"files from {images.root}"] if images.has_table else []
     facts += [_size_in_words(*size) for size in sizes[:5]]
     warnings = [*_of_files(stacks), *_of_pixel_sizes(sizes, known_angstrom)]
     finer = {stack.pixel_size_angstrom: stack.finer for stack in stacks if stack.finer > 1}
@@ -100,7 +100,8 @@ def _of_pixel_sizes(
         if size is not None and known_angstrom is not None and size < known_angstrom[0]:
             warnings.append(
                 f"pixels of {size:g} Å are finer than those that the model was trained on, "
-                f"{known_angstrom[0]:g} to {known_angstrom[1]:g} Å. Bin the images, or compare with the raw ones before you use them."
+                f"{known_angstrom[0]:g} to {known_angstrom[1]:g} Å. Bin the images, "
+                "or compare with the raw ones before you use them."
             )
     return warnings
 

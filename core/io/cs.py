@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ _MAGIC = b"\x93NUMPY"
 # NumPy's own limit, 10,000 characters, is reached by tables of 300 fields.
 _LARGEST_HEADER = 2**20
 _BLOCK_ROWS = 16384
+# What NumPy raises for a damaged header.
+_DAMAGE = (ValueError, SyntaxError, TokenError, OverflowError, RecursionError, MemoryError, TypeError)
 _LARGEST_INDEX = 2**31 - 1
 _PATH, _INDEX, _SHAPE, _PIXEL_SIZE, _SIGN, _SIGNATURE = (
     f"blob/{name}" for name in ("path", "idx", "shape", "psize_A", "sign", "import_sig")
@@ -141,6 +144,8 @@ def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
 def _open(path: Path) -> NDArray[Any]:
     """Map the rows of a file into memory; those of a stream, which lie there column by column, are read."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CsError("expected a .cs file, found a folder, a pipe or a device.", path=path)
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
         if magic == CSDAT_MAGIC:
@@ -151,8 +156,10 @@ def _open(path: Path) -> NDArray[Any]:
             raise CsError(f"is no .cs file: it begins with {magic!r}, expected {_MAGIC!r}.", path=path)
     except OSError as error:
         raise CsError(f"the file cannot be read: {error.strerror or error}.", path=path) from error
-    except (ValueError, SyntaxError, TokenError) as error:
-        raise CsError(f"the file is cut off or damaged ({error}).", path=path) from error
+    except _DAMAGE as error:
+        if "Python objects" in str(error):
+            raise CsError("its fields hold Python objects, which no .cs file does.", path=path) from error
+        raise CsError(f"the file is cut off or damaged ({str(error)[:100]}).", path=path) from error
     if rows.ndim != 1 or not rows.dtype.names:
         raise CsError(f"expected a table, found an array of {rows.shape} x {rows.dtype}.", path=path)
     if not len(rows):
@@ -237,11 +244,16 @@ def _check_fields(table: CsTable) -> None:
     missing = [name for name in _BLOB if name not in table.fields]
     if missing:
         found = sorted({_slot(name) for name in table.fields} - {"uid"})
-        kind = " It is a table of micrographs." if "micrograph_blob" in found else ""
+        if "micrograph_blob" in found and "blob" not in found:
+            raise CsError(
+                "It is a table of micrographs (exposures), which are not read from .cs files.",
+                path=table.path,
+                remedy="Give a STAR file of them, or run cryosparc_cryohush denoise on their job.",
+            )
         raise CsError(
             f"no field {', '.join(missing)}, so it is not known where the images are; the slots of "
             f"{' and '.join(path.name for path in (table.path, *table.passthrough))} are "
-            f"{', '.join(found)}.{kind}",
+            f"{', '.join(found)}.",
             path=table.path,
             remedy="Give the passthrough file of the same job that has the slot blob "
             "(--passthrough J12_passthrough_particles.cs), or the .cs file of an exported result group.",

@@ -18,7 +18,7 @@ from .star import Table, encode, read_tables, unquote
 MICROGRAPH_SUFFIX = ".mrc"
 MOVIE_SUFFIXES = (".tif", ".tiff", ".eer", ".gz", ".bz2", ".xz", ".zst")
 _NAME, _PARTICLE, _MOVIE = "rlnMicrographName", "rlnImageName", "rlnMicrographMovieName"
-_TABLES = ("micrographs", "")
+_COORDINATE = "rlnCoordinateX"
 RAW_LABEL = "rlnCryohushRawMicrographName"
 """Column of the raw micrographs in the table of denoised ones."""
 
@@ -124,7 +124,7 @@ def lists_micrographs(path: str | Path) -> bool:
         If the file cannot be read as far as its first table that holds either.
     """
     for table in read_tables(path):
-        if _PARTICLE in table.labels:
+        if _PARTICLE in table.labels or _COORDINATE in table.labels:
             return False
         if _NAME in table.labels or _MOVIE in table.labels:
             return True
@@ -132,7 +132,8 @@ def lists_micrographs(path: str | Path) -> bool:
 
 
 def _is_micrograph_table(table: Table) -> bool:
-    return table.name in _TABLES and _NAME in table.labels and _PARTICLE not in table.labels
+    """Tell a table of micrographs by its columns, whatever it is called."""
+    return _NAME in table.labels and not {_PARTICLE, _COORDINATE, _MOVIE} & set(table.labels)
 
 
 def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:

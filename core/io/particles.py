@@ -23,6 +23,7 @@ from .star import Table, decode, encode, read_tables, unquote
 STACK_SUFFIXES = (".mrcs", ".mrc")
 _IMAGE = "rlnImageName"
 _PARTICLE_TABLES = ("particles", "images", "")
+_NO_TABLE = "Give the particles.star of an extraction, selection or refinement job."
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,7 +285,8 @@ def _why_map(reader: StackReader) -> str | None:
 
 
 def _is_particle_table(table: Table) -> bool:
-    return table.name in _PARTICLE_TABLES and bool(table.labels)
+    """Tell a table of particles: by its name, or, whatever it is called, by its column of images."""
+    return bool(table.labels) and (table.name in _PARTICLE_TABLES or _IMAGE in table.labels)
 
 
 def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
@@ -300,13 +302,18 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
             optics = read_optics(table)
         elif _is_particle_table(table):
             if rows is not None:
-                raise StarError("a second table of particles.", path=path, line=table.line)
+                raise StarError(
+                    f"a second table of particles, data_{table.name}.",
+                    path=path,
+                    line=table.line,
+                    remedy="Leave one of them in the file.",
+                )
             rows, row_optics = _read_rows(table)
     if rows is None:
         raise StarError(
-            f"no table of particles (data_particles, data_images or data_) found, only {', '.join(met)}.",
+            f"no table of particles (data_particles, or any with _{_IMAGE}) found, only {', '.join(met)}.",
             path=path,
-            remedy="Give the particles.star of an extraction, selection or refinement job.",
+            remedy=_NO_TABLE,
         )
     if not rows.stack:
         raise StarError("the table of particles has no rows.", path=path)
@@ -329,12 +336,15 @@ def _refuse_tomography(table: Table) -> None:
 def _read_rows(table: Table) -> tuple[Rows, dict[int, OpticsGroup]]:
     """Read the table of particles; return also the optics that its rows themselves tell."""
     if _IMAGE not in table.labels:
-        kind = " It is a table of micrographs." if "rlnMicrographName" in table.labels else ""
+        where = "rlnCoordinateX" in table.labels
+        is_micrographs = "rlnMicrographName" in table.labels and not where
+        kind = "these are coordinates of particles, without images" if where else "it names no images"
         raise StarError(
-            f"data_{table.name} has no column _{_IMAGE}.{kind}",
+            f"data_{table.name} has no column _{_IMAGE}: {kind}."
+            f"{' It is a table of micrographs.' if is_micrographs else ''}",
             path=table.path,
             line=table.line,
-            remedy="Give a table of extracted particles.",
+            remedy="Extract the particles first, and give that table." if where else _NO_TABLE,
         )
     rows, image_column = Rows(), table.column(_IMAGE)
     group_of, optics = grouping(table)

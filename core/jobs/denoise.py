@@ -278,7 +278,9 @@ def _fingerprint(
     stacks = hashlib.sha256()
     for path in images.stacks:
         status = path.stat()
-        stacks.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        stacks.update(
+            f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
+        )
     result_of = options.model_dump(mode="json", exclude={"model", "device", "skip_bad", "threads"})
     return {
         "version": __version__,
