@@ -303,5 +303,5 @@ def _check(blend: float, protein: str) -> None:
 def _denoiser(model: str | Path | LoadedModel, device: str, precision: Precision) -> Denoiser:
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     place: torch.device = resolve_devices(device)[0]
-    chosen, _ = choose_precision(place, precision, loaded.module)
+    chosen, _ = choose_precision(place, precision)
     return Denoiser(loaded.module, place, chosen)

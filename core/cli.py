@@ -93,7 +93,7 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
 
     option("--model", "model", "NAME", "a shipped model, or a .safetensors file", "general")
     option("--device", "device", "DEVICE", "auto, cpu, or GPUs such as cuda:0,1", "auto")
-    option("--precision", "precision", "FORMAT", "auto (measured), fp32, bf16 or fp16", "auto")
+    option("--precision", "precision", "FORMAT", "auto (by the device), fp32, bf16 or fp16", "auto")
     option("--batch-size", "batch_size", "N", "images or tiles that go through the network at once", "auto")
     option("--blend", "blend", "A", "share of the raw image in the output, 0 to 1", "0.0")
     option(

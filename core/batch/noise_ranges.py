@@ -19,7 +19,7 @@ from ..inference.devices import Precision, choose_precision, resolve_devices
 from ..io.files import writing_failed
 from ..jobs.extract_noise import LocalSearcher, Search
 from ..models import MODELS, SEGMENTERS
-from ..models.weights import LoadedModel, load_model
+from ..models.weights import LoadedModel
 from ..noise.micrograph import Draw, MicrographCounts, MicrographTask
 from ..noise.output import PARTS_FOLDER
 from .ranges import RANGES_FOLDER, limit_bytes, load_same_model, move_files, read_notes, write_notes
@@ -131,7 +131,7 @@ def _at_hand(path: Path, sha256: str) -> LoadedModel:
 def _choose(
     path: Path, requested: Literal["auto", "fp32", "bf16", "fp16"], device: str, threads: int | None
 ) -> tuple[Precision, str]:
-    return choose_precision(resolve_devices(device)[0], requested, load_model(path, _NETWORKS).module)
+    return choose_precision(resolve_devices(device)[0], requested)
 
 
 class PoolSearcher:

@@ -23,7 +23,7 @@ class DenoiseOptions(BaseModel):
     device
         `auto`, `cpu`, or GPUs as `cuda:0,1` or `0,1`.
     precision
-        Number format of the network; `auto` measures which is fastest on the device.
+        Number format of the network; `auto` takes bf16 or fp16 where the device has instructions for it.
     batch_size
         Images, or tiles of micrographs, that go through the network at once.
     blend

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -194,8 +195,10 @@ def read_samples(
         with StackReader(stack.source) as source, StackReader(output_dir / stack.name) as output:
             raw.append(source.read(stack.indices[positions])[:, rows, columns].copy())
             denoised.append(output.read(positions)[:, rows, columns].copy())
-        names = [f"{index + 1}@{stack.source.name}" for index in stack.indices[positions].tolist()]
-        titles += [stack.source.name] * len(positions) if are_micrographs else names
+        # bytes of a name that are no text cannot be set in a figure
+        name = os.fsencode(stack.source.name).decode("utf-8", "replace")
+        names = [f"{index + 1}@{name}" for index in stack.indices[positions].tolist()]
+        titles += [name] * len(positions) if are_micrographs else names
     return Samples(np.concatenate(raw), np.concatenate(denoised), titles, first.pixel_size_angstrom)
 
 

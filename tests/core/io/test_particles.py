@@ -470,7 +470,9 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
     (tmp_path / "p.star").write_text(table(["1@closed/a.mrcs"], labels="rlnImageName"))
     (tmp_path / "closed").chmod(0o600)
     try:
-        with pytest.raises(StarError, match=r"Permission denied .this user may not enter the folder .*closed"):
+        with pytest.raises(
+            StarError, match=r"Permission denied .this user may not enter the folder .*closed"
+        ):
             ParticleSet.read(tmp_path / "p.star", root=tmp_path)
     finally:
         (tmp_path / "closed").chmod(0o700)
