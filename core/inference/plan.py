@@ -22,9 +22,10 @@ from ..io.particles import STACK_SUFFIXES, ParticleSet
 
 TABLE_NAME = "particles.star"
 CS_TABLE_NAME = "particles.cs"
+CSG_NAME = "particles.csg"
 MICROGRAPH_TABLE_NAME = "micrographs.star"
 # Whatever table a run may leave: cryoSPARC's comes with a group file.
-TABLE_NAMES = (TABLE_NAME, CS_TABLE_NAME, "particles.csg", MICROGRAPH_TABLE_NAME)
+TABLE_NAMES = (TABLE_NAME, CS_TABLE_NAME, CSG_NAME, MICROGRAPH_TABLE_NAME)
 
 COARSE_SHARE = 0.75
 """Pixels coarser than this share of the coarsest that a model knows are made finer for it."""

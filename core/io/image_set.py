@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, StarError, several
 from .mrc import StackReader
 from .optics import OpticsGroup
-from .star import Table, decode, free_label, quote, read_tables, rewrite, unquote
+from .star import Table, decode, encode, free_label, quote, read_tables, rewrite, unquote
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # noqa: UP035 (Python 3.10 has none)
@@ -172,17 +172,22 @@ class ImageSet:
         original_column = table.labels.index(original_label) if original_label in table.labels else None
         if original_column is not None:
             labels.append(free_label(_PREVIOUS, table.labels))
-        left, n_rows = iter(names), 0
-        kept = np.ones(len(self), dtype=np.bool_) if self.kept is None else self.kept
-        is_kept, n_expected = kept.tolist(), len(kept)
+        left, n_rows, n_kept = iter(names), 0, 0
+        is_kept = [True] * len(self) if self.kept is None else self.kept.tolist()
+        n_expected = len(is_kept)
+        stacks, numbers, stack_of = self.stack.tolist(), self._numbers(), self._stack_finder()
 
         def edit(tokens: list[bytes]) -> tuple[bytes, ...] | None:
-            nonlocal n_rows
+            nonlocal n_rows, n_kept
             n_rows += 1
             if n_rows > n_expected:
                 raise self._changed()
             if not is_kept[n_rows - 1]:
                 return None
+            # the names are for the rows that were read: each must still name the image that it did
+            if stack_of(tokens[column]) != (stacks[n_kept], numbers[n_kept]):
+                raise self._changed()
+            n_kept += 1
             name = next(left, None)
             if name is None:
                 raise ValueError(f"fewer image names were given than the {len(self)} rows")
@@ -198,6 +203,27 @@ class ImageSet:
                 raise ValueError(f"more image names were given than the {len(self)} rows")
 
         rewrite(self.source, path, is_target, labels, edit, before_rename=complete)
+
+    def _numbers(self) -> list[int]:
+        """Return the 0-based number of each row's image in its file."""
+        return [0] * len(self)
+
+    def _stack_finder(self) -> Callable[[bytes], tuple[int, int]]:
+        """Return what tells the position in `stacks`, -1 if none, and the 0-based number of a named image."""
+        known = {os.path.normpath(name): position for position, name in enumerate(self.stack_names)}
+        positions: dict[bytes, int] = {}
+
+        def find(token: bytes) -> tuple[int, int]:
+            if token[:1] in (b'"', b"'"):
+                token = encode(unquote(token))
+            index, at, name = token.partition(b"@")
+            if not at:
+                index, name = b"1", token
+            if name not in positions:
+                positions[name] = known.get(os.path.normpath(decode(name)), -1)
+            return positions[name], int(index) - 1 if index.isdigit() else -1
+
+        return find
 
     def _absolute(self, token: bytes) -> bytes:
         """Return an image name (`000001@stack` or a file) with the absolute path of its file."""

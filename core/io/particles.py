@@ -200,6 +200,11 @@ class ParticleSet(ImageSet):
                     remedy="Give each box size its own optics group.",
                 )
 
+    def _numbers(self) -> list[int]:
+        """Return the 0-based number of each row's image in its stack."""
+        numbers: list[int] = self.image.tolist()
+        return numbers
+
     def _row(self, row: int) -> str:
         return f"{self.source}, line {self.line[row]}" if self.line[row] else f"{self.source}, row {row + 1}"
 
@@ -262,7 +267,15 @@ class ParticleSet(ImageSet):
             If a file cannot be written, or is the source.
         """
         table = CsTable(self.source, self.passthrough)
-        if len(table) != (len(self) if self.kept is None else len(self.kept)):
+        now = read_images(table)
+        known = {name: position for position, name in enumerate(self.stack_names)}
+        number = np.array([known.get(name, -1) for name in now.stack_names], dtype=np.int32)
+        rows = slice(None) if self.kept is None else self.kept
+        if not (
+            (self.kept is None or len(self.kept) == len(table))
+            and np.array_equal(number[now.stack][rows], self.stack)
+            and np.array_equal(now.image[rows], self.image)
+        ):
             raise CsError("the file was changed while it was in use.", path=self.source)
         rewrite_cs(table, path, stack_names, self.stack, self.output_positions(), self.kept)
 
