@@ -24,6 +24,8 @@ from .devices import Precision
 from .plan import StackPlan
 from .stream import ImageNote
 
+# Of images that are conspicuous in the same way the record names so many.
+RECORDED_IMAGES = 100
 # Enough for a smooth mean power spectrum, few enough to read back in no time.
 SAMPLED_IMAGES, SAMPLED_MICROGRAPHS = 48, 6
 # Of a micrograph so much of its middle is shown: about ten particles across.
@@ -126,6 +128,13 @@ class Summary:
     def noun(self) -> str:
         """What `n_images` counts."""
         return "micrographs" if self.kind == "micrographs" else "images"
+
+    def remarks_by_kind(self) -> list[tuple[str, list[ImageNote]]]:
+        """What is conspicuous, each once, and the images; a mask may be on all of a million."""
+        kinds: dict[str, list[ImageNote]] = {}
+        for note in self.remarks:
+            kinds.setdefault(note.problem, []).append(note)
+        return list(kinds.items())
 
     def facts(self) -> dict[str, str]:
         """What a report says of the run, as name and value."""
@@ -244,6 +253,13 @@ def write_record(summary: Summary, command: str | None, started: float) -> None:
         "warnings": summary.warnings,
         "damaged_files": summary.damaged,
         "skipped_images": [dataclasses.asdict(note) for note in summary.skipped],
-        "conspicuous_images": [dataclasses.asdict(note) for note in summary.remarks],
+        "conspicuous_images": [
+            {
+                "problem": problem,
+                "count": len(notes),
+                "first": [{"stack": note.stack, "image": note.image} for note in notes[:RECORDED_IMAGES]],
+            }
+            for problem, notes in summary.remarks_by_kind()
+        ],
     }
     write_json(summary.record, record)

@@ -207,8 +207,9 @@ def denoise(
     log(f"{summary.n_images} {summary.noun} in {summary.seconds['total']:.1f} s, {summary.speed}")
     if summary.skipped:
         log(f"{len(summary.skipped)} bad images went through unchanged: see {summary.record}")
-    for note in summary.remarks[:WARNINGS]:
-        log(f"warning: {note.stack}: {note.problem}")
+    for problem, notes in summary.remarks_by_kind()[:WARNINGS]:
+        first = f"{notes[0].stack}, image {notes[0].image}" if summary.kind == "particles" else notes[0].stack
+        log(f"warning: {first}{f' and {len(notes) - 1} more' if len(notes) > 1 else ''}: {problem}")
     if summary.remarks:
         log(f"{len(summary.remarks)} conspicuous images: see {summary.record}")
     paths = [summary.table] if summary.table else summary.stacks

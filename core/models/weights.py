@@ -174,8 +174,10 @@ def _metadata(path: Path, data: bytes) -> dict[str, Any]:
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         card = json.loads(header["__metadata__"][_METADATA_KEY])
-        card["model"]["name"], card["model"]["arguments"]
-    except (ValueError, KeyError, TypeError) as error:
+        network = card["model"]
+        if not (isinstance(network["name"], str) and isinstance(network["arguments"], dict)):
+            raise TypeError("a network's name is a text, and its arguments have names")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{path}: not a model of cryohush: expected a safetensors file whose metadata say under "
             f"{_METADATA_KEY!r} which network it belongs to."

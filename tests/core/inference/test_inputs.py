@@ -15,6 +15,7 @@ from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.errors import InputError, MrcError
 from cryohush.core.inference.inputs import InputNotes, look_at_inputs
 from cryohush.core.inference.plan import finer_grid, plan_stacks, read_images
+from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.denoise import run_denoise
 
 SIDE = 48
@@ -178,7 +179,9 @@ def test_all_damaged_files_are_named_at_once_and_left_out_if_asked(
     with pytest.raises(MrcError, match=r"2 of 5 stacks cannot be used.*b\.mrcs.*d\.mrcs"):
         run_denoise("p.star", "out", options)
     lines: list[str] = []
-    summary = run_denoise("p.star", "out", options.model_copy(update={"skip_bad": True}), log=lines.append)
+    summary = run_denoise(
+        "p.star", "out", options.model_copy(update={"skip_bad": True}), JobContext(log=lines.append)
+    )
     assert any("b.mrcs" in line and "d.mrcs" in line and "left out" in line for line in lines)
     assert summary.table is not None
     written = [line.split() for line in summary.table.read_text().splitlines() if "@" in line]
