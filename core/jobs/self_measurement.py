@@ -18,6 +18,7 @@ from ..inference.denoiser import Denoiser
 from ..inference.devices import Precision
 from ..io.particles import ParticleSet
 from ..metrics.gain import RingGain, recorrupted, verdict
+from ..models.diffusion import DiffusionDenoiser
 from ..models.weights import LoadedModel
 
 #: images of a sample: their gains have standard errors of a few per cent
@@ -37,7 +38,7 @@ def measure_gain(
     dark_stacks: frozenset[int],
     pixel_size_angstrom: float | None,
 ) -> dict[str, Any]:
-    """Gain in Fourier rings over a sample's raw images, on recorrupted pairs (`metrics.gain`), for the record.
+    """Gain over the raw images of a sample, in Fourier rings, on recorrupted pairs (`metrics.gain`).
 
     Noise is what is white in the background, so that the structure of the ice counts as signal, as it does
     with an independent exposure. Where a context is used, it is found anew on the recorrupted sample: that of
@@ -45,10 +46,12 @@ def measure_gain(
 
     Returns
     -------
-    `verdict`, a sentence; and, where there was something to measure, `images` and `bands`.
+    For the record: `verdict`, a sentence; and, where there was something to measure, `images` and `bands`.
     """
     if pixel_size_angstrom is None or len(particles) < _FEWEST:
         return {"verdict": f"Not measured: it takes a pixel size and {_FEWEST} particles of one kind."}
+    if isinstance(model.module, DiffusionDenoiser):
+        return {"verdict": "Not measured: it would take as long as the run itself."}
     sample = read_sample(particles, contexts, dark_stacks, SAMPLE)
     if sample is None:
         return {"verdict": f"Not measured: it takes {_FEWEST} particles of one kind."}
@@ -66,10 +69,13 @@ def measure_gain(
     floor = power[int(_NOISE_RINGS[0] * nyquist) : int(_NOISE_RINGS[1] * nyquist)].median()
     first, second = recorrupted(normalised, floor.expand(len(power)), image_generator(0, 0, "recorrupted"))
     first = normalise(first, radius)[0]
-    context = None
+    context = known = None
     if contexts is not None:
         known = optics[usable.nonzero().squeeze(1)] if optics is not None else None
-        context = fit_context(first, known, pixel_size_angstrom=pixel_size_angstrom, radius_px=radius)
+        try:
+            context = fit_context(first, known, pixel_size_angstrom=pixel_size_angstrom, radius_px=radius)
+        except ValueError as error:
+            return {"verdict": f"Not measured: {error}."}
     denoiser = Denoiser(model.module, "cpu", "fp32" if precision == "fp16" else precision)
     parts = []
     for members in torch.arange(len(first)).split(_BATCH):

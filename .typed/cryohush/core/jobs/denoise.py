@@ -1,0 +1,466 @@
+"""A whole denoising run: from a table, stack or micrograph to denoised ones, their table and a record."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ... import __version__
+from ..config.denoise import CONTEXT_NAME, PARTICLE_SHARE_OF_BOX, DenoiseOptions
+from ..context.contexts import StackContexts
+from ..errors import ConfigurationError, InputError
+from ..imaging.normalise import background_mask
+from ..inference.devices import resolve_devices
+from ..inference.engine import Choices, Engine, LocalDevices, Task, tiling
+from ..inference.plan import (
+    CS_TABLE_NAME,
+    CSG_NAME,
+    MICROGRAPH_TABLE_NAME,
+    TABLE_NAME,
+    ImageSet,
+    StackPlan,
+    path_below,
+    plan_stacks,
+    read_images,
+    refuse_to_replace_inputs,
+    source_files,
+    written_image_names,
+)
+from ..inference.stream import StreamResult, n_safely_written, recorded_notes
+from ..inference.summary import Summary, read_samples, write_record
+from ..io.files import sha256_of
+from ..io.journal import RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
+from ..io.micrographs import MicrographSet
+from ..io.mrc import WriterState
+from ..io.particles import ParticleSet
+from ..job_context import QUIET, JobContext
+from ..models.weights import LoadedModel, load_model
+from ..report import PDF_NAME, PNG_NAME
+from .contexts import contexts_of
+from .folder import Earlier, JobFolder
+from .self_measurement import measure_gain
+
+# Conspicuous images that are named one by one.
+WARNINGS = 8
+# The journal's entry for what was chosen when the run began; no stack has an empty name.
+_CHOICES = ""
+
+
+def run_denoise(
+    source: str | Path,
+    output_dir: str | Path,
+    options: DenoiseOptions,
+    context: JobContext = QUIET,
+    *,
+    root: Path | None = None,
+    passthrough: Sequence[str | Path] = (),
+    earlier: Earlier = "refuse",
+    engine: Engine | None = None,
+) -> Summary:
+    """Denoise a table of particles or micrographs, a bare stack, or a single micrograph.
+
+    `output_dir` gets one file per input file, under its own name; `particles.star`, `micrographs.star`, or
+    `particles.cs` and `particles.csg`, if the input was such a table; `cryohush.json`; and the journal from
+    which a killed run goes on. An image that the table names several times is written once. Inputs are never
+    written to.
+
+    A run that goes on keeps each file whose source, images, options and model are still the same. So a table
+    that has grown costs only what is new in it. (Images at the seams of what was done and what is new were
+    computed in other batches than in one run on the whole table, which can change their last bit.)
+
+    Parameters
+    ----------
+    source
+        `.star`, `.cs`, `.mrcs` or `.mrc`.
+    output_dir
+        Made if missing.
+    options
+        What to do.
+    context
+        Whom to ask and tell.
+    root
+        Folder that the table's image names are relative to; see `ParticleSet.read`.
+    passthrough
+        Files that complete a `.cs` file; see `ParticleSet.read`.
+    earlier
+        What to do with an earlier run in the directory; see `jobs.folder`.
+    engine
+        Where to calculate, instead of on `options.device`.
+
+    Raises
+    ------
+    InputError
+        If the input cannot be read, holds an image that cannot be denoised and `options.skip_bad` is off, or
+        was changed while the run went on.
+    OutputError
+        If the directory holds another run, or the disk is full or too small.
+    ModelError, DeviceError, ConfigurationError
+        If the options cannot be met.
+    Aborted
+        If `context.should_stop` said so; the run can be resumed.
+    """
+    started, begin = time.time(), time.monotonic()
+    output_dir, log = Path(output_dir), context.log
+    model = load_model(options.model)
+    if engine is None:
+        engine = LocalDevices(resolve_devices(options.device), options.threads)
+    images = read_images(source, root=root, passthrough=passthrough)
+    is_micrographs = isinstance(images, MicrographSet)
+    stacks = plan_stacks(images, options.protein)
+    _check_options(options, stacks, images)
+    undertaking = _undertaking(images, stacks, model, engine, options)
+    log(f"model {model.name}, SHA-256 {model.sha256[:16]}…")
+    for path in source_files(images)[1:]:
+        log(f"joined with {path}")
+    n_images = sum(len(stack.indices) for stack in stacks)
+    if is_micrographs:
+        shapes = Counter(stack.shape for stack in stacks)
+        log(", ".join(f"{count} micrographs of {_box(shape)} px" for shape, count in shapes.items()))
+    else:
+        log(f"{len(images)} particles, {n_images} images in {len(stacks)} stacks")
+
+    inputs = [*source_files(images), *images.stacks]
+    with JobFolder(output_dir, undertaking, earlier, inputs=inputs, log=log) as folder:
+        journal = folder.journal
+        was_complete = journal.is_complete
+        if was_complete:
+            choices = _recorded_choices(journal)
+            assert choices is not None  # a run that is complete has made them
+            result = StreamResult(*recorded_notes(stacks, journal))
+        else:
+            _check_room(folder, images, stacks, options)
+            choices = _choose(journal, engine, options, model, stacks, log, is_micrographs=is_micrographs)
+            known = contexts_of(images, stacks, model, options, output_dir, goes_on=folder.goes_on, log=log)
+            label = f"cryohush {__version__}: denoised by {Path(model.name).name}, not raw data"
+            task = Task(model, options, choices, stacks, is_micrographs, label, known.contexts)
+            result = engine.denoise(task, output_dir, journal, context.progress, context.should_stop)
+            gain = _measure(images, stacks, model, options, choices, known.contexts, log)
+            _refuse_changed_inputs(images, stacks, undertaking)
+            _write_table(images, stacks, output_dir)
+        table = _table_files(images)
+        summary = Summary(
+            kind="micrographs" if is_micrographs else "particles",
+            source=images.source,
+            options=options,
+            output_dir=output_dir,
+            table=output_dir / table[0] if table else None,
+            stacks=[output_dir / stack.name for stack in stacks],
+            record=output_dir / RECORD_NAME,
+            model=model,
+            devices=engine.names,
+            precision=choices.precision,
+            batch_sizes={_box(shape): size for shape, size in choices.batch_sizes.items()},
+            threads=engine.threads,
+            n_rows=len(images),
+            n_images=n_images,
+            n_resumed=n_images - result.n_written,
+            skipped=result.skipped,
+            remarks=result.remarks,
+            seconds={"total": time.monotonic() - begin, **result.seconds},
+            samples=read_samples(stacks, output_dir, result.skipped, are_micrographs=is_micrographs),
+            was_complete=was_complete,
+            context={} if was_complete else known.record,
+            gain={} if was_complete else gain,
+        )
+        if not was_complete:
+            write_record(summary, context.command, started)
+            journal.complete([*(stack.name for stack in stacks), *table, RECORD_NAME])
+    return summary
+
+
+def denoise(
+    source: str | Path,
+    output_dir: str | Path,
+    options: DenoiseOptions,
+    context: JobContext = QUIET,
+    *,
+    way_back: str = "",
+    **given: Any,
+) -> Summary:
+    """Run `run_denoise`, which takes whatever else is given, and report on it in the folder and the log.
+
+    Parameters
+    ----------
+    way_back
+        How to return to the raw images in the host that the job runs in; for the report.
+    """
+    summary = run_denoise(source, output_dir, options, context, **given)
+    log = context.log
+    log(f"{summary.n_images} {summary.noun} in {summary.seconds['total']:.1f} s, {summary.speed}")
+    if summary.skipped:
+        log(f"{len(summary.skipped)} bad images went through unchanged: see {summary.record}")
+    for note in summary.remarks[:WARNINGS]:
+        log(f"warning: {note.stack}: {note.problem}")
+    if summary.remarks:
+        log(f"{len(summary.remarks)} conspicuous images: see {summary.record}")
+    paths = [summary.table] if summary.table else summary.stacks
+    for path in (*paths, summary.record):
+        log(f"wrote {path}")
+    if summary.table is not None and summary.table.suffix == ".cs":
+        log(f"wrote {summary.table.with_suffix('.csg')}, for cryoSPARC's job Import Result Group")
+    from ..report.pdf import report_run
+
+    # a run that was killed while it drew has all but this
+    if not summary.was_complete or not (summary.output_dir / PDF_NAME).exists():
+        for path in report_run(summary, context.command or "", way_back=way_back):
+            log(f"wrote {path}")
+    return summary
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """What a run would read and write, and how much.
+
+    Attributes
+    ----------
+    kind
+        What the images are.
+    n_images, n_pixels
+        Of the images that would be written.
+    bytes
+        Of the files that would be written.
+    inputs
+        The files that would be read.
+    """
+
+    kind: Literal["particles", "micrographs"]
+    n_images: int
+    n_pixels: int
+    bytes: int
+    inputs: list[Path]
+
+
+def measure_run(
+    source: str | Path,
+    output_dir: Path,
+    options: DenoiseOptions,
+    *,
+    root: Path | None = None,
+    passthrough: Sequence[str | Path] = (),
+) -> RunSize:
+    """Check all of a run that can be checked before it, and say how large it is; nothing is written.
+
+    Raises
+    ------
+    CryohushError
+        As `run_denoise`, but for pixels, devices and the room on the disk.
+    """
+    load_model(options.model)
+    images = read_images(source, root=root, passthrough=passthrough)
+    stacks = plan_stacks(images, options.protein)
+    _check_options(options, stacks, images)
+    refuse_to_replace_inputs(images, stacks, output_dir)
+    n_pixels = sum(len(stack.indices) * stack.shape[0] * stack.shape[1] for stack in stacks)
+    tables = source_files(images) if images.has_table else []
+    return RunSize(
+        "micrographs" if isinstance(images, MicrographSet) else "particles",
+        sum(len(stack.indices) for stack in stacks),
+        n_pixels,
+        n_pixels * np.dtype(options.output_dtype).itemsize + sum(path.stat().st_size for path in tables),
+        list(dict.fromkeys([*source_files(images), *images.stacks])),
+    )
+
+
+def _check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], images: ImageSet) -> None:
+    """Raise when an option that is a length in Å, or the circle, does not suit an image."""
+    if isinstance(images, MicrographSet) and options.particle_diameter_angstrom is not None:
+        raise ConfigurationError(
+            "particle_diameter_angstrom is for particles, not micrographs. Leave it out."
+        )
+    for shape, pixel_size in {(stack.shape, stack.pixel_size_angstrom) for stack in stacks}:
+        diameter = options.particle_diameter_angstrom
+        if pixel_size is None:
+            if diameter is not None or options.keep_above_angstrom is not None:
+                raise ConfigurationError(
+                    "particle_diameter_angstrom and keep_above_angstrom need a pixel size, and "
+                    f"{images.source} does not say it. Leave them out, or give a table that does."
+                )
+            continue
+        if diameter is None:
+            continue
+        try:
+            background_mask(shape, diameter / pixel_size / 2)
+        except ValueError as error:
+            default = PARTICLE_SHARE_OF_BOX * min(shape) * pixel_size
+            raise ConfigurationError(
+                f"particle_diameter_angstrom {diameter:g}: {error}. Leave it out to get "
+                f"{PARTICLE_SHARE_OF_BOX:g} of the box: {default:g} Å."
+            ) from error
+
+
+def _undertaking(
+    images: ImageSet, stacks: Sequence[StackPlan], model: LoadedModel, engine: Engine, options: DenoiseOptions
+) -> Undertaking:
+    """Return the files to make, each with all that its bytes depend on."""
+    result_of = options.model_dump(mode="json", exclude={"model", "device", "skip_bad", "threads"})
+    fingerprint = {
+        "version": __version__,
+        "input": [str(path.absolute()) for path in source_files(images)],
+        "model": model.sha256,
+        "device": engine.types,
+        **result_of,
+    }
+    others = [*_table_files(images)[1:], RECORD_NAME, PDF_NAME, PNG_NAME, CONTEXT_NAME]
+    return Undertaking("denoise", fingerprint, _digests(images, stacks), others, [RANGES_FOLDER])
+
+
+def _digests(images: ImageSet, stacks: Sequence[StackPlan]) -> dict[str, str]:
+    """Return for each file to make a digest of what it is made of.
+
+    Raises
+    ------
+    InputError
+        If something of it is gone.
+    """
+    digests = {}
+    for stack in stacks:
+        try:
+            status = stack.source.stat()
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror or error}.", path=stack.source) from error
+        digest = hashlib.sha256(
+            f"{stack.source.absolute()}\0{status.st_size} {status.st_mtime_ns}".encode(
+                errors="surrogateescape"
+            )
+        )
+        digest.update(f"\0{stack.shape} {stack.pixel_size_angstrom} {stack.protein_dark}\0".encode())
+        digest.update(stack.indices.astype("<i4").tobytes())
+        digests[stack.name] = digest.hexdigest()[:32]
+    for name in _table_files(images)[:1]:
+        # the names in it are those of the stacks, relative to the root
+        names = "\0".join([str(images.root.absolute()), *(stack.name for stack in stacks)])
+        digests[name] = sha256_of(*source_files(images), salt=names)
+    return digests
+
+
+def _refuse_changed_inputs(images: ImageSet, stacks: Sequence[StackPlan], undertaking: Undertaking) -> None:
+    """Raise when what was read is not what is there now: the results would belong to neither.
+
+    Raises
+    ------
+    InputError
+        Names the first such file.
+    """
+    now = _digests(images, stacks)
+    sources = {stack.name: stack.source for stack in stacks}
+    for name, digest in undertaking.parts.items():
+        if now[name] != digest:
+            raise InputError(
+                "the file was changed while it was in use.",
+                path=sources.get(name, images.source),
+                remedy="Run again with --resume, which does again what was made of it and keeps the rest.",
+            )
+
+
+def _table_files(images: ImageSet) -> list[str]:
+    """Return the names of the table, and of what goes with it."""
+    if not images.has_table:
+        return []
+    if isinstance(images, MicrographSet):
+        return [MICROGRAPH_TABLE_NAME]
+    return [CS_TABLE_NAME, CSG_NAME] if images.is_cs else [TABLE_NAME]
+
+
+def _check_room(
+    folder: JobFolder, images: ImageSet, stacks: Sequence[StackPlan], options: DenoiseOptions
+) -> None:
+    """Raise when the disk cannot hold what is still to be written."""
+    journal, bytes_per_pixel = folder.journal, np.dtype(options.output_dtype).itemsize
+    needed = sum(path.stat().st_size for path in source_files(images)) if images.has_table else 0
+    for stack in stacks:
+        done = n_safely_written(stack, folder.path, journal, options.output_dtype)
+        needed += (len(stack.indices) - done) * stack.shape[0] * stack.shape[1] * bytes_per_pixel
+    folder.check_room(needed, "write float16 (half the size)")
+
+
+def _recorded_choices(journal: Journal) -> Choices | None:
+    recorded = journal.extras.get(_CHOICES)
+    if recorded is None:
+        return None
+    return Choices(recorded["precision"], {(y, x): size for y, x, size in recorded["batch_sizes"]})
+
+
+def _choose(
+    journal: Journal,
+    engine: Engine,
+    options: DenoiseOptions,
+    model: LoadedModel,
+    stacks: Sequence[StackPlan],
+    log: Callable[[str], None],
+    *,
+    is_micrographs: bool,
+) -> Choices:
+    """Return precision and batch sizes: those that the journal holds, or new ones, which it then holds."""
+    choices, reason = _recorded_choices(journal), "as when the run began"
+    sizes = {} if choices is None else choices.batch_sizes
+    shapes = [shape for shape in dict.fromkeys(stack.shape for stack in stacks) if shape not in sizes]
+    if shapes:
+        if choices is None:
+            choices, reason = engine.choose(model, options, shapes, are_micrographs=is_micrographs)
+        else:  # the table has grown by images of another size
+            same = options.model_copy(update={"precision": choices.precision})
+            more, _ = engine.choose(model, same, shapes, are_micrographs=is_micrographs)
+            choices = Choices(choices.precision, {**sizes, **more.batch_sizes})
+        sizes = choices.batch_sizes
+        recorded = {
+            "precision": choices.precision,
+            "batch_sizes": [[y, x, size] for (y, x), size in sizes.items()],
+        }
+        journal.record(_CHOICES, WriterState(), recorded)
+    assert choices is not None  # there is a shape
+    log(f"device {', '.join(engine.names)}, precision {choices.precision} ({reason})")
+    if is_micrographs:
+        tilings = {tiling(model, shape): size for shape, size in sizes.items()}
+        log("tiles of " + ", ".join(f"{_box(t.tile)} px and {t.border_px} px around" for t in tilings))
+    else:
+        log("batches of " + ", ".join(f"{size} images of {_box(shape)} px" for shape, size in sizes.items()))
+    return choices
+
+
+def _measure(
+    images: ImageSet,
+    stacks: Sequence[StackPlan],
+    model: LoadedModel,
+    options: DenoiseOptions,
+    choices: Choices,
+    contexts: StackContexts | None,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """Return what the particles themselves say of the gain, for the record."""
+    if not isinstance(images, ParticleSet):
+        return {}
+    sizes = {stack.pixel_size_angstrom for stack in stacks}
+    found = measure_gain(
+        images,
+        model,
+        options,
+        choices.precision,
+        contexts,
+        frozenset(number for number, stack in enumerate(stacks) if stack.protein_dark),
+        sizes.pop() if len(sizes) == 1 else None,
+    )
+    log(found["verdict"])
+    return found
+
+
+def _box(shape: tuple[int, int]) -> str:
+    return f"{shape[1]}x{shape[0]}"
+
+
+def _write_table(images: ImageSet, stacks: Sequence[StackPlan], output_dir: Path) -> None:
+    for name in _table_files(images)[:1]:
+        if isinstance(images, ParticleSet) and images.is_cs:
+            images.write_cs(output_dir / name, [stack.name for stack in stacks])
+        else:
+            images.write(
+                output_dir / name,
+                written_image_names(images, stacks, output_dir),
+                absolute_originals=path_below(output_dir, images.root) is None,
+            )

@@ -1,0 +1,529 @@
+"""A whole extraction of noise: from micrographs to blocks of noise, their table, label maps and pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from ... import __version__
+from ..config.extract_noise import ExtractNoiseOptions
+from ..errors import Aborted, ConfigurationError, InputError, TooFewBlocks
+from ..inference.devices import (
+    Precision,
+    available_threads,
+    choose_precision,
+    keep_freed_memory,
+    resolve_devices,
+)
+from ..inference.plan import output_names
+from ..io.files import make_folder, sha256_of, write_json
+from ..io.journal import RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
+from ..io.micrographs import MicrographSet
+from ..io.mrc import WriterState
+from ..job_context import QUIET, JobContext
+from ..models import MODELS, SEGMENTERS
+from ..models.weights import LoadedModel, load_model
+from ..noise.finders import WindowFinder, make_finder, smallest_window_px
+from ..noise.micrograph import Draw, MicrographCounts, MicrographTask, extract_from, overlay_file, part_file
+from ..noise.output import LABELS_FOLDER, PARTS_FOLDER, STACK_NAME, TABLE_NAME, write_noise
+from ..noise.summary import NoiseSummary, explain
+from ..report import PDF_NAME
+from .folder import Earlier, JobFolder
+
+# Micrographs that are named one by one.
+WARNINGS = 8
+WORKERS_PER_GPU = 2
+# The journal's entry for the number format; micrographs have numbers.
+_PRECISION = "precision"
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Micrographs, and how they are searched.
+
+    Attributes
+    ----------
+    tasks
+        The micrographs.
+    model, precision, options
+        By what.
+    output_dir
+        Where parts, label maps and pictures go.
+    draw
+        Writes the picture of a micrograph; None draws none.
+    """
+
+    tasks: Sequence[MicrographTask]
+    model: LoadedModel
+    precision: Precision
+    options: ExtractNoiseOptions
+    output_dir: Path
+    draw: Draw | None
+
+
+class Searcher(Protocol):
+    """Where micrographs are searched."""
+
+    @property
+    def names(self) -> list[str]:
+        """The devices, for the log and the record."""
+
+    @property
+    def types(self) -> list[str]:
+        """Their kinds, sorted: `cpu`, `cuda`."""
+
+    def choose(
+        self, model: LoadedModel, requested: Literal["auto", "fp32", "bf16", "fp16"]
+    ) -> tuple[Precision, str]:
+        """Return the number format of the network, and why."""
+
+    def search(
+        self,
+        search: Search,
+        take: Callable[[MicrographTask, MicrographCounts], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Search all micrographs, in any order; `take` gets each when its files are written.
+
+        Raises
+        ------
+        Aborted
+            If `should_stop` said so; what was taken is kept.
+        """
+
+
+class LocalSearcher:
+    """Searches on the devices of this process; on the CPU, `threads` micrographs at once."""
+
+    def __init__(self, devices: Sequence[torch.device], threads: int | None = None) -> None:
+        keep_freed_memory()
+        self._devices, self._threads = devices, threads or available_threads()
+        self.names = [str(device) for device in devices]
+        self.types = sorted({device.type for device in devices})
+
+    def choose(
+        self, model: LoadedModel, requested: Literal["auto", "fp32", "bf16", "fp16"]
+    ) -> tuple[Precision, str]:
+        """See `Searcher`."""
+        return choose_precision(self._devices[0], requested, model.module)
+
+    def search(
+        self,
+        search: Search,
+        take: Callable[[MicrographTask, MicrographCounts], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """See `Searcher`."""
+        threads = torch.get_num_threads()
+        try:
+            _run(search, self._finders(search), take, should_stop)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _finders(self, search: Search) -> list[WindowFinder]:
+        """One for each micrograph that is worked on at once; on the CPU they share the threads."""
+        model, precision, options = search.model, search.precision, search.options
+        finders = [make_finder(model, device, precision, options) for device in self._devices]
+        n_tasks = max(1, len(search.tasks))
+        if self.types == ["cpu"]:
+            workers = min(self._threads, n_tasks)
+            torch.set_num_threads(self._threads // workers)
+            return finders * workers
+        return finders * min(WORKERS_PER_GPU, -(-n_tasks // len(finders)))
+
+
+def run_extract_noise(
+    source: str | Path,
+    output_dir: str | Path,
+    options: ExtractNoiseOptions,
+    context: JobContext = QUIET,
+    *,
+    root: Path | None = None,
+    earlier: Earlier = "refuse",
+    draw: Draw | None = None,
+    searcher: Searcher | None = None,
+) -> NoiseSummary:
+    """Cut blocks of pure noise out of micrographs.
+
+    `output_dir` gets `noise.mrcs`, `noise.star` (micrograph, coordinates, statistics and method of each
+    block; RELION reads it as particles), `labels/` (segmentation), `overlays/` and `cryohush.json`. Each
+    worker holds one micrograph; a killed run goes on with the micrographs that are missing.
+
+    Parameters
+    ----------
+    source
+        `micrographs.star`, or one `.mrc`.
+    output_dir
+        Made if missing.
+    options
+        What to do.
+    context
+        Whom to ask and tell.
+    root
+        Folder that the table's names are relative to; see `MicrographSet.read`.
+    earlier
+        What to do with an earlier run in the directory; see `jobs.folder`.
+    draw
+        Writes the picture of a micrograph (`report.overlays.write_overlay`); None draws none.
+    searcher
+        Where to calculate; None: on `options.device`.
+
+    Raises
+    ------
+    InputError
+        If the input cannot be read or was changed in the meantime, a micrograph is not usable and
+        `options.skip_bad` is off, or fewer blocks than `options.min_blocks` were found: the text says
+        what excluded how many.
+    ConfigurationError
+        If the window does not suit the micrographs, or a pixel size is needed and not known.
+    OutputError
+        If the directory holds another run, or the disk is full.
+    ModelError, DeviceError
+        If the options cannot be met.
+    Aborted
+        If `context.should_stop` said so; the run can be resumed.
+    """
+    begin, output_dir = time.monotonic(), Path(output_dir)
+    model = load_noise_model(options)
+    searcher = searcher or LocalSearcher(resolve_devices(options.device), options.threads)
+    images = MicrographSet.read(source, root=root)
+    tasks, too_small = plan_search(images, options)
+    context.log(
+        f"{len(images.stacks)} micrographs, windows of {tasks[0].window_px} px every {tasks[0].stride_px} px"
+        f", model {model.name}, SHA-256 {model.sha256[:16]}…"
+    )
+    undertaking = _undertaking(images, tasks, model, options, searcher, drawn=draw is not None)
+    inputs = [images.source, *images.stacks]
+    with JobFolder(output_dir, undertaking, earlier, inputs=inputs, log=context.log) as folder:
+        journal, n_resumed, was_complete = folder.journal, len(tasks), folder.journal.is_complete
+        if not was_complete:
+            n_resumed = _search(folder, tasks, model, options, searcher, draw, context)
+        counts = [
+            too_small.get(index) or MicrographCounts(**journal.extras[_part_name(index)])
+            for index in range(len(images.stacks))
+        ]
+        n_blocks = sum(count.kept for count in counts)
+        if n_blocks < options.min_blocks:
+            raise TooFewBlocks(
+                f"{n_blocks} blocks of noise found, {options.min_blocks} are needed. {explain(counts)}",
+                path=images.source,
+                remedy=_remedy(options),
+            )
+        drawn = [task for task in tasks if draw and counts[task.index].kept]
+        summary = NoiseSummary(
+            stack=output_dir / STACK_NAME,
+            table=output_dir / TABLE_NAME,
+            record=output_dir / RECORD_NAME,
+            counts=counts,
+            n_blocks=n_blocks,
+            window_px=tasks[0].window_px,
+            overlays=[overlay_file(output_dir, task) for task in drawn],
+            n_resumed=n_resumed,
+            seconds=time.monotonic() - begin,
+            was_complete=was_complete,
+        )
+        if not was_complete:
+            if _parts(images, tasks) != undertaking.parts:
+                raise InputError(
+                    "it, or a micrograph that it names, was changed while it was in use.",
+                    path=images.source,
+                    remedy="Run again with --resume, which searches again what was changed.",
+                )
+            parts = [
+                (task.index, part_file(output_dir, task.index)) for task in tasks if counts[task.index].kept
+            ]
+            write_noise(
+                images,
+                output_dir,
+                parts,
+                n_blocks,
+                tasks[0].window_px,
+                options.method,
+                options.pixel_size_angstrom,
+            )
+            _write_record(summary, options, model, searcher, context.command)
+            journal.complete([STACK_NAME, TABLE_NAME, RECORD_NAME])
+        # only now: until the journal says that all is done, they are needed
+        folder.remove(PARTS_FOLDER)
+    return summary
+
+
+def extract_noise(
+    source: str | Path,
+    output_dir: str | Path,
+    options: ExtractNoiseOptions,
+    context: JobContext = QUIET,
+    **given: Any,
+) -> NoiseSummary:
+    """Run `run_extract_noise`, which takes whatever else is given, and report in the folder and the log."""
+    from ..report.noise import report_noise
+    from ..report.overlays import write_overlay
+
+    summary = run_extract_noise(source, output_dir, options, context, draw=write_overlay, **given)
+    log = context.log
+    log(f"{summary.n_blocks} blocks of {summary.window_px} px in {summary.seconds:.1f} s")
+    log(summary.explanation)
+    remarks = [count for count in summary.counts if count.remark]
+    for count in remarks[:WARNINGS]:
+        log(f"warning: {count.micrograph}: {count.remark}")
+    if len(remarks) > WARNINGS:
+        log(f"{len(remarks)} conspicuous micrographs: see {summary.record}")
+    for path in (summary.stack, summary.table, summary.record):
+        log(f"wrote {path}")
+    # a run that was killed while it drew has all but this
+    if not summary.was_complete or not (Path(output_dir) / PDF_NAME).exists():
+        log(f"wrote {report_noise(summary, context.command or '')}")
+    return summary
+
+
+def _search(
+    folder: JobFolder,
+    tasks: Sequence[MicrographTask],
+    model: LoadedModel,
+    options: ExtractNoiseOptions,
+    searcher: Searcher,
+    draw: Draw | None,
+    context: JobContext,
+) -> int:
+    """Search the micrographs that are missing, and return how many are not."""
+    journal, output_dir = folder.journal, folder.path
+    make_folder(output_dir / PARTS_FOLDER)
+    waiting = [task for task in tasks if not journal.is_finished(_part_name(task.index))]
+    n_resumed = len(tasks) - len(waiting)
+    if folder.goes_on:
+        context.log(f"{n_resumed} micrographs are done")
+    precision = _precision(searcher, model, options, journal, context.log)
+    done = itertools.count(n_resumed + 1)
+
+    def take(task: MicrographTask, counts: MicrographCounts) -> None:
+        key = _part_name(task.index)
+        made = [key, _label_name(task), _overlay_name(task)]
+        journal.record(key, WriterState(), asdict(counts))
+        journal.finish(key, [name for name in made if (output_dir / name).exists()])
+        context.progress(next(done), len(tasks))
+
+    context.progress(n_resumed, len(tasks))
+    search = Search(waiting, model, precision, options, output_dir, draw)
+    searcher.search(search, take, context.should_stop)
+    return n_resumed
+
+
+def _part_name(index: int) -> str:
+    return part_file(Path(), index).as_posix()
+
+
+def _label_name(task: MicrographTask) -> str:
+    return f"{LABELS_FOLDER}/{task.short_name}"
+
+
+def _overlay_name(task: MicrographTask) -> str:
+    return overlay_file(Path(), task).as_posix()
+
+
+def _remedy(options: ExtractNoiseOptions) -> str:
+    ways = "Try a smaller window_px or stride_px, or wider limits"
+    if options.method == "similarity":
+        return f"{ways}, or a lower similarity_threshold."
+    return f"{ways}, or refine the network on these micrographs."
+
+
+def load_noise_model(options: ExtractNoiseOptions) -> LoadedModel:
+    """Load the network of the method.
+
+    Raises
+    ------
+    ModelError
+        If it is not there, or of another kind.
+    """
+    return load_model(options.model_name, SEGMENTERS if options.method == "segmentation" else MODELS)
+
+
+def plan_search(
+    images: MicrographSet, options: ExtractNoiseOptions
+) -> tuple[list[MicrographTask], dict[int, MicrographCounts]]:
+    """The micrographs to search, and those that the window does not fit into.
+
+    Raises
+    ------
+    ConfigurationError
+        If the window does not suit the micrographs, or a pixel size is needed and not known.
+    """
+    tasks, too_small = [], {}
+    names = output_names(images)
+    for index, shape in enumerate(images.check_images()):
+        pixel_size = options.pixel_size_angstrom or images.pixel_size_angstrom(index)
+        window, stride = options.window_and_stride_px(pixel_size)
+        task = MicrographTask(
+            index,
+            images.stacks[index],
+            images.stack_names[index],
+            names[index],
+            shape,
+            pixel_size,
+            window,
+            stride,
+        )
+        if options.method == "segmentation" and pixel_size is None:
+            raise ConfigurationError(
+                f"method segmentation needs the pixel size of {task.name}, which {images.source} does not "
+                "say. Give pixel_size_angstrom."
+            )
+        if window > min(shape):
+            remark = (
+                f"the window of {window} px is larger than the {shape[1]} x {shape[0]} px of the micrograph."
+            )
+            too_small[index] = MicrographCounts(task.name, remark=remark)
+        else:
+            tasks.append(task)
+    if not tasks:
+        raise ConfigurationError(
+            f"{next(iter(too_small.values())).remark} Give a smaller window_px or window_angstrom."
+        )
+    windows = sorted({task.window_px for task in tasks})
+    if len(windows) > 1:
+        raise ConfigurationError(
+            f"with the pixel sizes of these micrographs, window_angstrom {options.window_angstrom:g} is from "
+            f"{windows[0]} to {windows[-1]} px, and a stack has one size. Give window_px, or extract from "
+            "one pixel size at a time."
+        )
+    if windows[0] < smallest_window_px(options):
+        raise ConfigurationError(
+            f"a window of {windows[0]} px is too small for {options.local_patches} local patches: at least "
+            f"{smallest_window_px(options)} px are needed."
+        )
+    return tasks, too_small
+
+
+def _undertaking(
+    images: MicrographSet,
+    tasks: Sequence[MicrographTask],
+    model: LoadedModel,
+    options: ExtractNoiseOptions,
+    searcher: Searcher,
+    *,
+    drawn: bool,
+) -> Undertaking:
+    """The files to make, each with all that it depends on."""
+    chosen = options.model_dump(mode="json", exclude={"model", "device", "threads", "min_blocks"})
+    fingerprint = {
+        "version": __version__,
+        "input": str(images.source.absolute()),
+        "model": model.sha256,
+        "device": searcher.types,
+        **chosen,
+    }
+    files = [STACK_NAME, RECORD_NAME, PDF_NAME]
+    if options.method == "segmentation":
+        files += map(_label_name, tasks)
+    if drawn:
+        files += map(_overlay_name, tasks)
+    folders = [PARTS_FOLDER, RANGES_FOLDER]
+    return Undertaking("extract-noise", fingerprint, _parts(images, tasks), files, folders)
+
+
+def _parts(images: MicrographSet, tasks: Sequence[MicrographTask]) -> dict[str, str]:
+    """What is made of each micrograph, and the table, with digests of what they are made of.
+
+    Raises
+    ------
+    InputError
+        If something of it is gone.
+    """
+    parts = {}
+    for task in tasks:
+        try:
+            status = task.path.stat()
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror or error}.", path=task.path) from error
+        made_of = f"{task}\0{task.path.absolute()}\0{status.st_size} {status.st_mtime_ns}"
+        digest = hashlib.sha256(made_of.encode(errors="surrogateescape"))
+        parts[_part_name(task.index)] = digest.hexdigest()[:32]
+    parts[TABLE_NAME] = sha256_of(
+        *([images.source] if images.has_table else []), salt=str(images.root.absolute())
+    )
+    return parts
+
+
+def _precision(
+    searcher: Searcher,
+    model: LoadedModel,
+    options: ExtractNoiseOptions,
+    journal: Journal,
+    log: Callable[[str], None],
+) -> Precision:
+    """The number format that the journal holds, or a new one, which it then holds."""
+    precision: Precision | None = journal.extras.get(_PRECISION)
+    reason = "as when the run began"
+    if precision is None:
+        precision, reason = searcher.choose(model, options.precision)
+        journal.record(_PRECISION, WriterState(), precision)
+    log(f"device {', '.join(searcher.names)}, precision {precision} ({reason})")
+    return precision
+
+
+def _run(
+    search: Search,
+    finders: Sequence[WindowFinder],
+    take: Callable[[MicrographTask, MicrographCounts], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Work through the micrographs, as many at once as there are finders."""
+    free: queue.SimpleQueue[WindowFinder] = queue.SimpleQueue()
+    for finder in finders:
+        free.put(finder)
+    lock = threading.Lock()
+
+    def work(task: MicrographTask) -> None:
+        finder = free.get()
+        try:
+            counts = extract_from(task, finder, search.output_dir, search.options, search.draw)
+        finally:
+            free.put(finder)
+        with lock:
+            take(task, counts)
+
+    waiting = list(search.tasks)[::-1]
+    with ThreadPoolExecutor(len(finders)) as pool:
+        running: set[Future[None]] = set()
+        while waiting or running:
+            if should_stop():
+                wait(running)
+                raise Aborted("Stopped on request. What is finished is kept: go on from there with --resume.")
+            while waiting and len(running) < len(finders):
+                running.add(pool.submit(work, waiting.pop()))
+            finished, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+
+
+def _write_record(
+    summary: NoiseSummary,
+    options: ExtractNoiseOptions,
+    model: LoadedModel,
+    searcher: Searcher,
+    command: str | None,
+) -> None:
+    record = {
+        "version": __version__,
+        "command": command,
+        "options": options.model_dump(mode="json"),
+        "model": {"name": Path(model.name).name, "sha256": model.sha256},
+        "devices": searcher.names,
+        "blocks": summary.n_blocks,
+        "window_px": summary.window_px,
+        "what_became_of_the_windows": summary.explanation,
+        "resumed_micrographs": summary.n_resumed,
+        "seconds": round(summary.seconds, 2),
+        "micrographs": [asdict(count) for count in summary.counts],
+    }
+    write_json(summary.record, record)
