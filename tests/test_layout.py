@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "errors",
     "progress",
+    "console",
     "job_context",
     "config",
     "io",
@@ -23,6 +24,7 @@ LAYERS = (
     "metrics",
     "models",
     "losses",
+    "context",
     "inference",
     "noise",
     "training",

@@ -6,9 +6,9 @@ import dataclasses
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -94,6 +94,8 @@ class Summary:
         Each different pixel size in Å, None if unknown, and what says so.
     seconds
         `total`, and of it `reading`, `denoising` (summed over the workers) and `writing`, which overlap.
+    context
+        What the stacks knew of their particles, as it stands in the record.
     samples
         Pairs for the report; empty when every image was skipped.
     was_complete
@@ -123,6 +125,7 @@ class Summary:
     seconds: dict[str, float]
     samples: Samples
     was_complete: bool = False
+    context: dict[str, Any] = field(default_factory=dict)
 
     @property
     def noun(self) -> str:
@@ -154,12 +157,18 @@ class Summary:
             ),
             "conspicuous": f"{len(self.remarks)} images, see {RECORD_NAME}" if self.remarks else "",
             "model": f"{self.model.name}, SHA-256 {self.model.sha256}",
+            "context": self._context(),
             "output": f"{', '.join(output)}; {self.options.output_dtype}",
             "device": f"{', '.join(self.devices)}, {self.precision}, {self.threads} workers",
             "time": f"{self.seconds['total']:.1f} s, {self.speed}",
             "version": f"cryohush {__version__}",
         }
         return {name: value for name, value in facts.items() if value}
+
+    def _context(self) -> str:
+        if not self.context.get("used"):
+            return f"none: {self.context['why']}" if self.context.get("why") else ""
+        return "; ".join(self.context["groups"])
 
     @property
     def images_per_second(self) -> float:
@@ -240,6 +249,7 @@ def write_record(summary: Summary, command: str | None, started: float) -> None:
         "options": summary.options.model_dump(mode="json"),
         "device": summary.devices,
         "precision": summary.precision,
+        "context": summary.context,
         "batch_size": summary.batch_sizes,
         "threads": summary.threads,
         "torch": torch.__version__,

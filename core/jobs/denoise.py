@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ... import __version__
-from ..config.denoise import PARTICLE_SHARE_OF_BOX, DenoiseOptions
+from ..config.denoise import CONTEXT_NAME, PARTICLE_SHARE_OF_BOX, DenoiseOptions
 from ..errors import ConfigurationError, InputError, several
 from ..imaging.normalise import background_mask
 from ..inference.devices import resolve_devices
@@ -44,6 +44,7 @@ from ..io.particles import ParticleSet
 from ..job_context import QUIET, JobContext
 from ..models.weights import LoadedModel, load_model
 from ..report import PDF_NAME, PNG_NAME
+from .contexts import contexts_of
 from .folder import Earlier, JobFolder
 
 # Conspicuous images that are named one by one.
@@ -115,12 +116,16 @@ def run_denoise(
     damaged: list[InputError] = []
     if options.skip_bad and images.has_table:
         images, damaged = leave_out_damaged(images)
-    known = model.known_pixel_sizes_angstrom
+    trained_angstrom = model.trained_pixel_sizes_angstrom
     stacks = plan_stacks(
-        images, options.protein, pixel_size_angstrom=options.pixel_size_angstrom, known_angstrom=known
+        images,
+        options.protein,
+        pixel_size_angstrom=options.pixel_size_angstrom,
+        # the context of a stack is on the grid of its images
+        trained_angstrom=None if getattr(model.module, "context_channels", 0) else trained_angstrom,
     )
     _check_options(options, stacks, images)
-    notes = look_at_inputs(images, stacks, known)
+    notes = look_at_inputs(images, stacks, trained_angstrom)
     for fact in notes.facts:
         log(fact)
     if damaged:
@@ -149,8 +154,9 @@ def run_denoise(
         else:
             _check_room(folder, images, stacks, options)
             choices = _choose(journal, engine, options, model, stacks, log, is_micrographs=is_micrographs)
+            known = contexts_of(images, stacks, model, options, output_dir, goes_on=folder.goes_on, log=log)
             label = f"cryohush {__version__}: denoised by {Path(model.name).name}, not raw data"
-            task = Task(model, options, choices, stacks, is_micrographs, label)
+            task = Task(model, options, choices, stacks, is_micrographs, label, known.contexts)
             result = engine.denoise(task, output_dir, journal, context.progress, context.should_stop)
             _refuse_changed_inputs(images, stacks, undertaking)
             _write_table(images, stacks, output_dir)
@@ -179,6 +185,7 @@ def run_denoise(
             seconds={"total": time.monotonic() - begin, **result.seconds},
             samples=read_samples(stacks, output_dir, result.skipped, are_micrographs=is_micrographs),
             was_complete=was_complete,
+            context={} if was_complete else known.record,
         )
         if not was_complete:
             write_record(summary, context.command, started)
@@ -321,7 +328,7 @@ def _undertaking(
         "device": engine.types,
         **result_of,
     }
-    others = [*_table_files(images)[1:], RECORD_NAME, PDF_NAME, PNG_NAME]
+    others = [*_table_files(images)[1:], RECORD_NAME, PDF_NAME, PNG_NAME, CONTEXT_NAME]
     return Undertaking("denoise", fingerprint, _digests(images, stacks), others, [RANGES_FOLDER])
 
 
