@@ -118,12 +118,16 @@ def run_denoise(
     damaged: list[InputError] = []
     if options.skip_bad and images.has_table:
         images, damaged = leave_out_damaged(images)
-    known = model.known_pixel_sizes_angstrom
+    trained_angstrom = model.trained_pixel_sizes_angstrom
     stacks = plan_stacks(
-        images, options.protein, pixel_size_angstrom=options.pixel_size_angstrom, known_angstrom=known
+        images,
+        options.protein,
+        pixel_size_angstrom=options.pixel_size_angstrom,
+        # the context of a stack is on the grid of its images
+        trained_angstrom=None if getattr(model.module, "context_channels", 0) else trained_angstrom,
     )
     _check_options(options, stacks, images)
-    notes = look_at_inputs(images, stacks, known)
+    notes = look_at_inputs(images, stacks, trained_angstrom)
     for fact in notes.facts:
         log(fact)
     if damaged:

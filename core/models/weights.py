@@ -59,7 +59,7 @@ class LoadedModel:
         return int(self.module.stride)  # type: ignore[arg-type]
 
     @property
-    def known_pixel_sizes_angstrom(self) -> tuple[float, float] | None:
+    def trained_pixel_sizes_angstrom(self) -> tuple[float, float] | None:
         """Smallest and largest pixel size that it was trained on; None if its card does not say."""
         try:
             low, high = self.card["training"]["data"]["pixel_size_angstrom"]
