@@ -55,6 +55,8 @@ class PairedParticles:
             held_out=held_out,
         )
         self.structures: list[str] = []
+        self.pixel_size_angstrom = self._noisy.pixel_size_angstrom
+        self.target = "target (noisy)" if config.target is None or not config.target_is_clean else "clean"
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy `(n, 1, y, x)`, target `(n, 1, y, x)` and SNR, which is not known: NaN `(n,)`."""

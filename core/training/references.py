@@ -89,6 +89,7 @@ class ReferenceParticles:
     ) -> None:
         self.rows, self.structures, self._section = rows, [projections.name], section
         self._projections, self._seed, self._stride = projections, seed, stride
+        self.target, self.pixel_size_angstrom = "projection", projections.pixel_size_angstrom
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy `(n, 1, y, x)`, clean `(n, 1, y, x)` and SNR `(n,)`: the variance of the clean image by that
@@ -185,6 +186,8 @@ class ReferenceProjections:
     ----------
     name
         Of the map.
+    pixel_size_angstrom
+        Of all particles.
     contrast, fall_off_square_angstrom
         `(n,)` per row: factor on the map's projection, and B in Å²; 1 and 0 in rows that are not in use.
     """
@@ -199,8 +202,8 @@ class ReferenceProjections:
         self.name = config.map.name
         self._images, self._box, self._shape = images, images.shape[0], images.shape
         self._poses, self._optics = poses_of(images.table), ctf_parameters_of(images.table)
-        self._pixel_size = _pixel_size(images)
-        self._projector = Projector(_read_volume(config, self._pixel_size, self._box, log))
+        self.pixel_size_angstrom = _pixel_size(images)
+        self._projector = Projector(_read_volume(config, self.pixel_size_angstrom, self._box, log))
         self.contrast, self.fall_off_square_angstrom = torch.ones(len(images)), torch.zeros(len(images))
         self._fit(config, rows, log)
 
@@ -213,9 +216,11 @@ class ReferenceProjections:
 
     def _project(self, rows: NDArray[np.intp], oriented_as: NDArray[np.intp]) -> Tensor:
         """`(n, y, x)` projections with the places, the CTF and the fall-off of `rows`."""
-        index, size = torch.from_numpy(rows), torch.full((len(rows),), self._pixel_size)
+        index, size = torch.from_numpy(rows), torch.full((len(rows),), self.pixel_size_angstrom)
         slices = self._projector.slices(self._poses.rotations[torch.from_numpy(oriented_as)])
-        slices = slices * shift_phases(self._poses.shifts_angstrom[index] / self._pixel_size, self._shape)
+        slices = slices * shift_phases(
+            self._poses.shifts_angstrom[index] / self.pixel_size_angstrom, self._shape
+        )
         slices = slices * ctf(self._optics[index], size, self._box)
         slices = slices * b_factor_envelope(self.fall_off_square_angstrom[index], size, self._box)
         images: Tensor = torch.fft.irfft2(slices, s=self._shape)
@@ -233,7 +238,7 @@ class ReferenceProjections:
     def _fit(self, config: ReferenceConfig, rows: NDArray[np.intp], log: Callable[[str], None]) -> None:
         micrographs = self._images.micrographs()
         sample = _sample(rows, micrographs)
-        squared_frequency = ring_frequencies(self._shape, self._pixel_size).square()
+        squared_frequency = ring_frequencies(self._shape, self.pixel_size_angstrom).square()
         cross, power, own = self._products(sample, sample)
         weight = _ring_sizes(self._shape) / power.mean(0)
         weight[0] = 0  # the images' background has mean 0, whatever that of the projections

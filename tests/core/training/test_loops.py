@@ -129,9 +129,10 @@ def test_validation_judges_the_stage_that_is_trained(tiny, tmp_path):
     judge = adversarial.validate
 
     def watched(network, data, n_images):
-        scores, shown = judge(network, data, n_images)
-        sides.append((int(network.stage), shown[1].shape[-1], shown[2].shape[-1]))
-        return scores, shown
+        scores, preview = judge(network, data, n_images)
+        denoised, clean = (row.images for row in preview.rows if row.label != "noisy")
+        sides.append((int(network.stage), denoised.shape[-1], clean.shape[-1]))
+        return scores, preview
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adversarial, "validate", watched)

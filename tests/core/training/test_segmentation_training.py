@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -126,9 +127,15 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     resumed = load_model(path, SEGMENTERS)
     for one, same in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
         torch.testing.assert_close(one, same, rtol=0, atol=0)
-    logs = [(tmp_path / name / "segmentation.jsonl").read_text() for name in ("whole", "torn")]
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "torn")
+    ]
+    for line in (*logs[0], *logs[1]):
+        assert line.pop("seconds") > 0
+    # also the loss, which is the mean over steps before and after the interruption
     assert logs[0] == logs[1]
-    assert len(logs[0].splitlines()) == 3
+    assert len(logs[0]) == 3
     assert resumed.card["measured"] == whole.card["measured"]
 
 
