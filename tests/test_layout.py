@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "errors",
     "progress",
+    "job_context",
     "config",
     "io",
     "imaging",
