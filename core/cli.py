@@ -512,6 +512,7 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
     config = load_kind(find_preset(arguments.config), kinds, arguments.overrides)
     try:
         from .inference.devices import keep_freed_memory
+        from .job_context import JobContext
         from .jobs.nt2c import train as train_nt2c
         from .training.run import train
         from .training.segmentation import train_segmentation
@@ -519,16 +520,16 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
         raise CryohushError(f"training needs {error.name}: pip install 'cryohush[train]'") from error
 
     keep_freed_memory()
-    if isinstance(config, SegmentationConfig):
-        weights = train_segmentation(
-            config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop
-        )
-    elif isinstance(config, Nt2cConfig):
+    with _progress(lambda: "steps") as progress:
+        context = JobContext(progress=progress, should_stop=should_stop, log=_say)
+        if isinstance(config, SegmentationConfig):
+            weights = train_segmentation(config, arguments.output, resume=arguments.resume, context=context)
+        elif isinstance(config, TrainingConfig):
+            weights = train(config, arguments.output, resume=arguments.resume, context=context)
+    if isinstance(config, Nt2cConfig):
         weights = train_nt2c(
             config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop
         )
-    elif isinstance(config, TrainingConfig):
-        weights = train(config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop)
     _say(f"wrote {weights}")
 
 

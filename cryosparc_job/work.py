@@ -152,6 +152,7 @@ def train(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, 
     """Train a network; the job shows the curves and held-out images."""
     from ..core.config.training import TrainingConfig
     from ..core.inference.devices import keep_freed_memory
+    from ..core.job_context import JobContext
     from ..core.models.weights import load_model
     from ..core.report.training import CAPTIONS, write_training_report
 
@@ -167,7 +168,8 @@ def train(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, 
 
     resume = is_continued(output / "configuration.json", config.model_dump_json(indent=1), log)
     keep_freed_memory()
-    weights = run_training(config, output, resume=resume, log=log, should_stop=should_stop)
+    context = JobContext(progress=_progress(say), should_stop=should_stop, log=log)
+    weights = run_training(config, output, resume=resume, context=context)
     facts = {"weights": f"{weights}, SHA-256 {load_model(weights).sha256}", "command": task["command"]}
     write_training_report(output, [output], headline="A model trained on your particles", facts=facts)
     return {

@@ -15,7 +15,7 @@ from ..core.config.training import TrainingConfig
 from ..core.errors import ConfigurationError, DeviceError
 from ..core.io.journal import is_continued
 from ..core.report import PDF_NAME
-from .log import begin_log, say, warn
+from .log import ProgressLine, begin_log, say, warn
 from .project import Project, write_output_nodes
 from .request import Request, find_input, read_values
 
@@ -88,6 +88,7 @@ def train(request: Request) -> None:
     _set_device(options)
     # Heavy: torch. Nothing that a user can mistype is still unread by now, but for the model's name.
     from ..core.inference.devices import keep_freed_memory
+    from ..core.job_context import JobContext
     from ..core.report.training import write_training_report
     from ..core.training.run import train as run_training
     from ..core.training.run import with_network
@@ -99,7 +100,13 @@ def train(request: Request) -> None:
         facts["begun with"] = str(config.initial_weights or "random weights")
         folder.mkdir(parents=True, exist_ok=True)
         resume = is_continued(folder / CONFIGURATION_NAME, config.model_dump_json(indent=2), say)
-        weights = run_training(config, folder, resume=resume, log=say, should_stop=request.should_stop)
+        context = JobContext(
+            progress=ProgressLine("steps"),
+            should_stop=request.should_stop,
+            log=lambda line: say(f"\r{line:<78}"),  # in place of the progress line
+            on_warning=lambda line: warn([line]),
+        )
+        weights = run_training(config, folder, resume=resume, context=context)
         for name, value in _held_out_scores(config, folder, weights).items():
             facts[" ".join(filter(None, (_part(directory, folder), name)))] = value
         say(f"wrote {weights}; the next job takes it as model {folder}")
@@ -251,10 +258,11 @@ def _held_out_scores(config: TrainingConfig, folder: Path, weights: Path) -> dic
     """What the model makes of held-out particles, and what the one that it began with did."""
     import torch
 
+    from ..core.job_context import QUIET
     from ..core.models.weights import load_model
     from ..core.training.session import open_data, validate
 
-    _, held_out = open_data(config, folder, lambda line: None, torch.device("cpu"))
+    _, held_out = open_data(config, folder, QUIET, torch.device("cpu"))
 
     def scores(model: str | Path) -> dict[str, float]:
         return validate(load_model(model).module, held_out, config.validation_images)[0]

@@ -22,6 +22,7 @@ from ..imaging.structure import read_structure
 from ..io.files import write_text
 from ..io.micrographs import MicrographSet
 from ..io.star import read_tables
+from ..job_context import JobContext
 from ..models.weights import load_model
 from ..noise.synthesis import load_noise_model
 from ..training import supervised, synthesis
@@ -71,6 +72,7 @@ def train(
         `should_stop` said so; the chain can be resumed.
     """
     _open_record(config, output_dir, resume=resume)
+    part = JobContext(log=log, should_stop=should_stop)
     session = config.session
     ctf_path, pixel_size = output_dir / "ctf.npy", _pixel_size(session)
     tables: tuple[Path, ...] = ()
@@ -94,7 +96,7 @@ def train(
         coarse = str(output_dir / "coarse/weights.safetensors")
         if stage(1, "coarse denoiser", Path(coarse)) and config.coarse is not None:
             run = coarse_config(config, simulation, config.coarse)
-            supervised.train(run, Path(coarse).parent, resume=True, log=log, should_stop=should_stop)
+            supervised.train(run, Path(coarse).parent, resume=True, context=part)
 
     blocks = output_dir / "blocks/noise.mrcs"
     options = config.extraction
@@ -128,8 +130,7 @@ def train(
             folder,
             dark_protein=options.protein != "white",
             resume=True,
-            log=log,
-            should_stop=should_stop,
+            context=part,
         )
 
     noisy, clean = output_dir / "pairs/noisy.mrcs", output_dir / "pairs/clean.mrcs"
@@ -139,7 +140,7 @@ def train(
     fine = output_dir / "fine/weights.safetensors"
     if stage(5, "fine denoiser", fine):
         run = fine_config(config, noisy, clean, load_model(coarse))
-        supervised.train(run, fine.parent, resume=True, log=log, should_stop=should_stop)
+        supervised.train(run, fine.parent, resume=True, context=part)
     return fine
 
 

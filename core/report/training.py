@@ -14,7 +14,7 @@ from .pdf import FIRST_FACT, LINE_HEIGHT, PAGE_WIDTH, draw_text, fact_lines, sav
 PICTURE_HEIGHT = 4.0
 CAPTIONS = {
     "curves.png": "Losses and scores",
-    "validation.png": "Held-out particles: noisy, estimate, target",
+    "validation.png": "What the model makes of images that it has never seen",
 }
 
 TRUST = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn.functional import avg_pool2d
 from ..config.training import AdversarialConfig, OptimisationConfig, TrainingConfig
 from ..errors import ConfigurationError
 from ..imaging.noise import image_generator
+from ..job_context import QUIET, JobContext
 from ..losses.adversarial import (
     alpha_beta_critic_loss,
     alpha_beta_generator_loss,
@@ -39,8 +39,7 @@ def train(
     output_dir: Path,
     *,
     resume: bool = False,
-    log: Callable[[str], None] = print,
-    should_stop: Callable[[], bool] = lambda: False,
+    context: JobContext = QUIET,
 ) -> Path:
     """Train a network against a critic and return the path of its weights.
 
@@ -54,13 +53,13 @@ def train(
     CryohushError, OutputError
         As in `supervised.train`.
     Aborted
-        `should_stop` said so; `last.pt` holds the state.
+        The caller wants it to stop; `last.pt` holds the state.
     """
     if config.adversarial is None:
         raise ConfigurationError("the section adversarial is missing.")
     game, options = config.adversarial, config.optimisation
     make_critic(game)  # an unknown one is refused before anything is simulated
-    run = start_run(config, output_dir, log, should_stop)
+    run = start_run(config, output_dir, context)
     network, average, fabric, critic = run.network, run.average, run.fabric, make_critic(game)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.5, 0.9))
     model, optimiser = fabric.setup(network, optimiser)

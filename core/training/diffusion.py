@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from ..config.training import TrainingConfig
 from ..errors import ConfigurationError
 from ..imaging.noise import image_generator
+from ..job_context import QUIET, JobContext
 from ..models.diffusion import DiffusionDenoiser, add_noise, noise_levels, velocity
 from .session import descend, schedule, set_learning_rate, start_run, update_average
 
@@ -23,8 +23,7 @@ def train(
     output_dir: Path,
     *,
     resume: bool = False,
-    log: Callable[[str], None] = print,
-    should_stop: Callable[[], bool] = lambda: False,
+    context: JobContext = QUIET,
 ) -> Path:
     """Train a `DiffusionDenoiser` and return the path of its weights.
 
@@ -38,12 +37,12 @@ def train(
     CryohushError, OutputError
         As in `supervised.train`.
     Aborted
-        `should_stop` said so; `last.pt` holds the state.
+        The caller wants it to stop; `last.pt` holds the state.
     """
     post_steps = 0 if config.diffusion is None else config.diffusion.post_steps
     if (config.network.arguments.get("post") is None) != (post_steps == 0):
         raise ConfigurationError("network.arguments.post and diffusion.post_steps belong together.")
-    run, options = start_run(config, output_dir, log, should_stop), config.optimisation
+    run, options = start_run(config, output_dir, context), config.optimisation
     network, average, fabric = run.network, run.average, run.fabric
     if not isinstance(network, DiffusionDenoiser) or not isinstance(average, DiffusionDenoiser):
         raise ConfigurationError("the section diffusion needs the network diffusion.")

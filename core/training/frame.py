@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from ..errors import Aborted, CryohushError
 from ..io.files import writing_failed
-from ..progress import ProgressText
+from ..job_context import QUIET, JobContext
+from ..progress import duration
 from .checkpoint import load_checkpoint, save_checkpoint
 from .record import Line, Preview, Record, meanings_of, values_of
 
@@ -80,17 +81,15 @@ class Frame:
         How many there are, and after how many the network is judged; it is after the last one, too.
     patience
         Stop after so many validations without a better score; None never does.
-    log
-        Gets the lines that a user should read.
-    should_stop
-        Asked before each step.
+    context
+        Asked and told before and after each step.
 
     Attributes
     ----------
     folder
         `output_dir`.
-    log
-        As given; in all processes but the first it does nothing.
+    context
+        As given; in all processes but the first nobody is told anything.
     """
 
     def __init__(
@@ -102,13 +101,13 @@ class Frame:
         steps: int,
         validate_every: int,
         patience: int | None = None,
-        log: Callable[[str], None] = print,
-        should_stop: Callable[[], bool] = lambda: False,
+        context: JobContext = QUIET,
     ) -> None:
         self._config, self.folder, self._fabric = config, output_dir, fabric
         self._steps, self._validate_every, self._patience = steps, validate_every, patience
-        self._should_stop = should_stop
-        self.log: Callable[[str], None] = log if fabric.is_global_zero else lambda line: None
+        self.context = context
+        if not fabric.is_global_zero:
+            self.context = JobContext(should_stop=context.should_stop, command=context.command)
         self._first = 0
         self._parts: dict[str, Any] = {}
         self._history = _History()
@@ -140,7 +139,7 @@ class Frame:
             self._parts["best"] = copy.deepcopy(average)
         if resume and self.checkpoint.exists():
             self._first = load_checkpoint(self.checkpoint, self._config, self._parts)
-            self.log(f"resumed at step {self._first}")
+            self.context.log(f"resumed at step {self._first}")
         if self._fabric.is_global_zero:
             self._record = Record(self.folder, self._first)
 
@@ -154,9 +153,8 @@ class Frame:
         Aborted
             The run was asked to stop; `last.pt` holds the state.
         """
-        began = time.monotonic()
-        pace = ProgressText("steps")
-        pace(self._first, self._steps)
+        began = since_last = time.monotonic()
+        self.context.progress(self._first, self._steps)
         try:
             for step in range(self._first, 0 if self._has_enough() else self._steps):
                 if self._is_stopped():
@@ -164,13 +162,18 @@ class Frame:
                     raise Aborted(f"stopped at step {step}; run again with --resume to go on")
                 yield step
                 done = step + 1
+                self.context.progress(done, self._steps)
                 if done % self._validate_every == 0 or done == self._steps:
-                    self._validate(done, judge, time.monotonic() - began)
-                    began = time.monotonic()
-                    self.log(f"{pace(done, self._steps)}: {self._history.last_values()}")
+                    self._validate(done, judge, time.monotonic() - since_last)
+                    since_last = time.monotonic()
+                    each = (since_last - began) / (done - self._first)
+                    self.context.log(
+                        f"step {done}/{self._steps} {self._history.last_values()}, "
+                        f"{duration(each * (self._steps - done))} to go"
+                    )
                     self._save(done)
                     if self._fabric.broadcast(self._has_enough()):
-                        self.log(f"stopped: no better for {self._patience} validations")
+                        self.context.log(f"stopped: no better for {self._patience} validations")
                         return
         finally:
             if self._record is not None:
@@ -214,7 +217,7 @@ class Frame:
         return self._history.lines[-1]
 
     def _is_stopped(self) -> bool:
-        stop = self._should_stop()
+        stop = self.context.should_stop()
         # one that stopped alone would keep the others waiting for ever
         return bool(self._fabric.broadcast(stop)) if self._fabric.world_size > 1 else stop
 
@@ -231,7 +234,7 @@ class Frame:
             self._record.write(self._history.lines, preview)
         if first:
             for meaning in meanings_of(self._history.lines[-1]):
-                self.log(meaning)
+                self.context.log(meaning)
 
     def _refuse_if_diverged(self, values: Any, step: int) -> None:
         if not all(map(math.isfinite, values)):

@@ -177,4 +177,5 @@ def _scaled(row: PreviewRow, rows: Sequence[PreviewRow]) -> NDArray[np.float32]:
         return images
     alike = np.stack([other.images.float().numpy() for other in rows if other.scale == row.scale])
     low, high = np.quantile(alike, [0.005, 0.995], axis=(0, 2, 3))[..., None, None]
-    return ((images - low) / np.maximum(high - low, 1e-6)).astype(np.float32)
+    scaled: NDArray[np.float32] = ((images - low) / np.maximum(high - low, 1e-6)).astype(np.float32)
+    return scaled

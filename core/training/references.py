@@ -41,6 +41,7 @@ from ..imaging.projection import Projector
 from ..imaging.resample import low_pass_volume, shift_phases
 from ..imaging.rings import hermitian_weight, ring_index
 from ..io.star import read_tables, unquote
+from ..job_context import QUIET, JobContext
 from ..metrics.fourier import ring_frequencies, ring_products
 from .stored import StoredImages, augmented, choose_rows, mirrored_to
 
@@ -89,7 +90,8 @@ class ReferenceParticles:
     ) -> None:
         self.rows, self.structures, self._section = rows, [projections.name], section
         self._projections, self._seed, self._stride = projections, seed, stride
-        self.target, self.pixel_size_angstrom = "projection", projections.pixel_size_angstrom
+        self.target = "projection"
+        self.pixel_size_angstrom: float | None = projections.pixel_size_angstrom
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy `(n, 1, y, x)`, clean `(n, 1, y, x)` and SNR `(n,)`: the variance of the clean image by that
@@ -103,7 +105,7 @@ class ReferenceParticles:
 
 
 def open_reference(
-    config: ReferenceConfig, *, seed: int, stride: int = 1, log: Callable[[str], None] = lambda line: None
+    config: ReferenceConfig, *, seed: int, stride: int = 1, context: JobContext = QUIET
 ) -> tuple[ReferenceParticles, ReferenceParticles]:
     """Training and validation data.
 
@@ -128,8 +130,8 @@ def open_reference(
         for held_out in (False, True)
     ]
     for line in _half_set_warnings(config, images):
-        log(line)
-    projections = ReferenceProjections(config, images, np.sort(np.concatenate(chosen)), log)
+        context.warn(line)
+    projections = ReferenceProjections(config, images, np.sort(np.concatenate(chosen)), context)
     return (
         ReferenceParticles(projections, chosen[0], config, seed=seed, stride=stride),
         # validation judges the images as they are
@@ -158,12 +160,12 @@ def _half_set_warnings(config: ReferenceConfig, images: StoredImages) -> Iterato
         half_sets = images.half_sets()
         if half_sets is not None and len(np.unique(half_sets)) == 2:
             yield (
-                "WARNING: the model learns from both half sets. An FSC between half maps of what it has "
+                "the model learns from both half sets. An FSC between half maps of what it has "
                 "denoised means nothing; train a model for each half set where one is needed"
             )
     elif "half" not in config.map.name:
         yield (
-            f"WARNING: {config.map} does not look like the half map of half set {config.half_set}: a map of "
+            f"{config.map} does not look like the half map of half set {config.half_set}: a map of "
             "all particles brings the other half into the model"
         )
 
@@ -179,8 +181,8 @@ class ReferenceProjections:
         Its particles.
     rows
         Those in use, to which contrast and fall-off are fitted.
-    log
-        Called with what was found.
+    context
+        Told what was found, and warned.
 
     Attributes
     ----------
@@ -197,15 +199,15 @@ class ReferenceProjections:
         config: ReferenceConfig,
         images: StoredImages,
         rows: NDArray[np.intp],
-        log: Callable[[str], None] = lambda line: None,
+        context: JobContext = QUIET,
     ) -> None:
         self.name = config.map.name
         self._images, self._box, self._shape = images, images.shape[0], images.shape
         self._poses, self._optics = poses_of(images.table), ctf_parameters_of(images.table)
         self.pixel_size_angstrom = _pixel_size(images)
-        self._projector = Projector(_read_volume(config, self.pixel_size_angstrom, self._box, log))
+        self._projector = Projector(_read_volume(config, self.pixel_size_angstrom, self._box, context.log))
         self.contrast, self.fall_off_square_angstrom = torch.ones(len(images)), torch.zeros(len(images))
-        self._fit(config, rows, log)
+        self._fit(config, rows, context)
 
     def pairs(self, rows: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
         """Noisy and clean `(n, y, x)`; the background has mean 0, and in the noisy image sd 1."""
@@ -235,7 +237,7 @@ class ReferenceProjections:
             blocks.append(ring_products(noisy, self._project(rows[block], oriented_as[block])))
         return [torch.cat(parts) for parts in zip(*blocks, strict=True)]
 
-    def _fit(self, config: ReferenceConfig, rows: NDArray[np.intp], log: Callable[[str], None]) -> None:
+    def _fit(self, config: ReferenceConfig, rows: NDArray[np.intp], context: JobContext) -> None:
         micrographs = self._images.micrographs()
         sample = _sample(rows, micrographs)
         squared_frequency = ring_frequencies(self._shape, self.pixel_size_angstrom).square()
@@ -256,8 +258,8 @@ class ReferenceProjections:
         others = _Agreement(cross * weight, own * weight, squared_frequency).fit()
         gain = agreement.fit(slice(_CHECKED)).significance - others.significance
         if gain < _SIGNIFICANT:
-            log(
-                f"WARNING: the particles look no more like {config.map} in their own orientations than in "
+            context.warn(
+                f"the particles look no more like {config.map} in their own orientations than in "
                 f"those of others ({gain:+.1f} standard deviations): does the table belong to this map?"
             )
         relative = torch.empty(len(sample))
@@ -268,11 +270,11 @@ class ReferenceProjections:
             here = rows[group_of[rows] == group]
             self.contrast[here], self.fall_off_square_angstrom[here] = fit.contrast, fit.fall_off
             relative[members] = agreement.contrasts(fit)[members] / fit.contrast
-            log(f"optics group {group}: contrast {fit.contrast:.3g}, fall-off {fit.fall_off:.0f} Å²")
+            context.log(f"optics group {group}: contrast {fit.contrast:.3g}, fall-off {fit.fall_off:.0f} Å²")
         if micrographs is not None:
             factors = _medians(relative.numpy(), micrographs[sample], micrographs[rows])
             self.contrast[rows] *= torch.from_numpy(factors)
-            log(f"micrographs: {factors.min():.2f} to {factors.max():.2f} times this contrast")
+            context.log(f"micrographs: {factors.min():.2f} to {factors.max():.2f} times this contrast")
 
 
 @dataclass(frozen=True)

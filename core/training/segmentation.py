@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ..config.segmentation import SegmentationConfig
 from ..imaging.noise import image_generator
+from ..job_context import QUIET, JobContext
 from ..models import SEGMENTERS
 from ..models.segmentation import SegmentationUNet
 from ..models.weights import WEIGHTS_NAME, load_model, save_model
@@ -37,8 +38,7 @@ def train_segmentation(
     output_dir: Path,
     *,
     resume: bool = False,
-    log: Callable[[str], None] = print,
-    should_stop: Callable[[], bool] = lambda: False,
+    context: JobContext = QUIET,
 ) -> Path:
     """Train a network and return the path of its weights.
 
@@ -54,7 +54,7 @@ def train_segmentation(
     CryohushError
         The loss is not finite, or `last.pt` belongs to another configuration.
     Aborted
-        `should_stop` said so; `last.pt` holds the state.
+        The caller wants it to stop; `last.pt` holds the state.
     """
     options = config.optimisation
     fabric = start_fabric("bf16-mixed")
@@ -64,11 +64,10 @@ def train_segmentation(
         fabric,
         steps=options.steps,
         validate_every=options.validate_every,
-        log=log,
-        should_stop=should_stop,
+        context=context,
     )
     with fabric.rank_zero_first():
-        training, validation = _data(config, output_dir, frame.log)
+        training, validation = _data(config, output_dir, frame.context.log)
     torch.manual_seed(config.seed)
     network = SegmentationUNet(**config.arguments)
     if config.initial_weights is not None:

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from ..config.segmentation import SegmentationOptimisation
 from ..config.training import LossConfig, NetworkConfig, OptimisationConfig, TrainingConfig
 from ..errors import ConfigurationError
+from ..job_context import JobContext
 from ..losses.perceptual import PerceptualLoss
 from ..losses.pixel import PIXEL_LOSSES
 from ..models import MODELS
@@ -52,12 +52,12 @@ def start_fabric(precision: str, devices: int = 1, nodes: int = 1) -> Fabric:
 
 
 def open_data(
-    config: TrainingConfig, output_dir: Path, log: Callable[[str], None], device: torch.device
+    config: TrainingConfig, output_dir: Path, context: JobContext, device: torch.device
 ) -> tuple[Data, Data]:
     """Training and validation data; what is simulated is simulated on the device."""
     stride = 1 if config.data is not None else int(_build(config.network).stride)  # type: ignore[arg-type]
     if config.reference is not None:
-        return open_reference(config.reference, seed=config.seed, stride=stride, log=log)
+        return open_reference(config.reference, seed=config.seed, stride=stride, context=context)
     if config.pairs is not None:
         return (
             PairedParticles(config.pairs, held_out=False, seed=config.seed, stride=stride),
@@ -71,7 +71,7 @@ def open_data(
             held_out=False,
             seed=config.seed,
             cache=output_dir / TRAINING_CACHE,
-            log=log,
+            log=context.log,
             device=device,
         ),
         SimulatedParticles(
@@ -79,7 +79,7 @@ def open_data(
             held_out=True,
             seed=config.seed + 1,
             cache=output_dir / HELD_OUT_CACHE,
-            log=log,
+            log=context.log,
             device=device,
         ),
     )
@@ -283,8 +283,7 @@ class Run:
 def start_run(
     config: TrainingConfig,
     output_dir: Path,
-    log: Callable[[str], None],
-    should_stop: Callable[[], bool],
+    context: JobContext,
 ) -> Run:
     """Begin to train a denoiser.
 
@@ -307,13 +306,12 @@ def start_run(
         steps=options.steps,
         validate_every=config.validate_every,
         patience=options.patience,
-        log=log,
-        should_stop=should_stop,
+        context=context,
     )
     # The other processes read what the first one has simulated. A critic draws its weights after the network,
     # whatever is drawn here.
     with fabric.rank_zero_first(), torch.random.fork_rng(devices=[]):
-        training, validation = open_data(config, output_dir, frame.log, fabric.device)
+        training, validation = open_data(config, output_dir, frame.context, fabric.device)
         loss_of = Loss(config.loss, fabric.device)
     average = start_average(network, fabric.device)
     return Run(config, frame, fabric, network, average, training, validation, loss_of)

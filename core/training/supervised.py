@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from ..config.training import TrainingConfig
+from ..job_context import QUIET, JobContext
 from .session import descend, schedule, set_learning_rate, start_run, update_average
 
 
@@ -16,8 +16,7 @@ def train(
     output_dir: Path,
     *,
     resume: bool = False,
-    log: Callable[[str], None] = print,
-    should_stop: Callable[[], bool] = lambda: False,
+    context: JobContext = QUIET,
 ) -> Path:
     """Train a network and return the path of its weights.
 
@@ -33,9 +32,9 @@ def train(
     OutputError
         A file cannot be written.
     Aborted
-        `should_stop` said so; `last.pt` holds the state.
+        The caller wants it to stop; `last.pt` holds the state.
     """
-    run, options = start_run(config, output_dir, log, should_stop), config.optimisation
+    run, options = start_run(config, output_dir, context), config.optimisation
     network, average, fabric = run.network, run.average, run.fabric
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.99)

@@ -15,6 +15,7 @@ from ..config.nt2c import SynthesiserConfig
 from ..errors import InputError
 from ..imaging.noise import measure_spectrum
 from ..io.files import write_text, writing
+from ..job_context import QUIET, JobContext
 from ..losses.adversarial import gradient_penalty, wasserstein_critic_loss, wasserstein_generator_loss
 from ..models.synthesis import FieldGenerator, GaussianField, NoiseCritic, NoiseGenerator, NoiseModel
 from ..models.weights import save_model
@@ -45,8 +46,7 @@ def train(
     *,
     dark_protein: bool = False,
     resume: bool = False,
-    log: Callable[[str], None] = print,
-    should_stop: Callable[[], bool] = lambda: False,
+    context: JobContext = QUIET,
 ) -> Path:
     """Train a model of noise and return the path of its weights.
 
@@ -71,7 +71,7 @@ def train(
     CryohushError
         A loss is not finite; `last.pt` holds the state before.
     Aborted
-        `should_stop` said so; `last.pt` holds the state.
+        The caller wants it to stop; `last.pt` holds the state.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     blocks = read_blocks(blocks_path, side_px if config.kind == "wgan" else _SMALLEST_PX)
@@ -87,9 +87,7 @@ def train(
     save_model(weights, field, "gaussian_field", arguments, card)
     models["Gaussian field"] = field
     if config.kind != "gaussian":
-        network = train_generator(
-            config, field, known, held_back, output_dir, resume=resume, log=log, should_stop=should_stop
-        )
+        network = train_generator(config, field, known, held_back, output_dir, resume=resume, context=context)
         weights = output_dir / "noise_generator.safetensors"
         if isinstance(network, NoiseGenerator):
             arguments = {"side_px": side_px, "width": config.width, "latent": config.latent}
@@ -97,7 +95,7 @@ def train(
         else:  # of which pieces of any size can be drawn
             save_model(weights, network, "field_generator", {**arguments, "width": config.width}, card)
         models["WGAN-GP"] = network
-    compare(models, known, held_back, output_dir, seed=config.seed, log=log)
+    compare(models, known, held_back, output_dir, seed=config.seed, log=context.log)
     return weights
 
 
@@ -126,9 +124,8 @@ def train_generator(
     held_back: Tensor,
     output_dir: Path,
     *,
-    resume: bool,
-    log: Callable[[str], None],
-    should_stop: Callable[[], bool],
+    resume: bool = False,
+    context: JobContext = QUIET,
 ) -> NoiseGenerator | FieldGenerator:
     """The WGAN-GP on blocks `(n, y, x)`; returns the moving average of the generator, ready to draw.
 
@@ -142,8 +139,7 @@ def train_generator(
         fabric,
         steps=options.steps,
         validate_every=config.validate_every,
-        log=log,
-        should_stop=should_stop,
+        context=context,
     )
     torch.manual_seed(config.seed)
     network, critic = _make_generator(config, field), NoiseCritic(side_px, config.critic_width)
@@ -182,9 +178,8 @@ def train_generator(
         critic_optimiser.zero_grad()  # the generator's loss went through the critic
         update_average(average, network, step, options.ema_decay)
         frame.add(wasserstein=-distance, penalty=penalty)
-    network = frame.best.cpu()
-    assert isinstance(network, NoiseGenerator | FieldGenerator)
-    return network
+    generator: NoiseGenerator | FieldGenerator = average.cpu()
+    return generator
 
 
 def _adam(network: torch.nn.Module, config: SynthesiserConfig) -> torch.optim.Optimizer:

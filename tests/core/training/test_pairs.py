@@ -164,7 +164,7 @@ def test_noise2noise_approaches_the_clean_image_that_it_never_saw(tiny, tmp_path
     config = TrainingConfig.model_validate(
         {**tiny, "pairs": pairs, "optimisation": options, "validate_every": 50}
     )
-    network = load_model(train(config, tmp_path / "run", log=lambda _: None)).module
+    network = load_model(train(config, tmp_path / "run")).module
     fresh = (clean + rng.normal(size=clean.shape)).astype(np.float32)
     with torch.inference_mode():
         estimate = network(torch.from_numpy(fresh)[:, None])[:, 0].numpy()

@@ -1,0 +1,1 @@
+"""Everything that knows no host: files, imaging, models, training and inference."""

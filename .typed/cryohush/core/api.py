@@ -1,0 +1,295 @@
+"""The Python interface: arrays in, arrays out. Everything here is also in the namespace `cryohush`.
+
+>>> import cryohush
+>>> images = cryohush.read_images("examples/data/particles.star", rows=range(8))
+>>> denoised = cryohush.denoise(images, pixel_size=1.5)
+>>> denoised.shape == images.shape
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import ConfigurationError, ImageError
+from .inference.denoiser import Denoiser
+from .inference.devices import choose_precision, resolve_devices
+from .inference.micrograph_denoiser import MicrographDenoiser
+from .inference.plan import read_images as read_image_set
+from .io.mrc import StackReader
+from .io.particles import ParticleSet
+from .models.weights import LoadedModel, list_models, load_model
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = [
+    "denoise",
+    "denoise_micrograph",
+    "list_models",
+    "load_model",
+    "read_images",
+    "read_table",
+    "train",
+]
+
+Protein = Literal["white", "dark"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+# Pixels that the network gets at once, if `batch_size` does not say how many images.
+_BATCH_PX = 2**18
+
+
+def denoise(
+    images: ArrayLike,
+    *,
+    pixel_size: float | None = None,
+    model: str | Path | LoadedModel = "general",
+    particle_diameter: float | None = None,
+    keep_above: float | None = None,
+    blend: float = 0.0,
+    protein: Protein = "white",
+    device: str = "auto",
+    precision: Precision = "auto",
+    batch_size: int | None = None,
+) -> NDArray[np.float32]:
+    """Denoise particle images.
+
+    Parameters
+    ----------
+    images
+        `(n, y, x)`, or one image `(y, x)`; boxes of any size, each at least 16 pixels a side.
+    pixel_size
+        Å. Needed for `particle_diameter` and `keep_above` alone: the network works in pixels.
+    model
+        A shipped model (`list_models`), a `.safetensors` file, the folder of a training, or what `load_model`
+        returned.
+    particle_diameter
+        Diameter of the circle, Å, outside which an image is background; None is three quarters of the box.
+    keep_above
+        Resolution, Å, beyond which the image stays raw; None denoises all of it.
+    blend
+        Share of the raw image in the result, 0 to 1.
+    protein
+        Whether protein is brighter (`white`, as in extracted particles) or darker than the background.
+    device
+        `auto`, `cpu`, or a GPU such as `cuda:0`.
+    precision
+        Number format inside the network. `auto` takes the fastest that the device computes natively.
+    batch_size
+        Images that the network gets at once; None is what suits a CPU's cache.
+
+    Returns
+    -------
+    denoised
+        float32 of the shape of `images`, on their grey scale.
+
+    Raises
+    ------
+    ConfigurationError
+        If a value is out of its range, or a length is given without the pixel size.
+    ImageError
+        If the array is not of images, or one of them is constant, or holds NaN or infinite pixels; names it.
+    ModelError, DeviceError
+        If there is no such model or device.
+
+    Notes
+    -----
+    The result is for looking, picking and sorting. Refine and reconstruct from the raw images: what a
+    denoiser adds is the same in both half sets, so that their FSC is no evidence.
+    """
+    stack, was_one = _as_stack(images)
+    diameter_px = _in_pixels("particle_diameter", particle_diameter, pixel_size)
+    keep_above_px = _in_pixels("keep_above", keep_above, pixel_size)
+    _check(blend, protein)
+    if batch_size is not None and batch_size < 1:
+        raise ConfigurationError(f"batch_size: expected 1 or more, found {batch_size}.")
+    denoiser = _denoiser(model, device, precision)
+    size = batch_size or max(1, _BATCH_PX // (stack.shape[1] * stack.shape[2]))
+    result = np.empty_like(stack)
+    for first in range(0, len(stack), size):
+        some = slice(first, first + size)
+        result[some], problems = denoiser.denoise(
+            stack[some],
+            radius_px=None if diameter_px is None else diameter_px / 2,
+            blend=blend,
+            keep_above_px=keep_above_px,
+            protein_dark=protein == "dark",
+        )
+        for index, problem in problems.items():
+            raise ImageError(problem, image=first + index + 1)
+    return result[0] if was_one else result
+
+
+def denoise_micrograph(
+    image: ArrayLike,
+    *,
+    pixel_size: float | None = None,
+    model: str | Path | LoadedModel = "general",
+    keep_above: float | None = None,
+    blend: float = 0.0,
+    protein: Protein = "dark",
+    device: str = "auto",
+    precision: Precision = "auto",
+) -> NDArray[np.float32]:
+    """Denoise one micrograph `(y, x)` of any size, with dark protein unless `protein` says otherwise.
+
+    Parameters, exceptions and notes as for `denoise`. Uneven ice is kept, and so is contamination.
+    """
+    stack, was_one = _as_stack(image)
+    if not was_one:
+        raise ImageError(f"expected one micrograph (y, x), found an array of the shape {stack.shape}.")
+    keep_above_px = _in_pixels("keep_above", keep_above, pixel_size)
+    _check(blend, protein)
+    sign = np.float32(-1 if protein == "dark" else 1)
+    micrographs = MicrographDenoiser(_denoiser(model, device, precision))
+    result, problem, _ = micrographs.denoise(sign * stack[0], blend=blend, keep_above_px=keep_above_px)
+    if problem is not None:
+        raise ImageError(problem)
+    return sign * result
+
+
+def read_images(
+    source: str | Path, rows: Sequence[int] | None = None, *, root: str | Path | None = None
+) -> NDArray[np.float32]:
+    """Read the images of a table, in the order of its rows, or of a stack.
+
+    Parameters
+    ----------
+    source
+        `particles.star`, `particles.cs`, or an MRC stack.
+    rows
+        Which, counted from 0; None is all of them. They all come into memory: 100,000 boxes of 256 px are
+        24 GiB.
+    root
+        Folder that the table's image names are relative to; None looks for it as `cryohush denoise` does.
+
+    Returns
+    -------
+    images
+        `(n, y, x)` float32.
+
+    Raises
+    ------
+    CryohushError
+        If the table or one of its stacks cannot be read, or the images are not of one size.
+    """
+    particles = read_image_set(source, root=None if root is None else Path(root))
+    if not isinstance(particles, ParticleSet):
+        raise ConfigurationError(f"{source} lists micrographs, not particles: read them one by one.")
+    chosen = np.arange(len(particles))[slice(None) if rows is None else np.asarray(rows, dtype=np.int64)]
+    result: NDArray[np.float32] | None = None
+    for stack in np.unique(particles.stack[chosen]):
+        here = np.flatnonzero(particles.stack[chosen] == stack)
+        with StackReader(particles.stacks[stack]) as reader:
+            images = reader.read(particles.image[chosen[here]].tolist())
+        if result is None:
+            result = np.empty((len(chosen), *images.shape[1:]), dtype=np.float32)
+        elif result.shape[1:] != images.shape[1:]:
+            raise ImageError(
+                f"expected images of {result.shape[1]} x {result.shape[2]} px, found {images.shape[1]} x "
+                f"{images.shape[2]} px: read each optics group by itself.",
+                path=particles.stacks[stack],
+            )
+        result[here] = images
+    return np.empty((0, 0, 0), dtype=np.float32) if result is None else result
+
+
+def read_table(source: str | Path, block: str | None = None) -> DataFrame:
+    """Read a table of a STAR file as a pandas DataFrame, numbers as numbers.
+
+    Parameters
+    ----------
+    source
+        A `.star` file.
+    block
+        The name of the table; None is `particles` or `micrographs`, or the only one there is.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file has no such table.
+    """
+    import starfile
+
+    tables = starfile.read(source, always_dict=True)
+    name = block
+    if name is None:
+        candidates = [found for found in ("particles", "micrographs", "") if found in tables]
+        name = candidates[0] if candidates else next(iter(tables)) if len(tables) == 1 else None
+    if name is None or name not in tables:
+        raise ConfigurationError(
+            f"{source}: expected the table {block or 'particles or micrographs'}, found {', '.join(tables)}."
+        )
+    return tables[name]
+
+
+def train(config: str | Path, output: str | Path, *, resume: bool = False, **settings: Any) -> Path:
+    """Train a network, as `cryohush train` does, and return the weights file.
+
+    Parameters
+    ----------
+    config
+        A YAML file, or a preset such as `noise2noise`.
+    output
+        A new folder, or with `resume` that of an interrupted training.
+    settings
+        What differs from the file: `train("general", "run", **{"optimisation.steps": 100})`.
+
+    Raises
+    ------
+    CryohushError
+        If the configuration is wrong, or the data cannot be read.
+    """
+    from .config.load import find_preset, load_yaml
+    from .config.training import TrainingConfig
+    from .training.run import train as run_training
+
+    overrides = [f"{name}={value}" for name, value in settings.items()]
+    training = load_yaml(find_preset(str(config)), TrainingConfig, overrides)
+    return run_training(training, Path(output), resume=resume)
+
+
+def _as_stack(images: ArrayLike) -> tuple[NDArray[np.float32], bool]:
+    """`(n, y, x)`, and whether it was one image."""
+    array = np.asarray(images)
+    if array.dtype.kind not in "fiu":
+        raise ImageError(f"expected an array of real numbers, found one of {array.dtype}.")
+    if array.ndim not in (2, 3) or not array.size:
+        raise ImageError(
+            f"expected images (n, y, x) or one (y, x), found an array of the shape {array.shape}."
+        )
+    one = array.ndim == 2
+    return np.ascontiguousarray(array[None] if one else array, dtype=np.float32), one
+
+
+def _in_pixels(name: str, length: float | None, pixel_size: float | None) -> float | None:
+    if pixel_size is not None and not pixel_size > 0:
+        raise ConfigurationError(f"pixel_size: expected a positive number of Å, found {pixel_size}.")
+    if length is None:
+        return None
+    if not length > 0:
+        raise ConfigurationError(f"{name}: expected a positive number of Å, found {length}.")
+    if pixel_size is None:
+        raise ConfigurationError(f"{name} is in Å, so pixel_size (Å) has to be given as well.")
+    return length / pixel_size
+
+
+def _check(blend: float, protein: str) -> None:
+    if not 0 <= blend <= 1:
+        raise ConfigurationError(f"blend: expected 0 to 1, found {blend}.")
+    if protein not in ("white", "dark"):
+        raise ConfigurationError(f"protein: expected 'white' or 'dark', found {protein!r}.")
+
+
+def _denoiser(model: str | Path | LoadedModel, device: str, precision: Precision) -> Denoiser:
+    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    place: torch.device = resolve_devices(device)[0]
+    chosen, _ = choose_precision(place, precision, loaded.module)
+    return Denoiser(loaded.module, place, chosen)

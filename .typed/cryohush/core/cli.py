@@ -1,0 +1,644 @@
+"""`cryohush`: the command line. Nothing heavy is imported before a command runs, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from .config.option_lists import EXTRACT_NOISE_OPTIONS
+from .config.preset_list import preset_descriptions
+from .errors import Aborted, ConfigurationError, CryohushError
+
+if TYPE_CHECKING:
+    from .batch.sources import Host
+
+STOP_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+# Without a terminal, progress is a line each time this much more is done.
+PROGRESS_PERCENT = 5
+# Conspicuous images that are named one by one.
+WARNINGS = 8
+
+
+def build_parser(prog: str = "cryohush") -> argparse.ArgumentParser:
+    """Return the parser. Options that are not given are absent from its result."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Denoise cryo-EM particles and micrographs.",
+        epilog="Denoised images are for viewing, picking and classification. Reconstruct from raw ones.",
+    )
+    parser.add_argument("--version", action="version", version=f"cryohush {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_denoise(commands.add_parser("denoise", help="denoise particles or micrographs"))
+    _add_simulate(commands.add_parser("simulate", help="simulate particles or micrographs"))
+    _add_extract_noise(
+        commands.add_parser("extract-noise", help="cut blocks of pure noise out of micrographs")
+    )
+    _add_train(commands.add_parser("train", help="train a network"))
+    _add_evaluate(commands.add_parser("evaluate", help="measure how good denoised images are"))
+    add_batch(commands.add_parser("batch", help="do one of these to many sources, on many workers"))
+    _add_models(commands.add_parser("models", help="list the shipped models, or tell about one"))
+    return parser
+
+
+def _add_denoise(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Denoise the particles of a table of RELION or cryoSPARC, the micrographs of a table of RELION, "
+        "a whole stack, or one micrograph."
+    )
+    parser.set_defaults(work=_denoise)
+    parser.add_argument(
+        "input",
+        type=Path,
+        metavar="INPUT",
+        help="particles.star, particles.cs, micrographs.star, a .mrcs stack, or a .mrc stack or micrograph",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the result goes")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="folder that the table's image names are relative to (default: looked for from the working "
+        "directory and the table's folder upwards)",
+    )
+    parser.add_argument(
+        "--passthrough",
+        type=Path,
+        metavar="FILE.cs",
+        action="append",
+        default=[],
+        help="completes the rows of particles.cs with the fields of another file; may be repeated (default: "
+        "those named *passthrough*.cs beside it that hold all its particles)",
+    )
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
+    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
+
+    def option(flag: str, destination: str, metavar: str, text: str, default: str) -> None:
+        # SUPPRESS tells what the user said from what he left to the options' own defaults
+        parser.add_argument(
+            flag,
+            dest=destination,
+            metavar=metavar,
+            default=argparse.SUPPRESS,
+            help=f"{text} (default: {default})",
+        )
+
+    option("--model", "model", "NAME", "a shipped model, or a .safetensors file", "general")
+    option("--device", "device", "DEVICE", "auto, cpu, or GPUs such as cuda:0,1", "auto")
+    option("--precision", "precision", "FORMAT", "auto (measured), fp32, bf16 or fp16", "auto")
+    option("--batch-size", "batch_size", "N", "images or tiles that go through the network at once", "auto")
+    option("--blend", "blend", "A", "share of the raw image in the output, 0 to 1", "0.0")
+    option(
+        "--keep-above", "keep_above_angstrom", "RES", "keep the raw image beyond this resolution, Å", "none"
+    )
+    option(
+        "--particle-diameter",
+        "particle_diameter_angstrom",
+        "D",
+        "diameter of the circle outside which an image is background, Å",
+        "none: 0.75 of the box",
+    )
+    option(
+        "--protein",
+        "protein",
+        "SHADE",
+        "dark or white",
+        "auto: dark in micrographs, white in particles, or as particles.cs says",
+    )
+    option("--output-dtype", "output_dtype", "TYPE", "float32, or float16 (not for RELION 3.1)", "float32")
+    option("--threads", "threads", "N", "CPU threads", "none: all that this process may use")
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="pass images with NaN or Inf, and constant ones, through unchanged (default: stop at the first)",
+    )
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Simulate particle images from structures, noisy and clean, with STAR tables; or whole micrographs, "
+        "if the configuration says `kind: micrographs`."
+    )
+    parser.set_defaults(work=_simulate)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the result goes")
+    parser.add_argument(
+        "--device", metavar="DEVICE", default="auto", help="auto, cpu or cuda:N (default: %(default)s)"
+    )
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
+    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
+    _add_overrides(parser)
+
+
+def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Cut blocks that hold nothing but noise out of micrographs: where a network sees neither particles "
+        "nor contamination, or where the denoised micrograph is alike all over."
+    )
+    parser.set_defaults(work=_extract_noise)
+    parser.add_argument("input", type=Path, metavar="MICROGRAPHS", help="micrographs.star, or one .mrc")
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the result goes")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="as for denoise (default: looked for)")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
+    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
+    for flag, name, metavar, text, default in EXTRACT_NOISE_OPTIONS:
+        parser.add_argument(
+            flag, dest=name, metavar=metavar, default=argparse.SUPPRESS, help=f"{text} (default: {default})"
+        )
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="leave out micrographs with NaN or Inf, and constant ones (default: stop at the first)",
+    )
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Train a network on images simulated from atomic models, or on your own."
+    presets = preset_descriptions()
+    width = max(map(len, presets))
+    parser.epilog = "\n".join(["presets:", *(f"  {name:<{width}}  {text}" for name, text in presets.items())])
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(work=_train)
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or one of the presets below")
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the weights go")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
+    _add_overrides(parser)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measure denoised particles, micrographs or half maps against clean images or against independent "
+        "noisy ones, and write the figures as JSON, PNG, HTML and PDF. Tables go together row by row."
+    )
+    parser.set_defaults(work=_evaluate)
+
+    def option(flag: str, metavar: str, text: str, default: str, nargs: int | str | None = None) -> None:
+        # SUPPRESS tells what the user said from what the configuration says
+        text = f"{text} (default: {default})"
+        parser.add_argument(flag, metavar=metavar, nargs=nargs, default=argparse.SUPPRESS, help=text)
+
+    option("--denoised", "A", "denoised images: .star, .cs, .mrcs or .mrc", "none")
+    option("--reference", "B", "the clean images", "none")
+    pair = "denoised images and independent noisy ones of the same particles, or two half maps"
+    option("--pairs", "FILE", pair, "none", nargs=2)
+    option("--raw", "FILE", "the images before denoising, to see the gain", "none")
+    option("--mask", "FILE", "mask for half maps", "none")
+    option("--model", "NAME", "a model whose inventions are to be measured", "none")
+    option("--metrics", "NAME", "figures against clean images", "all", nargs="+")
+    option("--baselines", "NAME", "classical denoisers to compare with", "none", nargs="+")
+    option("--data-range", "RANGE", "full scale: reference, unit, or grey values", "reference")
+    option("--device", "DEVICE", "auto, cpu or cuda:N, for --model", "auto")
+    option("--threads", "N", "CPU threads", "none: all that this process may use")
+    parser.add_argument(
+        "--align-twin",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="take back the drift between raw images and their twins, by micrograph (default: off)",
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="a YAML file with these options and more (default: none)"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the report goes")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report (default: off)")
+    _add_overrides(parser)
+
+
+def add_batch(parser: argparse.ArgumentParser) -> None:
+    """Add what `batch` takes; the same for each host's own command."""
+    parser.description = (
+        "Run a plan: many sources on the GPUs of this machine or of a cluster (docs/batch.md)."
+    )
+    parser.set_defaults(work=run_plan)
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("run", "status", "resume", "retry-failed"),
+        default="run",
+        help="resume goes on after an interruption, retry-failed tries what failed again, status tells how "
+        "things stand, also while the batch runs (default: %(default)s)",
+    )
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="a YAML file")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, and say what would run (default: off)"
+    )
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace an entry of the configuration, e.g. seed=2; may be repeated (default: none)",
+    )
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.description = "List the shipped models, or tell all that is known of one."
+    parser.set_defaults(work=_models)
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("list", "info"),
+        default="list",
+        help="what to show (default: %(default)s)",
+    )
+    parser.add_argument(
+        "name",
+        nargs="?",
+        default="general",
+        metavar="NAME",
+        help="model or file for info (default: %(default)s)",
+    )
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str = "cryohush",
+    hosts: Callable[[Path, str], Mapping[str, Host]] = lambda folder, command: {},
+) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    argv
+        Its words; None is those that the process was started with.
+    prog
+        Its name.
+    hosts
+        Returns the hosts of the sources of a batch, besides files, for its folder and command line.
+
+    Returns
+    -------
+    int
+        0 on success; 1 after an error, told in one line on stderr; 2 for wrong usage, or when stopped by
+        Ctrl-C or SIGTERM, which leave a state that `--resume` goes on from.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = build_parser(prog).parse_args(words)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 2
+    arguments.command_line, arguments.hosts = shlex.join([prog, *words]), hosts
+    try:
+        with stop_flag() as should_stop:
+            arguments.work(arguments, should_stop)
+    except Aborted as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 2
+    except CryohushError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("error: out of memory. Ask for a smaller --batch-size or fewer --threads.", file=sys.stderr)
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def stop_flag() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether a stop signal has come; a second one has its usual effect."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, earlier[number])
+
+    earlier = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number in STOP_SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.denoise import DenoiseOptions
+    from .config.load import validate
+
+    given = {
+        name: getattr(arguments, name) for name in DenoiseOptions.model_fields if hasattr(arguments, name)
+    }
+    options = validate(given, DenoiseOptions, "command line")
+
+    from .inference.plan import holds_micrographs
+    from .jobs.denoise import run_denoise
+
+    def noun() -> str:
+        return "micrographs" if holds_micrographs(arguments.input) else "images"
+
+    with _progress(noun) as progress:
+        summary = run_denoise(
+            arguments.input,
+            arguments.output,
+            options,
+            root=arguments.root,
+            passthrough=arguments.passthrough,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            progress=progress,
+            should_stop=should_stop,
+            log=_say,
+            command=arguments.command_line,
+        )
+    _say(f"{summary.n_images} {noun()} in {summary.seconds['total']:.1f} s, {summary.speed}")
+    if summary.skipped:
+        _say(f"{len(summary.skipped)} bad images went through unchanged: see {summary.record}")
+    for note in summary.remarks[:WARNINGS]:
+        _say(f"warning: {note.stack}: {note.problem}")
+    if summary.remarks:
+        _say(f"{len(summary.remarks)} conspicuous images: see {summary.record}")
+    for path in (summary.table, *([] if summary.table else summary.stacks), summary.record):
+        if path is not None:
+            _say(f"wrote {path}")
+    if summary.table is not None and summary.table.suffix == ".cs":
+        _say(f"wrote {summary.table.with_suffix('.csg')}, for cryoSPARC's job Import Result Group")
+    from .report.pdf import report_run
+
+    for path in report_run(summary, arguments.command_line):
+        _say(f"wrote {path}")
+
+
+@contextlib.contextmanager
+def _progress(noun: Callable[[], str] = lambda: "images") -> Iterator[Callable[[int, int], None]]:
+    """Yield a progress callback: a bar on a terminal, otherwise a line for every few per cent.
+
+    `noun` tells what is counted; it is asked once counting begins, when the input was found sound.
+    """
+    if not sys.stderr.isatty():
+        last, counted = -PROGRESS_PERCENT, ""
+
+        def line(done: int, total: int) -> None:
+            nonlocal last, counted
+            percent = 100 * done // max(total, 1)
+            if percent >= last + PROGRESS_PERCENT or (done == total and percent > last):
+                last, counted = percent, counted or noun()
+                _say(f"{done} of {total} {counted} ({percent} %)")
+
+        yield line
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit=" images", smoothing=0.1) as bar:
+
+        def draw(done: int, total: int) -> None:
+            if bar.total is None:
+                bar.unit = f" {noun()}"
+                bar.reset(total)
+                bar.initial = done
+            bar.update(done - bar.n)
+
+        yield draw
+
+
+def _simulate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from pydantic import BaseModel
+
+    from .config.load import load_kind
+    from .config.micrographs import MicrographsConfig
+    from .config.simulate import ParticlesConfig
+
+    kinds: dict[str, type[BaseModel]] = {"particles": ParticlesConfig, "micrographs": MicrographsConfig}
+    config = load_kind(arguments.config, kinds, arguments.overrides)
+    try:
+        from .simulation.micrograph_set import simulate_micrographs
+        from .simulation.particle_set import simulate_particles
+    except ModuleNotFoundError as error:
+        raise CryohushError(f"simulating needs {error.name}: pip install 'cryohush[train]'") from error
+
+    if isinstance(config, MicrographsConfig):
+        if arguments.resume or arguments.overwrite or arguments.device not in ("auto", "cpu"):
+            raise CryohushError("micrographs are simulated on the CPU, without --resume and --overwrite.")
+        with _progress() as progress:
+            table = simulate_micrographs(
+                config, arguments.output, log=_say, progress=progress, should_stop=should_stop
+            )
+        _say(f"wrote {table}")
+    elif isinstance(config, ParticlesConfig):
+        from .inference.devices import resolve_devices
+
+        device = resolve_devices(arguments.device)[0]
+        _say(f"device {device}")
+        with _progress() as progress:
+            summary = simulate_particles(
+                config,
+                arguments.output,
+                device=device,
+                resume=arguments.resume,
+                overwrite=arguments.overwrite,
+                progress=progress,
+                should_stop=should_stop,
+                log=_say,
+                command=arguments.command_line,
+            )
+        _say(
+            f"{summary.n_images} images in {summary.seconds['total']:.1f} s; without the time for volumes, "
+            f"{summary.images_per_second:.0f} per second"
+        )
+        for path in (*summary.tables, summary.record):
+            _say(f"wrote {path}")
+
+
+def _extract_noise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.extract_noise import ExtractNoiseOptions
+    from .config.load import validate
+
+    fields = ExtractNoiseOptions.model_fields
+    given = {name: getattr(arguments, name) for name in fields if hasattr(arguments, name)}
+    options = validate(given, ExtractNoiseOptions, "command line")
+
+    from .jobs.extract_noise import extract_noise
+    from .report.noise import report_noise
+    from .report.overlays import write_overlay
+
+    with _progress() as progress:
+        summary = extract_noise(
+            arguments.input,
+            arguments.output,
+            options,
+            root=arguments.root,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            draw=write_overlay,
+            progress=progress,
+            should_stop=should_stop,
+            log=_say,
+            command=arguments.command_line,
+        )
+    _say(f"{summary.n_blocks} blocks of {summary.window_px} px in {summary.seconds:.1f} s")
+    _say(summary.explanation)
+    remarks = [count for count in summary.counts if count.remark]
+    for count in remarks[:WARNINGS]:
+        _say(f"warning: {count.micrograph}: {count.remark}")
+    if len(remarks) > WARNINGS:
+        _say(f"{len(remarks)} conspicuous micrographs: see {summary.record}")
+    report = report_noise(summary, arguments.command_line)
+    for path in (summary.stack, summary.table, summary.record, report):
+        _say(f"wrote {path}")
+
+
+def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from pydantic import BaseModel
+
+    from .config.load import find_preset, load_kind
+    from .config.nt2c import Nt2cConfig
+    from .config.segmentation import SegmentationConfig
+    from .config.training import TrainingConfig
+
+    kinds: dict[str, type[BaseModel]] = {
+        "denoiser": TrainingConfig,
+        "segmentation": SegmentationConfig,
+        "nt2c": Nt2cConfig,
+    }
+    config = load_kind(find_preset(arguments.config), kinds, arguments.overrides)
+    try:
+        from .inference.devices import keep_freed_memory
+        from .job_context import JobContext
+        from .jobs.nt2c import train as train_nt2c
+        from .training.run import train
+        from .training.segmentation import train_segmentation
+    except ModuleNotFoundError as error:
+        raise CryohushError(f"training needs {error.name}: pip install 'cryohush[train]'") from error
+
+    keep_freed_memory()
+    with _progress(lambda: "steps") as progress:
+        context = JobContext(progress=progress, should_stop=should_stop, log=_say)
+        if isinstance(config, SegmentationConfig):
+            weights = train_segmentation(config, arguments.output, resume=arguments.resume, context=context)
+        elif isinstance(config, TrainingConfig):
+            weights = train(config, arguments.output, resume=arguments.resume, context=context)
+    if isinstance(config, Nt2cConfig):
+        weights = train_nt2c(
+            config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop
+        )
+    _say(f"wrote {weights}")
+
+
+def _evaluate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.evaluate import EvaluateConfig, read_config
+
+    given = vars(arguments)
+    options = {name: given[name] for name in EvaluateConfig.model_fields if name in given}
+    config = read_config({**options, **_pairs(given)}, arguments.config, arguments.overrides)
+
+    from .jobs.evaluate import run_evaluate
+
+    with _progress() as progress:
+        evaluation = run_evaluate(
+            config,
+            arguments.output,
+            overwrite=arguments.overwrite,
+            progress=progress,
+            should_stop=should_stop,
+            log=_say,
+            command=arguments.command_line,
+        )
+    for path in evaluation.files:
+        _say(f"wrote {path}")
+
+
+def _pairs(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what --pairs and --mask stand for: half maps, if both files are cubic `.mrc` volumes."""
+    from .io.mrc import StackReader
+
+    def is_volume(name: str) -> bool:
+        if not name.endswith(".mrc"):
+            return False
+        with StackReader(name) as reader:
+            return len(set(reader.shape)) == 1
+
+    if "pairs" not in given:
+        if "mask" in given:
+            raise ConfigurationError("--mask goes with --pairs of two half maps (.mrc).")
+        return {}
+    if "denoised" in given:
+        raise ConfigurationError("--pairs names the denoised images itself: leave --denoised out.")
+    first, second = given["pairs"]
+    if is_volume(first) and is_volume(second):
+        return {"half_maps": {"first": first, "second": second, "mask": given.get("mask")}}
+    if "mask" in given:
+        raise ConfigurationError("--mask goes with --pairs of two half maps (.mrc).")
+    return {"denoised": first, "twin": second}
+
+
+def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    """Do what `batch` is asked for; `arguments` have `command_line` and `hosts`, too, as `main` sets them."""
+    from .batch.page import forecast_table, status_table, write_batch_report
+    from .config.batch import BatchPlan
+    from .config.load import load_yaml
+
+    plan = load_yaml(arguments.plan, BatchPlan)
+    plan = plan.model_copy(update={"output": plan.output.absolute()})
+    if arguments.action == "status":
+        _say(status_table(plan.output))
+        return
+
+    from .batch.driver import run_batch
+    from .batch.evaluate_kind import KINDS, report_result
+    from .batch.sources import Files, forecast
+
+    hosts: dict[str, Host] = {
+        "file": Files(plan.output, lambda summary: report_result(summary, arguments.command_line)),
+        **arguments.hosts(plan.output, arguments.command_line),
+    }
+    if arguments.dry_run:
+        _say(forecast_table(forecast(plan, hosts, KINDS)))
+        return
+    items = run_batch(
+        plan,
+        hosts,
+        KINDS,
+        arguments.action,
+        should_stop=should_stop,
+        log=_say,
+        command=arguments.command_line,
+    )
+    _say(f"wrote {write_batch_report(plan.output)}")
+    failed = [item.name for item in items if item.state == "failed"]
+    if any(item.state == "stopped" for item in items):
+        raise Aborted("Stopped on request. What is finished is kept: batch resume goes on from there.")
+    if failed:
+        raise CryohushError(f"{len(failed)} of {len(items)} sources failed: {', '.join(failed)}")
+
+
+def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .models import MODELS, SEGMENTERS
+    from .models.weights import list_models, load_model
+
+    if arguments.action == "list":
+        for name, entry in list_models().items():
+            _say(f"{name:<16} {entry.get('description', '')}")
+        return
+    import yaml
+
+    model = load_model(arguments.name, {**MODELS, **SEGMENTERS})
+    parameters = sum(tensor.numel() for tensor in model.module.parameters())
+    facts = {"name": model.name, "file": str(model.path), "sha256": model.sha256, "parameters": parameters}
+    _say(yaml.safe_dump({**facts, **model.card}, sort_keys=False, allow_unicode=True).rstrip())
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,31 @@
+"""Options that each of the three command lines offers; plain, so that --help is quick."""
+
+# Flag, entry of `ExtractNoiseOptions`, placeholder, help, default.
+EXTRACT_NOISE_OPTIONS = (
+    ("--method", "method", "NAME", "segmentation or similarity", "segmentation"),
+    ("--window-px", "window_px", "N", "side of a block", "320"),
+    ("--window-angstrom", "window_angstrom", "L", "side of a block, Å, instead of --window-px", "none"),
+    ("--stride-px", "stride_px", "N", "distance between windows", "half a window"),
+    ("--stride-angstrom", "stride_angstrom", "L", "distance between windows, Å", "half a window"),
+    ("--local-patches", "local_patches", "N", "similarity: parts of a window: 4, 9, 16", "4"),
+    ("--similarity-threshold", "similarity_threshold", "S", "similarity: least SSIM of two parts", "0.7"),
+    ("--coarse-pixel", "coarse_pixel_angstrom", "A", "similarity: denoise at that, Å; 0: as is", "4"),
+    ("--least-background", "least_background", "P", "label map: least probability of background", "0.9"),
+    ("--margin-angstrom", "margin_angstrom", "L", "distance from what is no background", "0"),
+    ("--least-p-value", "least_p_value", "P", "least chance of so much energy in noise; 0: no check", "0.05"),
+    ("--model", "model", "NAME", "a shipped model, or a .safetensors file", "general or segmentation"),
+    ("--largest-level", "largest_level", "X", "reject blocks whose mean is farther off, in sd", "0.5"),
+    ("--largest-spread", "largest_spread", "X", "reject blocks whose sd differs by a larger factor", "1.25"),
+    ("--largest-gradient", "largest_gradient", "X", "reject blocks with a steeper ramp, in sd", "0.5"),
+    ("--largest-streak", "largest_streak", "X", "reject blocks with a line farther off, in se", "7"),
+    ("--largest-deviation", "largest_deviation", "X", "reject blocks with a pixel farther off, in sd", "10"),
+    ("--most-per-micrograph", "most_per_micrograph", "N", "draw that many at random", "none: all"),
+    ("--minimum-blocks", "minimum_blocks", "N", "fail with fewer in all", "1"),
+    ("--normalisation", "normalisation", "KIND", "of the written blocks: none, zscore or whiten", "none"),
+    ("--pixel-size", "pixel_size_angstrom", "A", "of the micrographs, Å", "what the table or header says"),
+    ("--protein", "protein", "SHADE", "dark or white", "dark"),
+    ("--seed", "seed", "N", "of the draw under --most-per-micrograph", "1"),
+    ("--device", "device", "DEVICE", "auto, cpu, or GPUs such as cuda:0,1", "auto"),
+    ("--precision", "precision", "FORMAT", "auto (measured), fp32, bf16 or fp16", "auto"),
+    ("--threads", "threads", "N", "micrographs at once on the CPU", "all that this process may use"),
+)

@@ -1,0 +1,316 @@
+"""What `cryohush train` reads: one YAML file, unknown keys refused.
+
+The images come from one of the sections `data` (simulated), `pairs` and `reference` (the user's own). The
+loop follows from the sections that are there: `adversarial`, `diffusion`, or neither, which is plain
+supervised training.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkConfig(_Section):
+    """The network: a name in the registry and the arguments of its constructor."""
+
+    name: str = "shuffle_unet"
+    arguments: dict[str, Any] = {}
+
+
+class ImagingConfig(_Section):
+    """Ranges of what is drawn for each image; see `simulation.image_formation.ImagingRanges`."""
+
+    snr: tuple[float, float] = (0.01, 0.5)
+    shift_share: float = Field(0.06, ge=0, le=0.5)
+    envelope_b_factor: float = Field(1000.0, ge=0)
+    ice_share: float = Field(0.04, ge=0, lt=1)
+    noise_tilt: float = Field(0.35, ge=0)
+    background_share: float = Field(0.06, ge=0)
+    neighbour_probability: float = Field(0.7, ge=0, le=1)
+    scattered_probability: float = Field(0.0, ge=0, le=1)
+    empty_probability: float = Field(0.04, ge=0, lt=1)
+    no_ctf_probability: float = Field(0.1, ge=0, le=1)
+    defocus_scale: tuple[float, float] = (0.6, 1.4)
+
+
+class SimulationConfig(_Section):
+    """Particles simulated on the fly from atomic models.
+
+    Attributes
+    ----------
+    structures
+        Folder of PDB or mmCIF files (.pdb, .cif, .gz); every one that is not held out is used.
+    held_out
+        Names (without extension) that are kept for validation and never trained on; with none, validation
+        sees the same structures from other directions.
+    ctf_tables
+        `.npy` tables of real CTF parameters (`cryohush.core.imaging.ctf.read_ctf_table`); none are needed
+        where `imaging.no_ctf_probability` is 1.
+    box_px
+        Side of the projections.
+    noise_blocks
+        MRC stack of real noise as `extract-noise` writes it, in the sign of micrographs, blocks at least as
+        large as the box, on any scale: pieces of them take the place of the simulated noise and of the
+        uneven ice.
+    other_boxes_px, other_box_probability
+        A batch is resampled to one of these sides with this probability in all; it then holds as many pixels
+        as any other batch.
+    """
+
+    structures: Path
+    held_out: tuple[str, ...] = ()
+    ctf_tables: tuple[Path, ...] = ()
+    noise_blocks: Path | None = None
+    box_px: int = Field(128, ge=32, multiple_of=2)
+    other_boxes_px: tuple[int, ...] = ()
+    other_box_probability: float = Field(0.0, ge=0, le=1)
+    volumes_per_structure: int = Field(3, ge=1)
+    projections_per_volume: int = Field(256, ge=1)
+    diameter_share: tuple[float, float] = (0.3, 0.85)
+    pixel_size_angstrom: tuple[float, float] = (0.8, 6.0)
+    imaging: ImagingConfig = ImagingConfig()
+
+    @model_validator(mode="after")
+    def _check_ctf(self) -> SimulationConfig:
+        if not self.ctf_tables and self.imaging.no_ctf_probability < 1:
+            raise ValueError("data.ctf_tables is needed unless data.imaging.no_ctf_probability is 1")
+        return self
+
+
+class StoredSection(_Section):
+    """What both kinds of stored particles share.
+
+    Attributes
+    ----------
+    half_set
+        Only particles of this rlnRandomSubset. Train one model for each half, and apply it to the other.
+    validation_share
+        Share of the micrographs (of the particles, where they are not known) kept for validation.
+    shift_share
+        Largest shift along x and y, as a share of the box, of images that are trained on; what comes in at a
+        border is mirrored.
+    contrast
+        Range of a factor on the signal, beneath unchanged noise, of images that are trained on.
+    """
+
+    half_set: Literal[1, 2] | None = None
+    validation_share: float = Field(0.1, gt=0, lt=1)
+    shift_share: float = Field(0.0, ge=0, le=0.25)
+    contrast: tuple[float, float] = (1.0, 1.0)
+
+    @model_validator(mode="after")
+    def _check_contrast(self) -> StoredSection:
+        if not 0 < self.contrast[0] <= self.contrast[1] < math.inf:
+            raise ValueError("contrast must be two positive factors, the smaller first")
+        return self
+
+    def unchanged(self) -> StoredSection:
+        """The same, with images as they are."""
+        return self.model_copy(update={"shift_share": 0.0, "contrast": (1.0, 1.0)})
+
+
+class PairsConfig(StoredSection):
+    """Pairs of images on disk, row by row the same particles, or single noisy images.
+
+    Attributes
+    ----------
+    noisy, target
+        Tables (.star, .cs) or stacks. The target is clean, or another noisy image of the same particle whose
+        noise is independent (Noise2Noise). None makes both out of the noisy image (`recorruption`).
+    target_is_clean
+        Whether the target shares the grey scale of the noisy image and is noise-free; a noisy target is
+        normalised by its own background, so that both have to be equally noisy.
+    recorruption
+        Without a target, white noise of this many times the standard deviation of the image's own is added to
+        the input, and the same noise taken away from the target, larger by the square of the inverse.
+    """
+
+    noisy: Path
+    target: Path | None = None
+    target_is_clean: bool = True
+    recorruption: float = Field(0.5, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check_clean(self) -> PairsConfig:
+        if self.contrast != (1.0, 1.0) and (self.target is None or not self.target_is_clean):
+            raise ValueError("contrast can be changed only where the target is clean")
+        return self
+
+
+class ReferenceConfig(StoredSection):
+    """The user's own particles, and projections of their map as the clean images.
+
+    Attributes
+    ----------
+    particles
+        Table (.star, .cs) with poses and CTF parameters.
+    map
+        The map (MRC) that the poses refer to. With `half_set` it must be the half map of that half.
+    mask
+        MRC map of 0 to 1; what is outside is left out of the clean images. None keeps a sphere as wide as the
+        box.
+    low_pass_angstrom
+        Resolution of the map: what is finer is left out of the clean images.
+    """
+
+    particles: Path
+    map: Path
+    mask: Path | None = None
+    low_pass_angstrom: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check_half(self) -> ReferenceConfig:
+        named = re.search(r"half_?([12])", self.map.name)
+        if self.half_set is not None and named and int(named[1]) != self.half_set:
+            raise ValueError(
+                f"half sets are mixed: half_set is {self.half_set}, the map {self.map.name} is of half "
+                f"{named[1]}"
+            )
+        return self
+
+
+class LossConfig(_Section):
+    """Weighted sum of losses between estimate and target.
+
+    Attributes
+    ----------
+    pixel
+        Weights of the losses of `cryohush.core.losses.pixel`.
+    snr_weighted
+        Divide the loss of each image by (SNR + 0.02)^(1/2): without it the few clean images would rule, with
+        the full 1 / SNR the hopeless ones.
+    perceptual
+        Weight of the squared difference of features; 0 leaves it out.
+    features
+        Whose: a shipped model or weights file of a `shuffle_unet`, or the ImageNet weights of VGG-19: a file
+        named `vgg19*`, or `vgg19` to download them once (548 MB).
+    """
+
+    pixel: dict[Literal["l1", "l2", "mean_grey_value", "coarse_l1"], float] = {"l2": 1.0}
+    snr_weighted: bool = True
+    perceptual: float = Field(0.0, ge=0)
+    features: str = "general"
+
+
+class AdversarialConfig(_Section):
+    """A critic that learns to tell estimates from clean images.
+
+    Attributes
+    ----------
+    critic
+        A name in the registry of critics and the arguments of its constructor, without `channels`.
+    paired
+        Whether the critic sees the noisy image beside the estimate.
+    unpaired_clean
+        Clean images that the critic sees belong to other particles than the noisy ones: unsupervised. The
+        pixel losses then compare the estimate with the noisy image (`coarse_l1` is meant for it).
+    weight
+        Of the adversarial loss beside those of `loss`.
+    score
+        `alpha_beta` (cross entropy is 0, 0; squared error 1, 1) or `wasserstein`.
+    weight_limit
+        Clip the critic's weights to this size after each of its steps.
+    gradient_penalty
+        Weight of the gradient penalty; 0 leaves it out.
+    critic_steps, generator_steps
+        Of either before the other has its turn.
+    critic_optimiser, critic_learning_rate
+        The learning rate follows the generator's schedule.
+    """
+
+    critic: NetworkConfig = NetworkConfig(name="resnet")
+    paired: bool = False
+    unpaired_clean: bool = False
+    weight: float = Field(1.0, gt=0)
+    score: Literal["alpha_beta", "wasserstein"] = "alpha_beta"
+    alpha: float = Field(0.0, ge=-1, le=1)
+    beta: float = Field(0.0, ge=-1, le=1)
+    weight_limit: float | None = Field(None, gt=0)
+    gradient_penalty: float = Field(0.0, ge=0)
+    critic_steps: int = Field(1, ge=1)
+    generator_steps: int = Field(1, ge=1)
+    critic_optimiser: Literal["adam", "sgd", "rmsprop"] = "adam"
+    critic_learning_rate: float = Field(2e-4, gt=0)
+
+
+class DiffusionConfig(_Section):
+    """Training of a `diffusion` network: the noise predictor first, then the U-Net after it.
+
+    Attributes
+    ----------
+    post_steps
+        The last so many of the steps train the U-Net on draws of the finished predictor.
+    """
+
+    post_steps: int = Field(0, ge=0)
+
+
+class OptimisationConfig(_Section):
+    """AdamW with linear warm-up and cosine decay, and an exponential moving average of the weights.
+
+    Attributes
+    ----------
+    patience
+        Stop when so many validations in a row were no better, and keep the best weights; None runs all steps.
+    devices, nodes
+        Processes with a device each, on each of so many machines; under torchrun or SLURM as many as started.
+    """
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(32, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(200, ge=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    gradient_clip: float = Field(1.0, gt=0)
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
+    patience: int | None = Field(None, gt=0)
+    devices: int = Field(1, gt=0)
+    nodes: int = Field(1, gt=0)
+
+
+class TrainingConfig(_Section):
+    """A whole training run.
+
+    Attributes
+    ----------
+    initial_weights
+        A shipped model, the folder of a run or a `.safetensors` file to start from (fine-tuning); its network
+        need not be given. None starts at random.
+    """
+
+    name: str
+    description: str = ""
+    seed: int = 1
+    initial_weights: Path | None = None
+    network: NetworkConfig = NetworkConfig()
+    data: SimulationConfig | None = None
+    pairs: PairsConfig | None = None
+    reference: ReferenceConfig | None = None
+    loss: LossConfig = LossConfig()
+    adversarial: AdversarialConfig | None = None
+    diffusion: DiffusionConfig | None = None
+    optimisation: OptimisationConfig
+    validate_every: int = Field(500, gt=0)
+    validation_images: int = Field(256, gt=0)
+
+    @model_validator(mode="after")
+    def _check_sections(self) -> TrainingConfig:
+        if [self.data, self.pairs, self.reference].count(None) != 2:
+            raise ValueError("exactly one of the sections data, pairs and reference is needed")
+        if self.adversarial is not None and self.diffusion is not None:
+            raise ValueError("adversarial and diffusion exclude each other")
+        if (self.diffusion is not None) != (self.network.name == "diffusion"):
+            raise ValueError("the section diffusion and the network diffusion belong together")
+        if self.diffusion is not None and self.diffusion.post_steps >= self.optimisation.steps:
+            raise ValueError("diffusion.post_steps must leave steps of optimisation.steps to the predictor")
+        return self

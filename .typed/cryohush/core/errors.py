@@ -1,0 +1,126 @@
+"""Exceptions of cryohush.
+
+::
+
+    CryohushError                 whatever ends a command with one clear message
+    ├── ConfigurationError        a configuration key or command-line value that cannot be used
+    ├── InputError                something wrong with a user's file
+    │   ├── MrcError              an MRC stack that is missing, truncated or of a kind that is not supported
+    │   ├── StarError             a STAR file that cannot be parsed or lacks what is needed
+    │   ├── CsError               a cryoSPARC .cs file that cannot be read or lacks what is needed
+    │   └── ImageError            pixel values that cannot be denoised (NaN, Inf, constant image)
+    ├── OutputError               the output cannot be written (occupied directory, full disk)
+    ├── ModelError                an unknown model, or weights that are not what the manifest says
+    ├── DeviceError               a device that was asked for and is not there, or that fails
+    ├── HostError                 the server of the suite is not there, refuses, or lacks what was named
+    └── Aborted                   the user or the host asked the job to stop
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+class CryohushError(Exception):
+    """Base class: its text is what the user reads, without a traceback."""
+
+
+class ConfigurationError(CryohushError):
+    """A configuration key or command-line value that cannot be used."""
+
+
+class InputError(CryohushError):
+    """Something wrong with a user's file.
+
+    Parameters
+    ----------
+    problem
+        What was expected and what was found.
+    path
+        The file.
+    line
+        1-based line of a text file.
+    image
+        1-based index of an image in a stack.
+    remedy
+        What the user can do.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        path: Path | str | None = None,
+        line: int | None = None,
+        image: int | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        where = "" if path is None else str(path)
+        if line is not None:
+            where += f", line {line}"
+        if image is not None:
+            where += f", image {image}"
+        text = f"{where}: {problem}" if where else problem
+        if remedy:
+            text += f" {remedy}"
+        super().__init__(text)
+        self.problem, self.path, self.line, self.image, self.remedy = problem, path, line, image, remedy
+
+
+class MrcError(InputError):
+    """An MRC stack that is missing, truncated or of a kind that is not supported."""
+
+
+class StarError(InputError):
+    """A STAR file that cannot be parsed or lacks what is needed."""
+
+
+class CsError(InputError):
+    """A cryoSPARC .cs file that cannot be read or lacks what is needed."""
+
+
+class ImageError(InputError):
+    """Pixel values that cannot be denoised: NaN, Inf or a constant image."""
+
+
+class OutputError(CryohushError):
+    """The output cannot be written: an occupied directory, a full disk."""
+
+
+class ModelError(CryohushError):
+    """An unknown model, or weights that are not what their manifest says."""
+
+
+class DeviceError(CryohushError):
+    """A device that was asked for and is not there, or that fails."""
+
+
+class HostError(CryohushError):
+    """The server of the suite is not there, refuses, or lacks what was named."""
+
+
+class Aborted(CryohushError):
+    """The user or the host asked the job to stop."""
+
+
+# Packages whose name to install is not that to import; of the others it is the same with hyphens.
+_DISTRIBUTIONS = {"cryosparc": "cryosparc-tools", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+
+
+def missing_package(error: ModuleNotFoundError) -> ConfigurationError:
+    """Return what to tell the user where an optional package is not installed.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Again, if what is missing is a part of cryohush itself.
+    """
+    module = (error.name or "").partition(".")[0]
+    if module in ("", "cryohush"):
+        raise error
+    package = _DISTRIBUTIONS.get(module, module.replace("_", "-"))
+    return ConfigurationError(
+        f"this needs the Python package {package}, which is not installed: {sys.executable} -m pip install "
+        f"{package}"
+    )

@@ -1,0 +1,1 @@
+"""How good denoised images are: comparisons, and what the report shows of each."""

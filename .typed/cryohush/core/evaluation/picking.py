@@ -1,0 +1,143 @@
+"""How well particles can be picked on denoised micrographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config.evaluate import PickingSection
+from ..errors import InputError, StarError
+from ..io.star import read_tables, unquote
+from ..metrics.image import region_signal_to_noise_ratio
+from ..report.html import Picture, Section
+from .comparison import DENOISED, RAW
+from .figures import picked_micrograph
+from .image_rows import ImageRows
+from .tasks import Check, Found
+
+
+def picking(section: PickingSection, check: Check) -> Found:
+    """Pick on denoised, and on raw, micrographs with plain pickers and count what agrees with the labels."""
+    from ..metrics.picking import average_precision, pick_blobs, pick_by_mean_shift, score_picks
+
+    sets = {DENOISED: _micrographs(section.micrographs)}
+    if section.raw is not None:
+        sets[RAW] = _micrographs(section.raw)
+        if len(sets[RAW]) != len(sets[DENOISED]):
+            raise InputError(
+                f"{len(sets[RAW])} micrographs, but {section.micrographs} has {len(sets[DENOISED])}.",
+                path=section.raw,
+            )
+    names, pixel_size = (
+        sets[DENOISED].titles(np.arange(len(sets[DENOISED]))),
+        sets[DENOISED].pixel_size_angstrom,
+    )
+    if pixel_size is None:
+        raise InputError("the pixel size is not known.", path=section.micrographs, remedy="Give a table.")
+    labels = _labels(section, names)
+    diameter = section.diameter_angstrom / pixel_size
+    sign = -1 if section.protein == "dark" else 1
+    numbers: dict[str, Any] = {"labels": sum(map(len, labels)), "diameter_px": diameter}
+    rows, pictures = [], []
+    for kind, micrographs in sets.items():
+        found, shifted, ratios = [], [], []
+        for number, true in enumerate(labels):
+            image = sign * micrographs.read(np.array([number]))[0]
+            found.append(pick_blobs(image, diameter))
+            shifted.append(pick_by_mean_shift(image, diameter))
+            ratios += _region_ratios(image, true, diameter)
+            if number == 0:
+                title = f"{names[0]}, {kind}"
+                figure = picked_micrograph(
+                    (sign * image).numpy(), true.numpy(), found[0].centres_px.numpy(), diameter / 2, title
+                )
+                pictures.append(Picture(f"picks_{kind}", f"Blobs picked on {title}.", figure))
+            check()
+        numbers[kind] = {"region_snr_db": float(np.mean(ratios)) if ratios else None}
+        for picker, picks in (("blobs", found), ("mean_shift", shifted)):
+            each = [score_picks(p.centres_px, t, diameter / 2) for p, t in zip(picks, labels, strict=True)]
+            total = sum(each[1:], each[0])
+            precision = average_precision(picks, labels, diameter / 2)
+            numbers[kind][picker] = {
+                "precision": total.precision, "recall": total.recall, "f1": total.f1,
+                "average_precision": precision, "picks": total.n_picks,
+            }  # fmt: skip
+            rows.append(
+                (f"{kind}, {picker.replace('_', ' ')}", f"{total.precision:.3f}", f"{total.recall:.3f}",
+                 f"{total.f1:.3f}", f"{precision:.3f}")
+            )  # fmt: skip
+        if ratios:
+            rows.append((f"{kind}, SNR of regions", f"{np.mean(ratios):.1f} dB", "", "", ""))
+    return numbers, Section(
+        "Picking",
+        notes=[
+            "Two pickers without training or templates, so that only contrast counts. Average precision "
+            "needs no threshold: compare by it. A label set that left particles out makes right picks look "
+            "wrong.",
+            "The SNR of regions in dB, which papers print, rewards blur without limit: a flat background "
+            "scores best, whatever was made of the particle.",
+        ],
+        header=("", "precision", "recall", "F1", "average precision"),
+        rows=rows,
+        pictures=pictures,
+    )
+
+
+def _micrographs(path: Path) -> ImageRows:
+    rows = ImageRows(path)
+    if rows.kind != "micrographs":
+        raise InputError("expected micrographs, found particles.", path=path)
+    return rows
+
+
+def _region_ratios(image: Tensor, particles: Tensor, diameter_px: float) -> list[float]:
+    """Finite SNR in dB of each particle against the nearest place without one."""
+    from ..metrics.picking import nearest_background, square_regions
+
+    side = max(4, int(diameter_px / 2))
+    shape = (image.shape[0], image.shape[1])
+    background, particle = nearest_background(shape, particles, diameter_px, side)
+    if not len(particle):
+        return []
+    signal = list(square_regions(image, particles[particle], side))
+    ratios = region_signal_to_noise_ratio(signal, list(square_regions(image, background, side)))
+    finite: list[float] = ratios[ratios.isfinite()].tolist()
+    return finite
+
+
+def _labels(section: PickingSection, names: list[str]) -> list[Tensor]:
+    """`(n, 2)` (y, x) of the labelled particles of each micrograph, pixels from the first pixel's centre."""
+    by_name: dict[str, list[tuple[float, float]]] = {}
+    if section.labels.is_dir():
+        for name in names:
+            path = section.labels / f"{Path(name).stem}{section.label_suffix}"
+            by_name[Path(name).stem] = [place for _, place in _coordinates(path)]
+    else:
+        for micrograph, place in _coordinates(section.labels):
+            by_name.setdefault(Path(micrograph).stem, []).append(place)
+    for name in names:
+        if Path(name).stem not in by_name:
+            raise InputError(f"no coordinates for {name}.", path=section.labels)
+    return [torch.tensor(by_name[Path(name).stem]).reshape(-1, 2) for name in names]
+
+
+def _coordinates(path: Path) -> list[tuple[str, tuple[float, float]]]:
+    """Micrograph (empty where the file does not say it) and (y, x) of each row of a coordinate file."""
+    for table in read_tables(path):
+        if {"rlnCoordinateX", "rlnCoordinateY"} <= set(table.labels):
+            x, y = table.column("rlnCoordinateX"), table.column("rlnCoordinateY")
+            named = table.labels.index("rlnMicrographName") if "rlnMicrographName" in table.labels else None
+            found = []
+            for line, _, tokens in table.rows():
+                if tokens:
+                    try:
+                        place = (float(tokens[y]), float(tokens[x]))
+                    except ValueError as error:
+                        raise StarError("a coordinate is no number.", path=path, line=line) from error
+                    found.append(("" if named is None else unquote(tokens[named]), place))
+            return found
+    raise StarError("no table with rlnCoordinateX and rlnCoordinateY.", path=path)

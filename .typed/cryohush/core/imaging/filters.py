@@ -1,0 +1,138 @@
+"""Linear filters, and the gains of the radial ones that a denoiser has to beat.
+
+All functions act on the last two dimensions of `(..., y, x)` tensors and run in torch on any device.
+`mean_filter` and `gaussian_filter` work in real space with the borders mirrored; `low_pass` and
+`radial_filter` work in Fourier space, where an image is periodic.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .normalise import background_mask, background_statistics
+from .rings import frequency_grid, ring_index, ring_mean
+
+
+def mean_filter(images: Tensor, width_px: int) -> Tensor:
+    """Average `(..., y, x)` images over squares of odd side `width_px`.
+
+    Raises
+    ------
+    ValueError
+        When the width is even or not positive.
+    """
+    if width_px < 1 or width_px % 2 == 0:
+        raise ValueError(f"the width of a mean filter must be an odd number of pixels, found {width_px}")
+    return _separable(images, images.new_full((width_px,), 1.0 / width_px))
+
+
+def gaussian_filter(images: Tensor, sigma_px: float) -> Tensor:
+    """Blur `(..., y, x)` images with a Gaussian of standard deviation `sigma_px`, cut off at 4 sigma.
+
+    The same as `scipy.ndimage.gaussian_filter` with its default borders.
+
+    Raises
+    ------
+    ValueError
+        When sigma is not positive.
+    """
+    if not sigma_px > 0:
+        raise ValueError(f"the standard deviation of a Gaussian filter must be positive, found {sigma_px}")
+    reach = int(4.0 * sigma_px + 0.5)
+    position = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (position / sigma_px) ** 2)
+    return _separable(images, kernel / kernel.sum())
+
+
+def low_pass(
+    images: Tensor, resolution_angstrom: float, pixel_size_angstrom: float, edge_rings: float = 2.0
+) -> Tensor:
+    """Remove from `(..., y, x)` images what is finer than `resolution_angstrom`.
+
+    The gain falls from 1 to 0 as a raised cosine over `edge_rings` Fourier rings centred on the cut-off;
+    0 gives a sharp edge.
+    """
+    shape = (images.shape[-2], images.shape[-1])
+    rings_beyond = (frequency_grid(shape, images.device) - pixel_size_angstrom / resolution_angstrom) * min(
+        shape
+    )
+    if edge_rings > 0:
+        phase = (rings_beyond / edge_rings + 0.5).clamp(0.0, 1.0)
+        gain = 0.5 + 0.5 * torch.cos(math.pi * phase)
+    else:
+        gain = (rings_beyond <= 0).to(images.dtype)
+    return _apply_gain(images, gain)
+
+
+def radial_filter(images: Tensor, ring_gain: Tensor) -> Tensor:
+    """Multiply each Fourier ring of `(..., y, x)` images by its entry in `ring_gain` `(rings,)`."""
+    shape = (images.shape[-2], images.shape[-1])
+    return _apply_gain(images, ring_gain.to(images.device)[ring_index(shape, images.device)])
+
+
+def apply_transfer(images: Tensor, transfer: Tensor) -> Tensor:
+    """Multiply the transforms of `(..., y, x)` images by `transfer` `(..., y, x // 2 + 1)`, such as a CTF."""
+    return _apply_gain(images, transfer)
+
+
+def background_power(images: Tensor, radius_px: float) -> Tensor:
+    """`(rings,)` mean power of the noise in `(n, y, x)` images, from outside the particle's circle.
+
+    On the scale of `ring_mean` over `torch.fft.rfft2(images, norm="ortho")`: white noise of variance v has v
+    in every ring. The circle's hole blurs the spectrum by about a ring, and what of the particle the CTF
+    spreads beyond it counts as noise.
+    """
+    shape = (images.shape[-2], images.shape[-1])
+    mask = background_mask(shape, radius_px, images.device)
+    mean, _ = background_statistics(images, radius_px)
+    background = (images - mean[:, None, None]) * mask
+    power = torch.fft.rfft2(background, norm="ortho").abs().square().mean(0)
+    rings = ring_mean(power, shape) / mask.float().mean()
+    rings[0] = rings[1]  # the mean was taken away
+    return rings
+
+
+def wiener_gain(noise_power: Tensor, total_power: Tensor) -> Tensor:
+    """`(rings,)` Wiener gain `max(0, 1 - noise / total)`; `total_power` is that of signal plus noise.
+
+    Where the total is estimated, a ring of little signal gets 0 as often as a small gain. That is no loss
+    worth mending: an error e of a gain costs `e²` of the ring's total power, and for a total estimated on n
+    images this is on average at most `2 / n` of the noise's power in a single coefficient, for each ring,
+    however many coefficients it has. The cut at 0 only makes it less.
+    """
+    return (1.0 - noise_power / total_power.clamp_min(torch.finfo(total_power.dtype).tiny)).clamp_min(0.0)
+
+
+def oracle_gain(images: Tensor, twin: Tensor) -> Tensor:
+    """`(rings,)` radial gain that best predicts `twin` from `images`, `Re<X conj(Y)> / <|X|^2>` in each ring.
+
+    `images` and `twin` `(n, y, x)` carry the same signal and independent noise. The gain is fitted on the
+    very images that it is then judged on, so no other radial filter comes closer to the twin in mean square.
+    """
+    shape = (images.shape[-2], images.shape[-1])
+    spectrum, other = torch.fft.rfft2(images), torch.fft.rfft2(twin)
+    cross = ring_mean((spectrum * other.conj()).real.mean(0), shape)
+    power = ring_mean(spectrum.abs().square().mean(0), shape)
+    return cross / power.clamp_min(torch.finfo(power.dtype).tiny)
+
+
+def _apply_gain(images: Tensor, gain: Tensor) -> Tensor:
+    filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * gain, s=images.shape[-2:])
+    return filtered
+
+
+def _separable(images: Tensor, kernel: Tensor) -> Tensor:
+    """Convolve both image dimensions with a symmetric odd `kernel`, borders mirrored about the pixel edge."""
+    reach = kernel.numel() // 2
+    result = images.reshape(-1, 1, *images.shape[-2:])
+    for dimension, kernel_2d in ((-2, kernel[:, None]), (-1, kernel[None, :])):
+        side = result.shape[dimension]
+        # fold ... 2 1 0 | 0 1 2 ... back into the image, however far the kernel reaches
+        source = torch.arange(-reach, side + reach, device=images.device) % (2 * side)
+        source = torch.minimum(source, 2 * side - 1 - source)
+        result = functional.conv2d(result.index_select(dimension, source), kernel_2d[None, None])
+    return result.reshape(images.shape)

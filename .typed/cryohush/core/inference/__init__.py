@@ -1,0 +1,1 @@
+"""From weights and a particle set to denoised stacks."""

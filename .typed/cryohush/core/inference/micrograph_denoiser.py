@@ -1,0 +1,149 @@
+"""Micrographs in, denoised micrographs out, with the input's contrast, grey scale and uneven ice."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from ..imaging.background import NoiseStatistics, background_level, noise_statistics
+from ..imaging.filters import gaussian_filter
+from .denoiser import Denoiser, keep_above
+from .devices import download, upload
+from .tiling import TILE_PX, plan_tiles, run_in_tiles
+
+# From here on a user is told that what is seen in parts of the micrograph may not be what it seems.
+DEVIANT_SHARE = 0.1
+STREAK = 0.5
+
+LARGEST_LEVEL = 2.0
+"""Largest local mean that the network gets to see, in standard deviations of the noise from the ice's level.
+
+It knows particles, and would make patterns of contamination, which is far darker. What lies beyond is taken
+off before it, without the noise, and put back after it.
+"""
+# Local means are Gaussian ones with a standard deviation of so many pixels.
+_LOCAL_PX = 4
+# With more of it constant, the noise that is measured is not the noise.
+LARGEST_CONSTANT_SHARE = 0.4
+# A spread below this share of the mean is rounding.
+_CONSTANT_SPREAD = 1e-6
+
+
+class MicrographDenoiser:
+    """A denoiser for whole micrographs, which go through its network in tiles.
+
+    The level of the ice is taken off before the network and put back after it: it was trained on boxes whose
+    background is 0. A micrograph has one normalisation, so tiles join without seams.
+
+    Parameters
+    ----------
+    denoiser
+        Runs the network.
+    at_once
+        How many tiles it gets.
+    executor
+        Where tiles run side by side; None runs them one after the other.
+    tile_px
+        Largest side of a tile.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        at_once: int = 1,
+        executor: Executor | None = None,
+        tile_px: int = TILE_PX,
+    ) -> None:
+        self._denoiser, self._at_once, self._executor, self._tile_px = denoiser, at_once, executor, tile_px
+
+    def denoise(
+        self, image: NDArray[np.float32], *, blend: float = 0.0, keep_above_px: float | None = None
+    ) -> tuple[NDArray[np.float32], str | None, str | None]:
+        """Denoise a micrograph.
+
+        Parameters
+        ----------
+        image
+            `(y, x)`, any size, protein white.
+        blend, keep_above_px
+            As in `Denoiser.denoise`.
+
+        Returns
+        -------
+        denoised
+            `(y, x)` float32.
+        problem
+            Why the micrograph cannot be denoised; it is then returned unchanged.
+        remark
+            What is conspicuous about it.
+        """
+        with torch.inference_mode():
+            raw = upload(image, self._denoiser.device)
+            mean = raw.mean()
+            if not torch.isfinite(mean):
+                return image, _why_not_finite(raw), None
+            centred = raw - mean
+            level = background_level(centred)
+            residual = centred - level
+            noise = noise_statistics(residual, centred)
+            is_rounding = not noise.std > _CONSTANT_SPREAD * float(mean.abs())
+            if is_rounding or noise.constant_share > LARGEST_CONSTANT_SHARE:
+                return image, _why_constant(raw), None
+            scaled = residual.div_(noise.std)
+            excess = _excess(scaled)
+            denoised = self._network(scaled.sub_(excess)).add_(excess)
+            denoised = denoised.mul_(noise.std).add_(level).add_(mean)
+            if blend:
+                denoised = torch.lerp(denoised, raw, blend)
+            if keep_above_px is not None:
+                denoised = keep_above(denoised, raw, keep_above_px)
+            return download(denoised), None, _remark(noise)
+
+    def _network(self, image: Tensor) -> Tensor:
+        stride, reach = self._denoiser.stride, self._denoiser.receptive_field_px
+        tiling = plan_tiles((image.shape[0], image.shape[1]), stride, reach, self._tile_px)
+        return run_in_tiles(image, tiling, self._denoiser.run, at_once=self._at_once, executor=self._executor)
+
+
+def _excess(scaled: Tensor) -> Tensor:
+    """By how much the local mean of an image `(y, x)` lies beyond `LARGEST_LEVEL`."""
+    y, x = scaled.shape
+    # on cells of one standard deviation: a convolution of the whole would need gigabytes
+    cells = functional.adaptive_avg_pool2d(scaled[None], (-(-y // _LOCAL_PX), -(-x // _LOCAL_PX)))
+    local = gaussian_filter(cells, 1.0)
+    beyond = local - local.clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
+    excess: Tensor = functional.interpolate(beyond[None], size=(y, x), mode="bilinear")
+    return excess[0, 0]
+
+
+def _why_not_finite(raw: Tensor) -> str:
+    if torch.isfinite(raw).all():
+        return "the pixel values are too large for single precision."
+    return "the micrograph holds NaN or infinite pixels."
+
+
+def _why_constant(raw: Tensor) -> str:
+    if raw.min() == raw.max():
+        return "the micrograph is constant: all pixels have one value."
+    return "the micrograph is constant over about half of its area or more, so its noise is unknown."
+
+
+def _remark(noise: NoiseStatistics) -> str | None:
+    remarks = []
+    if noise.streak > STREAK:
+        remarks.append(
+            f"a row or column stands out by {noise.streak:.1f} standard deviations of the noise: "
+            "a wrong gain reference or a detector defect?"
+        )
+    if noise.deviant_share > DEVIANT_SHARE:
+        remarks.append(
+            f"{100 * noise.deviant_share:.0f} % of the area differs much from the rest in brightness or "
+            "contrast: contamination, carbon or steep ice?"
+        )
+    return " ".join(remarks) or None

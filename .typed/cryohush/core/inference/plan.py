@@ -1,0 +1,263 @@
+"""What a run is going to read and write: decided before it starts, and the same when it starts again."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config.denoise import Protein
+from ..errors import ConfigurationError, InputError, OutputError
+from ..io.micrographs import MICROGRAPH_SUFFIX, MOVIE_SUFFIXES, MicrographSet, lists_micrographs
+from ..io.mrc import StackReader
+from ..io.particles import STACK_SUFFIXES, ParticleSet
+
+TABLE_NAME = "particles.star"
+CS_TABLE_NAME = "particles.cs"
+MICROGRAPH_TABLE_NAME = "micrographs.star"
+# Whatever table a run may leave: cryoSPARC's comes with a group file.
+TABLE_NAMES = (TABLE_NAME, CS_TABLE_NAME, "particles.csg", MICROGRAPH_TABLE_NAME)
+
+ImageSet = ParticleSet | MicrographSet
+# RELION's job that a file comes from; its own jobs, too, name their outputs without it.
+_JOB_FOLDER = re.compile(r"[^/]+/job\d+/(?=.)")
+
+
+@dataclass(frozen=True, eq=False)
+class StackPlan:
+    """One stack to read and the one to make of it.
+
+    Attributes
+    ----------
+    source
+        The stack to read.
+    name
+        The stack to write, relative to the output directory.
+    indices
+        int32: the 0-based images of `source` that are used, in the order in which they are written.
+    shape
+        `(y, x)` of an image.
+    pixel_size_angstrom
+        None if unknown.
+    protein_dark
+        Whether protein is dark, so that the network has to see the negative.
+    """
+
+    source: Path
+    name: str
+    indices: NDArray[np.int32]
+    shape: tuple[int, int]
+    pixel_size_angstrom: float | None
+    protein_dark: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The images `begin` to `end` (in the order of writing) of stack number `stack`."""
+
+    stack: int
+    begin: int
+    end: int
+
+
+def read_images(
+    source: str | Path, *, root: Path | None = None, passthrough: Sequence[str | Path] = ()
+) -> ImageSet:
+    """Read a table of particles or micrographs, or take a stack or a micrograph.
+
+    A `.mrc` file with one image is a micrograph, any other bare file a stack of particles.
+
+    Parameters
+    ----------
+    source
+        `.star`, `.cs`, `.mrcs` or `.mrc`.
+    root, passthrough
+        See `ParticleSet.read`.
+
+    Raises
+    ------
+    InputError
+        If the input cannot be read or is of a kind that cannot be denoised.
+    ConfigurationError
+        If there are passthrough files but `source` is no `.cs` file.
+    """
+    source = Path(source)
+    if not holds_micrographs(source):
+        return ParticleSet.read(source, root=root, passthrough=passthrough)
+    if passthrough:
+        raise ConfigurationError(
+            f"passthrough files complete a .cs file, and {source} is none. Leave them out."
+        )
+    return MicrographSet.read(source, root=root)
+
+
+def holds_micrographs(source: Path) -> bool:
+    """Tell whether an input is a micrograph or a table of them, and not particles.
+
+    Raises
+    ------
+    InputError
+        If the input cannot be read or is of a kind that cannot be denoised.
+    """
+    suffix = source.suffix.lower()
+    if suffix in MOVIE_SUFFIXES:
+        raise InputError(
+            f"movies and compressed files ({suffix}) are not supported.",
+            path=source,
+            remedy="Correct movies for motion first, uncompress .mrc.gz, and give the .mrc or .star.",
+        )
+    if suffix == MICROGRAPH_SUFFIX:
+        with StackReader(source) as reader:
+            return reader.n_images == 1
+    return suffix == ".star" and lists_micrographs(source)
+
+
+def plan_stacks(images: ImageSet, protein: Protein = "auto") -> list[StackPlan]:
+    """Plan one output file per input file; each image that the table uses is in it once.
+
+    Parameters
+    ----------
+    images
+        The input.
+    protein
+        Whether protein is dark or white. `auto`: dark in micrographs, in particles as the table says.
+
+    Raises
+    ------
+    MrcError, ImageError
+        If a file cannot be read or contradicts the table.
+    """
+    if isinstance(images, MicrographSet):
+        shapes = images.check_images()
+        indices = [np.zeros(1, dtype=np.int32)] * len(shapes)
+        dark = frozenset(range(len(shapes)))
+    else:
+        shapes = [shape[1:] for shape in images.check_images()]
+        indices, dark = images.distinct_images(), images.dark_stacks
+    return [
+        StackPlan(
+            source,
+            name,
+            indices[stack],
+            shapes[stack],
+            images.pixel_size_angstrom(stack),
+            stack in dark if protein == "auto" else protein == "dark",
+        )
+        for stack, (source, name) in enumerate(zip(images.stacks, output_names(images), strict=True))
+    ]
+
+
+def output_names(images: ImageSet) -> list[str]:
+    """Return the name below the output directory of each file's denoised counterpart.
+
+    It is the file's own name in the table, so that equal names in two folders stay apart. What lies outside
+    the table's root keeps its folders too (`../x.mrcs` becomes `x.mrcs`); names that then meet get a number.
+    Micrographs go without the folder of RELION's job, as in RELION's own jobs, unless two of them would then
+    meet: RELION 3.1 finds the coordinates of a micrograph by the rest of its name, so picks on denoised
+    micrographs are also those of the raw ones.
+    """
+    root, taken = Path(os.path.normpath(images.root.absolute())), set[str]()
+    below = [_below(Path(os.path.normpath(name)), root) for name in images.stack_names]
+    suffix = ".mrcs"
+    if isinstance(images, MicrographSet):
+        suffix = MICROGRAPH_SUFFIX
+        short = [PurePosixPath(_JOB_FOLDER.sub("", str(name), count=1)) for name in below]
+        counts = Counter(short)
+        below = [name if counts[name] == 1 else long for name, long in zip(short, below, strict=True)]
+    names = []
+    for path in below:
+        stem = path.stem if path.suffix.lower() in STACK_SUFFIXES else path.name
+        name, number = path.with_name(f"{stem}{suffix}"), 1
+        while str(name) in taken:
+            number += 1
+            name = name.with_name(f"{stem}_{number}{suffix}")
+        taken.add(str(name))
+        names.append(str(name))
+    return names
+
+
+def _below(path: Path, root: Path) -> PurePosixPath:
+    if path.is_relative_to(root):
+        path = path.relative_to(root)
+    return PurePosixPath(*(part for part in path.parts if part not in ("..", path.anchor)))
+
+
+def refuse_to_replace_inputs(images: ImageSet, stacks: Sequence[StackPlan], output_dir: Path) -> None:
+    """Raise when a file of the run would be written over one that it reads.
+
+    Raises
+    ------
+    OutputError
+        Names the file.
+    """
+    inputs = {os.path.realpath(path) for path in [*source_files(images), *images.stacks]}
+    for name in [*TABLE_NAMES, *(stack.name for stack in stacks)]:
+        if os.path.realpath(output_dir / name) in inputs:
+            raise OutputError(
+                f"{output_dir / name} is an input of this run and is never written to. "
+                "Choose another directory."
+            )
+
+
+def source_files(images: ImageSet) -> list[Path]:
+    """Return the files of the table, or the bare stack or micrograph."""
+    return [images.source, *(images.passthrough if isinstance(images, ParticleSet) else ())]
+
+
+def written_image_names(images: ImageSet, stacks: Sequence[StackPlan], output_dir: Path) -> Iterator[str]:
+    """Yield `000001@stack.mrcs`, or a micrograph's name, for each row of the table.
+
+    Below the root against which the input's names were resolved, names are relative to that root, as RELION
+    wants them; elsewhere they are relative to the table's own folder.
+    """
+    prefix = path_below(output_dir, images.root) or Path()
+    names = [str(PurePosixPath(prefix / stack.name)) for stack in stacks]
+    if isinstance(images, MicrographSet):
+        yield from (names[stack] for stack in images.stack.tolist())
+        return
+    for stack, position in zip(images.stack.tolist(), images.output_positions().tolist(), strict=True):
+        yield f"{position + 1:06d}@{names[stack]}"
+
+
+def path_below(path: Path, root: Path) -> Path | None:
+    """Return `path` relative to `root`, or None when it does not lie below it."""
+    for spelling in (os.path.abspath, os.path.realpath):
+        absolute, base = Path(spelling(path)), Path(spelling(root))
+        if absolute.is_relative_to(base):
+            return absolute.relative_to(base)
+    return None
+
+
+def batches(
+    stacks: Sequence[StackPlan], batch_sizes: Mapping[tuple[int, int], int]
+) -> Iterator[tuple[Piece, ...]]:
+    """Yield the pieces of each batch; a batch goes on into the next stack with images of the same kind.
+
+    The boundaries depend on the plan alone, so that a resumed run computes each image in the company in which
+    an undisturbed run does: that can decide the last bit.
+    """
+    pieces: list[Piece] = []
+    room, kind = 0, None
+    for number, stack in enumerate(stacks):
+        if kind != (stack.shape, stack.pixel_size_angstrom, stack.protein_dark):
+            if pieces:
+                yield tuple(pieces)
+            pieces, kind = [], (stack.shape, stack.pixel_size_angstrom, stack.protein_dark)
+            room = batch_sizes[stack.shape]
+        begin = 0
+        while begin < len(stack.indices):
+            end = min(begin + room, len(stack.indices))
+            pieces.append(Piece(number, begin, end))
+            room -= end - begin
+            begin = end
+            if not room:
+                yield tuple(pieces)
+                pieces, room = [], batch_sizes[stack.shape]
+    if pieces:
+        yield tuple(pieces)

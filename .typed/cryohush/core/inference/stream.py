@@ -1,0 +1,327 @@
+"""Stacks through the network as a stream: reading, denoising and writing overlap, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from ..errors import Aborted, ImageError
+from ..io.files import part_path, writing_failed
+from ..io.journal import Journal
+from ..io.mrc import StackWriter
+from .denoiser import Denoiser
+from .feeding import Denoised, Feeding, Images, Reader, Worker, denoised_batches
+from .micrograph_denoiser import MicrographDenoiser
+from .plan import Piece, StackPlan, batches
+
+CHECKPOINT_SECONDS = 5.0
+# Batches of particles under way per worker: one in the network, one read ahead, one waiting to be written.
+BATCHES_PER_WORKER = 3
+# Micrographs are large, and each keeps several threads busy.
+MICROGRAPHS_PER_WORKER = 1
+
+
+@dataclass(frozen=True)
+class ImageNote:
+    """What is wrong or conspicuous with an image: its stack, and 1-based number in it."""
+
+    stack: str
+    image: int
+    problem: str
+
+
+@dataclass
+class StreamResult:
+    """What a stream did.
+
+    Attributes
+    ----------
+    n_written
+        Images written by this process, without those that an earlier one had finished.
+    skipped
+        Images passed through unchanged, of the whole run, and why.
+    remarks
+        Images that were denoised though something is conspicuous about them, of the whole run.
+    seconds
+        Time spent in reading, denoising (summed over the workers) and writing.
+    """
+
+    n_written: int = 0
+    skipped: list[ImageNote] = field(default_factory=list)
+    remarks: list[ImageNote] = field(default_factory=list)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"reading": 0.0, "denoising": 0.0, "writing": 0.0}
+    )
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What is done to each image; see `Denoiser.denoise`."""
+
+    particle_diameter_angstrom: float | None
+    blend: float
+    keep_above_angstrom: float | None
+
+
+def particle_worker(denoiser: Denoiser, options: ImageOptions) -> Worker:
+    """Return a worker for particles; what the options need of a pixel size was checked before."""
+
+    def work(images: Images, stack: StackPlan) -> Denoised:
+        diameter_px = _pixels(options.particle_diameter_angstrom, stack)
+        denoised, problems = denoiser.denoise(
+            images,
+            radius_px=None if diameter_px is None else diameter_px / 2,
+            blend=options.blend,
+            keep_above_px=_pixels(options.keep_above_angstrom, stack),
+            protein_dark=stack.protein_dark,
+        )
+        return Denoised(denoised, problems, {})
+
+    return work
+
+
+def micrograph_worker(denoiser: MicrographDenoiser, options: ImageOptions) -> Worker:
+    """Return a worker for micrographs; otherwise as `particle_worker`.
+
+    Networks know protein as white: where it is dark they get the negative, and theirs is returned.
+    """
+
+    def work(images: Images, stack: StackPlan) -> Denoised:
+        (image,) = images
+        denoised, problem, remark = denoiser.denoise(
+            -image if stack.protein_dark else image,
+            blend=options.blend,
+            keep_above_px=_pixels(options.keep_above_angstrom, stack),
+        )
+        return Denoised(
+            (-denoised if stack.protein_dark else denoised)[None],
+            {0: problem} if problem else {},
+            {0: remark} if remark else {},
+        )
+
+    return work
+
+
+def _pixels(length_angstrom: float | None, stack: StackPlan) -> float | None:
+    if length_angstrom is None or stack.pixel_size_angstrom is None:
+        return None
+    return length_angstrom / stack.pixel_size_angstrom
+
+
+class _Output:
+    """Writes batches in order, names each stack once it is complete, and keeps the journal.
+
+    Attributes
+    ----------
+    written
+        How many images of each stack are written.
+    n_written
+        How many in all.
+    """
+
+    def __init__(
+        self,
+        stacks: Sequence[StackPlan],
+        output_dir: Path,
+        journal: Journal,
+        result: StreamResult,
+        *,
+        dtype: Literal["float32", "float16"],
+        label: str,
+        skip_bad: bool,
+    ) -> None:
+        self._stacks, self._output_dir, self._journal, self._result = stacks, output_dir, journal, result
+        self._dtype, self._label, self._skip_bad = dtype, label, skip_bad
+        self._writer: StackWriter | None = None
+        self._notes: list[tuple[ImageNote, bool]] = []  # of the stack that is open; True: it is unchanged
+        self._last_checkpoint = time.monotonic()
+        self.written = [self._safely_written(stack) for stack in stacks]
+        self.n_written = sum(self.written)
+        for stack, written in zip(stacks, self.written, strict=True):
+            if written:
+                for note, unchanged in self._recorded_notes(stack):
+                    (result.skipped if unchanged else result.remarks).append(note)
+
+    def _safely_written(self, stack: StackPlan) -> int:
+        """Return how many images an earlier process has brought to disk, if they are still there."""
+        path, state = self._output_dir / stack.name, self._journal.states.get(stack.name)
+        if stack.name in self._journal.finished:
+            return len(stack.indices) if path.exists() else 0
+        # Killed between the renaming and its note in the journal: the stack is made once more.
+        return state.written if state is not None and part_path(path).exists() else 0
+
+    def _recorded_notes(self, stack: StackPlan) -> list[tuple[ImageNote, bool]]:
+        recorded = self._journal.extras.get(stack.name) or ()
+        return [(ImageNote(*note), unchanged) for *note, unchanged in recorded]
+
+    def write(self, pieces: Sequence[Piece], batch: Denoised) -> None:
+        """Write what is not written yet of a batch."""
+        offset = 0
+        for piece in pieces:
+            begin = max(piece.begin, self.written[piece.stack])
+            if begin < piece.end:
+                shift = offset - piece.begin
+                bad, remarks = (
+                    {
+                        index - shift: text
+                        for index, text in notes.items()
+                        if begin <= index - shift < piece.end
+                    }
+                    for notes in (batch.problems, batch.remarks)
+                )
+                images = batch.images[begin + shift : piece.end + shift]
+                self._write_piece(piece.stack, begin, images, bad, remarks)
+            offset += piece.end - piece.begin
+        if time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS:
+            self.checkpoint()
+
+    def _write_piece(
+        self, number: int, begin: int, images: Images, bad: Mapping[int, str], remarks: Mapping[int, str]
+    ) -> None:
+        """Append images, of which the first is number `begin` of its stack and `bad` are unchanged."""
+        stack = self._stacks[number]
+        if self._writer is None:
+            self._writer = self._open(stack, resume=begin > 0)
+        for position, text in bad.items():
+            self._skip(ImageNote(str(stack.source), int(stack.indices[position]) + 1, text))
+        for position, text in remarks.items():
+            note = ImageNote(str(stack.source), int(stack.indices[position]) + 1, text)
+            self._notes.append((note, False))
+            self._result.remarks.append(note)
+        self._writer.write(images, unchecked=[position - begin for position in bad])
+        self.written[number] = begin + len(images)
+        self.n_written += len(images)
+        self._result.n_written += len(images)
+        if self.written[number] == len(stack.indices):
+            if self._notes:
+                self.checkpoint()
+            self._writer.close()
+            self._journal.finish(stack.name)
+            self._writer = None
+
+    def _skip(self, note: ImageNote) -> None:
+        if not self._skip_bad:
+            raise ImageError(
+                note.problem,
+                path=note.stack,
+                image=note.image,
+                remedy="Remove it, or ask for skip_bad to pass such images through unchanged.",
+            )
+        self._notes.append((note, True))
+        self._result.skipped.append(note)
+
+    def _open(self, stack: StackPlan, *, resume: bool) -> StackWriter:
+        path = self._output_dir / stack.name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise writing_failed(path, error) from error
+        self._name, self._notes = stack.name, self._recorded_notes(stack) if resume else []
+        return StackWriter(
+            path,
+            (len(stack.indices), *stack.shape),
+            pixel_size_angstrom=stack.pixel_size_angstrom,
+            dtype=self._dtype,
+            label=self._label,
+            state=self._journal.states[stack.name] if resume else None,
+        )
+
+    def checkpoint(self) -> None:
+        """Bring what is written to disk, so that a run killed from now on goes on from here."""
+        if self._writer is not None and self._writer.state.written:
+            notes = [[note.stack, note.image, note.problem, unchanged] for note, unchanged in self._notes]
+            self._journal.record(self._name, self._writer.checkpoint(), notes)
+        self._last_checkpoint = time.monotonic()
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:  # after an error only: its unfinished file stays
+            self._writer.__exit__(kind, error, trace)
+
+
+def denoise_stacks(
+    stacks: Sequence[StackPlan],
+    workers: Sequence[Worker],
+    batch_sizes: Mapping[tuple[int, int], int],
+    output_dir: Path,
+    journal: Journal,
+    *,
+    feeding: Feeding,
+    dtype: Literal["float32", "float16"],
+    label: str,
+    skip_bad: bool,
+    progress: Callable[[int, int], None],
+    should_stop: Callable[[], bool],
+) -> StreamResult:
+    """Denoise what the journal does not hold as finished.
+
+    Parameters
+    ----------
+    stacks
+        The plan.
+    workers
+        One for each thread that denoises.
+    batch_sizes
+        Images per batch, by their `(y, x)`.
+    output_dir
+        Where the stacks go.
+    journal
+        The journal to go on with.
+    feeding
+        How many threads read, and how many batches are under way.
+    dtype, label
+        Of the written stacks.
+    skip_bad
+        Pass images that cannot be denoised through unchanged instead of stopping.
+    progress
+        Called with the numbers of images done and in all after each batch.
+    should_stop
+        Asked before each batch is written.
+
+    Raises
+    ------
+    ImageError
+        If an image cannot be denoised and `skip_bad` is off.
+    MrcError, OutputError
+        If a stack cannot be read or written.
+    Aborted
+        If `should_stop` said so; what is written is then safely recorded.
+    DeviceError
+        If a worker's device fails, or gives nothing back within `feeding.patience_seconds`.
+    """
+    result = StreamResult()
+    total = sum(len(stack.indices) for stack in stacks)
+    with contextlib.ExitStack() as exits:
+        output = exits.enter_context(
+            _Output(stacks, output_dir, journal, result, dtype=dtype, label=label, skip_bad=skip_bad)
+        )
+        progress(output.n_written, total)
+        readers = [exits.enter_context(contextlib.closing(Reader(stacks))) for _ in range(feeding.readers)]
+        todo = [
+            pieces
+            for pieces in batches(stacks, batch_sizes)
+            if any(output.written[piece.stack] < piece.end for piece in pieces)
+        ]
+        results = exits.enter_context(
+            contextlib.closing(denoised_batches(todo, stacks, workers, readers, feeding))
+        )
+        for pieces, batch, seconds_reading, seconds_denoising in results:
+            result.seconds["reading"] += seconds_reading
+            result.seconds["denoising"] += seconds_denoising
+            if should_stop():
+                output.checkpoint()
+                raise Aborted("Stopped on request. What is finished is kept: run again to go on from there.")
+            begin = time.perf_counter()
+            output.write(pieces, batch)
+            result.seconds["writing"] += time.perf_counter() - begin
+            progress(output.n_written, total)
+    return result

@@ -1,0 +1,1 @@
+"""Files: MRC stacks, STAR tables, the particle set they describe, and the journal for resuming."""

@@ -1,0 +1,407 @@
+"""cryoSPARC's `.cs` files: NumPy tables whose rows are named by `uid`, read and written without cryoSPARC.
+
+A particle's fields may be spread over several files: the job's own one, and "passthrough" files with what
+came from the job's inputs. Fields are named `slot/field`; the slot `blob` says where the image is.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tokenize import TokenError
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from ..errors import CsError, OutputError
+from .csdat import MAGIC as CSDAT_MAGIC
+from .csdat import read_csdat
+from .files import write_text, writing
+
+CS_SUFFIX = ".cs"
+_MAGIC = b"\x93NUMPY"
+# NumPy's own limit, 10,000 characters, is reached by tables of 300 fields.
+_LARGEST_HEADER = 2**20
+_BLOCK_ROWS = 16384
+_LARGEST_INDEX = 2**31 - 1
+_PATH, _INDEX, _SHAPE, _PIXEL_SIZE, _SIGN, _SIGNATURE = (
+    f"blob/{name}" for name in ("path", "idx", "shape", "psize_A", "sign", "import_sig")
+)
+# The fields that must be there, with the kinds and shape of their values.
+_BLOB = {_PATH: ("S", ()), _INDEX: ("ui", ()), _SHAPE: ("ui", (2,)), _PIXEL_SIZE: ("f", ()), _SIGN: ("f", ())}
+_MICROSCOPE = ("ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
+# A path that begins with it is relative to the .cs file, as in exports; other ones are to the project.
+_BESIDE = ">"
+# The importing instance learns how old the fields are. Those written here are as in version 4.
+_GROUP_VERSION = "v4.0.0"
+
+
+class CsTable:
+    """A `.cs` file joined by uid with its passthrough files; the rows stay on disk.
+
+    Parameters
+    ----------
+    path
+        The file whose rows count. A slot that several files have is taken from it, then from the first one.
+    passthrough
+        Files that hold further slots of all its particles. Without any, those in its folder are taken that
+        are named `*passthrough*.cs` and hold all its particles.
+
+    Attributes
+    ----------
+    path
+        The file.
+    passthrough
+        The files joined to it.
+    fields
+        Name to type, in order.
+
+    Raises
+    ------
+    CsError
+        If a file is no `.cs` file, is cut off, has no or repeated uids, or lacks particles; or if the files
+        found in the folder contradict each other.
+    """
+
+    def __init__(self, path: str | Path, passthrough: Sequence[str | Path] = ()) -> None:
+        self.path = Path(path)
+        self.passthrough: tuple[Path, ...] = ()
+        own = _open(self.path)
+        self._uids = own["uid"].copy()
+        _sorted_uids(self.path, self._uids)
+        # Each file's rows, and for a joined one the row that belongs to each row of the first.
+        self._parts: list[tuple[NDArray[Any], NDArray[np.intp] | None]] = [(own, None)]
+        self._part_of = dict.fromkeys(own.dtype.names or (), 0)
+        self._part_of_slot = {_slot(name): 0 for name in self._part_of}
+        if passthrough:
+            for file in passthrough:
+                self._join(Path(file), required=True)
+        else:
+            for file in sorted(self.path.absolute().parent.glob(f"*passthrough*{CS_SUFFIX}")):
+                if file.is_file() and not file.samefile(self.path):  # a link may lead nowhere
+                    self._join(file, required=False)
+        self.fields: dict[str, np.dtype[Any]] = {
+            name: self._parts[part][0].dtype[name] for name, part in self._part_of.items()
+        }
+
+    def __len__(self) -> int:
+        return len(self._uids)
+
+    def _join(self, path: Path, *, required: bool) -> None:
+        rows = _open(path)
+        order, uids = _sorted_uids(path, rows["uid"])
+        place = np.minimum(np.searchsorted(uids, self._uids), len(uids) - 1)
+        missing = uids[place] != self._uids
+        if missing.any():
+            if required:
+                raise CsError(
+                    f"{int(missing.sum())} of the {len(self)} particles of {self.path} are not in this "
+                    f"passthrough file, first uid {self._uids[missing.argmax()]}.",
+                    path=path,
+                    remedy="Give the passthrough file of the same job and output.",
+                )
+            return
+        row, number, names = order[place], len(self._parts), rows.dtype.names or ()
+        if not required:
+            for name in names:
+                part = self._part_of.get(name)
+                if part and not _equal(self.column(name), rows[name][row]):
+                    first = self.passthrough[part - 1]
+                    raise CsError(
+                        f"disagrees with {first} about {name}.",
+                        path=path,
+                        remedy="Choose with --passthrough.",
+                    )
+        for name in names:
+            if self._part_of_slot.setdefault(_slot(name), number) == number:
+                self._part_of[name] = number
+        self._parts.append((rows, row))
+        self.passthrough += (path,)
+
+    def column(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
+        """Return a copy of a field, or of some rows of it."""
+        values, joined = self._parts[self._part_of[name]]
+        column: NDArray[Any] = values[name][rows if joined is None else joined[rows]]
+        return column.copy() if joined is None else column
+
+
+def _slot(field: str) -> str:
+    return field.partition("/")[0]
+
+
+def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    return np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f")
+
+
+def _open(path: Path) -> NDArray[Any]:
+    """Map the rows of a file into memory; those of a stream, which lie there column by column, are read."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+        if magic == CSDAT_MAGIC:
+            rows = read_csdat(path)
+        elif magic == _MAGIC:
+            rows = np.lib.format.open_memmap(path, mode="r", max_header_size=_LARGEST_HEADER).view(np.ndarray)
+        else:
+            raise CsError(f"is no .cs file: it begins with {magic!r}, expected {_MAGIC!r}.", path=path)
+    except OSError as error:
+        raise CsError(f"the file cannot be read: {error.strerror or error}.", path=path) from error
+    except (ValueError, SyntaxError, TokenError) as error:
+        raise CsError(f"the file is cut off or damaged ({error}).", path=path) from error
+    if rows.ndim != 1 or not rows.dtype.names:
+        raise CsError(f"expected a table, found an array of {rows.shape} x {rows.dtype}.", path=path)
+    if not len(rows):
+        raise CsError("the table has no rows.", path=path)
+    if "uid" not in rows.dtype.names or rows.dtype["uid"] != np.uint64:
+        raise CsError("the table has no field uid of 64 bits, which names its particles.", path=path)
+    return rows
+
+
+def _sorted_uids(path: Path, uids: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
+    """Return the rows in the order of their uids, and the uids in that order."""
+    order = np.argsort(uids, kind="stable")
+    uids = uids[order]
+    repeated = uids[1:] == uids[:-1]
+    if repeated.any():
+        first = int(repeated.argmax())
+        raise CsError(
+            f"{int(repeated.sum())} uids are repeated, first {uids[first]} in rows {order[first] + 1} and "
+            f"{order[first + 1] + 1}.",
+            path=path,
+            remedy="Run cryoSPARC's Particle Sets Tool or Remove Duplicates on them.",
+        )
+    return order, uids
+
+
+@dataclass(frozen=True, eq=False)
+class CsImages:
+    """Which image each row means, and what is known of it.
+
+    Attributes
+    ----------
+    stack_names
+        The stacks as first written, without the `>` of exports.
+    beside
+        Whether a stack has such a `>`: then it is relative to the file's own folder.
+    stack, image
+        int32 `(n,)`: position in `stack_names` and 0-based index in the stack, per row.
+    dark_stacks
+        Positions of the stacks whose protein is dark (`blob/sign` -1).
+    optics_group
+        int32 `(n,)`: position in `optics`, per row.
+    optics
+        `(pixel size in Å, box in pixels, kV, Cs in mm, amplitude contrast)`, the last three None if unknown.
+    """
+
+    stack_names: list[str]
+    beside: bool
+    stack: NDArray[np.int32]
+    image: NDArray[np.int32]
+    dark_stacks: frozenset[int]
+    optics_group: NDArray[np.int32]
+    optics: list[tuple[float, int, float | None, float | None, float | None]]
+
+
+def read_images(table: CsTable) -> CsImages:
+    """Return what the slot `blob` says of the rows' images.
+
+    Raises
+    ------
+    CsError
+        If the slot is missing, incomplete or of other types than cryoSPARC's, or a value makes no sense.
+    """
+    _check_fields(table)
+    paths, stack = _distinct(table.column(_PATH))
+    names, merged = _stack_names(table, paths, stack)
+    stack = merged[stack]
+    image = table.column(_INDEX)
+    _refuse(table, image > _LARGEST_INDEX, _INDEX, "an index below 2147483648")
+    optics, group = _optics(table)
+    return CsImages(
+        stack_names=names,
+        beside=any(path.startswith(_BESIDE.encode()) for path in paths),
+        stack=stack,
+        image=image.astype(np.int32),
+        dark_stacks=_dark_stacks(table, names, stack),
+        optics_group=group,
+        optics=optics,
+    )
+
+
+def _check_fields(table: CsTable) -> None:
+    missing = [name for name in _BLOB if name not in table.fields]
+    if missing:
+        found = sorted({_slot(name) for name in table.fields} - {"uid"})
+        kind = " It is a table of micrographs." if "micrograph_blob" in found else ""
+        raise CsError(
+            f"no field {', '.join(missing)}, so it is not known where the images are; the slots of "
+            f"{' and '.join(path.name for path in (table.path, *table.passthrough))} are "
+            f"{', '.join(found)}.{kind}",
+            path=table.path,
+            remedy="Give the passthrough file of the same job that has the slot blob "
+            "(--passthrough J12_passthrough_particles.cs), or the .cs file of an exported result group.",
+        )
+    for name, (kinds, shape) in _BLOB.items():
+        base, found_shape = table.fields[name].base, table.fields[name].shape
+        if base.kind not in kinds or found_shape != shape:
+            raise CsError(f"the field {name} has the unexpected type {table.fields[name]}.", path=table.path)
+
+
+def _refuse(table: CsTable, is_bad: NDArray[np.bool_], name: str, expected: str) -> None:
+    if is_bad.any():
+        row = int(is_bad.argmax())
+        found = table.column(name, slice(row, row + 1))[0]
+        raise CsError(f"row {row + 1}: expected {expected} in {name}, found {found}.", path=table.path)
+
+
+def _distinct(column: NDArray[Any]) -> tuple[list[Any], NDArray[np.int32]]:
+    """Return the different values in the order of their first rows, and each row's position among them."""
+    begins = np.flatnonzero(np.concatenate([[True], column[1:] != column[:-1]]))
+    known: dict[Any, int] = {}
+    runs = [known.setdefault(value, len(known)) for value in column[begins].tolist()]
+    return list(known), np.repeat(np.array(runs, np.int32), np.diff(begins, append=len(column)))
+
+
+def _stack_names(
+    table: CsTable, paths: Sequence[bytes], path_of_row: NDArray[np.int32]
+) -> tuple[list[str], NDArray[np.int32]]:
+    """Return the stacks' names, and the position among them of each path; two spellings are one stack."""
+    names: list[str] = []
+    known: dict[str, int] = {}
+    merged = []
+    for path in paths:
+        name = os.fsdecode(path).removeprefix(_BESIDE)
+        if not name:
+            _refuse(table, path_of_row == paths.index(path), _PATH, "the path of a stack")
+        merged.append(known.setdefault(os.path.normpath(name), len(names)))
+        if merged[-1] == len(names):
+            names.append(name)
+    return names, np.array(merged, np.int32)
+
+
+def _dark_stacks(table: CsTable, names: Sequence[str], stack: NDArray[np.int32]) -> frozenset[int]:
+    sign = table.column(_SIGN)
+    _refuse(table, np.abs(sign) != 1, _SIGN, "1 (protein white) or -1 (protein dark)")
+    dark, rows = np.bincount(stack[sign < 0], minlength=len(names)), np.bincount(stack)
+    mixed = np.flatnonzero((dark > 0) & (dark < rows))
+    if len(mixed):
+        raise CsError(
+            f"{_SIGN} is 1 in some rows and -1 in others of the same stack {names[mixed[0]]}.",
+            path=table.path,
+        )
+    return frozenset(np.flatnonzero(dark).tolist())
+
+
+def _optics(
+    table: CsTable,
+) -> tuple[list[tuple[float, int, float | None, float | None, float | None]], NDArray[np.int32]]:
+    """Return the different optics, and which one each row has."""
+    pixel_size, shape = table.column(_PIXEL_SIZE), table.column(_SHAPE)
+    _refuse(table, ~((pixel_size > 0) & np.isfinite(pixel_size)), _PIXEL_SIZE, "a positive pixel size")
+    _refuse(table, shape[:, 0] != shape[:, 1], _SHAPE, "square images")
+    known = [name for name in _MICROSCOPE if name in table.fields]
+    keys = np.empty(len(table), [("size", "f8"), ("box", "i8"), *((name, "f8") for name in known)])
+    keys["size"], keys["box"] = pixel_size, shape[:, 1]
+    for name in known:
+        keys[name] = table.column(name)
+    values, group = _distinct(keys)
+    optics = []
+    for size, box, *rest in values:
+        kv, cs, contrast = (dict(zip(known, rest, strict=True)).get(name) for name in _MICROSCOPE)
+        optics.append((size, box, kv, cs, contrast))
+    return optics, group
+
+
+def rewrite(
+    table: CsTable,
+    path: str | Path,
+    stack_names: Sequence[str],
+    stack: NDArray[np.int32],
+    image: NDArray[np.int32],
+) -> None:
+    """Write all fields of all rows, in order, with other images, and the `.csg` file for their import.
+
+    `blob/path` becomes a path relative to the new file, marked by `>`, `blob/idx` the index in it, and
+    `blob/import_sig`, a hash of the old path, 0. Every other value keeps its bits, also paths that are marked
+    by `>` and mean the folder of the old file.
+
+    Parameters
+    ----------
+    table
+        The rows.
+    path
+        The new `.cs` file; `path.with_suffix(".csg")` is the group file for "Import Result Group".
+    stack_names
+        The new stacks, relative to the new file's folder.
+    stack, image
+        `(n,)`: position in `stack_names` and 0-based index in the stack, per row.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written, or is one of the inputs.
+    """
+    path = Path(path)
+    if path.exists() and any(path.samefile(source) for source in (table.path, *table.passthrough)):
+        raise OutputError(f"{path}: is an input itself, which is never written to. Choose another name.")
+    names = np.array([os.fsencode(_BESIDE + name) for name in stack_names])
+    with writing(path) as part, part.open("wb") as file:
+        _write_header(file, _fields(table, names), len(table))
+        for block in _blocks(table, names, stack, image):
+            file.write(block.view(np.uint8).data)
+    _write_group(table, path)
+
+
+def _fields(table: CsTable, names: NDArray[np.bytes_]) -> np.dtype[Any]:
+    """Return the type of the new rows: only the paths' length differs."""
+    return np.dtype([(name, names.dtype if name == _PATH else kind) for name, kind in table.fields.items()])
+
+
+def _write_header(file: Any, fields: np.dtype[Any], n_rows: int) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(fields), "fortran_order": False, "shape": (n_rows,)}
+    try:
+        np.lib.format.write_array_header_1_0(file, header)
+    except ValueError:  # longer than 65,535 characters
+        np.lib.format.write_array_header_2_0(file, header)
+
+
+def _blocks(
+    table: CsTable, names: NDArray[np.bytes_], stack: NDArray[np.int32], image: NDArray[np.int32]
+) -> Iterator[NDArray[Any]]:
+    """Yield the new rows, some thousand at a time."""
+    fields = _fields(table, names)
+    for begin in range(0, len(table), _BLOCK_ROWS):
+        rows = slice(begin, min(begin + _BLOCK_ROWS, len(table)))
+        block = np.zeros(rows.stop - rows.start, fields)
+        for name in table.fields:
+            if name == _PATH:
+                block[name] = names[stack[rows]]
+            elif name == _INDEX:
+                block[name] = image[rows]
+            elif name != _SIGNATURE:
+                block[name] = table.column(name, rows)
+        yield block
+
+
+def _write_group(table: CsTable, path: Path) -> None:
+    slots = dict.fromkeys(_slot(name) for name in table.fields if "/" in name)
+    group = {
+        "created": datetime.datetime.now(),
+        "group": {
+            "description": "Denoised by cryohush: for viewing and sorting. Reconstruct from the raw images.",
+            "name": "particles",
+            "title": "Denoised particles",
+            "type": "particle",
+        },
+        "results": {
+            slot: {"metafile": f"{_BESIDE}{path.name}", "num_items": len(table), "type": f"particle.{slot}"}
+            for slot in slots
+        },
+        "version": _GROUP_VERSION,
+    }
+    write_text(path.with_suffix(".csg"), yaml.safe_dump(group, sort_keys=False))

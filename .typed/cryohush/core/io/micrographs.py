@@ -1,0 +1,204 @@
+"""The micrograph set: which file every row of a table of micrographs means, without any image data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import MrcError, StarError
+from .image_set import ImageSet, Rows
+from .mrc import StackReader
+from .optics import MICROGRAPH_PIXEL_SIZES, OpticsGroup, check_groups, grouping, read_optics
+from .roots import find_root
+from .star import Table, encode, read_tables, unquote
+
+MICROGRAPH_SUFFIX = ".mrc"
+MOVIE_SUFFIXES = (".tif", ".tiff", ".eer", ".gz", ".bz2", ".xz", ".zst")
+_NAME, _PARTICLE, _MOVIE = "rlnMicrographName", "rlnImageName", "rlnMicrographMovieName"
+_TABLES = ("micrographs", "")
+
+
+@dataclass(frozen=True, eq=False)
+class MicrographSet(ImageSet):
+    """A table of micrographs, in the order of its rows; each file holds one image."""
+
+    @classmethod
+    def read(cls, path: str | Path, *, root: Path | None = None) -> MicrographSet:
+        """Read a table of RELION (3.0 to 5), or take a `.mrc` file as a set of one.
+
+        Parameters
+        ----------
+        path
+            The `.star` or `.mrc` file.
+        root
+            The folder that names are relative to; None looks for it as `find_root` says.
+
+        Raises
+        ------
+        StarError
+            If the STAR file is malformed or empty, holds no micrographs but movies or particles, or names a
+            file that is not there or is a movie.
+        MrcError
+            If `path` is a micrograph that cannot be read.
+        """
+        path = Path(path)
+        if path.suffix.lower() == MICROGRAPH_SUFFIX:
+            return _single(path)
+        rows, optics = _read_star(path)
+
+        def missing(stack: int, problem: str, remedy: str) -> StarError:
+            return StarError(problem, path=path, line=rows.line_of(stack), remedy=remedy)
+
+        root = find_root(path, rows.stack_names, root, missing, what="the micrograph")
+        return cls(
+            source=path,
+            has_table=True,
+            root=root,
+            stacks=[root / name for name in rows.stack_names],
+            stack_names=rows.stack_names,
+            stack=np.array(rows.stack, dtype=np.int32),
+            line=np.array(rows.line, dtype=np.int32),
+            optics_group=np.array(rows.optics_group, dtype=np.int32),
+            optics=optics,
+        )
+
+    def check_images(self) -> list[tuple[int, int]]:
+        """Open each file once and return the micrographs' `(y, x)`.
+
+        Raises
+        ------
+        MrcError
+            If a file cannot be read, or holds several images.
+        """
+        shapes = []
+        for path in self.stacks:
+            with StackReader(path) as reader:
+                if reader.n_images != 1:
+                    raise MrcError(
+                        f"expected a micrograph, found {reader.n_images} images: a movie or a stack.",
+                        path=path,
+                        remedy="Correct movies for motion first; stacks of particles have the suffix .mrcs.",
+                    )
+                shapes.append((reader.shape[1], reader.shape[2]))
+        return shapes
+
+    def write(self, path: str | Path, names: Iterable[str], *, absolute_originals: bool = False) -> None:
+        """Write the table with other micrographs: the source's text with only the names changed.
+
+        `rlnMicrographName` becomes the given name and `rlnImageOriginalName` the raw micrograph's, which
+        RELION has no column for. If the table already has original names, they move to
+        `rlnCryohushPreviousOriginalName` (`…2`, `…3` when taken).
+
+        Parameters
+        ----------
+        path
+            The new STAR file.
+        names
+            One per row, in order.
+        absolute_originals
+            Write the raw micrographs' names with absolute paths, for a table outside `root`. Otherwise their
+            text stays as it is.
+
+        Raises
+        ------
+        StarError
+            If the source was changed since it was read.
+        OutputError
+            If the file cannot be written, or is the source.
+        """
+        self._rename(path, _is_micrograph_table, _NAME, names, absolute_originals=absolute_originals)
+
+
+def lists_micrographs(path: str | Path) -> bool:
+    """Tell whether a STAR file is a table of micrographs (or movies) and not of particles.
+
+    Raises
+    ------
+    StarError
+        If the file cannot be read as far as its first table that holds either.
+    """
+    for table in read_tables(path):
+        if _PARTICLE in table.labels:
+            return False
+        if _NAME in table.labels or _MOVIE in table.labels:
+            return True
+    return False
+
+
+def _is_micrograph_table(table: Table) -> bool:
+    return table.name in _TABLES and _NAME in table.labels and _PARTICLE not in table.labels
+
+
+def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
+    """Read the rows and the optics groups, in whichever order their tables stand."""
+    rows: Rows | None = None
+    optics: dict[int, OpticsGroup] | None = None
+    row_optics: dict[int, OpticsGroup] = {}
+    for table in read_tables(path):
+        if table.name == "optics":
+            optics = read_optics(table, MICROGRAPH_PIXEL_SIZES)
+        elif _is_micrograph_table(table):
+            if rows is not None:
+                raise StarError("a second table of micrographs.", path=path, line=table.line)
+            rows = Rows()
+            group_of, row_optics = grouping(table, MICROGRAPH_PIXEL_SIZES)
+            _read_rows(table, rows, group_of)
+        elif _MOVIE in table.labels:
+            raise StarError(
+                f"data_{table.name} lists movies.",
+                path=path,
+                line=table.line,
+                remedy="Correct them for motion first, and give that job's micrographs STAR file.",
+            )
+    if rows is None:
+        raise StarError(
+            f"no table of micrographs (with the column _{_NAME}) found.",
+            path=path,
+            remedy="Give the micrographs STAR file of a motion correction, CTF or selection job.",
+        )
+    if not rows.stack:
+        raise StarError("the table of micrographs has no rows.", path=path)
+    if optics is None:
+        return rows, row_optics
+    check_groups(path, rows.optics_group, rows.line, optics)
+    return rows, optics
+
+
+def _read_rows(table: Table, rows: Rows, group_of: Callable[[list[bytes], int], int]) -> None:
+    column = table.column(_NAME)
+    for line, _, tokens in table.rows():
+        if not tokens:
+            continue
+        name = unquote(tokens[column])
+        suffix = Path(name).suffix.lower()
+        if not name or "@" in name or suffix in MOVIE_SUFFIXES:
+            kind = f"a movie or compressed file ({suffix})" if suffix in MOVIE_SUFFIXES else repr(name)
+            raise StarError(
+                f"expected a micrograph in MRC format, found {kind}{f': {name}' if suffix else ''}.",
+                path=table.path,
+                line=line,
+                remedy="Give the micrographs of a motion correction job.",
+            )
+        rows.stack.append(rows.stack_of(encode(name)))
+        rows.line.append(line)
+        rows.optics_group.append(group_of(tokens, line))
+
+
+def _single(path: Path) -> MicrographSet:
+    with StackReader(path) as reader:
+        pixel_size = reader.pixel_size_angstrom
+    zero = np.zeros(1, dtype=np.int32)
+    return MicrographSet(
+        source=path,
+        has_table=False,
+        root=path.absolute().parent,
+        stacks=[path.absolute()],
+        stack_names=[path.name],
+        stack=zero,
+        line=zero,
+        optics_group=zero + 1,
+        optics={1: OpticsGroup(1, "opticsGroup1", pixel_size, None, None, None, None)},
+    )

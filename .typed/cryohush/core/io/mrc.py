@@ -1,0 +1,441 @@
+"""MRC image stacks, read and written as a stream: no stack is ever held in memory."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from mrcfile.dtypes import HEADER_DTYPE
+from mrcfile.utils import machine_stamp_from_byte_order
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import ImageError, MrcError, OutputError
+from .files import part_path, rename_complete, writing_failed
+
+HEADER_BYTES = 1024
+# Mode 0 is signed, as the format's 2014 revision says.
+_DTYPE_OF_MODE = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+_MODE_OF_DTYPE = {"float32": 2, "float16": 12}
+_COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd"}
+_LARGEST_SIDE_PX = 65535
+
+
+class StackReader:
+    """Random access to the images of an MRC stack.
+
+    A volume-style header (space group 1, as many sections as images) reads the same as a stack's: the
+    sections are the images. The file is memory-mapped, and the pages of an image are given back once it was
+    copied, so that memory does not grow with the stack. Reading from several threads is safe.
+
+    Parameters
+    ----------
+    path
+        A `.mrcs` or `.mrc` file of mode 0, 1, 2, 6 or 12, of either byte order.
+
+    Attributes
+    ----------
+    path
+        The file.
+    n_images
+        Number of images.
+    shape
+        `(n, y, x)`.
+    mode
+        MRC mode.
+    pixel_size_angstrom
+        The header's pixel size along x in Å; None when the header does not say. RELION never reads it and
+        often leaves it unset or wrong: prefer the table's.
+
+    Raises
+    ------
+    MrcError
+        If the file is missing, compressed, truncated, not an MRC file or of another mode.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.suffix.lower() in _COMPRESSED:
+            raise _compressed(self.path)
+        try:
+            self._file = self.path.open("rb")
+        except OSError as error:
+            raise MrcError(
+                f"the stack cannot be opened: {error.strerror or error}.", path=self.path
+            ) from error
+        try:
+            self._open()
+        except OSError as error:
+            self._file.close()
+            raise MrcError(f"cannot be read: {error.strerror or error}.", path=self.path) from error
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self) -> None:
+        header, byte_order = _parse_header(self.path, self._file.read(HEADER_BYTES))
+        self.mode = int(header["mode"])
+        self.n_images = int(header["nz"])
+        self.shape = (self.n_images, int(header["ny"]), int(header["nx"]))
+        self.pixel_size_angstrom = _pixel_size(header)
+        dtype = np.dtype(byte_order + _DTYPE_OF_MODE[self.mode])
+        self._offset = HEADER_BYTES + int(header["nsymbt"])
+        self._image_bytes = self.shape[1] * self.shape[2] * dtype.itemsize
+        self._check_size()
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._images: NDArray[Any] = np.ndarray(self.shape, dtype, buffer=self._map, offset=self._offset)
+
+    def _check_size(self) -> None:
+        """Raise when the file is shorter than its header says, or became so: touching the map would crash."""
+        size = os.fstat(self._file.fileno()).st_size
+        expected = self._offset + self.n_images * self._image_bytes
+        if size < expected:
+            whole = max(0, size - self._offset) // self._image_bytes
+            raise MrcError(
+                f"truncated: {self.n_images} images of {self.shape[2]} x {self.shape[1]} px need {expected} "
+                f"bytes, the file has {size}, which holds {whole} whole images.",
+                path=self.path,
+                remedy="Copy or extract it again.",
+            )
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Return the images at 0-based `indices`, in that order, as float32 `(k, y, x)`.
+
+        Raises
+        ------
+        MrcError
+            If an index lies beyond the stack, or the file has become shorter since it was opened.
+        """
+        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+        outside = wanted[(wanted < 0) | (wanted >= self.n_images)]
+        if outside.size:
+            raise MrcError(
+                f"image {outside[0] + 1} was asked for, the stack has {self.n_images}.", path=self.path
+            )
+        self._check_size()
+        images = np.empty((wanted.size, *self.shape[1:]), dtype=np.float32)
+        for begin, end in _runs(wanted):
+            images[begin:end] = self._images[wanted[begin] : wanted[end - 1] + 1]
+        # Give the pages back: they stay in the system's cache, but no longer count as this process's memory.
+        self._map.madvise(mmap.MADV_DONTNEED)
+        return images
+
+    def close(self) -> None:
+        """Close the file; closing twice does nothing."""
+        if not self._file.closed:
+            del self._images
+            self._map.close()
+            self._file.close()
+
+    def __enter__(self) -> StackReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _runs(indices: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
+    """Yield `(begin, end)` of the stretches of consecutive rising indices: each is one copy."""
+    if not indices.size:
+        return
+    ends = [*(np.flatnonzero(np.diff(indices) != 1) + 1).tolist(), indices.size]
+    begin = 0
+    for end in ends:
+        yield begin, end
+        begin = end
+
+
+def _compressed(path: Path) -> MrcError:
+    return MrcError("compressed stacks are not supported.", path=path, remedy="Uncompress it first.")
+
+
+def _parse_header(path: Path, raw: bytes) -> tuple[NDArray[np.void], str]:
+    """Return the header (a 0-d record) and its byte order, `<` or `>`."""
+    if raw.startswith(tuple(_COMPRESSED.values())):
+        raise _compressed(path)
+    if len(raw) < HEADER_BYTES:
+        raise MrcError(
+            f"not an MRC file: {len(raw)} bytes, an MRC header alone has {HEADER_BYTES}.", path=path
+        )
+    # Machine stamps are missing or wrong in many real files. The number of columns tells the order without
+    # doubt: of an integer between 1 and 65535, the other order makes one that is above 65535.
+    for byte_order in "<>":
+        header: NDArray[np.void] = np.frombuffer(raw, dtype=HEADER_DTYPE.newbyteorder(byte_order)).reshape(())
+        if 0 < header["nx"] <= _LARGEST_SIDE_PX:
+            break
+    else:
+        raise MrcError("not an MRC file: the header holds no plausible image size.", path=path)
+    if not 0 < header["ny"] <= _LARGEST_SIDE_PX or header["nz"] <= 0 or header["nsymbt"] < 0:
+        raise MrcError(
+            f"not a usable MRC file: the header says {header['nx']} x {header['ny']} px, "
+            f"{header['nz']} images, {header['nsymbt']} bytes of extended header.",
+            path=path,
+        )
+    if int(header["mode"]) not in _DTYPE_OF_MODE:
+        raise MrcError(
+            f"MRC mode {header['mode']} is not supported: expected 0 (int8), 1 (int16), 2 (float32), "
+            "6 (uint16) or 12 (float16).",
+            path=path,
+        )
+    return header, byte_order
+
+
+def _pixel_size(header: NDArray[np.void]) -> float | None:
+    length, intervals = float(header["cella"]["x"]), int(header["mx"])
+    if intervals <= 0 or not np.isfinite(length) or length <= 0:
+        return None
+    # The header is single precision: 1.35 px must not become 1.3500000238.
+    return float(f"{length / intervals:.6g}")
+
+
+@dataclass(frozen=True)
+class WriterState:
+    """How far a `StackWriter` has come: all that is needed to go on from there.
+
+    Attributes
+    ----------
+    written
+        Number of images that are safely on disk.
+    minimum, maximum, total, total_of_squares
+        Statistics of their finite pixel values.
+    pixels
+        Number of these values.
+    """
+
+    written: int = 0
+    minimum: float = float("inf")
+    maximum: float = float("-inf")
+    total: float = 0.0
+    total_of_squares: float = 0.0
+    pixels: int = 0
+
+    def after(self, image: NDArray[np.floating[Any]]) -> WriterState:
+        """Return the state with one more image counted.
+
+        Images are added one by one in float64, so that the result depends neither on the size of the batches
+        nor on a restart.
+        """
+        values = image.astype(np.float64).reshape(-1)
+        return WriterState(
+            self.written + 1,
+            float(values.min(initial=self.minimum)),
+            float(values.max(initial=self.maximum)),
+            self.total + float(values.sum()),
+            self.total_of_squares + float(np.square(values).sum()),
+            self.pixels + values.size,
+        )
+
+
+class StackWriter:
+    """Writes an MRC stack image by image into `<path>.part`, and gives it its name once it is complete.
+
+    As a context manager it closes the stack on success; after an exception the `.part` file stays, to be
+    resumed from a `WriterState`, and nothing appears under `path`.
+
+    Parameters
+    ----------
+    path
+        The stack to make, `.mrcs`.
+    shape
+        `(n, y, x)`: number of images and their size in pixels.
+    pixel_size_angstrom
+        Goes to the header; None leaves it unset.
+    dtype
+        `float32` (mode 2), or `float16` (mode 12, which RELION 3.1 cannot read).
+    label
+        Who made the stack and how; up to 800 ASCII characters are kept.
+    state
+        A state that `checkpoint` gave, to go on after it. Later images in the `.part` file are discarded.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written, or the `.part` file to go on with is missing or too short.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        shape: tuple[int, int, int],
+        *,
+        pixel_size_angstrom: float | None,
+        dtype: Literal["float32", "float16"] = "float32",
+        label: str,
+        state: WriterState | None = None,
+    ) -> None:
+        self.path, self.shape = Path(path), shape
+        self.part = part_path(self.path)
+        self.state = state or WriterState()
+        self._pixel_size_angstrom, self._label, self._mode = pixel_size_angstrom, label, _MODE_OF_DTYPE[dtype]
+        self._dtype = np.dtype("<" + _DTYPE_OF_MODE[self._mode])
+        self._image_bytes = shape[1] * shape[2] * self._dtype.itemsize
+        self._bytes = HEADER_BYTES + shape[0] * self._image_bytes
+        try:
+            # Unbuffered: a full disk then shows in the write that meets it, and nowhere else.
+            self._file = self.part.open("wb" if state is None else "r+b", buffering=0)
+        except FileNotFoundError as error:
+            if state is None:
+                raise writing_failed(self.path, error, self._bytes) from error
+            raise self._cannot_resume("is missing") from error
+        except OSError as error:
+            raise writing_failed(self.path, error, self._bytes) from error
+        try:
+            self._seek_to_state(resumed=state is not None)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _seek_to_state(self, *, resumed: bool) -> None:
+        end = HEADER_BYTES + self.state.written * self._image_bytes
+        if resumed and os.fstat(self._file.fileno()).st_size < end:
+            raise self._cannot_resume(f"holds fewer than {self.state.written} images")
+        try:
+            self._file.truncate(end)
+            self._file.seek(end)
+        except OSError as error:
+            raise writing_failed(self.path, error, self._bytes) from error
+
+    def _cannot_resume(self, reason: str) -> OutputError:
+        return OutputError(f"{self.part}: {reason}, so the run cannot go on from it. Start the run anew.")
+
+    def write(self, images: ArrayLike, *, unchecked: Collection[int] = ()) -> None:
+        """Append float32 images `(k, y, x)`, all or none of them.
+
+        Parameters
+        ----------
+        images
+            The images.
+        unchecked
+            Positions in `images` of those that may hold NaN or infinite pixels, because the user wants them
+            to go through as they are. Such pixels do not enter the statistics.
+
+        Raises
+        ------
+        ImageError
+            If a pixel is NaN or infinite, or does not fit into float16; names the image.
+        OutputError
+            If the disk is full or fails.
+        ValueError
+            If the images have another size, or are more than the stack shall hold.
+        """
+        source = np.asarray(images)
+        if source.ndim != 3 or source.shape[1:] != self.shape[1:]:
+            raise ValueError(
+                f"expected images of shape (k, {self.shape[1]}, {self.shape[2]}), got {source.shape}"
+            )
+        if self.state.written + len(source) > self.shape[0]:
+            raise ValueError(f"{self.path}: more than the announced {self.shape[0]} images")
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = np.ascontiguousarray(source, dtype=self._dtype)
+            state = self.state
+            for position, (image, original) in enumerate(zip(values, source, strict=True)):
+                state = state.after(image[np.isfinite(image)] if position in unchecked else image)
+                if not np.isfinite(state.total):
+                    raise self._not_finite(state.written, original)
+        try:
+            self._write_at(HEADER_BYTES + self.state.written * self._image_bytes, values)
+        except OSError as error:
+            raise writing_failed(self.path, error, self._bytes) from error
+        self.state = state
+
+    def _not_finite(self, number: int, original: NDArray[Any]) -> ImageError:
+        if np.isfinite(original).all():
+            return ImageError(
+                "a pixel value does not fit into float16.",
+                path=self.path,
+                image=number,
+                remedy="Write float32 instead.",
+            )
+        return ImageError(
+            "refused to write an image with NaN or infinite pixels.", path=self.path, image=number
+        )
+
+    def _write_at(self, offset: int, values: NDArray[Any]) -> None:
+        self._file.seek(offset)
+        remaining = values.reshape(-1).view(np.uint8).data
+        while remaining:
+            remaining = remaining[self._file.write(remaining) :]
+
+    def checkpoint(self) -> WriterState:
+        """Bring everything written so far safely to disk, and return the state from which to go on."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise writing_failed(self.path, error, self._bytes) from error
+        return self.state
+
+    def close(self) -> None:
+        """Write the header, check the file's size and give the stack its name.
+
+        Raises
+        ------
+        OutputError
+            If images are missing, or the file on disk has not the size it must have.
+        """
+        with self._file:
+            if self.state.written != self.shape[0]:
+                raise OutputError(
+                    f"{self.path}: {self.state.written} of {self.shape[0]} images were written."
+                )
+            try:
+                self._write_at(0, self._header().reshape(1))
+                os.fsync(self._file.fileno())
+                size = os.fstat(self._file.fileno()).st_size
+            except OSError as error:
+                raise writing_failed(self.path, error, self._bytes) from error
+        if size != self._bytes:
+            raise OutputError(
+                f"{self.part}: {size} bytes on disk, expected {self._bytes}. Start the run anew."
+            )
+        try:
+            rename_complete(self.part, self.path)
+        except OSError as error:
+            raise writing_failed(self.path, error, self._bytes) from error
+
+    def discard(self) -> None:
+        """Give up: remove the `.part` file."""
+        self._file.close()
+        self.part.unlink(missing_ok=True)
+
+    def _header(self) -> NDArray[np.void]:
+        n, ny, nx = self.shape
+        state, pixel = self.state, self._pixel_size_angstrom or 0.0
+        header: NDArray[np.void] = np.zeros((), dtype=HEADER_DTYPE.newbyteorder("<"))
+        header["nx"], header["ny"], header["nz"], header["mode"] = nx, ny, n, self._mode
+        # mz 1 and space group 0: a stack of images, not a volume
+        header["mx"], header["my"], header["mz"], header["ispg"] = nx, ny, 1, 0
+        header["cella"] = (nx * pixel, ny * pixel, pixel)
+        header["cellb"] = (90, 90, 90)
+        header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
+        if state.pixels:
+            mean = state.total / state.pixels
+            header["dmin"], header["dmax"], header["dmean"] = state.minimum, state.maximum, mean
+            header["rms"] = np.sqrt(max(0.0, state.total_of_squares / state.pixels - mean * mean))
+        else:  # the format's way to say that nothing is known
+            header["dmin"], header["dmax"], header["dmean"], header["rms"] = 0, -1, -2, -1
+        header["nversion"] = 20141
+        header["map"] = b"MAP "
+        header["machst"] = machine_stamp_from_byte_order("<")
+        text = self._label.encode("ascii", "replace")[:800]
+        labels = [text[begin : begin + 80] for begin in range(0, len(text), 80)]
+        header["nlabl"] = len(labels)
+        header["label"][: len(labels)] = labels
+        return header
+
+    def __enter__(self) -> StackWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()

@@ -1,0 +1,355 @@
+"""The particle set: which image of which stack every row of a table means, without any image data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigurationError, CsError, ImageError, MrcError, StarError
+from .cs import CS_SUFFIX, CsTable, read_images
+from .cs import rewrite as rewrite_cs
+from .image_set import ImageSet, Rows
+from .mrc import StackReader
+from .optics import LARGEST_INDEX, OpticsGroup, check_groups, grouping, read_optics
+from .roots import find_root
+from .star import Table, decode, encode, read_tables, unquote
+
+STACK_SUFFIXES = (".mrcs", ".mrc")
+_IMAGE = "rlnImageName"
+_PARTICLE_TABLES = ("particles", "images", "")
+
+
+@dataclass(frozen=True, eq=False)
+class ParticleSet(ImageSet):
+    """A table of particle images, in the order of its rows; `ImageSet` tells of the other attributes.
+
+    Attributes
+    ----------
+    image
+        int32 `(n,)`: 0-based index in the stack, per row.
+    dark_stacks
+        Positions of the stacks whose protein is dark, as a `.cs` file can say. RELION's is white.
+    passthrough
+        The files whose fields complete those of a `.cs` file.
+    """
+
+    image: NDArray[np.int32]
+    dark_stacks: frozenset[int] = frozenset()
+    passthrough: tuple[Path, ...] = ()
+
+    @classmethod
+    def read(
+        cls, path: str | Path, *, root: Path | None = None, passthrough: Sequence[str | Path] = ()
+    ) -> ParticleSet:
+        """Read a table of RELION (3.0 to 5) or cryoSPARC, or take a whole `.mrcs`/`.mrc` stack as a set.
+
+        Parameters
+        ----------
+        path
+            The `.star` or `.cs` file, or the stack.
+        root
+            The folder that image names are relative to. Without it the working directory is tried (the
+            project's directory), then the table's folder and its parents; for a `.cs` file that was exported
+            its own folder comes first.
+        passthrough
+            Files that complete a `.cs` file; see `CsTable`.
+
+        Raises
+        ------
+        StarError
+            If the STAR file is malformed or empty, holds no 2D particles, or names a stack that is not there.
+        CsError
+            If the same is true of a `.cs` file or its passthrough files, or particles are in it twice.
+        MrcError
+            If `path` is a stack that cannot be read.
+        ConfigurationError
+            If there are passthrough files but `path` is no `.cs` file.
+        """
+        path = Path(path)
+        if path.suffix.lower() == CS_SUFFIX:
+            return _read_cs(path, root, passthrough)
+        if passthrough:
+            raise ConfigurationError(
+                f"passthrough files complete a .cs file, and {path} is none. Leave them out."
+            )
+        if path.suffix.lower() in STACK_SUFFIXES:
+            return _whole_stack(path)
+        rows, optics = _read_star(path)
+
+        def missing(stack: int, problem: str, remedy: str) -> StarError:
+            return StarError(problem, path=path, line=rows.line_of(stack), remedy=remedy)
+
+        root = find_root(path, rows.stack_names, root, missing)
+        return cls(
+            source=path,
+            has_table=True,
+            root=root,
+            stacks=[root / name for name in rows.stack_names],
+            stack_names=rows.stack_names,
+            stack=np.frombuffer(rows.stack, dtype=np.int32),
+            image=np.frombuffer(rows.image, dtype=np.int32),
+            line=np.frombuffer(rows.line, dtype=np.int32),
+            optics_group=np.frombuffer(rows.optics_group, dtype=np.int32),
+            optics=optics,
+        )
+
+    @property
+    def is_cs(self) -> bool:
+        """Whether the table is cryoSPARC's."""
+        return self.source.suffix.lower() == CS_SUFFIX
+
+    def distinct_images(self) -> list[NDArray[np.int32]]:
+        """Return, per stack, the 0-based indices of the images in use, ascending, each once.
+
+        They are what has to be denoised, and the order of the images in the denoised stack.
+        """
+        keys = np.unique(self._image_keys())
+        return np.split(
+            (keys & 0xFFFFFFFF).astype(np.int32),
+            np.searchsorted(keys, np.arange(1, len(self.stacks), dtype=np.int64) << 32),
+        )
+
+    def output_positions(self) -> NDArray[np.int32]:
+        """Return, per row, the 0-based position of its image in `distinct_images()[stack]`, int32 `(n,)`."""
+        keys, position = np.unique(self._image_keys(), return_inverse=True)
+        begin = np.searchsorted(keys, np.arange(len(self.stacks), dtype=np.int64) << 32)
+        return (position.reshape(-1) - begin[self.stack]).astype(np.int32)
+
+    def _image_keys(self) -> NDArray[np.int64]:
+        return (self.stack.astype(np.int64) << 32) | self.image
+
+    def check_images(self) -> list[tuple[int, int, int]]:
+        """Open each stack once, compare it with the table, and return the stacks' shapes `(n, y, x)`.
+
+        Raises
+        ------
+        MrcError
+            If a stack cannot be read, or a row asks for an image beyond its end.
+        ImageError
+            If an image is not square, its size disagrees with the table, or sizes differ inside one optics
+            group.
+        """
+        shapes = []
+        largest = np.full(len(self.stacks), -1, dtype=np.int32)
+        np.maximum.at(largest, self.stack, self.image)
+        for stack, path in enumerate(self.stacks):
+            with StackReader(path) as reader:
+                shapes.append(reader.shape)
+            if largest[stack] >= reader.n_images:
+                row = int(np.argmax((self.stack == stack) & (self.image >= reader.n_images)))
+                raise MrcError(
+                    f"the stack has {reader.n_images} images, but image {self.image[row] + 1} is wanted by "
+                    f"{self._row(row)}.",
+                    path=path,
+                )
+        self._check_boxes(shapes)
+        return shapes
+
+    def _check_boxes(self, shapes: list[tuple[int, int, int]]) -> None:
+        pairs = (self.optics_group.astype(np.int64) << 32) | self.stack
+        _, first_rows = np.unique(pairs, return_index=True)
+        first_of_group: dict[int, tuple[int, Path]] = {}
+        for row in first_rows.tolist():
+            stack, optics = int(self.stack[row]), self.optics[int(self.optics_group[row])]
+            path, (_, y, x) = self.stacks[stack], shapes[stack]
+            if x != y:
+                raise ImageError(f"expected square particle images, found {x} x {y} px.", path=path)
+            if optics.box_px is not None and optics.box_px != x:
+                raise ImageError(
+                    f"the images are {x} px wide, the table says {optics.box_px} px for optics group "
+                    f"{optics.number} ({self._row(row)}).",
+                    path=path,
+                )
+            box_px, first_path = first_of_group.setdefault(optics.number, (x, path))
+            if box_px != x:
+                raise ImageError(
+                    f"the images are {x} px wide, those of {first_path} in the same optics group "
+                    f"{optics.number} are {box_px} px wide.",
+                    path=path,
+                    remedy="Give each box size its own optics group.",
+                )
+
+    def _row(self, row: int) -> str:
+        return f"{self.source}, line {self.line[row]}" if self.line[row] else f"{self.source}, row {row + 1}"
+
+    def write(
+        self, path: str | Path, image_names: Iterable[str], *, absolute_originals: bool = False
+    ) -> None:
+        """Write the table with other images: the source's text with only the image columns changed.
+
+        `rlnImageName` becomes the given name and `rlnImageOriginalName` the raw image's, so that RELION's
+        "revert to original particles" swaps them back. If the table already has original names, they move to
+        `rlnCryohushPreviousOriginalName` (`…2`, `…3` when taken).
+
+        Parameters
+        ----------
+        path
+            The new STAR file.
+        image_names
+            One `000001@stack.mrcs` per row, in order; an iterator is consumed as the rows are written.
+        absolute_originals
+            Write the raw images' names with absolute paths, for a table outside `root`. Otherwise their text
+            stays as it is.
+
+        Raises
+        ------
+        StarError
+            If the source was changed since it was read.
+        OutputError
+            If the file cannot be written, or is the source.
+        ValueError
+            If the set is not from a STAR file, or there are not as many names as rows.
+        """
+        if not self.has_table or self.is_cs:
+            raise ValueError(f"{self.source} is no STAR file: it has no table to rewrite")
+        self._rename(path, _is_particle_table, _IMAGE, image_names, absolute_originals=absolute_originals)
+
+    def write_cs(self, path: str | Path, stack_names: Sequence[str]) -> None:
+        """Write a `.cs` table with other stacks, and the `.csg` file with which cryoSPARC imports it.
+
+        Each new stack must hold what `distinct_images` says, in that order. `cs.rewrite` tells what changes.
+
+        Parameters
+        ----------
+        path
+            The new `.cs` file.
+        stack_names
+            For each of `stacks` the new one, relative to the new file's folder.
+
+        Raises
+        ------
+        CsError
+            If the source was changed since it was read.
+        OutputError
+            If a file cannot be written, or is the source.
+        """
+        table = CsTable(self.source, self.passthrough)
+        if len(table) != len(self):
+            raise CsError("the file was changed while it was in use.", path=self.source)
+        rewrite_cs(table, path, stack_names, self.stack, self.output_positions())
+
+
+def _is_particle_table(table: Table) -> bool:
+    return table.name in _PARTICLE_TABLES and bool(table.labels)
+
+
+def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
+    """Read the rows and the optics groups, in whichever order their tables stand."""
+    rows: Rows | None = None
+    optics: dict[int, OpticsGroup] | None = None
+    row_optics: dict[int, OpticsGroup] = {}
+    met = []
+    for table in read_tables(path):
+        met += [f"data_{table.name}"] if table.line else []
+        _refuse_tomography(table)
+        if table.name == "optics":
+            optics = read_optics(table)
+        elif _is_particle_table(table):
+            if rows is not None:
+                raise StarError("a second table of particles.", path=path, line=table.line)
+            rows, row_optics = _read_rows(table)
+    if rows is None:
+        raise StarError(
+            f"no table of particles (data_particles, data_images or data_) found, only {', '.join(met)}.",
+            path=path,
+            remedy="Give the particles.star of an extraction, selection or refinement job.",
+        )
+    if not rows.stack:
+        raise StarError("the table of particles has no rows.", path=path)
+    if optics is None:
+        return rows, row_optics
+    check_groups(path, rows.optics_group, rows.line, optics)
+    return rows, optics
+
+
+def _refuse_tomography(table: Table) -> None:
+    two_d_stacks = table.values.get("rlnTomoSubTomosAre2DStacks", b"0")
+    if unquote(two_d_stacks) not in ("0", "") or "rlnTomoVisibleFrames" in table.labels:
+        raise StarError(
+            "subtomograms as stacks of 2D tilt images (RELION 5 tomography) are not supported.",
+            path=table.path,
+            line=table.line,
+        )
+
+
+def _read_rows(table: Table) -> tuple[Rows, dict[int, OpticsGroup]]:
+    """Read the table of particles; return also the optics that its rows themselves tell."""
+    if _IMAGE not in table.labels:
+        kind = " It is a table of micrographs." if "rlnMicrographName" in table.labels else ""
+        raise StarError(
+            f"data_{table.name} has no column _{_IMAGE}.{kind}",
+            path=table.path,
+            line=table.line,
+            remedy="Give a table of extracted particles.",
+        )
+    rows, image_column = Rows(), table.column(_IMAGE)
+    group_of, optics = grouping(table)
+    for line, _, tokens in table.rows():
+        if not tokens:
+            continue
+        name = tokens[image_column]
+        if name[:1] in (b'"', b"'"):
+            name = encode(unquote(name))
+        index, at, stack_name = name.partition(b"@")
+        if not (at and stack_name and index.isdigit() and 0 < int(index) <= LARGEST_INDEX):
+            raise StarError(
+                f"expected an image name like 000001@stack.mrcs, found {decode(name)!r}.",
+                path=table.path,
+                line=line,
+                remedy="" if at else "Names without @ mean subtomograms or single images: not supported.",
+            )
+        rows.stack.append(rows.stack_of(stack_name))
+        rows.image.append(int(index) - 1)
+        rows.line.append(line)
+        rows.optics_group.append(group_of(tokens, line))
+    return rows, optics
+
+
+def _read_cs(path: Path, root: Path | None, passthrough: Sequence[str | Path]) -> ParticleSet:
+    table = CsTable(path, passthrough)
+    images = read_images(table)
+
+    def missing(stack: int, problem: str, remedy: str) -> CsError:
+        row = int(np.argmax(images.stack == stack)) + 1
+        return CsError(f"row {row}: {problem}", path=path, remedy=remedy)
+
+    root = find_root(path, images.stack_names, root, missing, own_folder_first=images.beside)
+    return ParticleSet(
+        source=path,
+        has_table=True,
+        root=root,
+        stacks=[root / name for name in images.stack_names],
+        stack_names=images.stack_names,
+        stack=images.stack,
+        image=images.image,
+        line=np.zeros(len(table), dtype=np.int32),
+        optics_group=images.optics_group + np.int32(1),
+        optics={
+            number: OpticsGroup(number, f"opticsGroup{number}", *values)
+            for number, values in enumerate(images.optics, start=1)
+        },
+        dark_stacks=images.dark_stacks,
+        passthrough=table.passthrough,
+    )
+
+
+def _whole_stack(path: Path) -> ParticleSet:
+    with StackReader(path) as reader:
+        n, pixel_size, box = reader.n_images, reader.pixel_size_angstrom, reader.shape[2]
+    zeros = np.zeros(n, dtype=np.int32)
+    return ParticleSet(
+        source=path,
+        has_table=False,
+        root=path.absolute().parent,
+        stacks=[path.absolute()],
+        stack_names=[path.name],
+        stack=zeros,
+        image=np.arange(n, dtype=np.int32),
+        line=zeros,
+        optics_group=zeros + 1,
+        optics={1: OpticsGroup(1, "opticsGroup1", pixel_size, box, None, None, None)},
+    )

@@ -1,0 +1,264 @@
+"""Poses and CTF parameters of a particle set, row by row, from a STAR or `.cs` table, in RELION's terms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CsError, InputError, StarError
+from .cs import CsTable
+from .optics import OpticsGroup
+from .particles import ParticleSet
+from .star import Table, read_tables, unquote
+
+_TABLES = ("particles", "images", "")
+_ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+_ORIGINS = ("rlnOriginXAngst", "rlnOriginYAngst")
+_ORIGINS_PX = ("rlnOriginX", "rlnOriginY")  # before RELION 3.1
+_DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
+_OPTICS = {
+    "rlnVoltage": "voltage_kv",
+    "rlnSphericalAberration": "cs_mm",
+    "rlnAmplitudeContrast": "amplitude_contrast",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class PoseTable:
+    """Where each particle looks and lies.
+
+    Attributes
+    ----------
+    rotations
+        `(n, 3, 3)` float64: takes coordinates (x, y, z) of the image's frame to the volume's.
+    shifts_angstrom
+        `(n, 2)` float64 (y, x): from pixel `box // 2` of the image to the particle's centre.
+    """
+
+    rotations: NDArray[np.float64]
+    shifts_angstrom: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class CtfTable:
+    """CTF parameters, each `(n,)` float64; underfocus positive, angles in degrees as in RELION."""
+
+    defocus_u_angstrom: NDArray[np.float64]
+    defocus_v_angstrom: NDArray[np.float64]
+    angle_degrees: NDArray[np.float64]
+    voltage_kv: NDArray[np.float64]
+    cs_mm: NDArray[np.float64]
+    amplitude_contrast: NDArray[np.float64]
+    phase_shift_degrees: NDArray[np.float64]
+    b_factor: NDArray[np.float64]
+
+
+def read_poses(particles: ParticleSet) -> PoseTable:
+    """Read the orientations and shifts of a particle set.
+
+    RELION's angles are its ZYZ Euler angles, its origin offsets point from the particle's centre to the
+    image's. cryoSPARC's `alignments3D/pose` is a rotation vector whose right-hand rotation takes the image's
+    frame to the volume's, and `alignments3D/shift` are RELION's origin offsets in pixels of
+    `alignments3D/psize_A`.
+
+    Raises
+    ------
+    StarError, CsError
+        If the table has no poses, a value is no number, or the pixel size of shifts in pixels is unknown.
+    InputError
+        If the particles have no table.
+    """
+    if _source(particles).is_cs:
+        return _poses_of_cs(CsTable(particles.source, particles.passthrough))
+    angstrom = _has_columns(particles, _ORIGINS)
+    origins = _ORIGINS if angstrom else _ORIGINS_PX
+    columns = _columns(particles, _ANGLES, dict.fromkeys(origins, 0.0))
+    rotations = _from_euler(*(np.deg2rad(columns[label]) for label in _ANGLES))
+    x, y = (columns[label] for label in origins)
+    if not angstrom and (x.any() or y.any()):
+        pixel_size = _per_row(particles, "pixel_size_angstrom", "pixel size")
+        x, y = x * pixel_size, y * pixel_size
+    return PoseTable(rotations, np.stack([-y, -x], axis=1))
+
+
+def read_ctf(particles: ParticleSet) -> CtfTable:
+    """Read the CTF parameters of a particle set, from its rows and optics groups.
+
+    Raises
+    ------
+    StarError, CsError
+        If the table has no CTF parameters, or a value is no number or impossible.
+    InputError
+        If the particles have no table.
+    """
+    if _source(particles).is_cs:
+        table = CsTable(particles.source, particles.passthrough)
+        ctf = _ctf_of_cs(table)
+    else:
+        columns = _columns(particles, _DEFOCUS, {"rlnPhaseShift": 0.0, "rlnCtfBfactor": 0.0})
+        rest = {
+            name: _columns(particles, (label,), {})[label]
+            if _has_columns(particles, (label,))
+            else _per_row(particles, name, f"_{label}")
+            for label, name in _OPTICS.items()
+        }
+        u, v, angle = (columns[label] for label in _DEFOCUS)
+        ctf = CtfTable(
+            u,
+            v,
+            angle,
+            **rest,
+            phase_shift_degrees=columns["rlnPhaseShift"],
+            b_factor=columns["rlnCtfBfactor"],
+        )
+    _check_possible(particles, ctf)
+    return ctf
+
+
+def _source(particles: ParticleSet) -> ParticleSet:
+    if not particles.has_table:
+        raise InputError(
+            "a bare stack has no poses and no CTF.", path=particles.source, remedy="Give a table."
+        )
+    return particles
+
+
+def _is_particle_table(table: Table) -> bool:
+    return table.name in _TABLES and "rlnImageName" in table.labels
+
+
+def _has_columns(particles: ParticleSet, labels: Sequence[str]) -> bool:
+    tables = read_tables(particles.source)
+    return any(_is_particle_table(table) and set(labels) <= set(table.labels) for table in tables)
+
+
+def _columns(
+    particles: ParticleSet, needed: Sequence[str], optional: Mapping[str, float]
+) -> dict[str, NDArray[np.float64]]:
+    """Numbers of some columns; `optional` ones that are missing have their default in every row."""
+    for table in read_tables(particles.source):
+        if not _is_particle_table(table):
+            continue
+        places = {label: table.column(label) for label in needed}
+        places |= {label: table.labels.index(label) for label in optional if label in table.labels}
+        values: list[list[float]] = []
+        for line, _, tokens in table.rows():
+            if tokens:
+                values.append([_number(table, line, label, tokens[k]) for label, k in places.items()])
+        if len(values) != len(particles):
+            break
+        found = dict(zip(places, np.array(values, dtype=np.float64).T, strict=True))
+        return {
+            label: found[label] if label in found else np.full(len(values), optional[label])
+            for label in (*needed, *optional)
+        }
+    raise StarError("the file was changed while it was in use.", path=particles.source)
+
+
+def _number(table: Table, line: int, label: str, token: bytes) -> float:
+    try:
+        number = float(token)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise StarError(
+            f"expected a number in _{label}, found {unquote(token)!r}.", path=table.path, line=line
+        )
+    return number
+
+
+def _per_row(particles: ParticleSet, attribute: str, what: str) -> NDArray[np.float64]:
+    """A value of the optics groups for each row."""
+
+    def of(group: OpticsGroup) -> float:
+        value = getattr(group, attribute)
+        if value is None:
+            raise StarError(f"optics group {group.number} has no {what}.", path=particles.source)
+        return float(value)
+
+    values = {number: of(particles.optics[number]) for number in np.unique(particles.optics_group).tolist()}
+    return np.array([values[number] for number in particles.optics_group.tolist()], dtype=np.float64)
+
+
+def _from_euler(
+    rot: NDArray[np.float64], tilt: NDArray[np.float64], psi: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    return _about(2, rot) @ _about(1, tilt) @ _about(2, psi)
+
+
+def _about(axis: int, angle: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`(n, 3, 3)` right-hand rotations about x (0), y (1) or z (2)."""
+    matrix = np.zeros((len(angle), 3, 3))
+    first, second = (axis + 1) % 3, (axis + 2) % 3
+    matrix[:, axis, axis] = 1
+    matrix[:, first, first] = matrix[:, second, second] = np.cos(angle)
+    matrix[:, second, first], matrix[:, first, second] = np.sin(angle), -np.sin(angle)
+    return matrix
+
+
+def _from_rotation_vectors(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rodrigues' formula."""
+    angle = np.linalg.norm(vectors, axis=1)
+    x, y, z = (vectors / np.where(angle > 0, angle, 1)[:, None]).T
+    zero = np.zeros_like(x)
+    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
+    sine, versine = np.sin(angle)[:, None, None], (1 - np.cos(angle))[:, None, None]
+    matrices: NDArray[np.float64] = np.eye(3) + sine * cross + versine * (cross @ cross)
+    return matrices
+
+
+def _cs_column(table: CsTable, name: str, shape: tuple[int, ...] = ()) -> NDArray[np.float64]:
+    if name not in table.fields:
+        raise CsError(f"no field {name}.", path=table.path, remedy="Give the passthrough file that holds it.")
+    values: NDArray[Any] = table.column(name)
+    if values.dtype.kind not in "fiu" or values.shape[1:] != shape:
+        raise CsError(f"the field {name} has the unexpected type {table.fields[name]}.", path=table.path)
+    bad = ~np.isfinite(values.reshape(len(values), -1)).all(1)
+    if bad.any():
+        raise CsError(f"row {int(bad.argmax()) + 1}: {name} is not a number.", path=table.path)
+    return values.astype(np.float64)
+
+
+def _poses_of_cs(table: CsTable) -> PoseTable:
+    vectors = _cs_column(table, "alignments3D/pose", (3,))
+    pixel_size = _cs_column(table, "alignments3D/psize_A")
+    shift = _cs_column(table, "alignments3D/shift", (2,)) * pixel_size[:, None]
+    return PoseTable(_from_rotation_vectors(vectors), -shift[:, ::-1])
+
+
+def _ctf_of_cs(table: CsTable) -> CtfTable:
+    names = ("df1_A", "df2_A", "df_angle_rad", "accel_kv", "cs_mm", "amp_contrast", "phase_shift_rad")
+    u, v, angle, kv, cs, contrast, phase = (_cs_column(table, f"ctf/{name}") for name in names)
+    b_factor = _cs_column(table, "ctf/bfactor") if "ctf/bfactor" in table.fields else np.zeros(len(u))
+    return CtfTable(u, v, np.rad2deg(angle), kv, cs, contrast, np.rad2deg(phase), b_factor)
+
+
+def _check_possible(particles: ParticleSet, ctf: CtfTable) -> None:
+    error = CsError if particles.is_cs else StarError
+    for values, is_bad, expected in (
+        (ctf.voltage_kv, (ctf.voltage_kv < 10) | (ctf.voltage_kv > 3000), "an acceleration voltage in kV"),
+        (ctf.cs_mm, (ctf.cs_mm < 0) | (ctf.cs_mm > 100), "a spherical aberration in mm"),
+        (
+            ctf.amplitude_contrast,
+            (ctf.amplitude_contrast < 0) | (ctf.amplitude_contrast > 1),
+            "an amplitude contrast from 0 to 1",
+        ),
+        (
+            ctf.defocus_u_angstrom,
+            np.abs(ctf.defocus_u_angstrom) + np.abs(ctf.defocus_v_angstrom) > 4e5,
+            "a defocus in Å below 20 µm",
+        ),
+    ):
+        if is_bad.any():
+            row = int(is_bad.argmax())
+            line = int(particles.line[row])
+            raise error(
+                f"row {row + 1}: expected {expected}, found {values[row]:g}.",
+                path=particles.source,
+                line=line or None,
+            )

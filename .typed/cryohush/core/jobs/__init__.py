@@ -1,0 +1,1 @@
+"""What one command does, from its options to its files."""

@@ -1,0 +1,197 @@
+"""Models on disk: a `.safetensors` file that says in its own metadata which network it belongs to.
+
+A file's metadata holds one JSON text under `cryohush`: `model` (`name` in the registry and `arguments` of the
+constructor), and what else its maker wants to say (`description`, `training`, `measured`): the card. Shipped
+models are listed in `weights/manifest.yaml`, which also holds the SHA-256 of each file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import yaml
+from safetensors import SafetensorError
+from torch import nn
+
+from ..errors import ModelError
+from ..io.files import writing
+from . import MODELS, SEGMENTERS
+
+WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
+# What a training run calls its result.
+WEIGHTS_NAME = "weights.safetensors"
+_METADATA_KEY = "cryohush"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network with its weights, in float32 on the CPU, ready to run.
+
+    Attributes
+    ----------
+    name
+        The name or path that it was asked for by.
+    module
+        The network, in evaluation mode.
+    sha256
+        Of the weights file.
+    card
+        What is known of the model: `model`, `description`, `training`, `measured`.
+    path
+        The weights file.
+    """
+
+    name: str
+    module: nn.Module
+    sha256: str
+    card: dict[str, Any]
+    path: Path
+
+    @property
+    def stride(self) -> int:
+        """What the sides of an image must be multiples of."""
+        return int(self.module.stride)  # type: ignore[arg-type]
+
+
+def list_models() -> dict[str, dict[str, Any]]:
+    """Return the shipped models: name to manifest entry (`file`, `sha256`, `model`, `description`, ...).
+
+    Raises
+    ------
+    ModelError
+        If the manifest is there but cannot be read.
+    """
+    path = WEIGHTS_FOLDER / "manifest.yaml"
+    if not path.exists():
+        return {}
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ModelError(f"{path}: the list of models cannot be read: {error}") from error
+    if not isinstance(entries, dict):
+        raise ModelError(f"{path}: expected `name: entry` lines, found a {type(entries).__name__}.")
+    return entries
+
+
+def load_model(
+    name_or_path: str | Path, networks: Mapping[str, Callable[..., nn.Module]] = MODELS
+) -> LoadedModel:
+    """Load a shipped model by its name, or a user's by the path of its `.safetensors` file.
+
+    Parameters
+    ----------
+    name_or_path
+        Which model. The folder of a training run stands for the `weights.safetensors` in it.
+    networks
+        The registry that its network has to be in: denoisers, unless `SEGMENTERS` is given.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model or file, if the weights are not those that the manifest names, or if they do
+        not fit the network that they claim to belong to, or that is of another kind.
+    """
+    name = str(name_or_path)
+    shipped = list_models()
+    if name in shipped:
+        entry = dict(shipped[name])
+        path = WEIGHTS_FOLDER / str(entry.pop("file"))
+        data, sha256 = _read(path)
+        if sha256 != entry.pop("sha256"):
+            raise ModelError(
+                f"{path}: the weights of model {name!r} are damaged or were replaced: SHA-256 "
+                f"{shipped[name]['sha256']} was expected, {sha256} found. Install cryohush again."
+            )
+        card = {**_metadata(path, data), **entry}
+    else:
+        path = Path(name) / WEIGHTS_NAME if Path(name).is_dir() else Path(name)
+        if path.suffix != ".safetensors":
+            known = ", ".join(shipped) or "none"
+            raise ModelError(
+                f"unknown model {name!r}. Shipped models: {known}. Or give the path of a .safetensors file "
+                "or of a training run's folder."
+            )
+        data, sha256 = _read(path)
+        card = _metadata(path, data)
+    return LoadedModel(name, _build(path, data, card, networks), sha256, card, path)
+
+
+def save_model(
+    path: str | Path, module: nn.Module, name: str, arguments: Mapping[str, Any], card: Mapping[str, Any]
+) -> str:
+    """Write a network's weights with all that `load_model` needs, and return the file's SHA-256.
+
+    Parameters
+    ----------
+    path
+        A `.safetensors` file; it appears whole or not at all.
+    module
+        The network; its weights are stored in the number format that they have.
+    name, arguments
+        The network's name in the registry, and the arguments of its constructor.
+    card
+        JSON-able: `description`, `training`, `measured`.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    path = Path(path)
+    metadata = {**card, "model": {"name": name, "arguments": dict(arguments)}}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    data = safetensors.torch.save(tensors, metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    with writing(path, len(data)) as part:
+        part.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read(path: Path) -> tuple[bytes, str]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: the weights cannot be read: {error.strerror}.") from error
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def _metadata(path: Path, data: bytes) -> dict[str, Any]:
+    """Return the card in a safetensors file: its header is a length (8 bytes) and that much JSON."""
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        card = json.loads(header["__metadata__"][_METADATA_KEY])
+        card["model"]["name"], card["model"]["arguments"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path}: not a model of cryohush: expected a safetensors file whose metadata say under "
+            f"{_METADATA_KEY!r} which network it belongs to."
+        ) from error
+    return dict(card)
+
+
+def _build(
+    path: Path, data: bytes, card: Mapping[str, Any], networks: Mapping[str, Callable[..., nn.Module]]
+) -> nn.Module:
+    network = card["model"]
+    if network["name"] not in networks:
+        known = {**MODELS, **SEGMENTERS}
+        if network["name"] in known:
+            kinds = ("labels micrographs", "denoises")
+            found, wanted = kinds if network["name"] in SEGMENTERS else kinds[::-1]
+            raise ModelError(f"{path}: a model that {found}, where one that {wanted} is needed.")
+        raise ModelError(
+            f"{path}: unknown network {network['name']!r}; this version has {', '.join(sorted(known))}."
+        )
+    try:
+        module = networks[network["name"]](**network["arguments"])
+        module.load_state_dict(safetensors.torch.load(data))
+    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        # torch lists every tensor that does not fit, one per line: two of them tell enough
+        details = "; ".join(line.strip() for line in str(error).splitlines()[:3])
+        raise ModelError(f"{path}: the weights do not fit the network that they name: {details}") from error
+    return module.eval().float().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Real noise from micrographs, and noise made like it."""

@@ -1,0 +1,246 @@
+"""Windows of a micrograph that hold nothing but noise, by either of two methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..config.extract_noise import ExtractNoiseOptions
+from ..errors import ConfigurationError
+from ..imaging.noise import image_generator
+from ..inference.denoiser import Denoiser
+from ..inference.devices import DTYPES, Precision, prepare, run_network
+from ..inference.micrograph_denoiser import MicrographDenoiser
+from ..inference.tiling import plan_tiles, run_in_tiles
+from ..models import SEGMENTERS
+from ..models.weights import LoadedModel, load_model
+from .energy import noise_probabilities
+from .patches import count_in_windows
+from .segmentation import (
+    BACKGROUND,
+    CONTAMINATION,
+    PARTICLE,
+    SURELY_BACKGROUND,
+    bin_micrograph,
+    expand_labels,
+    labels_of_logits,
+    normalise_robustly,
+    working_bin,
+)
+from .similarity import SSIM_WINDOW_PX, patch_similarity
+
+# More than any label.
+_SURE = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """What a method found in one micrograph.
+
+    Attributes
+    ----------
+    origins
+        `(n, 2)` int64 (y, x): first pixels of the windows without signal.
+    n_windows
+        How many windows there are in all.
+    excluded
+        How many of them were left out, by reason: the first that applies.
+    similarity
+        `(n,)` least SSIM between parts of each window, for the similarity method.
+    best_similarity
+        Of all windows.
+    labels
+        `(y, x)` uint8 label map, where a network made one.
+    """
+
+    origins: Tensor
+    n_windows: int
+    excluded: dict[str, int] = field(default_factory=dict)
+    similarity: Tensor | None = None
+    best_similarity: float | None = None
+    labels: Tensor | None = None
+
+
+class WindowFinder(Protocol):
+    """A method on one device."""
+
+    device: torch.device
+
+    def find(
+        self, image: Tensor, pixel_size_angstrom: float | None, window_px: int, stride_px: int
+    ) -> Windows:
+        """Search a micrograph `(y, x)`, protein white, finite and not constant."""
+
+
+class SegmentationFinder:
+    """A network labels each pixel; windows without contamination and particles are noise, if they look it."""
+
+    def __init__(
+        self, model: LoadedModel, device: torch.device, precision: Precision, options: ExtractNoiseOptions
+    ) -> None:
+        self.device = device
+        self._precision: Precision = precision
+        self._stride = model.stride
+        self._reach = int(model.module.receptive_field_px)  # type: ignore[arg-type]
+        self._network = prepare(model.module, device, precision)
+        self._options = options
+
+    def label(self, image: Tensor, pixel_size_angstrom: float) -> Tensor:
+        """`(y, x)` uint8 labels of a micrograph."""
+        factor = working_bin(pixel_size_angstrom)
+        binned = normalise_robustly(bin_micrograph(image.to(self.device), factor))
+        labels, _ = self._label_binned(binned)
+        return expand_labels(labels, factor, (image.shape[0], image.shape[1]))
+
+    def _label_binned(self, binned: Tensor) -> tuple[Tensor, Tensor]:
+        """`(y, x)` uint8 labels, and a mask of what is background beyond doubt."""
+
+        def run(tiles: Tensor) -> Tensor:
+            logits = run_network(self._network, tiles[:, None], DTYPES[self._precision])
+            labels = torch.stack([labels_of_logits(one, self._options.least_background) for one in logits])
+            # tiles have one channel: the doubt goes with the label
+            return labels + _SURE * (logits.softmax(1)[:, BACKGROUND] > SURELY_BACKGROUND).float()
+
+        tiling = plan_tiles((binned.shape[0], binned.shape[1]), self._stride, self._reach)
+        found = run_in_tiles(binned, tiling, run).to(torch.uint8)
+        return found % _SURE, found >= _SURE
+
+    def find(
+        self, image: Tensor, pixel_size_angstrom: float | None, window_px: int, stride_px: int
+    ) -> Windows:
+        """See `WindowFinder`."""
+        if pixel_size_angstrom is None:
+            raise ConfigurationError(
+                f"method {self._options.method} needs the pixel size, which the input does not say. Give "
+                "pixel_size_angstrom."
+            )
+        factor = working_bin(pixel_size_angstrom)
+        binned = normalise_robustly(bin_micrograph(image.to(self.device), factor))
+        small, sure = self._label_binned(binned)
+        labels = expand_labels(small, factor, (image.shape[0], image.shape[1]))
+        margin = round(self._options.margin_angstrom / pixel_size_angstrom)
+        contamination, particle = (
+            count_in_windows(
+                torch.nn.functional.pad(labels == label, (margin,) * 4), window_px + 2 * margin, stride_px
+            )
+            > 0
+            for label in (CONTAMINATION, PARTICLE)
+        )
+        free = ~(contamination | particle)
+        excluded = {
+            "contamination": int(contamination.sum()),
+            "particle": int((particle & ~contamination).sum()),
+        }
+        if self._options.least_p_value > 0:
+            rows, columns = (
+                torch.arange(number, device=self.device) * stride_px // factor for number in free.shape
+            )
+            probability = noise_probabilities(
+                binned,
+                sure,
+                factor * pixel_size_angstrom,
+                rows,
+                columns,
+                -(-window_px // factor) + 1,
+                image_generator(self._options.seed, 0, "surrogates"),
+            )
+            like_noise = probability >= self._options.least_p_value
+            excluded["noise"] = int((free & ~like_noise).sum())
+            free &= like_noise
+        return Windows(
+            origins=free.nonzero() * stride_px, n_windows=free.numel(), excluded=excluded, labels=labels
+        )
+
+
+class SimilarityFinder:
+    """In the denoised micrograph, the parts of a window without signal all look alike [1]_.
+
+    Differs from the paper in that the micrograph may be binned before it is denoised, and in that the windows
+    then have to pass what `SegmentationFinder` asks for: likeness does not see a corner of a particle.
+
+    References
+    ----------
+    .. [1] Li et al. (2022) Bioinformatics 38, 2022-2029, section 2.2.2. doi:10.1093/bioinformatics/btac052
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        device: torch.device,
+        precision: Precision,
+        options: ExtractNoiseOptions,
+        check: SegmentationFinder | None,
+    ) -> None:
+        self.device = device
+        self._denoiser = MicrographDenoiser(Denoiser(model.module, device, precision))
+        self._options = options
+        self._check = check
+
+    def find(
+        self, image: Tensor, pixel_size_angstrom: float | None, window_px: int, stride_px: int
+    ) -> Windows:
+        """See `WindowFinder`."""
+        similarity = self._similarity(image, pixel_size_angstrom, window_px, stride_px)
+        alike = similarity > self._options.similarity_threshold
+        found = Windows(
+            origins=alike.nonzero() * stride_px,
+            n_windows=alike.numel(),
+            excluded={"similarity": int((~alike).sum())},
+            similarity=similarity[alike],
+            best_similarity=float(similarity.max()),
+        )
+        if self._check is None:
+            return found
+        checked = self._check.find(image, pixel_size_angstrom, window_px, stride_px)
+        pure = torch.zeros_like(alike)
+        pure[tuple((checked.origins // stride_px).T)] = True
+        chosen = alike & pure
+        return replace(
+            found,
+            origins=chosen.nonzero() * stride_px,
+            excluded={**found.excluded, "check": int((alike & ~pure).sum())},
+            similarity=similarity[chosen],
+            labels=checked.labels,
+        )
+
+    def _similarity(
+        self, image: Tensor, pixel_size_angstrom: float | None, window_px: int, stride_px: int
+    ) -> Tensor:
+        """`(rows, columns)` of the windows."""
+        factor = self._options.coarse_bin(pixel_size_angstrom, window_px // smallest_window_px(self._options))
+        denoised, _, _ = self._denoiser.denoise(bin_micrograph(image, factor).cpu().numpy())
+        coarse = torch.from_numpy(denoised).to(self.device)
+        n_local = self._options.local_patches
+        if factor == 1:
+            return patch_similarity(coarse, window_px, stride_px, n_local)
+        everywhere = patch_similarity(coarse, window_px // factor, 1, n_local)
+        rows, columns = (
+            # the nearest window of the binned micrograph: half of its pixel off at most
+            (torch.arange((side - window_px) // stride_px + 1, device=self.device) * (stride_px / factor))
+            .round()
+            .long()
+            .clamp_max(limit - 1)
+            for side, limit in zip(image.shape, everywhere.shape, strict=True)
+        )
+        return everywhere[rows][:, columns]
+
+
+def make_finder(
+    model: LoadedModel, device: torch.device, precision: Precision, options: ExtractNoiseOptions
+) -> WindowFinder:
+    """The finder of `options.method`."""
+    if options.method == "segmentation":
+        return SegmentationFinder(model, device, precision, options)
+    check = None
+    if options.least_p_value > 0:
+        network = load_model("segmentation", SEGMENTERS)
+        check = SegmentationFinder(network, device, precision, options)
+    return SimilarityFinder(model, device, precision, options, check)
+
+
+def smallest_window_px(options: ExtractNoiseOptions) -> int:
+    """What the method needs at least."""
+    return 1 if options.method == "segmentation" else SSIM_WINDOW_PX * round(options.local_patches**0.5)

@@ -1,0 +1,1 @@
+"""Simulated particles and micrographs, from structures and maps to stacks with tables."""

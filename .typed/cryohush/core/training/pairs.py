@@ -1,0 +1,106 @@
+"""Pairs of images for the training loops: noisy and clean or twice noisy (Noise2Noise) ones on disk, or two
+noisy ones that are made out of each image on disk (Recorrupted-to-Recorrupted).
+
+References
+----------
+.. [1] Pang, Zheng, Quan & Ji (2021) CVPR, 2043-2052, doi:10.1109/CVPR46437.2021.00208.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config.training import PairsConfig
+from ..errors import InputError
+from ..imaging.noise import gaussian, image_generator
+from ..metrics.independent import white_noise_power
+from .stored import StoredImages, augmented, choose_rows, mirrored_to
+
+
+class PairedParticles:
+    """Endless pairs of stored images, a fixed function of the seed and the batch number.
+
+    Images are read when they are needed: memory does not grow with the stacks.
+
+    Parameters
+    ----------
+    config
+        The `pairs` section.
+    held_out
+        Whether to use the particles that are kept for validation, or the others.
+    seed
+        Seed of the order and of the turns and mirror images.
+    stride
+        The images are mirrored at their borders to a multiple of this side.
+
+    Raises
+    ------
+    InputError
+        Tables of different length or box size, or no particle left.
+    """
+
+    def __init__(self, config: PairsConfig, *, held_out: bool, seed: int, stride: int = 1) -> None:
+        self._config, self._seed, self._stride = config, seed, stride
+        # validation judges the images as they are
+        self._section = config.unchanged() if held_out else config
+        self._noisy = StoredImages(config.noisy)
+        self._target = None if config.target is None else StoredImages(config.target)
+        if self._target is not None:
+            _require_alike(self._noisy, self._target)
+        self.rows = choose_rows(
+            self._noisy,
+            half_set=config.half_set,
+            validation_share=config.validation_share,
+            held_out=held_out,
+        )
+        self.structures: list[str] = []
+        self.pixel_size_angstrom = self._noisy.pixel_size_angstrom
+        self.target = "target (noisy)" if config.target is None or not config.target_is_clean else "clean"
+
+    def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy `(n, 1, y, x)`, target `(n, 1, y, x)` and SNR, which is not known: NaN `(n,)`."""
+        generator = image_generator(self._seed, number, "batch")
+        rows = self.rows[torch.randint(len(self.rows), (size,), generator=generator).numpy()]
+        noisy, mean, std = self._noisy.read_normalised(rows)
+        if self._target is None:
+            noisy, target = recorrupted(noisy, self._config.recorruption, generator)
+        elif self._config.target_is_clean:
+            target = (self._target.read(rows) - mean) / std
+        else:
+            target = self._target.read_normalised(rows)[0]
+        pair = mirrored_to(augmented(noisy, target, self._section, generator), self._stride)
+        return pair[0].unsqueeze(1), pair[1].unsqueeze(1), torch.full((size,), torch.nan)
+
+
+def recorrupted(images: Tensor, recorruption: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two images with independent noise out of each of `(n, y, x)` whose noise is white and Gaussian [1]_.
+
+    With noise `b` of the same power as the image's own these are `x + a b` and `x - b / a`: the covariance of
+    their noise, that of `x` less that of `b`, is 0. Trained on such pairs, a network learns the mean of the
+    clean images given `x + a b`.
+
+    Differs from the paper in that the power of the noise is measured, in the high frequencies of each image.
+    """
+    noise = gaussian(images.shape, generator) * white_noise_power(images).sqrt()[:, None, None]
+    return images + recorruption * noise, images - noise / recorruption
+
+
+def _require_alike(noisy: StoredImages, target: StoredImages) -> None:
+    """
+    Raises
+    ------
+    InputError
+        The tables differ in length or box size.
+    """
+    if len(noisy) != len(target):
+        raise InputError(
+            f"expected the {len(noisy)} particles of {noisy.table.source}, row by row, found {len(target)}.",
+            path=target.table.source,
+        )
+    if noisy.shape != target.shape:
+        raise InputError(
+            f"expected images of {noisy.shape[1]} x {noisy.shape[0]} px as in {noisy.table.source}, found "
+            f"{target.shape[1]} x {target.shape[0]}.",
+            path=target.table.source,
+        )

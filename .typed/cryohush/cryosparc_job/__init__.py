@@ -1,0 +1,1 @@
+"""cryoSPARC's external-job contract."""

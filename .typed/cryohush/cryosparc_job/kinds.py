@@ -1,0 +1,172 @@
+"""What can be denoised: particles, and the micrographs of exposures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import HostError
+from ..core.inference.plan import ImageSet, StackPlan
+from ..core.io.cs import CsTable, read_images
+from ..core.io.files import writing
+from ..core.io.particles import ParticleSet
+from ..core.io.star import write_tables
+
+# How cryoSPARC names the pixels of a file: MRC, and the mode.
+_FORMATS = {"float32": "MRC/2", "float16": "MRC/12"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of images.
+
+    Attributes
+    ----------
+    data
+        cryoSPARC's type of the input and the output.
+    name
+        Of the input and the output.
+    slot, output_slot
+        What is read, and what is made; all else passes through.
+    table
+        File name of the table that a run reads.
+    noun
+        What a row is called.
+    trust, way_back
+        What the images are for, and how to return to the raw ones.
+    """
+
+    data: str
+    name: str
+    slot: str
+    output_slot: str
+    table: str
+    noun: str
+    trust: str
+    way_back: str
+
+
+PARTICLES = Kind(
+    data="particle",
+    name="particles",
+    slot="blob",
+    output_slot="blob",
+    table="input.cs",
+    noun="particles",
+    trust=(
+        "Look at, sort and classify these particles. Refine, reconstruct and measure resolution with the raw "
+        "ones: a denoiser adds what it has learnt, the same to both half sets."
+    ),
+    way_back="Back to the raw images of a selection: cryosparc_cryohush restore.",
+)
+MICROGRAPHS = Kind(
+    data="exposure",
+    name="exposures",
+    slot="micrograph_blob",
+    output_slot="micrograph_blob_denoised",
+    table="input.star",
+    noun="micrographs",
+    trust="Look at these micrographs and pick on them. A denoiser adds what it has learnt.",
+    way_back="The raw micrographs pass through beside the denoised ones: extraction takes the raw ones.",
+)
+KINDS = (PARTICLES, MICROGRAPHS)
+
+
+def write_table(kind: Kind, dataset: Any, path: Path) -> list[str]:
+    """Write the table that a run reads; the names of its files, relative to the project's directory.
+
+    Raises
+    ------
+    InputError
+        If the table makes no sense.
+    HostError
+        If uids are repeated.
+    """
+    if kind is PARTICLES:
+        dataset.save(str(path))
+        return read_images(CsTable(path)).stack_names
+    uids = np.asarray(dataset["uid"])
+    if len(np.unique(uids)) != len(uids):
+        raise HostError(f"{len(uids) - len(np.unique(uids))} uids of the exposures are repeated.")
+    names = [name.lstrip(">") for name in dataset[f"{kind.slot}/path"]]
+    sizes = np.asarray(dataset[f"{kind.slot}/psize_A"], np.float64)
+    known, group = np.unique(sizes, return_inverse=True)
+    optics = [(number, f"pixelSize{number}", size) for number, size in enumerate(known.tolist(), 1)]
+    rows = zip(names, (group.reshape(-1) + 1).tolist(), strict=True)
+    write_tables(
+        path,
+        [
+            ("optics", ["rlnOpticsGroup", "rlnOpticsGroupName", "rlnMicrographPixelSize"], optics),
+            ("micrographs", ["rlnMicrographName", "rlnOpticsGroup"], list(rows)),
+        ],
+    )
+    return list(dict.fromkeys(names))
+
+
+def write_particles(dataset: Any, path: Path, root: Path) -> None:
+    """Write particles with absolute paths, for readers that are not told where relative ones begin.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    names = [str(root / name.removeprefix(">")) for name in dataset["blob/path"]]
+    dataset["blob/path"] = np.array(names, dtype=object)
+    with writing(path) as part:
+        dataset.save(str(part))
+
+
+def filler(
+    kind: Kind,
+    dataset: Any,
+    images: ImageSet,
+    stacks: Sequence[StackPlan],
+    prefix: str,
+    dtype: str,
+    grey_ranges: Sequence[tuple[float, float]],
+) -> Callable[[Any], None]:
+    """Return what fills the output's rows.
+
+    Parameters
+    ----------
+    kind, dataset, images
+        The input.
+    stacks
+        What was made of it.
+    prefix
+        Where that is, relative to the project's directory.
+    dtype
+        Its pixel format.
+    grey_ranges
+        Darkest and brightest grey to show, per stack; needed for micrographs.
+    """
+    single = np.zeros(len(images), np.int32)
+    index = images.output_positions() if isinstance(images, ParticleSet) else single
+    paths = np.array([f"{prefix}/{stack.name}" for stack in stacks], dtype=object)
+    new: dict[str, Callable[[], NDArray[Any]]] = {
+        "path": lambda: paths[images.stack],
+        "idx": lambda: index,
+        "import_sig": lambda: np.zeros(len(images), np.uint64),
+        "format": lambda: np.full(len(images), _FORMATS[dtype], dtype=object),
+        "vmin": lambda: np.array(grey_ranges, np.float32)[images.stack, 0],
+        "vmax": lambda: np.array(grey_ranges, np.float32)[images.stack, 1],
+    }
+
+    def fill(output: Any) -> None:
+        known = set(dataset.fields())
+        for name in output.fields():
+            slot, _, field = name.partition("/")
+            if slot != kind.output_slot:
+                continue
+            if field in new:
+                output[name] = new[field]()
+            elif f"{kind.slot}/{field}" in known:
+                output[name] = dataset[f"{kind.slot}/{field}"]
+
+    return fill

@@ -1,0 +1,287 @@
+"""`relion_cryohush`: what RELION's External job runs.
+
+RELION builds the command line itself, so it is read with patience: a parameter whose value was left empty
+comes as a bare flag, a label typed with its dashes comes with four of them, and inputs that a command has no
+use for come all the same. Nothing heavy is imported before `run_as_external_job` has taken over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .. import __version__
+from ..core.config import option_lists
+from .job import find_job_directory, run_as_external_job
+
+if TYPE_CHECKING:
+    from ..core.batch.sources import Host
+
+# Inputs of the External job that no command has a use for, and what RELION appends when it meets `relion_`.
+SWALLOWED = (
+    "--in_movies",
+    "--in_coords",
+    "--in_3dref",
+    "--in_3Dref",
+    "--in_mask",
+    "--pipeline_control",
+)
+
+# Flag, name of the option (in a configuration file, and accepted as a flag too), placeholder, help.
+OPTIONS = (
+    ("--j", "threads", "N", "CPU threads; RELION's 'Number of threads'"),
+    ("--gpu", "gpu", "IDS", "GPUs, as 0 or 0,1; empty: all that there are, else the CPU"),
+    ("--device", "device", "DEVICE", "auto, cpu or cuda:0,1, instead of --gpu (default: auto)"),
+    ("--model", "model", "NAME", "a shipped model, a training job or weights (default: general)"),
+    ("--precision", "precision", "FORMAT", "auto, fp32, bf16 or fp16 (default: auto)"),
+    ("--batch_size", "batch_size", "N", "images at once (default: auto)"),
+    ("--blend", "blend", "A", "share of the raw image in the output, 0 to 1 (default: 0)"),
+    ("--keep_above", "keep_above_angstrom", "RES", "keep the raw image beyond this resolution, Å"),
+    ("--particle_diameter", "particle_diameter_angstrom", "D", "Å (default: three quarters of the box)"),
+    ("--protein", "protein", "SHADE", "dark or white (default: dark in micrographs, white in particles)"),
+    ("--output_dtype", "output_dtype", "TYPE", "float32 or float16 (default: float32)"),
+    ("--skip_bad", "skip_bad", "YES", "pass bad images through unchanged instead of stopping (default: No)"),
+    ("--config", "config", "YAML", "file with options, as lines `model: general`"),
+)
+
+
+EVALUATE_OPTIONS = (
+    ("--j", "threads", "N", "CPU threads; RELION's 'Number of threads'"),
+    ("--gpu", "gpu", "ID", "GPU for --model; empty: one if there is one, else the CPU"),
+    ("--device", "device", "DEVICE", "auto, cpu or cuda:0, instead of --gpu (default: auto)"),
+    ("--reference", "reference", "STAR", "the clean images, row by row"),
+    ("--twin", "twin", "STAR", "independent noisy images of the same particles, row by row"),
+    ("--raw", "raw", "STAR", "the images before denoising, row by row, to see the gain"),
+    ("--align_twin", "align_twin", "YES", "take the drift between raw images and twins back (default: No)"),
+    ("--model", "model", "NAME", "a model whose inventions are to be measured"),
+    (
+        "--data_range",
+        "data_range",
+        "RANGE",
+        "full scale: reference, unit, or grey values (default: reference)",
+    ),
+    ("--metrics", "metrics", "NAMES", "figures against clean images, as psnr,ssim (default: all)"),
+    ("--baselines", "baselines", "NAMES", "classical denoisers to compare with, as gaussian,radial_wiener"),
+    ("--particle_diameter", "particle_diameter_angstrom", "D", "only this circle counts, Å (default: all)"),
+    ("--config", "config", "YAML", "file with these options and more, as lines `twin: b.star`"),
+)
+
+
+def _underscored(argument: str) -> str:
+    """`----keep-above=10` becomes `--keep_above=10`; what is no flag stays as it is."""
+    if not argument.startswith("--") or not argument.lstrip("-"):
+        return argument
+    name, equals, value = argument.lstrip("-").partition("=")
+    return "--" + name.replace("-", "_") + equals + value
+
+
+def _as_parameter(flag: str, name: str, metavar: str, text: str, default: str) -> tuple[str, str, str, str]:
+    """Spell an option of the command line as RELION's parameters are, with underscores."""
+    text = re.sub("--[a-z-]+", lambda found: _underscored(found[0]), f"{text} (default: {default})")
+    return _underscored(flag), name, metavar, text
+
+
+EXTRACT_NOISE_OPTIONS = (
+    ("--j", "threads", "N", "micrographs at once on the CPU; RELION's 'Number of threads'"),
+    ("--gpu", "gpu", "IDS", "GPUs, as 0 or 0,1; empty: all that there are, else the CPU"),
+    ("--device", "device", "DEVICE", "auto, cpu or cuda:0,1, instead of --gpu (default: auto)"),
+    *(
+        _as_parameter(*option)
+        for option in option_lists.EXTRACT_NOISE_OPTIONS
+        if option[1] not in ("threads", "device")
+    ),
+    ("--skip_bad", "skip_bad", "YES", "leave bad micrographs out instead of stopping (default: No)"),
+    ("--config", "config", "YAML", "file with options, as lines `window_px: 128`"),
+)
+
+TRAIN_OPTIONS = (
+    ("--j", "threads", "N", "CPU threads; RELION's 'Number of threads'"),
+    ("--gpu", "gpu", "ID", "GPU; empty: one if there is one, else the CPU"),
+    ("--device", "device", "DEVICE", "auto, cpu or cuda:0, instead of --gpu (default: auto)"),
+    (
+        "--model",
+        "model",
+        "NAME",
+        "what to begin with: a shipped model, a training job, weights, none (default: general)",
+    ),
+    ("--twin", "twin", "STAR", "the same particles with independent noise, instead of a map"),
+    ("--half_set", "half_set", "1|2", "learn from this half set only (default: all particles)"),
+    ("--half_sets", "half_sets", "YES", "train a model for each half set (default: No)"),
+    ("--low_pass", "low_pass_angstrom", "RES", "resolution of the map, Å: finer is not learnt"),
+    ("--steps", "steps", "N", "(default: 2000, or as the config says)"),
+    ("--batch_size", "batch_size", "N", "particles per step (default: 16, or as the config says)"),
+    ("--learning_rate", "learning_rate", "R", "(default: 0.0003, or as the config says)"),
+    ("--validation_share", "validation_share", "S", "share of micrographs held out (default: 0.1)"),
+    ("--config", "config", "YAML", "preset or file of `cryohush train`; the inputs replace its images"),
+)
+
+COMMAND_OPTIONS = {
+    "denoise": OPTIONS,
+    "evaluate": EVALUATE_OPTIONS,
+    "extract-noise": EXTRACT_NOISE_OPTIONS,
+    "train": TRAIN_OPTIONS,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser without abbreviations, which says what is wrong in one line."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **arguments
+        )
+
+    def error(self, message: str) -> NoReturn:
+        print(f"ERROR: {self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `relion_cryohush`. Options that are not given are absent from its result."""
+    parser = _Parser(prog="relion_cryohush", description="Run by the External job of RELION 3.1, 4 and 5.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    denoise = commands.add_parser(
+        "denoise",
+        help="denoise particles or micrographs",
+        description=(
+            "Denoise particles or micrographs as an External job of RELION.\n\n"
+            "Input tab, External executable:  relion_cryohush denoise\n"
+            "Input tab, Input particles:      a particles STAR file, or\n"
+            "Input tab, Input micrographs:    a micrographs STAR file\n"
+            "Params tab:                      any option below, its name without the dashes"
+        ),
+    )
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure how good denoised images are",
+        description=(
+            "Measure denoised particles or micrographs as an External job of RELION.\n\n"
+            "Input tab, External executable:  relion_cryohush evaluate\n"
+            "Input tab, Input particles:      the denoised particles, or\n"
+            "Input tab, Input micrographs:    the denoised micrographs\n"
+            "Params tab:                      any option below, its name without the dashes"
+        ),
+    )
+    extract_noise = commands.add_parser(
+        "extract-noise",
+        help="cut blocks of pure noise out of micrographs",
+        description=(
+            "Cut blocks of pure noise out of micrographs as an External job of RELION.\n\n"
+            "Input tab, External executable:  relion_cryohush extract-noise\n"
+            "Input tab, Input micrographs:    a micrographs STAR file\n"
+            "Params tab:                      any option below, its name without the dashes"
+        ),
+    )
+    commands.add_parser("batch", help="run a plan of many sources: relion_cryohush batch --help")
+    follow = commands.add_parser("follow", help="the job of a source of a batch; the batch makes it")
+    _add_arguments(follow, OPTIONS[:1])
+    train = commands.add_parser(
+        "train",
+        help="train a model on particles and their map",
+        description=(
+            "Train a model on your own particles as an External job of RELION.\n\n"
+            "Input tab, External executable:  relion_cryohush train\n"
+            "Input tab, Input particles:      particles with poses, of a 3D refinement\n"
+            "Input tab, Input 3D reference:   the map of that refinement\n"
+            "Input tab, Input 3D mask:        optional\n"
+            "Params tab:                      any option below, its name without the dashes"
+        ),
+    )
+    parsers = {"denoise": denoise, "evaluate": evaluate, "extract-noise": extract_noise, "train": train}
+    for name, command in parsers.items():
+        _add_arguments(command, COMMAND_OPTIONS[name])
+    return parser
+
+
+def _add_arguments(command: argparse.ArgumentParser, options: Sequence[tuple[str, str, str, str]]) -> None:
+    """Add what RELION gives every External job, and the options of a command."""
+    command.add_argument("--o", metavar="DIR", required=True, help="job directory (RELION gives it)")
+    command.add_argument("--in_parts", metavar="STAR", nargs="?", help="particles (RELION gives them)")
+    command.add_argument("--in_mics", metavar="STAR", nargs="?", help="micrographs (RELION gives them)")
+    for flag in SWALLOWED:
+        command.add_argument(flag, nargs="?", help=argparse.SUPPRESS)
+    for flag, name, metavar, text in options:
+        flags = dict.fromkeys((flag, f"--{name}"))
+        command.add_argument(
+            *flags, dest=name, nargs="?", metavar=metavar, default=argparse.SUPPRESS, help=text
+        )
+
+
+def parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what is on the command line: only the options that are, None for a bare flag."""
+    parser = build_parser()
+    if not arguments or (arguments[0].startswith("--") and arguments[0] not in ("--help", "--version")):
+        commands = " or ".join(f"relion_cryohush {name}" for name in COMMAND_OPTIONS)
+        parser.error(f"no command. The field 'External executable' has to be: {commands}")
+    parsed, unknown = parser.parse_known_args([_underscored(argument) for argument in arguments])
+    if unknown:
+        parser.error(_explain(unknown[0], COMMAND_OPTIONS.get(parsed.command, ())))
+    return vars(parsed)
+
+
+def _explain(unknown: str, options: Sequence[tuple[str, str, str, str]]) -> str:
+    """Say what an argument that nobody wants may have been meant to be."""
+    if not unknown.startswith("-"):
+        return f"unexpected {unknown!r}. RELION splits at blanks: a value must not hold any."
+    label, known = unknown.lstrip("-").partition("=")[0], [flag.lstrip("-") for flag, *_ in options]
+    near = difflib.get_close_matches(label, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}."
+    return f"unknown parameter {label!r}: {hint}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command of RELION's External job; 0 on success, 1 on failure, 2 for wrong usage or an abort."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["batch"]:
+        return _batch(arguments)
+    directory = find_job_directory(arguments)
+    if directory is None:
+        # Not from RELION: --help, or a command that lacks its job directory.
+        parse(arguments)
+        return 2
+
+    def work(should_stop: Callable[[], bool]) -> None:
+        given = parse(arguments)
+        from .request import Request
+
+        request = Request(directory, given, shlex.join(["relion_cryohush", *arguments]), should_stop)
+        if given["command"] == "evaluate":
+            from .evaluate import evaluate
+
+            evaluate(request)
+        elif given["command"] == "extract-noise":
+            from .extract_noise import extract_noise
+
+            extract_noise(request)
+        elif given["command"] == "follow":
+            from .follow import follow
+
+            follow(directory, should_stop)
+        elif given["command"] == "train":
+            from .train import train
+
+            train(request)
+        else:
+            from .denoise import denoise
+
+            denoise(request)
+
+    return run_as_external_job(directory, work)
+
+
+def _batch(arguments: Sequence[str]) -> int:
+    from ..core.cli import main as core_main
+
+    def hosts(folder: Path, command: str) -> dict[str, Host]:
+        from .batch import RelionProjects
+
+        return {"relion": RelionProjects(folder, command)}
+
+    return core_main(arguments, prog="relion_cryohush", hosts=hosts)

@@ -1,0 +1,284 @@
+"""The work of `relion_cryohush train`: particles and a map (or their twins) in, a model of one's own out."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..core.config.load import find_preset, read_yaml, validate
+from ..core.config.training import TrainingConfig
+from ..core.errors import ConfigurationError, DeviceError
+from ..core.io.journal import is_continued
+from ..core.report import PDF_NAME
+from .log import ProgressLine, begin_log, say, warn
+from .project import Project, write_output_nodes
+from .request import Request, find_input, read_values
+
+CONFIGURATION_NAME = "configuration.json"
+# A good model is changed with small steps, and the best of its states on held-out particles is kept.
+FINE_TUNING = {"steps": 2000, "batch_size": 16, "learning_rate": 3e-4, "warmup_steps": 100, "ema_decay": 0.99}
+PATIENCE = 6
+VALIDATIONS = 20
+# Tells the halves of RELION's maps: run_half1_class001_unfil.mrc beside run_class001.mrc
+_HALF = re.compile(r"(half_?)[12]")
+
+
+class TrainOptions(BaseModel):
+    """Parameters of the job.
+
+    Attributes
+    ----------
+    model
+        A shipped model, a training job's directory or a weights file to begin with, or `none`. Without it
+        `general`, or what `config` says.
+    config
+        A preset or YAML file of `cryohush train`; the job's inputs take the place of its images.
+    twin
+        STAR file of the same particles with independent noise: Noise2Noise, instead of a map.
+    half_set
+        Learn from this half set only.
+    half_sets
+        Train a model for each half set.
+    low_pass_angstrom
+        Resolution of the map: what is finer is not learnt.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = None
+    config: str | None = None
+    twin: Path | None = None
+    steps: int | None = Field(None, gt=0)
+    batch_size: int | None = Field(None, gt=0)
+    learning_rate: float | None = Field(None, gt=0)
+    half_set: Literal["1", "2"] | None = None
+    half_sets: bool = False
+    low_pass_angstrom: float | None = Field(None, gt=0)
+    validation_share: float | None = Field(None, gt=0, lt=1)
+    device: str = "auto"
+    threads: int | None = Field(None, gt=0)
+
+
+def train(request: Request) -> None:
+    """Train a model on `in_parts` with `in_3dref`, or with their twins, and leave RELION's table of outputs.
+
+    `weights.safetensors` lies in the job directory; with `half_sets` in its folders `half1` and `half2`. A
+    continued job goes on from its last checkpoint, or begins anew where a parameter has changed.
+
+    Raises
+    ------
+    CryohushError
+        Whatever the user should know; `Aborted` when it was asked to stop.
+    """
+    directory, given = request.directory, request.given
+    options = read_train_options(given)
+    kind, source = find_input(given)
+    if kind != "particles":
+        raise ConfigurationError(
+            "training needs particles: fill in 'Input particles' on the Input tab of the External job."
+        )
+    runs = plan_runs(directory, options, given, source)
+    project = Project.of_job(directory, source)
+    begin_log(project, request.command)
+    _set_device(options)
+    # Heavy: torch. Nothing that a user can mistype is still unread by now, but for the model's name.
+    from ..core.inference.devices import keep_freed_memory
+    from ..core.job_context import JobContext
+    from ..core.report.training import write_training_report
+    from ..core.training.run import train as run_training
+    from ..core.training.run import with_network
+
+    keep_freed_memory()
+    facts = {"particles": source, "counterparts": str(options.twin or _reference(given))}
+    for folder, values in runs.items():
+        config = with_network(validate(values, TrainingConfig, "parameters"))
+        facts["begun with"] = str(config.initial_weights or "random weights")
+        folder.mkdir(parents=True, exist_ok=True)
+        resume = is_continued(folder / CONFIGURATION_NAME, config.model_dump_json(indent=2), say)
+        context = JobContext(
+            progress=ProgressLine("steps"),
+            should_stop=request.should_stop,
+            log=lambda line: say(f"\r{line:<78}"),  # in place of the progress line
+            on_warning=lambda line: warn([line]),
+        )
+        weights = run_training(config, folder, resume=resume, context=context)
+        for name, value in _held_out_scores(config, folder, weights).items():
+            facts[" ".join(filter(None, (_part(directory, folder), name)))] = value
+        say(f"wrote {weights}; the next job takes it as model {folder}")
+    facts |= {"model": " and ".join(map(str, runs)), "command": request.command}
+    write_training_report(directory, list(runs), headline="A model trained on your particles", facts=facts)
+    write_output_nodes(directory, project, table=None, pdf=PDF_NAME)
+
+
+def read_train_options(given: Mapping[str, str | None]) -> TrainOptions:
+    """Return the parameters. A flag without a value is as good as none, but `half_sets` is turned on by it.
+
+    Raises
+    ------
+    ConfigurationError
+        If one does not fit, or two that exclude each other are given.
+    """
+    options = validate(read_values(given, TrainOptions.model_fields, "half_sets"), TrainOptions, "parameters")
+    if options.half_set and options.half_sets:
+        raise ConfigurationError("both half_set and half_sets are given: leave one of them out.")
+    return options
+
+
+def plan_runs(
+    directory: Path, options: TrainOptions, given: Mapping[str, str | None], source: str
+) -> dict[Path, dict[str, Any]]:
+    """Return the configuration of each run, as YAML would give it, by the folder that it goes to.
+
+    Raises
+    ------
+    ConfigurationError
+        Neither or both of a map and twins are given, a half map is not to be found, or the preset is unknown.
+    """
+    halves = [1, 2] if options.half_sets else [int(options.half_set) if options.half_set else None]
+    folders = [directory / f"half{half}" if options.half_sets else directory for half in halves]
+    return {
+        folder: {**_settings(options), **_images(options, given, source, half)}
+        for folder, half in zip(folders, halves, strict=True)
+    }
+
+
+def _settings(options: TrainOptions) -> dict[str, Any]:
+    """All of a configuration but the images."""
+    values: dict[str, Any] = {"name": "own"}
+    if options.config is None:
+        steps = options.steps or int(FINE_TUNING["steps"])
+        values["optimisation"] = {**FINE_TUNING, "patience": PATIENCE}
+        values["validate_every"] = max(1, steps // VALIDATIONS)
+        values["initial_weights"] = "general"
+    else:
+        values |= read_yaml(find_preset(options.config))
+    optimisation = dict(values.get("optimisation") or {})
+    # more would start this job again; `cryohush train` under torchrun takes them
+    optimisation |= {"devices": 1, "nodes": 1}
+    for name in ("steps", "batch_size", "learning_rate"):
+        if getattr(options, name) is not None:
+            optimisation[name] = getattr(options, name)
+    if options.model is not None:
+        values["initial_weights"] = None if options.model == "none" else options.model
+    return {**values, "optimisation": optimisation}
+
+
+def _images(
+    options: TrainOptions, given: Mapping[str, str | None], source: str, half_set: int | None
+) -> dict[str, Any]:
+    """The section `reference` or `pairs`, and the others empty."""
+    reference = _reference(given)
+    if (reference is None) == (options.twin is None):
+        raise ConfigurationError(
+            "expected what the particles are to be compared with: either 'Input 3D reference', the map that "
+            "their poses refer to, or the parameter twin, a STAR file of the same particles from other "
+            f"frames; found {'both' if reference else 'neither'}."
+        )
+    section: dict[str, Any] = {"half_set": half_set}
+    if options.validation_share is not None:
+        section["validation_share"] = options.validation_share
+    nothing = {"data": None, "pairs": None, "reference": None}
+    if reference is None:
+        return nothing | {
+            "pairs": {**section, "noisy": source, "target": options.twin, "target_is_clean": False}
+        }
+    section |= {"particles": source, "map": reference if half_set is None else half_map(reference, half_set)}
+    section |= {"mask": given.get("in_mask") or None, "low_pass_angstrom": options.low_pass_angstrom}
+    return nothing | {"reference": section}
+
+
+def _reference(given: Mapping[str, str | None]) -> Path | None:
+    name = given.get("in_3dref") or given.get("in_3Dref")
+    return Path(name) if name else None
+
+
+def half_map(reference: Path, half_set: int) -> Path:
+    """Return the half map of a half set, which RELION leaves beside the other one and beside the map.
+
+    Raises
+    ------
+    ConfigurationError
+        It is not there.
+    """
+    if _HALF.search(reference.name):
+        path = reference.with_name(_HALF.sub(rf"\g<1>{half_set}", reference.name))
+    else:
+        stem, separator, number = reference.stem.rpartition("_class")
+        path = reference.with_name(f"{stem}_half{half_set}{separator}{number}_unfil.mrc")
+    if not path.is_file():
+        raise ConfigurationError(
+            f"a model of half set {half_set} must not see the other half, and no half map was found beside "
+            f"{reference}. As 'Input 3D reference' fill in run_half{half_set}_class001_unfil.mrc of the "
+            "refinement."
+        )
+    return path
+
+
+def _set_device(options: TrainOptions) -> None:
+    """Leave only the chosen GPU visible; before torch looks for one.
+
+    Raises
+    ------
+    ConfigurationError, DeviceError
+        Several GPUs, or one that is not there.
+    """
+    chosen = options.device.removeprefix("cuda:")
+    if chosen not in ("auto", "cpu", "cuda"):
+        if not chosen.isdigit():
+            raise ConfigurationError(
+                f"expected one GPU as 0, or cpu, found {options.device!r}. For several there is `cryohush "
+                "train`."
+            )
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        known = visible if visible != [""] else [str(number) for number in range(int(chosen) + 1)]
+        # one beyond those that the queue gave is no GPU at all
+        os.environ["CUDA_VISIBLE_DEVICES"] = known[int(chosen)] if int(chosen) < len(known) else "-1"
+    elif chosen == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    import torch
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if torch.cuda.is_available():
+        say(f"device {torch.cuda.get_device_name(0)}")
+    elif chosen in ("auto", "cpu"):
+        say(f"device cpu, {torch.get_num_threads()} threads")
+    else:
+        raise DeviceError(
+            f"GPU {chosen} was asked for, and torch finds none. Leave gpu empty to use the CPU."
+        )
+
+
+def _held_out_scores(config: TrainingConfig, folder: Path, weights: Path) -> dict[str, str]:
+    """What the model makes of held-out particles, and what the one that it began with did."""
+    import torch
+
+    from ..core.job_context import QUIET
+    from ..core.models.weights import load_model
+    from ..core.training.session import open_data, validate
+
+    _, held_out = open_data(config, folder, QUIET, torch.device("cpu"))
+
+    def scores(model: str | Path) -> dict[str, float]:
+        return validate(load_model(model).module, held_out, config.validation_images)[0]
+
+    after = scores(weights)
+    if config.initial_weights is None:
+        lines = {name: f"{value:.4f}" for name, value in after.items()}
+    else:
+        before = scores(config.initial_weights)
+        lines = {name: f"{before[name]:.4f} before, {value:.4f} after" for name, value in after.items()}
+        if after["score"] >= before["score"]:
+            warn(["on held-out particles the model is no better than the one it began with: use that"])
+    for name, line in lines.items():
+        say(f"held-out particles, {name}: {line}")
+    return lines
+
+
+def _part(directory: Path, folder: Path) -> str:
+    return "" if folder == directory else folder.name
