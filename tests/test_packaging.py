@@ -1,0 +1,68 @@
+"""What people install: the recipes name what setup.cfg names."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cryohush
+
+ROOT = Path(__file__).parents[1]
+# What conda-forge calls packages that have another name there.
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+
+
+@pytest.fixture(scope="module")
+def options() -> configparser.SectionProxy:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return config["options"]
+
+
+def requirements(text: str) -> dict[str, str]:
+    """Name to version of the lines of a section of setup.cfg."""
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    return {name: version for name, _, version in (line.partition(" ") for line in lines if line)}
+
+
+def recipe() -> dict[str, dict[str, dict[str, list[str]]]]:
+    text = (ROOT / "packaging" / "conda" / "meta.yaml").read_text()
+    plain = re.sub(r"\{%.*%\}", "", text).replace("{{ version }}", cryohush.__version__)
+    return dict(yaml.safe_load(plain.replace("{{ PYTHON }}", "python")))
+
+
+def test_the_conda_recipe_needs_what_setup_cfg_needs(options: configparser.SectionProxy) -> None:
+    needed = {
+        CONDA_NAMES.get(name, name): version
+        for name, version in requirements(options["install_requires"]).items()
+    }
+    needed["python"] = options["python_requires"]
+    found = requirements("\n".join(recipe()["requirements"]["run"]))
+    assert found == needed
+
+
+def test_the_recipes_are_of_this_version() -> None:
+    assert f'version = "{cryohush.__version__}"' in (ROOT / "packaging/conda/meta.yaml").read_text()
+    assert f"version: {cryohush.__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_everything_that_is_required_has_a_tested_version() -> None:
+    pins = (ROOT / "constraints.txt").read_text().lower().splitlines()
+    pinned = {line.partition("==")[0] for line in pins if "==" in line}
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    sections = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    names = {name.lower() for text in sections for name in requirements(text)}
+    assert not names - pinned, f"constraints.txt does not pin {', '.join(sorted(names - pinned))}"
+
+
+def test_a_source_archive_holds_what_its_tests_need() -> None:
+    lines = (ROOT / "MANIFEST.in").read_text().splitlines()
+    grafted = {line.split()[1] for line in lines if line.startswith("graft")}
+    assert {"tests", "examples", "docs", "packaging"} <= grafted
+    for name in (word for line in lines if line.startswith("include") for word in line.split()[1:]):
+        assert (ROOT / name).is_file(), f"MANIFEST.in names {name}, which is not there"
