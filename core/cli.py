@@ -621,7 +621,7 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
 
 
 def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
-    from .models import MODELS, SEGMENTERS
+    from .models import ALL_NETWORKS
     from .models.weights import list_models, load_model
 
     if arguments.action == "list":
@@ -630,7 +630,7 @@ def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> N
         return
     import yaml
 
-    model = load_model(arguments.name, {**MODELS, **SEGMENTERS})
+    model = load_model(arguments.name, ALL_NETWORKS)
     parameters = sum(tensor.numel() for tensor in model.module.parameters())
     facts = {"name": model.name, "file": str(model.path), "sha256": model.sha256, "parameters": parameters}
     _say(yaml.safe_dump({**facts, **model.card}, sort_keys=False, allow_unicode=True).rstrip())

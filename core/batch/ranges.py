@@ -18,14 +18,13 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from ..config.denoise import DenoiseOptions
 from ..errors import ModelError, OutputError
@@ -37,7 +36,7 @@ from ..inference.stream import ImageNote, StreamResult
 from ..io.files import part_path, rename_complete, writing_failed
 from ..io.journal import JOURNAL_NAME, Journal
 from ..io.mrc import StackReader, StackWriter, WriterState
-from ..models import MODELS
+from ..models import MODELS, Networks
 from ..models.weights import LoadedModel, load_model
 
 RANGES_FOLDER = ".cryohush-ranges"
@@ -188,9 +187,7 @@ def _at_hand(
     return model, engine, engine.denoisers(model, precision)
 
 
-def load_same_model(
-    path: Path, sha256: str, networks: Mapping[str, Callable[..., nn.Module]] = MODELS
-) -> LoadedModel:
+def load_same_model(path: Path, sha256: str, networks: Networks = MODELS) -> LoadedModel:
     """Load the model that the driver has seen; for a worker.
 
     Raises

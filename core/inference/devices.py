@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError, DeviceError
+from ..models.base import DenoisingNetwork
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {
@@ -85,7 +86,7 @@ def prepare(module: nn.Module, device: torch.device, precision: Precision) -> nn
 
 
 def choose_precision(
-    device: torch.device, requested: Literal["auto", "fp32", "bf16", "fp16"], module: nn.Module
+    device: torch.device, requested: Literal["auto", "fp32", "bf16", "fp16"], module: DenoisingNetwork
 ) -> tuple[Precision, str]:
     """Return the number format to run `module` in on `device`, and why.
 
@@ -116,13 +117,13 @@ def choose_precision(
     ), f"{lower} measured {gain:.1f} times as fast as fp32"
 
 
-def pixels_per_second(module: nn.Module, device: torch.device, precision: Precision) -> float:
+def pixels_per_second(module: DenoisingNetwork, device: torch.device, precision: Precision) -> float:
     """Return about how many pixels a GPU, or one thread of the CPU, takes through `module` in a second."""
     pixels = (4 if device.type == "cpu" else 128) * _multiple(128, module) ** 2
     return pixels / _seconds_per_batch(module, device, precision)
 
 
-def _seconds_per_batch(module: nn.Module, device: torch.device, precision: Precision) -> float:
+def _seconds_per_batch(module: DenoisingNetwork, device: torch.device, precision: Precision) -> float:
     """Shortest of a few runs over a small batch."""
     side = _multiple(128, module)
     images = torch.randn(4 if device.type == "cpu" else 128, 1, side, side, device=device)
@@ -144,9 +145,8 @@ def _seconds_per_batch(module: nn.Module, device: torch.device, precision: Preci
     return best
 
 
-def _multiple(side: int, module: nn.Module) -> int:
-    stride = int(module.stride)  # type: ignore[arg-type]
-    return -(-side // stride) * stride
+def _multiple(side: int, module: DenoisingNetwork) -> int:
+    return -(-side // module.stride) * module.stride
 
 
 def run_network(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -174,7 +174,7 @@ def download(images: Tensor) -> NDArray[np.float32]:
 
 
 def choose_batch_size(
-    device: torch.device, precision: Precision, module: nn.Module, shape: tuple[int, int]
+    device: torch.device, precision: Precision, module: DenoisingNetwork, shape: tuple[int, int]
 ) -> int:
     """Return how many images of `shape` `(y, x)` to take through `module` at once.
 

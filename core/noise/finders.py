@@ -84,7 +84,7 @@ class SegmentationFinder:
         self.device = device
         self._precision: Precision = precision
         self._stride = model.stride
-        self._reach = int(model.module.receptive_field_px)  # type: ignore[arg-type]
+        self._reach = model.module.receptive_field_px
         self._network = prepare(model.module, device, precision)
         self._options = options
 

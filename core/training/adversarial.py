@@ -116,13 +116,13 @@ def make_critic(game: AdversarialConfig) -> nn.Module:
     Raises
     ------
     ConfigurationError
-        There is no such critic.
+        There is no such critic, or it does not take the arguments.
     """
-    if game.critic.name not in CRITICS:
-        raise ConfigurationError(
-            f"adversarial.critic.name: expected one of {', '.join(CRITICS)}, not {game.critic.name}."
-        )
-    critic = CRITICS[game.critic.name](channels=1 + game.paired, **game.critic.arguments)
+    make = CRITICS.find(game.critic.name, "adversarial.critic.name")
+    try:
+        critic = make(channels=1 + game.paired, **game.critic.arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"adversarial.critic.arguments: {error}.") from error
     # on a CPU twice as fast
     critic.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return critic

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ..config.segmentation import SegmentationConfig
@@ -110,7 +110,7 @@ def train_segmentation(
     return path
 
 
-def validate_segmentation(network: nn.Module, data: LabelledMicrographs) -> dict[str, float]:
+def validate_segmentation(network: SegmentationUNet, data: LabelledMicrographs) -> dict[str, float]:
     """Intersection over union of each class, over all pixels of whole micrographs."""
     counts = torch.zeros(3, 3, dtype=torch.int64)
     for index, image in enumerate(data.images):
@@ -120,17 +120,16 @@ def validate_segmentation(network: nn.Module, data: LabelledMicrographs) -> dict
 
 
 @torch.inference_mode()
-def found_labels(network: nn.Module, image: Tensor) -> Tensor:
+def found_labels(network: SegmentationUNet, image: Tensor) -> Tensor:
     """`(y, x)` labels of a micrograph `(y, x)`, cut to what the network's stride allows."""
     device = next(network.parameters()).device
-    stride = int(network.stride)  # type: ignore[arg-type]
-    y, x = (side // stride * stride for side in image.shape)
+    y, x = (side // network.stride * network.stride for side in image.shape)
     with torch.autocast(device.type, torch.bfloat16):
         labels: Tensor = network(image[None, None, :y, :x].float().to(device)).argmax(1)[0].cpu()
     return labels
 
 
-def preview_segmentation(network: nn.Module, data: LabelledMicrographs) -> Preview:
+def preview_segmentation(network: SegmentationUNet, data: LabelledMicrographs) -> Preview:
     """The middle of some micrographs, their labels as found and as they should be: background
     black, contamination grey, particles white."""
     shown = range(min(_SHOWN, len(data.images)))

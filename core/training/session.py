@@ -21,7 +21,7 @@ from ..errors import ConfigurationError
 from ..job_context import JobContext
 from ..losses.perceptual import PerceptualLoss
 from ..losses.pixel import PIXEL_LOSSES
-from ..models import MODELS
+from ..models import DenoisingNetwork, build_network
 from ..models.weights import WEIGHTS_NAME, load_model, save_model
 from .data import SimulatedParticles
 from .frame import SCORE, Data, Frame
@@ -55,7 +55,7 @@ def open_data(
     config: TrainingConfig, output_dir: Path, context: JobContext, device: torch.device
 ) -> tuple[Data, Data]:
     """Training and validation data; what is simulated is simulated on the device."""
-    stride = 1 if config.data is not None else int(_build(config.network).stride)  # type: ignore[arg-type]
+    stride = 1 if config.data is not None else _build(config.network).stride
     if config.reference is not None:
         return open_reference(config.reference, seed=config.seed, stride=stride, context=context)
     if config.pairs is not None:
@@ -85,7 +85,7 @@ def open_data(
     )
 
 
-def make_network(config: TrainingConfig) -> nn.Module:
+def make_network(config: TrainingConfig) -> DenoisingNetwork:
     """The network with its initial weights.
 
     Raises
@@ -95,7 +95,7 @@ def make_network(config: TrainingConfig) -> nn.Module:
     """
     torch.manual_seed(config.seed)
     network = _build(config.network)
-    stride = int(network.stride)  # type: ignore[arg-type]
+    stride = network.stride
     boxes = () if config.data is None else (config.data.box_px, *config.data.other_boxes_px)
     wrong = [box for box in boxes if box % stride]
     if wrong:
@@ -115,10 +115,8 @@ def make_network(config: TrainingConfig) -> nn.Module:
     return network
 
 
-def _build(config: NetworkConfig) -> nn.Module:
-    if config.name not in MODELS:
-        raise ConfigurationError(f"network.name: expected one of {', '.join(MODELS)}, not {config.name}")
-    return MODELS[config.name](**config.arguments)
+def _build(config: NetworkConfig) -> DenoisingNetwork:
+    return build_network(config.name, config.arguments)
 
 
 class Loss:

@@ -1,1 +1,0 @@
-"""Everything that knows no host: files, imaging, models, training and inference."""

@@ -1,1 +1,0 @@
-"""Many sources on many workers."""

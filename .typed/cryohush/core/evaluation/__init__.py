@@ -1,1 +1,0 @@
-"""How good denoised images are: comparisons, and what the report shows of each."""

@@ -1,1 +1,0 @@
-"""The physics of an image: structure, projection, CTF, noise, and the normalisation of particles."""

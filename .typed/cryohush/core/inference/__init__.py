@@ -1,1 +1,0 @@
-"""From weights and a particle set to denoised stacks."""

@@ -1,1 +1,0 @@
-"""What one command does, from its options to its files."""

@@ -1,1 +1,0 @@
-"""What training minimises: pixel, perceptual and adversarial losses, each a function of tensors."""

@@ -1,1 +1,0 @@
-"""Real noise from micrographs, and noise made like it."""

@@ -1,1 +1,0 @@
-"""Simulated particles and micrographs, from structures and maps to stacks with tables."""

@@ -1,1 +1,0 @@
-"""cryoSPARC's external-job contract."""

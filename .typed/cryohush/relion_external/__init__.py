@@ -1,1 +1,0 @@
-"""RELION's External-job contract."""
