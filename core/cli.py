@@ -180,7 +180,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Measure denoised particles, micrographs or half maps against clean images or against independent "
-        "noisy ones, and write the figures as JSON, PNG, HTML and PDF. Tables go together row by row."
+        "noisy ones, and write the figures as JSON, PNG, HTML and PDF. Rows of tables are paired "
+        "by image, uid, or micrograph and coordinates."
     )
     parser.set_defaults(work=_evaluate)
 

@@ -55,9 +55,9 @@ EVALUATE_OPTIONS = (
     ("--j", "threads", "N", "CPU threads; RELION's 'Number of threads'"),
     ("--gpu", "gpu", "ID", "GPU for --model; empty: one if there is one, else the CPU"),
     ("--device", "device", "DEVICE", "auto, cpu or cuda:0, instead of --gpu (default: auto)"),
-    ("--reference", "reference", "STAR", "the clean images, row by row"),
-    ("--twin", "twin", "STAR", "independent noisy images of the same particles, row by row"),
-    ("--raw", "raw", "STAR", "the images before denoising, row by row, to see the gain"),
+    ("--reference", "reference", "STAR", "the clean images"),
+    ("--twin", "twin", "STAR", "independent noisy images of the same particles"),
+    ("--raw", "raw", "STAR", "the images before denoising, to see the gain"),
     ("--align_twin", "align_twin", "YES", "take the drift between raw images and twins back (default: No)"),
     ("--model", "model", "NAME", "a model whose inventions are to be measured"),
     (

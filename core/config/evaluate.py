@@ -160,7 +160,7 @@ class HalfMapsSection(_Section):
 
 
 class EvaluateConfig(_Section):
-    """What is compared with what; tables and stacks go together row by row.
+    """What is compared with what; rows of tables are paired by what says that they are the same image.
 
     Attributes
     ----------

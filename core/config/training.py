@@ -119,7 +119,7 @@ class StoredSection(_Section):
 
 
 class PairsConfig(StoredSection):
-    """Pairs of images on disk, row by row the same particles, or single noisy images.
+    """Pairs of images on disk, whose rows are paired as `io.same_rows` does, or single noisy images.
 
     Attributes
     ----------

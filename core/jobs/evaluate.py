@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ... import __version__
 from ..config.evaluate import EvaluateConfig
@@ -138,6 +139,8 @@ def run_evaluate(
         result = None
         if sources is not None:
             log(f"{len(sources.denoised)} {sources.denoised.kind}, {_box(sources)}")
+            for note in sources.notes:
+                log(note)
             result = compare(sources, config, progress=progress, should_stop=should_stop)
             numbers["frequency"] = result.frequency.tolist()
             sections.append(sample_section(sources))
@@ -264,7 +267,7 @@ def _write(
     table = output_dir / TABLE_NAME
     table.unlink(missing_ok=True)
     if sources is not None and result is not None and (result.reference or result.twin):
-        files.append(write_bytes(table, _image_table(result, len(sources.denoised))))
+        files.append(write_bytes(table, _image_table(result, sources.denoised.rows)))
     return [
         *files,
         write_pages(output_dir / PDF_NAME, HEADLINE, TRUST, facts, sections),
@@ -273,9 +276,9 @@ def _write(
     ]
 
 
-def _image_table(result: Result, n: int) -> bytes:
-    """Figures of the single images, a row each as in the tables, so that the worst ones can be looked up."""
-    columns: dict[str, Any] = {"row": np.arange(1, n + 1)}
+def _image_table(result: Result, rows: NDArray[np.intp]) -> bytes:
+    """Figures of the single images, by row of the denoised table, so that the worst can be looked up."""
+    columns: dict[str, Any] = {"row": rows + 1}
     for target, comparisons in (("clean", result.reference), ("twin", result.twin)):
         for name, comparison in comparisons.items():
             for metric, values in comparison.values.items():

@@ -60,7 +60,7 @@ def open_data(
         return open_reference(config.reference, seed=config.seed, stride=stride, context=context)
     if config.pairs is not None:
         return (
-            PairedParticles(config.pairs, held_out=False, seed=config.seed, stride=stride),
+            PairedParticles(config.pairs, held_out=False, seed=config.seed, stride=stride, context=context),
             PairedParticles(config.pairs, held_out=True, seed=config.seed + 1, stride=stride),
         )
     if config.data is None:  # refused by the configuration
