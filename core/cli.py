@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from .config.option_lists import EXTRACT_NOISE_OPTIONS
 from .config.preset_list import preset_descriptions
-from .errors import Aborted, ConfigurationError, CryohushError
+from .errors import Aborted, ConfigurationError, CryohushError, missing_package
+from .job_context import JobContext
 
 if TYPE_CHECKING:
     from .batch.sources import Host
+    from .jobs.folder import Earlier
 
 STOP_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 # Without a terminal, progress is a line each time this much more is done.
 PROGRESS_PERCENT = 5
-# Conspicuous images that are named one by one.
-WARNINGS = 8
 
 
 def build_parser(prog: str = "cryohush") -> argparse.ArgumentParser:
@@ -77,9 +77,7 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
         help="completes the rows of particles.cs with the fields of another file; may be repeated (default: "
         "those named *passthrough*.cs beside it that hold all its particles)",
     )
-    earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
-    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
+    _add_earlier(parser)
 
     def option(flag: str, destination: str, metavar: str, text: str, default: str) -> None:
         # SUPPRESS tells what the user said from what he left to the options' own defaults
@@ -134,9 +132,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", metavar="DEVICE", default="auto", help="auto, cpu or cuda:N (default: %(default)s)"
     )
-    earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
-    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
+    _add_earlier(parser)
     _add_overrides(parser)
 
 
@@ -149,9 +145,7 @@ def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, metavar="MICROGRAPHS", help="micrographs.star, or one .mrc")
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the result goes")
     parser.add_argument("--root", type=Path, metavar="DIR", help="as for denoise (default: looked for)")
-    earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
-    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
+    _add_earlier(parser)
     for flag, name, metavar, text, default in EXTRACT_NOISE_OPTIONS:
         parser.add_argument(
             flag, dest=name, metavar=metavar, default=argparse.SUPPRESS, help=f"{text} (default: {default})"
@@ -173,7 +167,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(work=_train)
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or one of the presets below")
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the weights go")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
+    _add_earlier(parser)
     _add_overrides(parser)
 
 
@@ -212,7 +206,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, metavar="FILE", help="a YAML file with these options and more (default: none)"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the report goes")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report (default: off)")
+    _add_earlier(parser)
     _add_overrides(parser)
 
 
@@ -234,6 +228,13 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, and say what would run (default: off)"
     )
+
+
+def _add_earlier(parser: argparse.ArgumentParser) -> None:
+    """What to do with an earlier run in the output directory; the same for all commands."""
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
+    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -342,41 +343,39 @@ def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
     options = validate(given, DenoiseOptions, "command line")
 
     from .inference.plan import holds_micrographs
-    from .jobs.denoise import run_denoise
+    from .jobs.denoise import denoise
 
     def noun() -> str:
         return "micrographs" if holds_micrographs(arguments.input) else "images"
 
-    with _progress(noun) as progress:
-        summary = run_denoise(
+    with _context(arguments, should_stop, noun) as context:
+        denoise(
             arguments.input,
             arguments.output,
             options,
+            context,
             root=arguments.root,
             passthrough=arguments.passthrough,
-            resume=arguments.resume,
-            overwrite=arguments.overwrite,
-            progress=progress,
-            should_stop=should_stop,
-            log=_say,
-            command=arguments.command_line,
+            earlier=_earlier(arguments),
         )
-    _say(f"{summary.n_images} {noun()} in {summary.seconds['total']:.1f} s, {summary.speed}")
-    if summary.skipped:
-        _say(f"{len(summary.skipped)} bad images went through unchanged: see {summary.record}")
-    for note in summary.remarks[:WARNINGS]:
-        _say(f"warning: {note.stack}: {note.problem}")
-    if summary.remarks:
-        _say(f"{len(summary.remarks)} conspicuous images: see {summary.record}")
-    for path in (summary.table, *([] if summary.table else summary.stacks), summary.record):
-        if path is not None:
-            _say(f"wrote {path}")
-    if summary.table is not None and summary.table.suffix == ".cs":
-        _say(f"wrote {summary.table.with_suffix('.csg')}, for cryoSPARC's job Import Result Group")
-    from .report.pdf import report_run
 
-    for path in report_run(summary, arguments.command_line):
-        _say(f"wrote {path}")
+
+@contextlib.contextmanager
+def _context(
+    arguments: argparse.Namespace,
+    should_stop: Callable[[], bool],
+    noun: Callable[[], str] = lambda: "images",
+) -> Iterator[JobContext]:
+    """Yield what a job asks and tells: lines on stdout, progress on stderr or stdout."""
+    with _progress(noun) as progress:
+        yield JobContext(progress, should_stop, _say, arguments.command_line)
+
+
+def _earlier(arguments: argparse.Namespace) -> Earlier:
+    """Return what is to be done with an earlier run in the output directory."""
+    if arguments.resume:
+        return "resume"
+    return "replace" if arguments.overwrite else "refuse"
 
 
 @contextlib.contextmanager
@@ -421,42 +420,13 @@ def _simulate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) ->
     kinds: dict[str, type[BaseModel]] = {"particles": ParticlesConfig, "micrographs": MicrographsConfig}
     config = load_kind(arguments.config, kinds, arguments.overrides)
     try:
-        from .simulation.micrograph_set import simulate_micrographs
-        from .simulation.particle_set import simulate_particles
+        from .jobs.simulate import simulate
     except ModuleNotFoundError as error:
-        raise CryohushError(f"simulating needs {error.name}: pip install 'cryohush[train]'") from error
+        raise missing_package(error) from error
 
-    if isinstance(config, MicrographsConfig):
-        if arguments.resume or arguments.overwrite or arguments.device not in ("auto", "cpu"):
-            raise CryohushError("micrographs are simulated on the CPU, without --resume and --overwrite.")
-        with _progress() as progress:
-            table = simulate_micrographs(
-                config, arguments.output, log=_say, progress=progress, should_stop=should_stop
-            )
-        _say(f"wrote {table}")
-    elif isinstance(config, ParticlesConfig):
-        from .inference.devices import resolve_devices
-
-        device = resolve_devices(arguments.device)[0]
-        _say(f"device {device}")
-        with _progress() as progress:
-            summary = simulate_particles(
-                config,
-                arguments.output,
-                device=device,
-                resume=arguments.resume,
-                overwrite=arguments.overwrite,
-                progress=progress,
-                should_stop=should_stop,
-                log=_say,
-                command=arguments.command_line,
-            )
-        _say(
-            f"{summary.n_images} images in {summary.seconds['total']:.1f} s; without the time for volumes, "
-            f"{summary.images_per_second:.0f} per second"
-        )
-        for path in (*summary.tables, summary.record):
-            _say(f"wrote {path}")
+    assert isinstance(config, ParticlesConfig | MicrographsConfig)  # one of the kinds
+    with _context(arguments, should_stop) as context:
+        simulate(config, arguments.output, context, device=arguments.device, earlier=_earlier(arguments))
 
 
 def _extract_noise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
@@ -468,33 +438,16 @@ def _extract_noise(arguments: argparse.Namespace, should_stop: Callable[[], bool
     options = validate(given, ExtractNoiseOptions, "command line")
 
     from .jobs.extract_noise import extract_noise
-    from .report.noise import report_noise
-    from .report.overlays import write_overlay
 
-    with _progress() as progress:
-        summary = extract_noise(
+    with _context(arguments, should_stop) as context:
+        extract_noise(
             arguments.input,
             arguments.output,
             options,
+            context,
             root=arguments.root,
-            resume=arguments.resume,
-            overwrite=arguments.overwrite,
-            draw=write_overlay,
-            progress=progress,
-            should_stop=should_stop,
-            log=_say,
-            command=arguments.command_line,
+            earlier=_earlier(arguments),
         )
-    _say(f"{summary.n_blocks} blocks of {summary.window_px} px in {summary.seconds:.1f} s")
-    _say(summary.explanation)
-    remarks = [count for count in summary.counts if count.remark]
-    for count in remarks[:WARNINGS]:
-        _say(f"warning: {count.micrograph}: {count.remark}")
-    if len(remarks) > WARNINGS:
-        _say(f"{len(remarks)} conspicuous micrographs: see {summary.record}")
-    report = report_noise(summary, arguments.command_line)
-    for path in (summary.stack, summary.table, summary.record, report):
-        _say(f"wrote {path}")
 
 
 def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
@@ -512,26 +465,14 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
     }
     config = load_kind(find_preset(arguments.config), kinds, arguments.overrides)
     try:
-        from .inference.devices import keep_freed_memory
-        from .job_context import JobContext
-        from .jobs.nt2c import train as train_nt2c
-        from .training.run import train
-        from .training.segmentation import train_segmentation
+        from .jobs.train import train
     except ModuleNotFoundError as error:
-        raise CryohushError(f"training needs {error.name}: pip install 'cryohush[train]'") from error
+        raise missing_package(error) from error
 
-    keep_freed_memory()
+    assert isinstance(config, TrainingConfig | SegmentationConfig | Nt2cConfig)  # one of the kinds
     with _progress(lambda: "steps") as progress:
-        context = JobContext(progress=progress, should_stop=should_stop, log=_say)
-        if isinstance(config, SegmentationConfig):
-            weights = train_segmentation(config, arguments.output, resume=arguments.resume, context=context)
-        elif isinstance(config, TrainingConfig):
-            weights = train(config, arguments.output, resume=arguments.resume, context=context)
-    if isinstance(config, Nt2cConfig):
-        weights = train_nt2c(
-            config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop
-        )
-    _say(f"wrote {weights}")
+        context = JobContext(progress, should_stop, _say, command=arguments.command_line)
+        train(config, arguments.output, context, earlier=_earlier(arguments))
 
 
 def _evaluate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
@@ -541,20 +482,10 @@ def _evaluate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) ->
     options = {name: given[name] for name in EvaluateConfig.model_fields if name in given}
     config = read_config({**options, **_pairs(given)}, arguments.config, arguments.overrides)
 
-    from .jobs.evaluate import run_evaluate
+    from .jobs.evaluate import evaluate
 
-    with _progress() as progress:
-        evaluation = run_evaluate(
-            config,
-            arguments.output,
-            overwrite=arguments.overwrite,
-            progress=progress,
-            should_stop=should_stop,
-            log=_say,
-            command=arguments.command_line,
-        )
-    for path in evaluation.files:
-        _say(f"wrote {path}")
+    with _context(arguments, should_stop) as context:
+        evaluate(config, arguments.output, context, earlier=_earlier(arguments))
 
 
 def _pairs(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,17 +20,17 @@ class JobContext:
         Asked as often; once it says so, the job raises `Aborted` and leaves what can be resumed.
     log
         Gets the lines that a user should read.
-    on_warning
-        Gets what a user should worry about, where the host has a place of its own for it; None is `log`.
     command
         The command line, for records and reports.
+    on_warning
+        Gets what a user should worry about, where the host has a place of its own for it; None is `log`.
     """
 
     progress: Callable[[int, int], None] = lambda done, total: None
     should_stop: Callable[[], bool] = lambda: False
     log: Callable[[str], None] = lambda line: None
-    on_warning: Callable[[str], None] | None = None
     command: str | None = None
+    on_warning: Callable[[str], None] | None = None
 
     def warn(self, line: str) -> None:
         """Tell what the user should worry about."""

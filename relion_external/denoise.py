@@ -7,6 +7,7 @@ from pathlib import Path
 from ..core.config.denoise import DenoiseOptions
 from ..core.errors import ConfigurationError
 from ..core.inference.plan import MICROGRAPH_TABLE_NAME, TABLE_NAME
+from ..core.job_context import JobContext
 from ..core.report import PDF_NAME
 from .log import ProgressLine, begin_log, say, warn
 from .project import Kind, Project, write_output_nodes
@@ -52,13 +53,9 @@ def denoise(request: Request) -> None:
         source,
         request.directory,
         options,
+        JobContext(ProgressLine(kind), request.should_stop, say, request.command),
         root=Path.cwd(),
-        resume=True,
-        on_mismatch="anew",
-        progress=ProgressLine(kind),
-        should_stop=request.should_stop,
-        log=say,
-        command=request.command,
+        earlier="anew",
     )
     report_run(summary, request.command, way_back=WAY_BACK[kind])
     write_output_nodes(request.directory, project, table=TABLE_NAMES[kind], pdf=PDF_NAME, kind=kind)

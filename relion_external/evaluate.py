@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..core.config.evaluate import EvaluateConfig, read_config
+from ..core.job_context import JobContext
 from ..core.report import PDF_NAME
 from .log import ProgressLine, begin_log, say
 from .project import Project, write_output_nodes
@@ -35,11 +36,8 @@ def evaluate(request: Request) -> None:
     evaluation = run_evaluate(
         config,
         request.directory,
-        overwrite=True,
-        progress=ProgressLine(kind),
-        should_stop=request.should_stop,
-        log=say,
-        command=request.command,
+        JobContext(ProgressLine(kind), request.should_stop, say, request.command),
+        earlier="replace",
     )
     write_output_nodes(request.directory, project, table=None, pdf=PDF_NAME, kind=kind)
     for path in evaluation.files:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.errors import ConfigurationError
+from ..core.job_context import JobContext
 from ..core.report import PDF_NAME
 from .log import ProgressLine, begin_log, say, warn
 from .project import NODE_LABELS, Project, write_output_nodes
@@ -30,23 +31,19 @@ def extract_noise(request: Request) -> None:
     project = Project.of_job(request.directory, source, kind)
     begin_log(project, request.command)
     # Heavy: torch. Nothing that a user can mistype is still unread by now.
-    from ..core.jobs.extract_noise import extract_noise as extract
+    from ..core.jobs.extract_noise import run_extract_noise
     from ..core.noise.output import TABLE_NAME
     from ..core.report.noise import report_noise
     from ..core.report.overlays import write_overlay
 
-    summary = extract(
+    summary = run_extract_noise(
         source,
         request.directory,
         options,
+        JobContext(ProgressLine(kind), request.should_stop, say, request.command),
         root=Path.cwd(),
-        resume=True,
-        start_anew_on_mismatch=True,
+        earlier="anew",
         draw=write_overlay,
-        progress=ProgressLine(kind),
-        should_stop=request.should_stop,
-        log=say,
-        command=request.command,
     )
     report_noise(summary, request.command)
     # the blocks are a stack with a table of its own, which RELION knows as particles

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import HostError, InputError
-from ..core.io.files import writing, writing_failed
+from ..core.io.files import make_folder, writing, writing_failed
 from .project import NODE_LABELS, NODE_NUMBERS, Kind
 
 PIPELINE = "default_pipeline.star"
@@ -195,6 +195,6 @@ def _link(link: Path, name: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
+    make_folder(path.parent)
     with writing(path) as part:
-        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..core.config.load import find_preset, read_yaml, validate
 from ..core.config.training import TrainingConfig
 from ..core.errors import ConfigurationError, DeviceError
-from ..core.io.journal import is_continued
+from ..core.job_context import QUIET, JobContext
 from ..core.report import PDF_NAME
 from .log import ProgressLine, begin_log, say, warn
 from .project import Project, write_output_nodes
 from .request import Request, find_input, read_values
 
-CONFIGURATION_NAME = "configuration.json"
 # A good model is changed with small steps, and the best of its states on held-out particles is kept.
 FINE_TUNING = {"steps": 2000, "batch_size": 16, "learning_rate": 3e-4, "warmup_steps": 100, "ema_decay": 0.99}
 PATIENCE = 6
@@ -87,26 +87,22 @@ def train(request: Request) -> None:
     begin_log(project, request.command)
     _set_device(options)
     # Heavy: torch. Nothing that a user can mistype is still unread by now, but for the model's name.
-    from ..core.inference.devices import keep_freed_memory
-    from ..core.job_context import JobContext
+    from ..core.jobs.train import train as run_training
     from ..core.report.training import write_training_report
-    from ..core.training.run import train as run_training
     from ..core.training.run import with_network
 
-    keep_freed_memory()
+    context = JobContext(
+        should_stop=request.should_stop,
+        log=lambda line: say(f"\r{line:<78}"),  # in place of the progress line
+        on_warning=lambda line: warn([line]),
+        command=request.command,
+    )
     facts = {"particles": source, "counterparts": str(options.twin or _reference(given))}
     for folder, values in runs.items():
         config = with_network(validate(values, TrainingConfig, "parameters"))
         facts["begun with"] = str(config.initial_weights or "random weights")
-        folder.mkdir(parents=True, exist_ok=True)
-        resume = is_continued(folder / CONFIGURATION_NAME, config.model_dump_json(indent=2), say)
-        context = JobContext(
-            progress=ProgressLine("steps"),
-            should_stop=request.should_stop,
-            log=lambda line: say(f"\r{line:<78}"),  # in place of the progress line
-            on_warning=lambda line: warn([line]),
-        )
-        weights = run_training(config, folder, resume=resume, context=context)
+        told = replace(context, progress=ProgressLine("steps"))
+        weights = run_training(config, folder, told, earlier="anew")
         for name, value in _held_out_scores(config, folder, weights).items():
             facts[" ".join(filter(None, (_part(directory, folder), name)))] = value
         say(f"wrote {weights}; the next job takes it as model {folder}")
@@ -258,7 +254,6 @@ def _held_out_scores(config: TrainingConfig, folder: Path, weights: Path) -> dic
     """What the model makes of held-out particles, and what the one that it began with did."""
     import torch
 
-    from ..core.job_context import QUIET
     from ..core.models.weights import load_model
     from ..core.training.session import open_data, validate
 

@@ -121,8 +121,8 @@ class _Identity:
     def _read(self) -> dict[str, Any]:
         if self.is_cs:
             table = CsTable(self.table.source, getattr(self.table, "passthrough", ()))
-            wanted = ("uid", _CS_PATH, _CS_UID, _CS_SHAPE, _CS_X, _CS_Y)
-            return {name: table.column(name) for name in wanted if name in table.fields}
+            fields = ("uid", _CS_PATH, _CS_UID, _CS_SHAPE, _CS_X, _CS_Y)
+            return {name: table.column(name) for name in fields if name in table.fields}
         main = _IMAGE if self.is_particles else _MICROGRAPH
         for block in read_tables(self.table.source):
             if main not in block.labels or block.name == "optics":
@@ -338,7 +338,7 @@ def _in_order(ours: _Identity, theirs: _Identity, compared: Sequence[str]) -> Sa
             path=other.source,
             remedy="Give tables of the same images, or tables with micrographs and coordinates.",
         )
-    places, micrographs = (ours.places_px(), theirs.places_px()), (ours.micrographs(), theirs.micrographs())
+    places, one, another = (ours.places_px(), theirs.places_px()), ours.micrographs(), theirs.micrographs()
     by = "their order"
     if places[0] is not None and places[1] is not None:
         apart = np.abs(places[0] - places[1]).max(axis=1) > _SAME_PLACE_PX
@@ -347,12 +347,12 @@ def _in_order(ours: _Identity, theirs: _Identity, compared: Sequence[str]) -> Sa
         by += ", in which their coordinates agree"
     elif ours.uids() is not None and theirs.uids() is not None:
         raise _disagreement(ours, theirs, 0, told)
-    if ours.is_particles and micrographs[0] is not None and micrographs[1] is not None:
+    if ours.is_particles and one is not None and another is not None:
         # other frames may have other names: each micrograph needs one counterpart
-        for names, others in (micrographs, micrographs[::-1]):
+        for names, others in ((one, another), (another, one)):
             partner: dict[str, str] = {}
-            for row, (name, another) in enumerate(zip(names, others, strict=True)):
-                if partner.setdefault(name, another) != another:
+            for row, (name, counterpart) in enumerate(zip(names, others, strict=True)):
+                if partner.setdefault(name, counterpart) != counterpart:
                     raise _disagreement(ours, theirs, row, "compared: micrographs, row by row")
         by += ", in which their micrographs agree"
     return SameRows(np.arange(len(first)), np.arange(len(other)), by, len(first), len(other))

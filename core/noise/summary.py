@@ -28,6 +28,8 @@ class NoiseSummary:
         Micrographs that an earlier run had done.
     seconds
         The whole run.
+    was_complete
+        Whether nothing was left to do, and nothing was written.
     """
 
     stack: Path
@@ -39,6 +41,7 @@ class NoiseSummary:
     overlays: list[Path]
     n_resumed: int
     seconds: float
+    was_complete: bool = False
 
     @property
     def key_figures(self) -> dict[str, str]:

@@ -19,9 +19,9 @@ from cryohush.core.config.load import validate
 from cryohush.core.config.simulate import ParticlesConfig
 from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import Aborted, ConfigurationError, DeviceError, ModelError
+from cryohush.core.jobs.simulate import simulate_particles
 from cryohush.core.models import MODELS
 from cryohush.core.models.weights import load_model, save_model
-from cryohush.core.simulation.particle_set import simulate_particles
 from cryohush.relion_external import train as job
 from cryohush.relion_external.cli import parse
 from cryohush.relion_external.job import EXIT_FAILURE, EXIT_SUCCESS
@@ -150,7 +150,7 @@ def test_an_aborted_job_goes_on_where_it_was_and_anew_with_other_parameters(proj
     assert "resumed at step 5" in capsys.readouterr().out
     job.train(Request(Path(JOB), given("--learning_rate", "0.01"), "command"))
     out = capsys.readouterr().out
-    assert "training begins anew" in out
+    assert "starting anew" in out
     assert "resumed" not in out
 
 

@@ -113,8 +113,12 @@ def test_chain_runs_through_and_goes_on_after_a_stop(chain, tmp_path):
     config, output = Nt2cConfig.model_validate(chain), tmp_path / "run"
     lines: list[str] = []
     with pytest.raises(Aborted, match="before stage 3"):
-        train(config, output, log=lines.append, should_stop=lambda: (output / "blocks/noise.mrcs").exists())
-    weights = train(config, output, log=lines.append, resume=True)
+        train(
+            config,
+            output,
+            JobContext(should_stop=lambda: (output / "blocks/noise.mrcs").exists(), log=lines.append),
+        )
+    weights = train(config, output, JobContext(log=lines.append), earlier="resume")
     assert weights == output / "fine/weights.safetensors"
     assert sum("done before" in line for line in lines) == 2
     load_model(weights)
@@ -133,11 +137,11 @@ def test_chain_runs_through_and_goes_on_after_a_stop(chain, tmp_path):
         "other real blocks",
         "Gaussian field",
     }
-    with pytest.raises(OutputError, match="holds another chain"):
-        train(config, output, log=quiet)
+    with pytest.raises(OutputError, match="holds another run"):
+        train(config, output)
     other = Nt2cConfig.model_validate({**chain, "seed": 2})
-    with pytest.raises(OutputError, match="another configuration"):
-        train(other, output, log=quiet, resume=True)
+    with pytest.raises(OutputError, match="other settings"):
+        train(other, output, earlier="resume")
 
 
 def test_chain_begins_with_a_shipped_model(chain, tmp_path, monkeypatch):
@@ -150,7 +154,7 @@ def test_chain_begins_with_a_shipped_model(chain, tmp_path, monkeypatch):
     chain |= {"coarse": None, "coarse_model": str(tmp_path / "given.safetensors")}
     chain["synthesiser"] = {"kind": "gaussian"}
     lines: list[str] = []
-    weights = train(Nt2cConfig.model_validate(chain), tmp_path / "run", log=lines.append)
+    weights = train(Nt2cConfig.model_validate(chain), tmp_path / "run", JobContext(log=lines.append))
     assert "stage 1 of 5, coarse denoiser: " + chain["coarse_model"] in lines
     assert not (tmp_path / "run/coarse").exists()
     assert load_model(weights).card["model"] == network
@@ -235,7 +239,7 @@ def test_structure_larger_than_the_box_is_refused(chain, tmp_path):
     path = chain["session"]["structures"] / "rod.pdb"
     path.write_text("\n".join([atom.format(1, 0.0), atom.format(2, 300.0), "END", ""]))
     with pytest.raises(ConfigurationError, match=r"rod is 30\d Å across, the box 256 Å"):
-        train(Nt2cConfig.model_validate(chain), tmp_path / "run", log=quiet)
+        train(Nt2cConfig.model_validate(chain), tmp_path / "run")
 
 
 def test_table_without_defocus_is_refused(chain, tmp_path):
@@ -279,7 +283,7 @@ def test_command_line_finds_the_chain(chain, tmp_path, capsys):
 def test_extracted_blocks_take_the_place_of_simulated_noise(chain, tmp_path):
     """The paired set of the segmentation method: `extract-noise`, then `data.noise_blocks`."""
     from cryohush.core.config.extract_noise import ExtractNoiseOptions
-    from cryohush.core.jobs.extract_noise import extract_noise
+    from cryohush.core.jobs.extract_noise import run_extract_noise
     from cryohush.core.training.data import SimulatedParticles
 
     options = ExtractNoiseOptions(
@@ -291,7 +295,7 @@ def test_extracted_blocks_take_the_place_of_simulated_noise(chain, tmp_path):
         precision="fp32",
         threads=1,
     )
-    summary = extract_noise(chain["session"]["micrographs"], tmp_path / "noise", options)
+    summary = run_extract_noise(chain["session"]["micrographs"], tmp_path / "noise", options)
     config = load_yaml(PRESET_FOLDER / "noise_blocks.yaml", TrainingConfig).data
     assert config is not None
     np.save(tmp_path / "ctf.npy", session_ctf(chain["session"]["micrographs"], 64, 4.0))
