@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import ConfigurationError
+from ..registry import Registry
 from .load import read_yaml, validate
 
 IMAGE_METRICS = (
@@ -25,7 +26,11 @@ IMAGE_METRICS = (
     "affine_ssim",
     "ssim_uniform",
 )
-"""Figures of an image against its clean reference, in the order of the report."""
+"""Figures of an image against its clean reference that are cryohush's own, in the order of the report."""
+
+METRICS: Registry[Any] = Registry("metric", {}, "cryohush.metrics")
+"""Those of other packages: functions of images and reference `(n, y, x)`, and of a mask `(y, x)` or None, that
+return `(n,)`."""
 
 BASELINES = (
     "mean",
@@ -52,7 +57,8 @@ def _known(names: Sequence[str], valid: Sequence[str], what: str) -> None:
 
 
 def _metrics(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    _known(names or (), IMAGE_METRICS, "metric")
+    others = [name for name in names or () if name not in METRICS]
+    _known(others, IMAGE_METRICS, "metric")
     return names
 
 
@@ -177,7 +183,8 @@ class EvaluateConfig(_Section):
     model
         Shipped model or `.safetensors` file whose hallucination figures are wanted.
     metrics
-        Of `IMAGE_METRICS`; None: all, where there is a reference.
+        Of `IMAGE_METRICS`, or another package's (`METRICS`); None: all of the former, where there is a
+        reference.
     data_range
         Grey values of full scale for PMSE, PSNR and SSIM: `reference` is each clean image's span, `unit`
         stretches every image to 0 to 1 first, as some papers do.

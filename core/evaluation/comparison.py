@@ -313,13 +313,7 @@ def _image_figures(
         span = image_figures.grey_value_span(clean)
     else:
         span = config.data_range
-    plain = [name for name in names if name != "ssim_uniform"]
-    found = image_figures.image_metrics(images, clean, plain, data_range=span, mask=mask) if plain else {}
-    if "ssim_uniform" in names:
-        found["ssim_uniform"] = image_figures.structural_similarity(
-            images, clean, span, window="uniform", mask=mask
-        )
-    return {name: found[name] for name in names}
+    return image_figures.image_metrics(images, clean, names, data_range=span, mask=mask)
 
 
 def _against_twin(
