@@ -29,8 +29,8 @@ IMAGE_METRICS = (
 """Figures of an image against its clean reference that are cryohush's own, in the order of the report."""
 
 METRICS: Registry[Any] = Registry("metric", {}, "cryohush.metrics")
-"""Those of other packages: functions of images and reference `(n, y, x)`, and of a mask `(y, x)` or None, that
-return `(n,)`."""
+"""Those of other packages: functions of images and reference `(n, y, x)`, and of a mask `(y, x)` or None,
+that return `(n,)`."""
 
 BASELINES = (
     "mean",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..errors import ConfigurationError
+from ..registry import Registry
 from .denoise import Protein
 
 DEFAULT_WINDOW_PX = 320
@@ -15,7 +16,16 @@ DEFAULT_WINDOW_PX = 320
 
 DEFAULT_COARSE_PIXEL_ANGSTROM = 4.0
 
-Method = Literal["similarity", "segmentation"]
+METHODS: Registry[Any] = Registry(
+    "noise finder",
+    {
+        "segmentation": "cryohush.core.noise.finders:SEGMENTATION",
+        "similarity": "cryohush.core.noise.finders:SIMILARITY",
+    },
+    "cryohush.noise_finders",
+)
+"""Ways to find noise, each a `noise.finders.NoiseFinder`."""
+
 Normalisation = Literal["none", "zscore", "whiten"]
 
 
@@ -26,7 +36,7 @@ class ExtractNoiseOptions(BaseModel):
     ----------
     method
         `segmentation`: windows without a pixel that a network takes for particle or contamination.
-        `similarity`: patches of the denoised micrograph whose parts all look alike.
+        `similarity`: patches of the denoised micrograph whose parts all look alike. Or another package's.
     window_px, window_angstrom
         Side of a block, in one of the two; None of both is `DEFAULT_WINDOW_PX`.
     stride_px, stride_angstrom
@@ -74,7 +84,7 @@ class ExtractNoiseOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Method = "segmentation"
+    method: str = "segmentation"
     window_px: int | None = Field(default=None, ge=16)
     window_angstrom: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     stride_px: int | None = Field(default=None, ge=1)
@@ -102,6 +112,13 @@ class ExtractNoiseOptions(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     skip_bad: bool = False
 
+    @field_validator("method")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(METHODS.expected(value).rstrip("."))
+        return value
+
     @field_validator("local_patches")
     @classmethod
     def _square(cls, value: int) -> int:
@@ -115,11 +132,6 @@ class ExtractNoiseOptions(BaseModel):
             if getattr(self, f"{name}_px") is not None and getattr(self, f"{name}_angstrom") is not None:
                 raise ValueError(f"{name}_px and {name}_angstrom exclude each other: leave one of them out")
         return self
-
-    @property
-    def model_name(self) -> str:
-        """The model, or the method's own."""
-        return self.model or {"similarity": "general", "segmentation": "segmentation"}[self.method]
 
     def coarse_bin(self, pixel_size_angstrom: float | None, most: int) -> int:
         """How many pixels a side, at most `most`, become one before a micrograph is denoised."""

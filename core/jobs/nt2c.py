@@ -24,7 +24,9 @@ from ..io.journal import RECORD_NAME, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.star import read_tables
 from ..job_context import QUIET, JobContext
+from ..models import MODELS
 from ..models.weights import load_model
+from ..noise.finders import finder_of
 from ..noise.synthesis import load_noise_model
 from ..report import PDF_NAME
 from ..training import supervised, synthesis
@@ -171,7 +173,7 @@ class _Chain:
     def _extraction(self, coarse: str) -> ExtractNoiseOptions:
         """How blocks are extracted: by the coarse denoiser and in boxes of the particles, if left open."""
         options = self._config.extraction
-        if options.method == "similarity":
+        if finder_of(options).networks is MODELS:  # denoises the micrographs
             options = options.model_copy(update={"model": coarse})
         if options.window_px is None and options.window_angstrom is None:
             options = options.model_copy(update={"window_px": self._config.session.box_px})
