@@ -13,8 +13,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from .config.option_lists import EXTRACT_NOISE_OPTIONS
 from .config.preset_list import preset_descriptions
+from .console import USAGE, exit_status, prepare_streams, say
 from .errors import Aborted, ConfigurationError, CryohushError, missing_package
 from .job_context import JobContext
 
@@ -27,28 +27,29 @@ STOP_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 PROGRESS_PERCENT = 5
 
 
-def build_parser(prog: str = "cryohush") -> argparse.ArgumentParser:
-    """Return the parser. Options that are not given are absent from its result."""
+def build_parser(prog: str = "cryohush", command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser; options that are not given are absent from its result.
+
+    With a `command`, only that one gets its options: reading them takes a tenth of a second.
+    """
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Denoise cryo-EM particles and micrographs.",
-        epilog="Denoised images are for viewing, picking and classification. Reconstruct from raw ones.",
+        epilog="Denoised images are for looking, picking and sorting by eye. Refine raw ones.",
     )
     parser.add_argument("--version", action="version", version=f"cryohush {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_denoise(commands.add_parser("denoise", help="denoise particles or micrographs"))
-    _add_simulate(commands.add_parser("simulate", help="simulate particles or micrographs"))
-    _add_extract_noise(
-        commands.add_parser("extract-noise", help="cut blocks of pure noise out of micrographs")
-    )
-    _add_train(commands.add_parser("train", help="train a network"))
-    _add_evaluate(commands.add_parser("evaluate", help="measure how good denoised images are"))
-    add_batch(commands.add_parser("batch", help="do one of these to many sources, on many workers"))
-    _add_models(commands.add_parser("models", help="list the shipped models, or tell about one"))
+    for name, (text, add) in COMMANDS.items():
+        parser_of_command = commands.add_parser(name, help=text)
+        if command in (None, name):
+            add(parser_of_command)
     return parser
 
 
 def _add_denoise(parser: argparse.ArgumentParser) -> None:
+    from .config.base import add_options
+    from .config.denoise import DenoiseOptions
+
     parser.description = (
         "Denoise the particles of a table of RELION or cryoSPARC, the micrographs of a table of RELION, "
         "a whole stack, or one micrograph."
@@ -79,46 +80,7 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
     )
     _add_earlier(parser)
 
-    def option(flag: str, destination: str, metavar: str, text: str, default: str) -> None:
-        # SUPPRESS tells what the user said from what he left to the options' own defaults
-        parser.add_argument(
-            flag,
-            dest=destination,
-            metavar=metavar,
-            default=argparse.SUPPRESS,
-            help=f"{text} (default: {default})",
-        )
-
-    option("--model", "model", "NAME", "a shipped model, or a .safetensors file", "general")
-    option("--device", "device", "DEVICE", "auto, cpu, or GPUs such as cuda:0,1", "auto")
-    option("--precision", "precision", "FORMAT", "auto (measured), fp32, bf16 or fp16", "auto")
-    option("--batch-size", "batch_size", "N", "images or tiles that go through the network at once", "auto")
-    option("--blend", "blend", "A", "share of the raw image in the output, 0 to 1", "0.0")
-    option(
-        "--keep-above", "keep_above_angstrom", "RES", "keep the raw image beyond this resolution, Å", "none"
-    )
-    option(
-        "--particle-diameter",
-        "particle_diameter_angstrom",
-        "D",
-        "diameter of the circle outside which an image is background, Å",
-        "none: 0.75 of the box",
-    )
-    option(
-        "--protein",
-        "protein",
-        "SHADE",
-        "dark or white",
-        "auto: dark in micrographs, white in particles, or as particles.cs says",
-    )
-    option("--output-dtype", "output_dtype", "TYPE", "float32, or float16 (not for RELION 3.1)", "float32")
-    option("--threads", "threads", "N", "CPU threads", "none: all that this process may use")
-    parser.add_argument(
-        "--skip-bad",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="pass images with NaN or Inf, and constant ones, through unchanged (default: stop at the first)",
-    )
+    add_options(parser, DenoiseOptions)
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +99,9 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
+    from .config.base import add_options
+    from .config.extract_noise import ExtractNoiseOptions
+
     parser.description = (
         "Cut blocks that hold nothing but noise out of micrographs: where a network sees neither particles "
         "nor contamination, or where the denoised micrograph is alike all over."
@@ -146,16 +111,7 @@ def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the result goes")
     parser.add_argument("--root", type=Path, metavar="DIR", help="as for denoise (default: looked for)")
     _add_earlier(parser)
-    for flag, name, metavar, text, default in EXTRACT_NOISE_OPTIONS:
-        parser.add_argument(
-            flag, dest=name, metavar=metavar, default=argparse.SUPPRESS, help=f"{text} (default: {default})"
-        )
-    parser.add_argument(
-        "--skip-bad",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="leave out micrographs with NaN or Inf, and constant ones (default: stop at the first)",
-    )
+    add_options(parser, ExtractNoiseOptions)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +128,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    from .config.base import add_options
+    from .config.evaluate import EvaluateConfig
+
     parser.description = (
         "Measure denoised particles, micrographs or half maps against clean images or against independent "
         "noisy ones, and write the figures as JSON, PNG, HTML and PDF. Rows of tables are paired "
@@ -179,29 +138,18 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(work=_evaluate)
 
-    def option(flag: str, metavar: str, text: str, default: str, nargs: int | str | None = None) -> None:
-        # SUPPRESS tells what the user said from what the configuration says
-        text = f"{text} (default: {default})"
-        parser.add_argument(flag, metavar=metavar, nargs=nargs, default=argparse.SUPPRESS, help=text)
-
-    option("--denoised", "A", "denoised images: .star, .cs, .mrcs or .mrc", "none")
-    option("--reference", "B", "the clean images", "none")
-    pair = "denoised images and independent noisy ones of the same particles, or two half maps"
-    option("--pairs", "FILE", pair, "none", nargs=2)
-    option("--raw", "FILE", "the images before denoising, to see the gain", "none")
-    option("--mask", "FILE", "mask for half maps", "none")
-    option("--model", "NAME", "a model whose inventions are to be measured", "none")
-    option("--metrics", "NAME", "figures against clean images", "all", nargs="+")
-    option("--baselines", "NAME", "classical denoisers to compare with", "none", nargs="+")
-    option("--data-range", "RANGE", "full scale: reference, unit, or grey values", "reference")
-    option("--device", "DEVICE", "auto, cpu or cuda:N, for --model", "auto")
-    option("--threads", "N", "CPU threads", "none: all that this process may use")
     parser.add_argument(
-        "--align-twin",
-        action="store_true",
+        "--pairs",
+        nargs=2,
+        metavar="FILE",
         default=argparse.SUPPRESS,
-        help="take back the drift between raw images and their twins, by micrograph (default: off)",
+        help="denoised images and independent noisy ones of the same particles, or two half maps "
+        "(default: none)",
     )
+    parser.add_argument(
+        "--mask", metavar="FILE", default=argparse.SUPPRESS, help="mask for half maps (default: none)"
+    )
+    add_options(parser, EvaluateConfig)
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="a YAML file with these options and more (default: none)"
     )
@@ -267,6 +215,26 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.description = "See what this machine has of what cryohush needs, and what to mend."
+    parser.set_defaults(work=_doctor)
+    parser.add_argument(
+        "--url", help="a cryoSPARC instance to reach, as in http://host:39000 (default: none)"
+    )
+
+
+COMMANDS: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "denoise": ("denoise particles or micrographs", _add_denoise),
+    "simulate": ("simulate particles or micrographs", _add_simulate),
+    "extract-noise": ("cut blocks of pure noise out of micrographs", _add_extract_noise),
+    "train": ("train a network", _add_train),
+    "evaluate": ("measure how good denoised images are", _add_evaluate),
+    "batch": ("do one of these to many sources, on many workers", add_batch),
+    "models": ("list the shipped models, or tell about one", _add_models),
+    "doctor": ("see what this machine lacks", _add_doctor),
+}
+
+
 def main(
     argv: Sequence[str] | None = None,
     *,
@@ -287,60 +255,65 @@ def main(
     Returns
     -------
     int
-        0 on success; 1 after an error, told in one line on stderr; 2 for wrong usage, or when stopped by
-        Ctrl-C or SIGTERM, which leave a state that `--resume` goes on from.
+        0 on success; 1 after an error, told in one line on stderr; 2 for wrong usage; 130 when stopped by
+        Ctrl-C and 143 by SIGTERM, which leave a state that `--resume` goes on from.
     """
+    prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = build_parser(prog).parse_args(words)
+        command = next((word for word in words if not word.startswith("-")), "")
+        arguments = build_parser(prog, command).parse_args(words)
     except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 2
+        return error.code if isinstance(error.code, int) else USAGE
     arguments.command_line, arguments.hosts = shlex.join([prog, *words]), hosts
-    try:
-        with stop_flag() as should_stop:
+    with stop_flag() as should_stop:
+        try:
             arguments.work(arguments, should_stop)
-    except Aborted as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return 2
-    except CryohushError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except MemoryError:
-        print("error: out of memory. Ask for a smaller --batch-size or fewer --threads.", file=sys.stderr)
-        return 1
+        except (Exception, KeyboardInterrupt) as error:
+            return exit_status(error, should_stop.received)
     return 0
 
 
+class StopFlag:
+    """Whether a stop signal has come.
+
+    Attributes
+    ----------
+    received
+        Its number.
+    """
+
+    received: int | None = None
+
+    def __call__(self) -> bool:
+        return self.received is not None
+
+
 @contextlib.contextmanager
-def stop_flag() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether a stop signal has come; a second one has its usual effect."""
-    received: list[int] = []
+def stop_flag() -> Iterator[StopFlag]:
+    """Yield a flag that tells whether a stop signal has come; a second one has its usual effect."""
+    flag = StopFlag()
 
     def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+        flag.received = number
         signal.signal(number, earlier[number])
 
     earlier = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number in STOP_SIGNALS:
         signal.signal(number, note)
     try:
-        yield lambda: bool(received)
+        yield flag
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
 
 
 def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.base import given_options
     from .config.denoise import DenoiseOptions
     from .config.load import validate
 
-    given = {
-        name: getattr(arguments, name) for name in DenoiseOptions.model_fields if hasattr(arguments, name)
-    }
-    options = validate(given, DenoiseOptions, "command line")
+    options = validate(given_options(vars(arguments), DenoiseOptions), DenoiseOptions, "command line")
 
     from .inference.plan import holds_micrographs
     from .jobs.denoise import denoise
@@ -368,7 +341,7 @@ def _context(
 ) -> Iterator[JobContext]:
     """Yield what a job asks and tells: lines on stdout, progress on stderr or stdout."""
     with _progress(noun) as progress:
-        yield JobContext(progress, should_stop, _say, arguments.command_line)
+        yield JobContext(progress, should_stop, say, arguments.command_line)
 
 
 def _earlier(arguments: argparse.Namespace) -> Earlier:
@@ -392,7 +365,7 @@ def _progress(noun: Callable[[], str] = lambda: "images") -> Iterator[Callable[[
             percent = 100 * done // max(total, 1)
             if percent >= last + PROGRESS_PERCENT or (done == total and percent > last):
                 last, counted = percent, counted or noun()
-                _say(f"{done} of {total} {counted} ({percent} %)")
+                say(f"{done} of {total} {counted} ({percent} %)")
 
         yield line
         return
@@ -430,11 +403,11 @@ def _simulate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) ->
 
 
 def _extract_noise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.base import given_options
     from .config.extract_noise import ExtractNoiseOptions
     from .config.load import validate
 
-    fields = ExtractNoiseOptions.model_fields
-    given = {name: getattr(arguments, name) for name in fields if hasattr(arguments, name)}
+    given = given_options(vars(arguments), ExtractNoiseOptions)
     options = validate(given, ExtractNoiseOptions, "command line")
 
     from .jobs.extract_noise import extract_noise
@@ -471,15 +444,16 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
 
     assert isinstance(config, TrainingConfig | SegmentationConfig | Nt2cConfig)  # one of the kinds
     with _progress(lambda: "steps") as progress:
-        context = JobContext(progress, should_stop, _say, command=arguments.command_line)
+        context = JobContext(progress, should_stop, say, command=arguments.command_line)
         train(config, arguments.output, context, earlier=_earlier(arguments))
 
 
 def _evaluate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.base import given_options
     from .config.evaluate import EvaluateConfig, read_config
 
     given = vars(arguments)
-    options = {name: given[name] for name in EvaluateConfig.model_fields if name in given}
+    options = given_options(given, EvaluateConfig)
     config = read_config({**options, **_pairs(given)}, arguments.config, arguments.overrides)
 
     from .jobs.evaluate import evaluate
@@ -521,7 +495,7 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
     plan = load_yaml(arguments.plan, BatchPlan)
     plan = plan.model_copy(update={"output": plan.output.absolute()})
     if arguments.action == "status":
-        _say(status_table(plan.output))
+        say(status_table(plan.output))
         return
 
     from .batch.driver import run_batch
@@ -533,7 +507,7 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
         **arguments.hosts(plan.output, arguments.command_line),
     }
     if arguments.dry_run:
-        _say(forecast_table(forecast(plan, hosts, KINDS)))
+        say(forecast_table(forecast(plan, hosts, KINDS)))
         return
     items = run_batch(
         plan,
@@ -541,10 +515,10 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
         KINDS,
         arguments.action,
         should_stop=should_stop,
-        log=_say,
+        log=say,
         command=arguments.command_line,
     )
-    _say(f"wrote {write_batch_report(plan.output)}")
+    say(f"wrote {write_batch_report(plan.output)}")
     failed = [item.name for item in items if item.state == "failed"]
     if any(item.state == "stopped" for item in items):
         raise Aborted("Stopped on request. What is finished is kept: batch resume goes on from there.")
@@ -558,18 +532,27 @@ def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> N
 
     if arguments.action == "list":
         for name, entry in list_models().items():
-            _say(f"{name:<16} {entry.get('description', '')}")
+            say(f"{name:<16} {entry.get('description', '')}")
         return
     import yaml
 
     model = load_model(arguments.name, ALL_NETWORKS)
     parameters = sum(tensor.numel() for tensor in model.module.parameters())
     facts = {"name": model.name, "file": str(model.path), "sha256": model.sha256, "parameters": parameters}
-    _say(yaml.safe_dump({**facts, **model.card}, sort_keys=False, allow_unicode=True).rstrip())
+    say(yaml.safe_dump({**facts, **model.card}, sort_keys=False, allow_unicode=True).rstrip())
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _doctor(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .doctor import examine
+
+    problems = 0
+    for finding in examine(arguments.url):
+        say(str(finding))
+        problems += finding.state == "problem"
+    if problems:
+        raise CryohushError(
+            f"{problems} {'problem' if problems == 1 else 'problems'}, with what to do above."
+        )
 
 
 if __name__ == "__main__":

@@ -22,22 +22,16 @@ class JobContext:
         Gets the lines that a user should read.
     command
         The command line, for records and reports.
-    on_warning
-        Gets what a user should worry about, where the host has a place of its own for it; None is `log`.
     """
 
     progress: Callable[[int, int], None] = lambda done, total: None
     should_stop: Callable[[], bool] = lambda: False
     log: Callable[[str], None] = lambda line: None
     command: str | None = None
-    on_warning: Callable[[str], None] | None = None
 
     def warn(self, line: str) -> None:
-        """Tell what the user should worry about."""
-        if self.on_warning is None:
-            self.log(f"WARNING: {line}")
-        else:
-            self.on_warning(line)
+        """Tell what the user should worry about; hosts know such a line by its first word."""
+        self.log(f"WARNING: {line}")
 
     def stop_if_asked(self, message: str) -> None:
         """

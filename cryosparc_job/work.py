@@ -52,7 +52,7 @@ def describe_run(summary: Summary, command: str, way_back: str) -> dict[str, Any
     from ..core.report.pdf import report_run
     from .plots import draw_plots
 
-    report, montage = report_run(summary, command, way_back=way_back)
+    report, montage, _ = report_run(summary, command, way_back=way_back)
     return {
         "stacks": [str(path) for path in summary.stacks],
         "record": str(summary.record),

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..config.batch import EngineConfig
-from ..config.denoise import DenoiseOptions
+from ..config.denoise import CONTEXT_NAME, DenoiseOptions
 from ..errors import ConfigurationError, HostError, missing_package
 from ..inference.devices import available_threads, resolve_devices
 from ..inference.engine import Choices, LocalDevices, Task
@@ -194,6 +194,7 @@ class Pool:
                     task.choices,
                     task.are_micrographs,
                     task.label,
+                    None if task.contexts is None else (output_dir / CONTEXT_NAME).absolute(),
                 )
 
             n_images = sum(part.n_images for part in ranges)
@@ -402,16 +403,22 @@ def _cluster(config: EngineConfig, n_workers: int, log_folder: Path, exits: cont
         import distributed
 
         local: Any = distributed.LocalCluster
-        return local(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=config.memory or "auto",
-            dashboard_address=_dashboard(config),
-            host="tls://127.0.0.1",
-            security=_security(config),
-            preload=[__name__],
-        )
+        try:
+            return local(
+                n_workers=n_workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=config.memory or "auto",
+                dashboard_address=_dashboard(config),
+                host="tls://127.0.0.1",
+                security=_security(config),
+                preload=[__name__],
+            )
+        except RuntimeError as error:
+            raise HostError(
+                f"the workers could not be started: {str(error).rstrip('.')}. Is this machine overloaded, or "
+                "short of memory? Ask for fewer engine.workers."
+            ) from error
     try:
         import dask_jobqueue
     except ModuleNotFoundError as error:

@@ -17,7 +17,7 @@ import torch
 
 from ... import __version__
 from ..config.extract_noise import ExtractNoiseOptions
-from ..errors import Aborted, ConfigurationError, InputError
+from ..errors import Aborted, ConfigurationError, InputError, TooFewBlocks
 from ..inference.devices import (
     Precision,
     available_threads,
@@ -181,7 +181,7 @@ def run_extract_noise(
     ------
     InputError
         If the input cannot be read or was changed in the meantime, a micrograph is not usable and
-        `options.skip_bad` is off, or fewer blocks than `options.minimum_blocks` were found: the text says
+        `options.skip_bad` is off, or fewer blocks than `options.min_blocks` were found: the text says
         what excluded how many.
     ConfigurationError
         If the window does not suit the micrographs, or a pixel size is needed and not known.
@@ -212,9 +212,9 @@ def run_extract_noise(
             for index in range(len(images.stacks))
         ]
         n_blocks = sum(count.kept for count in counts)
-        if n_blocks < options.minimum_blocks:
-            raise InputError(
-                f"{n_blocks} blocks of noise found, {options.minimum_blocks} are needed. {explain(counts)}",
+        if n_blocks < options.min_blocks:
+            raise TooFewBlocks(
+                f"{n_blocks} blocks of noise found, {options.min_blocks} are needed. {explain(counts)}",
                 path=images.source,
                 remedy=f"Try a smaller window_px or stride_px, or wider limits, {finder_of(options).remedy}.",
             )
@@ -395,7 +395,7 @@ def _undertaking(
     drawn: bool,
 ) -> Undertaking:
     """The files to make, each with all that it depends on."""
-    chosen = options.model_dump(mode="json", exclude={"model", "device", "threads", "minimum_blocks"})
+    chosen = options.model_dump(mode="json", exclude={"model", "device", "threads", "min_blocks"})
     fingerprint = {
         "version": __version__,
         "input": str(images.source.absolute()),

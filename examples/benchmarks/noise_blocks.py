@@ -58,16 +58,20 @@ HELD_OUT = ("1bxn", "2cg9", "4zxb", "6cvm", "6xlu", "pdb7pbl")
 # With even odds the label map is the most probable one, of which the intersection over union is usual.
 METHODS: dict[str, dict[str, Any]] = {
     "segmentation": {"method": "segmentation"},
-    "segmentation alone": {"method": "segmentation", "least_p_value": 0},
-    "segmentation at even odds": {"method": "segmentation", "least_background": 0.5},
+    "segmentation alone": {"method": "segmentation", "min_noise_probability": 0},
+    "segmentation at even odds": {"method": "segmentation", "min_background": 0.5},
     "segmentation alone at even odds": {
         "method": "segmentation",
-        "least_background": 0.5,
-        "least_p_value": 0,
+        "min_background": 0.5,
+        "min_noise_probability": 0,
     },
     "similarity": {"method": "similarity"},
-    "similarity at even odds": {"method": "similarity", "least_background": 0.5},
-    "similarity as published": {"method": "similarity", "least_p_value": 0, "coarse_pixel_angstrom": 0},
+    "similarity at even odds": {"method": "similarity", "min_background": 0.5},
+    "similarity as published": {
+        "method": "similarity",
+        "min_noise_probability": 0,
+        "coarse_pixel_angstrom": 0,
+    },
 }
 LARGE_PX, REPEATS = 4096, 2
 BIN_ANGSTROM, BLUR_ANGSTROM, LEVEL_ANGSTROM = 12.0, 24.0, 600.0
@@ -201,7 +205,7 @@ def draw_truth(truth: Truth, folder: Path) -> None:
 def measure(truth: Truth, method: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run one method over a set and compare it with the truth."""
     options = options_of(
-        method, arguments, window_px=arguments.window_px, stride_px=arguments.stride_px, minimum_blocks=1
+        method, arguments, window_px=arguments.window_px, stride_px=arguments.stride_px, min_blocks=1
     )
     try:
         summary = run_extract_noise(

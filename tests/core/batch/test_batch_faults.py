@@ -270,7 +270,7 @@ def micrographs(tmp_path: Path) -> Path:
 def search(table: Path, name: str, pool: Pool | None = None, **given: Any) -> NoiseSummary:
     """Extract noise with the pool, or without workers."""
     # the network knows real noise, not white noise: half and half is strict enough here
-    strictness = {"least_background": 0.5, "most_per_micrograph": 20, "window_px": 64}
+    strictness = {"min_background": 0.5, "max_per_micrograph": 20, "window_px": 64}
     return run_extract_noise(
         table,
         table.parent / name,

@@ -21,7 +21,7 @@ pytest.importorskip("distributed")
 
 ENGINE = {"device": "cpu", "workers": 2, "threads": 1, "memory": "2GB", "dashboard": None}
 # the network knows real noise, not white noise: half and half is strict enough here
-NOISE = {"window_px": 64, "least_background": 0.5, "precision": "fp32", "most_per_micrograph": 20}
+NOISE = {"window_px": 64, "min_background": 0.5, "precision": "fp32", "max_per_micrograph": 20}
 
 
 def write_micrographs(folder: Path, *, broken: bool = False) -> Path:

@@ -48,7 +48,7 @@ def with_objects(seed: int = 1, scale: float = 3.0, offset: float = 100.0) -> ND
 def options(**changes: object) -> ExtractNoiseOptions:
     # the network knows real noise, not white noise: half and half is strict enough here
     given = {
-        "least_background": 0.5,
+        "min_background": 0.5,
         "window_px": WINDOW,
         "stride_px": STRIDE,
         "device": "cpu",
@@ -118,7 +118,7 @@ def test_segmentation_takes_blocks_of_the_original_where_nothing_is(table: Path,
 
 def test_similarity_alone_overlooks_corners_and_the_check_does_not(table: Path, tmp_path: Path) -> None:
     given = {"method": "similarity", "similarity_threshold": 0.5}
-    published = run_extract_noise(table, tmp_path / "published", options(**given, least_p_value=0))
+    published = run_extract_noise(table, tmp_path / "published", options(**given, min_noise_probability=0))
     checked = run_extract_noise(table, tmp_path / "checked", options(**given))
     rows, of_published = rows_of(checked), origins(rows_of(published))
     assert len(rows) > 5
@@ -140,8 +140,10 @@ def test_blocks_with_more_energy_than_noise_are_not_taken(tmp_path: Path) -> Non
     image[:200, :200] += 0.3 * np.sin(2 * np.pi * np.arange(200) * 1.5 / 50)
     write_stack(tmp_path / "a.mrc", image[None].astype(np.float32), 1.5)
     # everything is background to this threshold
-    free = {"least_background": 1e-6}
-    every = run_extract_noise(tmp_path / "a.mrc", tmp_path / "every", options(**free, least_p_value=0))
+    free = {"min_background": 1e-6}
+    every = run_extract_noise(
+        tmp_path / "a.mrc", tmp_path / "every", options(**free, min_noise_probability=0)
+    )
     noise = run_extract_noise(tmp_path / "a.mrc", tmp_path / "noise", options(**free))
 
     def in_the_corner(summary: NoiseSummary) -> int:
@@ -153,7 +155,7 @@ def test_blocks_with_more_energy_than_noise_are_not_taken(tmp_path: Path) -> Non
     assert excluded is not None
     # 36 windows touch the corner by half and more; of the others, noise, few are lost
     assert 25 <= excluded["noise"] < 90
-    assert "have more energy than noise (least_p_value)" in noise.explanation
+    assert "have more energy than noise (min_noise_probability)" in noise.explanation
 
 
 def test_what_was_normalised_can_be_brought_back(table: Path, tmp_path: Path) -> None:
@@ -195,7 +197,7 @@ def test_scale_and_number_format_of_the_micrograph_do_not_matter(
 def test_the_cap_draws_the_same_blocks_again(table: Path, tmp_path: Path) -> None:
     everything = run_extract_noise(table, tmp_path / "all", options())
     first, second = (
-        run_extract_noise(table, tmp_path / name, options(most_per_micrograph=7)) for name in ("x", "y")
+        run_extract_noise(table, tmp_path / name, options(max_per_micrograph=7)) for name in ("x", "y")
     )
     assert first.n_blocks == 14
     assert origins(rows_of(first)) == origins(rows_of(second))
@@ -229,12 +231,12 @@ def test_an_interrupted_run_goes_on_to_the_same_result(table: Path, tmp_path: Pa
 
 
 def test_no_block_says_what_excluded_how_many(table: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"0 blocks .* 722 windows .*touch particles.*exceed largest_streak"):
-        run_extract_noise(table, tmp_path / "out", options(largest_streak=0.1))
+    with pytest.raises(InputError, match=r"0 blocks .* 722 windows .*touch particles.*exceed max_streak"):
+        run_extract_noise(table, tmp_path / "out", options(max_streak=0.1))
     with pytest.raises(InputError, match=r"0 blocks .* 722 are not alike.*best similarity is 0\.\d\d"):
         run_extract_noise(table, tmp_path / "other", options(method="similarity", similarity_threshold=0.999))
     with pytest.raises(InputError, match=r"1000 are needed"):
-        run_extract_noise(table, tmp_path / "many", options(minimum_blocks=1000))
+        run_extract_noise(table, tmp_path / "many", options(min_blocks=1000))
 
 
 def test_carbon_and_its_rim_are_no_noise(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def chain(tmp_path):
         "extraction": {
             "method": "similarity",
             "similarity_threshold": -1,
-            "least_p_value": 0,
+            "min_noise_probability": 0,
             "device": "cpu",
             "threads": 1,
         },
@@ -290,7 +290,7 @@ def test_extracted_blocks_take_the_place_of_simulated_noise(chain, tmp_path):
         method="similarity",
         window_px=64,
         similarity_threshold=-1,
-        least_p_value=0,
+        min_noise_probability=0,
         device="cpu",
         precision="fp32",
         threads=1,

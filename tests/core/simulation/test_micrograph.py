@@ -119,7 +119,7 @@ def test_particles_keep_their_distance_and_have_the_wanted_density():
     micrograph = simulate(
         species=species,
         shape_px=(600, 600),
-        minimum_distance=0.0,
+        min_distance=0.0,
         particles_per_square_micrometre=(400.0, 400.0),
     )
     n = len(micrograph.particles)
@@ -127,7 +127,7 @@ def test_particles_keep_their_distance_and_have_the_wanted_density():
     assert n == pytest.approx(expected, abs=4 * math.sqrt(expected))
     first = (micrograph.particles.species == 0).mean()
     assert first == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / n))
-    tight = simulate(minimum_distance=0.9).particles
+    tight = simulate(min_distance=0.9).particles
     assert pdist(np.stack([tight.y_px, tight.x_px], axis=1)).min() >= 0.9 * 20
 
 
@@ -186,7 +186,7 @@ def test_particle_reaches_in_from_outside():
 
 def test_large_particle_may_reach_in_from_outside():
     # a radius beyond the margin that the rings of the CTF need
-    micrograph = simulate(species=(ball(70.0, 144),), minimum_distance=0.0)
+    micrograph = simulate(species=(ball(70.0, 144),), min_distance=0.0)
     assert (micrograph.labels == PARTICLE).any()
 
 

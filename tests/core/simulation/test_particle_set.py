@@ -209,7 +209,7 @@ def test_origin_in_the_table_takes_the_particle_back_to_the_centre(tmp_path: Pat
     config = configuration(structure, ctf=None, normalise=False, outputs=["clean"])
     images = simulate(config, tmp_path / "out")["clean"]
     still = simulate(
-        configuration(structure, ctf=None, normalise=False, outputs=["clean"], largest_shift_angstrom=0.0),
+        configuration(structure, ctf=None, normalise=False, outputs=["clean"], max_shift_angstrom=0.0),
         tmp_path / "still",
     )["clean"]
 
@@ -274,9 +274,9 @@ def test_a_ratio_that_the_dose_cannot_give_is_refused(structure: Path, tmp_path:
 
 def test_poses_of_a_table_give_the_same_images_again(structure: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"n_images": 12, "outputs": ["clean"], "ctf": None}
-    first = simulate(configuration(structure, **changes, largest_shift_angstrom=6.0), tmp_path / "first")
+    first = simulate(configuration(structure, **changes, max_shift_angstrom=6.0), tmp_path / "first")
     values = {**settings(structure, **changes), "poses": tmp_path / "first/clean.star"}
-    del values["largest_shift_angstrom"]
+    del values["max_shift_angstrom"]
     again = validate(values, ParticlesConfig, "test")
     # the table has angles to 1e-6 degrees or so, and the images float32
     np.testing.assert_allclose(simulate(again, tmp_path / "again")["clean"], first["clean"], atol=2e-3)
