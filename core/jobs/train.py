@@ -17,6 +17,7 @@ from ..io.files import sha256_of, write_json
 from ..io.journal import RECORD_NAME, Undertaking
 from ..job_context import QUIET, JobContext
 from ..report import PDF_NAME
+from ..training.frame_halves import FOLDER as HALVES_FOLDER
 from ..training.run import train as run_loop
 from ..training.segmentation import train_segmentation
 from . import nt2c
@@ -79,7 +80,7 @@ def train(
     started, begin = time.time(), time.monotonic()
     fingerprint = {"config": config.model_dump(mode="json")}
     files = (WEIGHTS_NAME, RECORD_NAME, PDF_NAME, *FILES)
-    undertaking = Undertaking("train", fingerprint, {}, files, [EVENTS_FOLDER])
+    undertaking = Undertaking("train", fingerprint, {}, files, [EVENTS_FOLDER, HALVES_FOLDER])
     with JobFolder(output_dir, undertaking, earlier, log=context.log) as folder:
         if not folder.journal.is_complete:
             _loop(config, output_dir, context, resume=folder.goes_on)

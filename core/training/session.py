@@ -25,6 +25,7 @@ from ..models import DenoisingNetwork, build_network
 from ..models.weights import WEIGHTS_NAME, load_model, save_model
 from .data import SimulatedParticles
 from .frame import SCORE, Data, Frame
+from .frame_halves import FOLDER, cut_pairs
 from .pairs import PairedParticles
 from .record import Preview, PreviewRow
 from .references import open_reference
@@ -59,9 +60,12 @@ def open_data(
     if config.reference is not None:
         return open_reference(config.reference, seed=config.seed, stride=stride, context=context)
     if config.pairs is not None:
+        pairs = config.pairs
+        if pairs.box_px is not None:
+            pairs = cut_pairs(pairs, output_dir / FOLDER, seed=config.seed, context=context)
         return (
-            PairedParticles(config.pairs, held_out=False, seed=config.seed, stride=stride, context=context),
-            PairedParticles(config.pairs, held_out=True, seed=config.seed + 1, stride=stride),
+            PairedParticles(pairs, held_out=False, seed=config.seed, stride=stride, context=context),
+            PairedParticles(pairs, held_out=True, seed=config.seed + 1, stride=stride),
         )
     if config.data is None:  # refused by the configuration
         raise ConfigurationError("one of the sections data, pairs and reference is needed.")
