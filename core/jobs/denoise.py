@@ -123,8 +123,7 @@ def run_denoise(
         images,
         options.protein,
         pixel_size_angstrom=options.pixel_size_angstrom,
-        # the context of a stack is on the grid of its images
-        trained_angstrom=None if getattr(model.module, "context_channels", 0) else trained_angstrom,
+        trained_angstrom=trained_angstrom,
     )
     _check_options(options, stacks, images)
     notes = look_at_inputs(images, stacks, trained_angstrom)

@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from .base import DenoisingNetwork
+
 
 class _Block(nn.Module):
     """Pre-activation residual block that halves, keeps or doubles the sides (`scale` 0.5, 1 or 2)."""
@@ -35,7 +37,7 @@ class _Block(nn.Module):
         return y + shortcut
 
 
-class ResNetAutoencoder(nn.Module):
+class ResNetAutoencoder(DenoisingNetwork):
     """Residual autoencoder [1]_ [2]_: three halvings, `blocks` blocks at the bottom, three doublings.
 
     Differs from the papers: linear output, because the images have no fixed range, and no fully connected
