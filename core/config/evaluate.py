@@ -18,6 +18,7 @@ IMAGE_METRICS = (
     "correlation",
     "mse",
     "mae",
+    "rmse",
     "pmse",
     "nmse",
     "affine_nmse",

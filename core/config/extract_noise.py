@@ -69,6 +69,12 @@ class ExtractNoiseOptions(Section):
     similarity_threshold: float = option(
         0.7, "similarity: SSIM that each two parts of a window must exceed", metavar="S", ge=-1, lt=1
     )
+    ssim: Literal["windows", "parts"] = option(
+        "windows",
+        "similarity: pixels that SSIM takes means and variances of: small windows, or the whole parts, as "
+        "published, which needs coarse_pixel_angstrom 0",
+        metavar="OF",
+    )
     coarse_pixel_angstrom: float | None = option(
         None,
         "similarity: pixel size at which micrographs are denoised, Å; 0 is their own, as published",
@@ -164,6 +170,12 @@ class ExtractNoiseOptions(Section):
         if math.isqrt(value) ** 2 != value:
             raise ValueError(f"expected 4, 9, 16 or another square, found {value}")
         return value
+
+    @model_validator(mode="after")
+    def _as_published(self) -> ExtractNoiseOptions:
+        if self.ssim == "parts" and self.coarse_pixel_angstrom != 0:
+            raise ValueError("ssim: of whole parts it needs coarse_pixel_angstrom 0, as it was published")
+        return self
 
     @model_validator(mode="after")
     def _one_unit(self) -> ExtractNoiseOptions:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -70,6 +70,17 @@ class SimulationConfig(Section):
             "the simulated noise and of the uneven ice."
         ),
     )
+    maps: Path | None = Field(
+        default=None,
+        description=(
+            "Folder of maps named like the structures that are fitted into them. Noisy images then show the "
+            "map, with its structural noise, and clean ones what `imaging.maps.clean_map` leaves of it "
+            "within the model. A structure without a map is used alone."
+        ),
+    )
+    map_resolution_angstrom: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Of the maps: what is finer is left out."
+    )
     box_px: int = Field(default=128, ge=32, multiple_of=2, description="Side of the projections.")
     other_boxes_px: tuple[int, ...] = Field(
         default=(),
@@ -97,6 +108,8 @@ class SimulationConfig(Section):
     def _check_ctf(self) -> SimulationConfig:
         if not self.ctf_tables and self.imaging.no_ctf_probability < 1:
             raise ValueError("data.ctf_tables is needed unless data.imaging.no_ctf_probability is 1")
+        if (self.maps is None) != (self.map_resolution_angstrom is None):
+            raise ValueError("data.maps and data.map_resolution_angstrom belong together")
         return self
 
 
@@ -251,10 +264,13 @@ class ReferenceConfig(StoredSection):
         return self
 
 
+PixelLoss = Literal["l1", "l2", "l1_sum", "l2_sum", "mean_grey_value", "coarse_l1"]
+
+
 class LossConfig(Section):
     """Weighted sum of losses between estimate and target."""
 
-    pixel: dict[Literal["l1", "l2", "mean_grey_value", "coarse_l1"], float] = Field(
+    pixel: dict[PixelLoss, float] = Field(
         default={"l2": 1.0}, description="Weights of the losses of `cryohush.core.losses.pixel`."
     )
     snr_weighted: bool = Field(
@@ -296,7 +312,14 @@ class AdversarialConfig(Section):
             "(`coarse_l1` is meant for it)."
         ),
     )
-    weight: float = Field(default=1.0, gt=0, description="Of the adversarial loss beside those of `loss`.")
+    weight: float = Field(
+        default=1.0,
+        ge=0,
+        description=(
+            "Of the adversarial loss beside those of `loss`; 0 trains the network as often without it: a "
+            "control."
+        ),
+    )
     score: Literal["alpha_beta", "wasserstein"] = Field(
         default="alpha_beta",
         description="`alpha_beta` (cross entropy is 0, 0; squared error 1, 1) or `wasserstein`.",
@@ -329,12 +352,22 @@ class DiffusionConfig(Section):
     )
 
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimisationConfig(Section):
     """AdamW with linear warm-up and cosine decay, and an exponential moving average of the weights."""
 
     steps: int = Field(gt=0)
     batch_size: int = Field(32, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
+    betas: tuple[_Decay, _Decay] | None = Field(
+        default=None,
+        description=(
+            "Of Adam: decay of the moving means of gradient and squared gradient. None is 0.9 and 0.99, or "
+            "in an adversarial run, where they are the critic's as well, 0.5 and 0.9."
+        ),
+    )
     warmup_steps: int = Field(200, ge=0)
     weight_decay: float = Field(1e-4, ge=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)

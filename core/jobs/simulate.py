@@ -408,7 +408,7 @@ class _Stream:
 
 
 def _input_files(config: ParticlesConfig) -> list[Path]:
-    files = [path for entry in config.structures for path in (entry.path, entry.to)]
+    files = [path for entry in config.structures for path in (entry.path, entry.model, entry.to)]
     files += [*(config.ctf.tables if config.ctf else ())]
     files += [path for kind in config.noise.components for path in (kind.spectrum, kind.images)]
     return list(dict.fromkeys(path for path in files if path is not None))

@@ -14,10 +14,12 @@ from .base import DenoisingNetwork, require_denoising_network
 from .context_unet import ContextUNet
 from .diffusion import DiffusionDenoiser
 from .dncnn import DnCNN
-from .pix2pix import ConvolutionalCritic, ConvolutionalGenerator, ResidualPix2Pix
+from .pix2pix import ConvolutionalCritic, ConvolutionalGenerator, ResidualCritic, ResidualPix2Pix
+from .pooling_unet import PoolingUNet
 from .progressive import ProgressiveAutoencoder, ProgressiveCritic
 from .resnet import ResNetAutoencoder, ResNetCritic
 from .segmentation import SegmentationUNet
+from .skip_resnet import SkipResNet, SkipResNetCritic
 from .unet import ShuffleUNet
 
 Networks = Mapping[str, Callable[..., nn.Module]]
@@ -28,6 +30,8 @@ _DENOISERS: dict[str, Callable[..., nn.Module] | str] = {
     "context_unet": ContextUNet,
     "dncnn": DnCNN,
     "resnet_autoencoder": ResNetAutoencoder,
+    "skip_resnet": SkipResNet,
+    "pooling_unet": PoolingUNet,
     "convolutional_generator": ConvolutionalGenerator,
     "residual_pix2pix": ResidualPix2Pix,
     "progressive_autoencoder": ProgressiveAutoencoder,
@@ -42,6 +46,8 @@ ALL_NETWORKS: Networks = ChainMap(MODELS, SEGMENTERS)  # type: ignore[arg-type] 
 # What the adversarial losses set against them: `(n, channels, y, x)` to scores `(n, ...)`, without a sigmoid.
 _CRITICS: dict[str, Callable[..., nn.Module] | str] = {
     "resnet": ResNetCritic,
+    "skip_resnet": SkipResNetCritic,
+    "residual": ResidualCritic,
     "convolutional": ConvolutionalCritic,
     "progressive": ProgressiveCritic,
 }

@@ -45,7 +45,7 @@ class ProgressiveAutoencoder(DenoisingNetwork):
     References
     ----------
     .. [1] Karras et al. (2018) ICLR, arXiv:1710.10196.
-    .. [2] Gu, Unarta, Huang & Yao (2020) arXiv:2008.07307, section 4.
+    .. [2] Gu, Unarta, Huang & Yao (2020) arXiv:2008.07307, appendix 5.4.
     """
 
     stage: Tensor

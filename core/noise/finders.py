@@ -31,7 +31,7 @@ from .segmentation import (
     normalise_robustly,
     working_bin,
 )
-from .similarity import SSIM_WINDOW_PX, patch_similarity
+from .similarity import SSIM_WINDOW_PX, patch_similarity, published_patch_similarity
 
 # More than any label.
 _SURE = 4
@@ -217,6 +217,8 @@ class SimilarityFinder:
         denoised, _, _ = self._denoiser.denoise(bin_micrograph(image, factor).cpu().numpy())
         coarse = torch.from_numpy(denoised).to(self.device)
         n_local = self._options.local_patches
+        if self._options.ssim == "parts":
+            return published_patch_similarity(coarse, window_px, stride_px, n_local)
         if factor == 1:
             return patch_similarity(coarse, window_px, stride_px, n_local)
         everywhere = patch_similarity(coarse, window_px // factor, 1, n_local)

@@ -33,6 +33,8 @@ from .session import (
     validate,
 )
 
+_BETAS = (0.5, 0.9)
+
 
 def train(
     config: TrainingConfig,
@@ -61,9 +63,10 @@ def train(
     make_critic(game)  # an unknown one is refused before anything is simulated
     run = start_run(config, output_dir, context)
     network, average, fabric, critic = run.network, run.average, run.fabric, make_critic(game)
-    optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.5, 0.9))
+    betas = options.betas or _BETAS
+    optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=betas)
     model, optimiser = fabric.setup(network, optimiser)
-    judge, critic_optimiser = fabric.setup(critic, _critic_optimiser(critic, game))
+    judge, critic_optimiser = fabric.setup(critic, _critic_optimiser(critic, game, betas))
     run.frame.begin(
         resume=resume,
         average=average,
@@ -83,7 +86,8 @@ def train(
         set_learning_rate(critic_optimiser, game.critic_learning_rate * factor)
         noisy, target = _at_stage(noisy, target, (network, critic, average), step, options)
         clean = target.roll(1, dims=0) if game.unpaired_clean else target
-        if step % turn < game.critic_steps:
+        # without a weight the critic's turns stay empty: the network is trained as often as with one
+        if step % turn < game.critic_steps and game.weight:
             with torch.no_grad():
                 estimate = model(noisy)
             true, generated = _seen(game, noisy, clean), _seen(game, noisy, estimate.float())
@@ -98,10 +102,12 @@ def train(
             if game.weight_limit is not None:
                 clip_weights(critic, game.weight_limit)
             run.frame.add(critic=critic_loss)
-        else:
+        elif step % turn >= game.critic_steps:
             estimate = model(noisy)
             pixel = run.loss_of(estimate, noisy if game.unpaired_clean else target, snr)
-            adversarial = _generator_loss(game, judge(_seen(game, noisy, estimate)))
+            adversarial = torch.zeros_like(pixel)
+            if game.weight:
+                adversarial = _generator_loss(game, judge(_seen(game, noisy, estimate)))
             descend(fabric, model, optimiser, pixel + game.weight * adversarial, options.gradient_clip)
             critic_optimiser.zero_grad()  # the generator's loss went through the critic
             update_average(average, network, step, options.ema_decay)
@@ -128,13 +134,15 @@ def make_critic(game: AdversarialConfig) -> nn.Module:
     return critic
 
 
-def _critic_optimiser(critic: nn.Module, game: AdversarialConfig) -> torch.optim.Optimizer:
+def _critic_optimiser(
+    critic: nn.Module, game: AdversarialConfig, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
     rate = game.critic_learning_rate
     if game.critic_optimiser == "sgd":
         return torch.optim.SGD(critic.parameters(), lr=rate)
     if game.critic_optimiser == "rmsprop":
         return torch.optim.RMSprop(critic.parameters(), lr=rate)
-    return torch.optim.Adam(critic.parameters(), lr=rate, betas=(0.5, 0.9))
+    return torch.optim.Adam(critic.parameters(), lr=rate, betas=betas)
 
 
 def _seen(game: AdversarialConfig, noisy: Tensor, image: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ..io.mrc import StackReader
 from ..simulation.image_formation import ImagingRanges, ProjectionBank, make_projection_bank, simulate_pairs
 from .cache import kept_tensors
 
+_MAP_SUFFIXES = (".mrc", ".map", ".mrc.gz", ".map.gz")
 _SUFFIXES = (".pdb", ".cif", ".ent", ".pdb.gz", ".cif.gz", ".ent.gz")
 
 # What projections depend on, besides the structures and the seed.
@@ -26,6 +27,7 @@ _OF_PROJECTIONS = (
     "projections_per_volume",
     "diameter_share",
     "pixel_size_angstrom",
+    "map_resolution_angstrom",
 )
 
 
@@ -80,13 +82,15 @@ class SimulatedParticles:
         low, high = config.pixel_size_angstrom
         self.pixel_size_angstrom = low if low == high else None
         drawn: dict[str, Any] = {name: getattr(config, name) for name in _OF_PROJECTIONS}
+        maps = find_maps(config, files)
         projection_seed = seed if projection_seed is None else projection_seed
 
         def project() -> dict[str, Tensor]:
             generator = torch.Generator().manual_seed(projection_seed)
-            return vars(make_projection_bank(files, **drawn, generator=generator, log=log))
+            return vars(make_projection_bank(files, **drawn, maps=maps, generator=generator, log=log))
 
-        kept = kept_tensors(cache, {**drawn, "seed": projection_seed}, files, project, log)
+        sources = [*files, *maps.values()]
+        kept = kept_tensors(cache, {**drawn, "seed": projection_seed}, sources, project, log)
         self._bank = ProjectionBank(**kept).to(device)
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,6 +148,27 @@ def find_structures(config: SimulationConfig, *, held_out: bool) -> list[Path]:
         kind = "held-out" if held_out else "training"
         raise ConfigurationError(f"data.structures: no {kind} PDB or mmCIF file in {config.structures}")
     return chosen
+
+
+def find_maps(config: SimulationConfig, structures: list[Path]) -> dict[str, Path]:
+    """The map of each structure that has one, by the structure's name.
+
+    Raises
+    ------
+    ConfigurationError
+        `config.maps` holds no map of any of them.
+    """
+    if config.maps is None:
+        return {}
+    names = {path.name.split(".")[0] for path in structures}
+    files = [path for path in sorted(config.maps.glob("*")) if path.name.lower().endswith(_MAP_SUFFIXES)]
+    found = {path.name.split(".")[0]: path for path in files if path.name.split(".")[0] in names}
+    if not found:
+        raise ConfigurationError(
+            f"data.maps: {config.maps} holds no map (.mrc, .map, or these .gz) with the name of one of the "
+            f"structures, {', '.join(sorted(names))}."
+        )
+    return found
 
 
 def _join(tables: list[CtfParameters]) -> CtfParameters:

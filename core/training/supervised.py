@@ -37,7 +37,10 @@ def train(
     run, options = start_run(config, output_dir, context), config.optimisation
     network, average, fabric = run.network, run.average, run.fabric
     optimiser = torch.optim.AdamW(
-        network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.99)
+        network.parameters(),
+        lr=options.learning_rate,
+        weight_decay=options.weight_decay,
+        betas=options.betas or (0.9, 0.99),
     )
     model, optimiser = fabric.setup(network, optimiser)
     run.frame.begin(resume=resume, average=average, network=network, optimiser=optimiser)

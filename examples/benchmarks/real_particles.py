@@ -29,7 +29,6 @@ import torch
 from independent_pairs import add_filters, read_pair, report, topaz
 from pairs import Particles, denoise, file_name, write_stack
 from paper_rows import copy_projections, narrow, set_length, through
-from paper_tables import NARROW
 from torch import Tensor
 
 from cryohush.core.config.load import find_preset, read_yaml, validate
@@ -54,7 +53,7 @@ SIMULATED: dict[str, tuple[str, tuple[str, ...]]] = {
     "cGAN + perceptual": ("cgan_perceptual", ()),
     "unsupervised GAN": ("cgan_unsupervised", ()),
     "DnCNN": ("dncnn", ()),
-    "WGAN + grey value": ("wgan_gray", ()),
+    "WGAN + grey values": ("wgan_gray", ()),
     "sr3 + U-Net": ("sr3", ()),
 }
 #: rows that learn from the session's other exposures
@@ -200,7 +199,7 @@ def own_config(
     if "initial_weights" in values:
         values.pop("network", None)  # that of the weights
     elif size.narrow:
-        values["network"]["arguments"] = NARROW[values["network"]["name"]]
+        narrow(values)
     pairs = {**values["pairs"], "noisy": folder / "noisy.mrcs", "validation_share": 0.1}
     write_stack(pairs["noisy"], raw.images[rows], raw.pixel_size_angstrom)
     if preset == "noise2noise":

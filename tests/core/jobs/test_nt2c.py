@@ -266,7 +266,8 @@ def test_configurations_that_do_not_fit_are_refused(chain, section, change, mess
 
 
 def test_presets_are_valid():
-    assert load_yaml(PRESET_FOLDER / "nt2c.yaml", Nt2cConfig).name == "nt2c"
+    for name in ("nt2c", "nt2c_published"):
+        assert load_yaml(PRESET_FOLDER / f"{name}.yaml", Nt2cConfig).name == name
     assert load_yaml(PRESET_FOLDER / "noise_blocks.yaml", TrainingConfig).name == "noise_blocks"
 
 

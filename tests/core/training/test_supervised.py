@@ -138,7 +138,7 @@ def test_loss_weighs_images_by_the_root_of_their_snr():
 
 
 # presets of other commands and forms, tested with them
-OTHER_PRESETS = ("segmentation", "nt2c")
+OTHER_PRESETS = ("segmentation", "nt2c", "nt2c_published")
 
 
 PRESETS = [path for path in sorted(PRESET_FOLDER.glob("*.yaml")) if path.stem not in OTHER_PRESETS]
