@@ -35,6 +35,7 @@ LAYERS = (
     "api",
     "doctor",
     "cli",
+    "topaz_cli",
 )
 ADAPTERS = ("relion_external", "cryosparc_job")
 WITHOUT_TORCH = ("errors", "config", "io")
