@@ -36,6 +36,7 @@ LAYERS = (
     "api",
     "doctor",
     "cli",
+    "topaz_cli",
 )
 ADAPTERS = ("relion_external", "cryosparc_job")
 WITHOUT_TORCH = ("errors", "config", "io")

@@ -16,7 +16,7 @@ from cryohush.core.config.batch import EngineConfig
 from cryohush.core.inference.engine import LocalDevices
 from cryohush.core.inference.summary import Summary
 from cryohush.core.jobs import evaluate
-from cryohush.core.report import PDF_NAME, PNG_NAME, noise, pdf
+from cryohush.core.report import PDF_NAME, PNG_NAME, VIEWER_NAME, noise, pdf
 from cryohush.cryosparc_job import cli, guard, instance, plots
 
 
@@ -58,12 +58,12 @@ def open_own_process(config: EngineConfig, log_folder: Path) -> Iterator[OwnProc
     yield OwnProcess([torch.device("cpu")], 1)
 
 
-def report_run(summary: Summary, command: str, **more: str) -> tuple[Path, Path]:
+def report_run(summary: Summary, command: str, **more: str) -> tuple[Path, Path, Path]:
     """Write what the report's files are, but for what they show."""
-    paths = summary.output_dir / PDF_NAME, summary.output_dir / PNG_NAME
-    for path in paths:
-        path.write_bytes(b"picture")
-    return paths
+    names = PDF_NAME, PNG_NAME, VIEWER_NAME
+    for name in names:
+        (summary.output_dir / name).write_bytes(b"picture")
+    return tuple(summary.output_dir / name for name in names)
 
 
 def write_pages(path: Path, *shown: Any) -> Path:
