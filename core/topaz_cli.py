@@ -138,7 +138,7 @@ def _denoise(given: argparse.Namespace) -> None:
         print(f"# model {name} of cryohush instead of {', '.join(given.model)}", file=sys.stderr)
     model = load_model(name)
     used = resolve_devices(device)[0]
-    precision, _ = choose_precision(used, "auto", model.module)
+    precision, _ = choose_precision(used, "auto")
     print(f"# device {used}, model {model.name}", file=sys.stderr)
     for number, (path, target) in enumerate(zip(paths, targets, strict=True), 1):
         _denoise_file(path, target, given, model, str(used), precision)

@@ -17,7 +17,7 @@ from cryohush.core.inference.engine import LocalDevices
 from cryohush.core.inference.summary import Summary
 from cryohush.core.jobs import evaluate
 from cryohush.core.report import PDF_NAME, PNG_NAME, VIEWER_NAME, noise, pdf
-from cryohush.cryosparc_job import cli, guard, instance, plots
+from cryohush.cryosparc_job import cli, guard, instance, job, plots
 
 
 class Done(Future[Any]):
@@ -54,7 +54,9 @@ class OwnProcess(LocalDevices):
 
 
 @contextlib.contextmanager
-def open_own_process(config: EngineConfig, log_folder: Path) -> Iterator[OwnProcess]:
+def open_own_process(
+    config: EngineConfig, log_folder: Path, log: Callable[[str], None]
+) -> Iterator[OwnProcess]:
     yield OwnProcess([torch.device("cpu")], 1)
 
 
@@ -82,6 +84,8 @@ def shorten(change: Callable[[Any, str, Any], None]) -> None:
         (noise, "report_noise"): lambda summary, command: write_pages(summary.record.parent / PDF_NAME),
         (instance, "FIRST_PAUSE_SECONDS"): 0.01,
         (instance, "PATIENCE_SECONDS"): 5.0,
+        (instance, "ERROR_PATIENCE_SECONDS"): 2.0,
+        (job, "CONFIRM_SECONDS"): 0.01,
         (guard, "LAST_WORD_SECONDS"): 2.0,
         (guard, "WATCH_SECONDS"): 0.0,
     }
