@@ -159,7 +159,7 @@ class StoredSection(Section):
 
 
 class PairsConfig(StoredSection):
-    """Pairs of images on disk, row by row the same particles, or single noisy images."""
+    """Pairs of images on disk, whose rows are paired as `io.same_rows` does, or single noisy images."""
 
     noisy: Path = Field(
         description=(
@@ -194,6 +194,34 @@ class PairsConfig(StoredSection):
             "larger by the square of the inverse."
         ),
     )
+
+    box_px: int | None = Field(
+        default=None,
+        ge=32,
+        description=(
+            "Cut boxes of this side from the sums of even and of odd frames that `noisy`, a table of "
+            "micrographs, names (rlnMicrographNameEven, rlnMicrographNameOdd of RELION 4 and 5): the two of "
+            "them are the pair."
+        ),
+    )
+    coordinates: Path | None = Field(
+        default=None,
+        description=(
+            "With `box_px`: a STAR file with micrographs and coordinates of the particles to cut out. None "
+            "takes boxes at random, to train for whole micrographs."
+        ),
+    )
+    boxes_per_micrograph: int = Field(
+        default=64, ge=1, description="With `box_px` and without coordinates: boxes at random."
+    )
+
+    @model_validator(mode="after")
+    def _check_boxes(self) -> PairsConfig:
+        if self.box_px is None and self.coordinates is not None:
+            raise ValueError("coordinates need box_px, the side of the boxes to cut")
+        if self.box_px is not None and (self.target is not None or self.half_set is not None):
+            raise ValueError("box_px makes the pairs from noisy alone: leave target and half_set out")
+        return self
 
     @model_validator(mode="after")
     def _check_clean(self) -> PairsConfig:
@@ -256,7 +284,7 @@ class LossConfig(Section):
         default=0.0, ge=0, description="Weight of the squared difference of features; 0 leaves it out."
     )
     features: str = Field(
-        default="general",
+        default="general-1",
         description=(
             "Whose: a shipped model or weights file of a `shuffle_unet`, or the ImageNet weights "
             "of VGG-19: a file named `vgg19*`, or `vgg19` to download them once (548 MB)."

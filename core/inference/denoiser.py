@@ -8,13 +8,14 @@ from collections.abc import Callable, Collection
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ImageError
 from ..imaging.defects import Defects, fill_defects, find_defects
 from ..imaging.finer_grid import from_finer_grid, to_finer_grid, without_noise
 from ..imaging.normalise import default_radius_px, denormalise, normalise
 from ..imaging.rings import frequency_grid
+from ..models.base import DenoisingNetwork
 from .devices import DTYPES, Precision, download, prepare, run_network, upload
 
 EDGE_FOURIER_PX = 4
@@ -48,12 +49,12 @@ class Denoiser:
     """
 
     def __init__(
-        self, module: nn.Module, device: torch.device | str = "cpu", precision: Precision = "fp32"
+        self, module: DenoisingNetwork, device: torch.device | str = "cpu", precision: Precision = "fp32"
     ) -> None:
         self.device = torch.device(device)
         self.precision = precision
-        self.stride = int(module.stride)  # type: ignore[arg-type]
-        self.receptive_field_px = int(module.receptive_field_px)  # type: ignore[arg-type]
+        self.stride = module.stride
+        self.receptive_field_px = module.receptive_field_px
         self._network = prepare(module, self.device, precision)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # workers use the weights on streams of their own

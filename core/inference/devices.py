@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError, DeviceError
+from ..models.base import DenoisingNetwork
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {
@@ -130,13 +131,13 @@ def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset(found[1].split()) if found else frozenset()
 
 
-def pixels_per_second(module: nn.Module, device: torch.device, precision: Precision) -> float:
+def pixels_per_second(module: DenoisingNetwork, device: torch.device, precision: Precision) -> float:
     """Return about how many pixels a GPU, or one thread of the CPU, takes through `module` in a second."""
     pixels = (4 if device.type == "cpu" else 128) * _multiple(128, module) ** 2
     return pixels / _seconds_per_batch(module, device, precision)
 
 
-def _seconds_per_batch(module: nn.Module, device: torch.device, precision: Precision) -> float:
+def _seconds_per_batch(module: DenoisingNetwork, device: torch.device, precision: Precision) -> float:
     """Shortest of a few runs over a small batch."""
     side = _multiple(128, module)
     images = torch.randn(4 if device.type == "cpu" else 128, 1, side, side, device=device)
@@ -158,9 +159,8 @@ def _seconds_per_batch(module: nn.Module, device: torch.device, precision: Preci
     return best
 
 
-def _multiple(side: int, module: nn.Module) -> int:
-    stride = int(module.stride)  # type: ignore[arg-type]
-    return -(-side // stride) * stride
+def _multiple(side: int, module: DenoisingNetwork) -> int:
+    return -(-side // module.stride) * module.stride
 
 
 def run_network(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -188,7 +188,7 @@ def download(images: Tensor) -> NDArray[np.float32]:
 
 
 def choose_batch_size(
-    device: torch.device, precision: Precision, module: nn.Module, shape: tuple[int, int]
+    device: torch.device, precision: Precision, module: DenoisingNetwork, shape: tuple[int, int]
 ) -> int:
     """Return how many images of `shape` `(y, x)` to take through `module` at once.
 

@@ -256,7 +256,7 @@ def on_device(worker: Worker, device: torch.device) -> Worker:
 
 def tiling(model: LoadedModel, shape: tuple[int, int]) -> Tiling:
     """Return how a micrograph of `shape` `(y, x)` goes through the model."""
-    return plan_tiles(shape, int(model.module.stride), int(model.module.receptive_field_px))  # type: ignore[arg-type]
+    return plan_tiles(shape, model.module.stride, model.module.receptive_field_px)
 
 
 def _kind(device: torch.device) -> str:

@@ -45,7 +45,7 @@ class InputNotes:
 
 
 def look_at_inputs(
-    images: ImageSet, stacks: Sequence[StackPlan], known_angstrom: tuple[float, float] | None = None
+    images: ImageSet, stacks: Sequence[StackPlan], trained_angstrom: tuple[float, float] | None = None
 ) -> InputNotes:
     """Say where images come from and what may be wrong with them.
 
@@ -53,13 +53,13 @@ def look_at_inputs(
     ----------
     images, stacks
         The input and its plan.
-    known_angstrom
+    trained_angstrom
         Smallest and largest pixel size that the model was trained on; None if that is not known.
     """
     sizes = list(dict.fromkeys((stack.pixel_size_angstrom, stack.pixel_size_source) for stack in stacks))
     facts = [f"files from {images.root}"] if images.has_table else []
     facts += [_size_in_words(*size) for size in sizes[:5]]
-    warnings = [*_of_files(stacks), *_of_pixel_sizes(sizes, known_angstrom)]
+    warnings = [*_of_files(stacks), *_of_pixel_sizes(sizes, trained_angstrom)]
     finer = {stack.pixel_size_angstrom: stack.finer for stack in stacks if stack.finer > 1}
     for size, factor in finer.items():
         facts.append(
@@ -88,7 +88,7 @@ def _of_files(stacks: Sequence[StackPlan]) -> list[str]:
 
 
 def _of_pixel_sizes(
-    sizes: Iterable[tuple[float | None, str]], known_angstrom: tuple[float, float] | None
+    sizes: Iterable[tuple[float | None, str]], trained_angstrom: tuple[float, float] | None
 ) -> list[str]:
     warnings = []
     for size, source in sizes:
@@ -97,10 +97,10 @@ def _of_pixel_sizes(
                 f"a pixel size of 1 Å, by {source}, is what many programs write where they do not know it. "
                 "Give --pixel-size if it is another."
             )
-        if size is not None and known_angstrom is not None and size < known_angstrom[0]:
+        if size is not None and trained_angstrom is not None and size < trained_angstrom[0]:
             warnings.append(
                 f"pixels of {size:g} Å are finer than those that the model was trained on, "
-                f"{known_angstrom[0]:g} to {known_angstrom[1]:g} Å. Bin the images, "
+                f"{trained_angstrom[0]:g} to {trained_angstrom[1]:g} Å. Bin the images, "
                 "or compare with the raw ones before you use them."
             )
     return warnings

@@ -144,7 +144,7 @@ def plan_stacks(
     protein: Protein = "auto",
     *,
     pixel_size_angstrom: float | None = None,
-    known_angstrom: tuple[float, float] | None = None,
+    trained_angstrom: tuple[float, float] | None = None,
 ) -> list[StackPlan]:
     """Plan one output file per input file; each image that the table uses is in it once.
 
@@ -156,7 +156,7 @@ def plan_stacks(
         Whether protein is dark or white. `auto`: dark in micrographs, in particles as the table says.
     pixel_size_angstrom
         The user's own, before that of the table or header.
-    known_angstrom
+    trained_angstrom
         Smallest and largest pixel size that the model was trained on; None if that is not known.
 
     Raises
@@ -197,7 +197,7 @@ def plan_stacks(
                 size,
                 stack in dark if protein == "auto" else protein == "dark",
                 size_source,
-                finer_grid(size, known_angstrom),
+                finer_grid(size, trained_angstrom),
                 is_micrographs,
                 tuple(found.remarks.get(stack, ())),
             )
@@ -205,15 +205,15 @@ def plan_stacks(
     return plans
 
 
-def finer_grid(pixel_size_angstrom: float | None, known_angstrom: tuple[float, float] | None) -> int:
+def finer_grid(pixel_size_angstrom: float | None, trained_angstrom: tuple[float, float] | None) -> int:
     """Return how many times finer a grid has to be for a model that knows pixels of a range of sizes.
 
     Near the coarse end of what it was trained on it is no longer at its best: what is coarser than
     `COARSE_SHARE` of that end is made finer.
     """
-    if pixel_size_angstrom is None or known_angstrom is None:
+    if pixel_size_angstrom is None or trained_angstrom is None:
         return 1
-    return max(1, math.ceil(pixel_size_angstrom / (COARSE_SHARE * known_angstrom[1]) - 1e-9))
+    return max(1, math.ceil(pixel_size_angstrom / (COARSE_SHARE * trained_angstrom[1]) - 1e-9))
 
 
 def leave_out_damaged(images: ImageSet) -> tuple[ImageSet, list[InputError]]:

@@ -96,6 +96,8 @@ class Summary:
         `total`, and of it `reading`, `denoising` (summed over the workers) and `writing`, which overlap.
     context
         What the stacks knew of their particles, as it stands in the record.
+    gain
+        What denoising adds, measured on the particles themselves: `verdict` and numbers.
     samples
         Pairs for the report; empty when every image was skipped.
     was_complete
@@ -126,6 +128,7 @@ class Summary:
     samples: Samples
     was_complete: bool = False
     context: dict[str, Any] = field(default_factory=dict)
+    gain: dict[str, Any] = field(default_factory=dict)
 
     @property
     def noun(self) -> str:
@@ -147,6 +150,7 @@ class Summary:
         if self.options.keep_above_angstrom is not None:
             output.append(f"raw beyond {self.options.keep_above_angstrom:g} Å")
         facts = {
+            "verdict": str(self.gain.get("verdict", "")),
             "input": str(self.source),
             self.kind: f"{self.n_rows} ({self.n_images} images in {len(self.stacks)} files)",
             "unchanged": f"{len(self.skipped)} images that could not be denoised" if self.skipped else "",
@@ -250,6 +254,7 @@ def write_record(summary: Summary, command: str | None, started: float) -> None:
         "device": summary.devices,
         "precision": summary.precision,
         "context": summary.context,
+        "gain": summary.gain,
         "batch_size": summary.batch_sizes,
         "threads": summary.threads,
         "torch": torch.__version__,

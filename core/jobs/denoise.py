@@ -14,6 +14,7 @@ import numpy as np
 
 from ... import __version__
 from ..config.denoise import CONTEXT_NAME, PARTICLE_SHARE_OF_BOX, DenoiseOptions
+from ..context.contexts import StackContexts
 from ..errors import ConfigurationError, InputError, several
 from ..imaging.normalise import background_mask
 from ..inference.devices import resolve_devices
@@ -46,6 +47,7 @@ from ..models.weights import LoadedModel, load_model
 from ..report import PDF_NAME, PNG_NAME
 from .contexts import contexts_of
 from .folder import Earlier, JobFolder
+from .self_measurement import measure_gain
 
 # Conspicuous images that are named one by one.
 WARNINGS = 8
@@ -116,12 +118,15 @@ def run_denoise(
     damaged: list[InputError] = []
     if options.skip_bad and images.has_table:
         images, damaged = leave_out_damaged(images)
-    known = model.known_pixel_sizes_angstrom
+    trained_angstrom = model.trained_pixel_sizes_angstrom
     stacks = plan_stacks(
-        images, options.protein, pixel_size_angstrom=options.pixel_size_angstrom, known_angstrom=known
+        images,
+        options.protein,
+        pixel_size_angstrom=options.pixel_size_angstrom,
+        trained_angstrom=trained_angstrom,
     )
     _check_options(options, stacks, images)
-    notes = look_at_inputs(images, stacks, known)
+    notes = look_at_inputs(images, stacks, trained_angstrom)
     for fact in notes.facts:
         log(fact)
     if damaged:
@@ -154,6 +159,7 @@ def run_denoise(
             label = f"cryohush {__version__}: denoised by {Path(model.name).name}, not raw data"
             task = Task(model, options, choices, stacks, is_micrographs, label, found.contexts)
             result = engine.denoise(task, output_dir, journal, context.progress, context.should_stop)
+            gain = _measure(images, stacks, model, options, choices, found.contexts, log)
             _refuse_changed_inputs(images, stacks, undertaking)
             _write_table(images, stacks, output_dir)
         table = _table_files(images)
@@ -182,6 +188,7 @@ def run_denoise(
             samples=read_samples(stacks, output_dir, result.skipped, are_micrographs=is_micrographs),
             was_complete=was_complete,
             context={} if was_complete else found.record,
+            gain={} if was_complete else gain,
         )
         if not was_complete:
             write_record(summary, context.command, started)
@@ -439,6 +446,32 @@ def _choose(
     else:
         log("batches of " + ", ".join(f"{size} images of {_box(shape)} px" for shape, size in sizes.items()))
     return choices
+
+
+def _measure(
+    images: ImageSet,
+    stacks: Sequence[StackPlan],
+    model: LoadedModel,
+    options: DenoiseOptions,
+    choices: Choices,
+    contexts: StackContexts | None,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """Return what the particles themselves say of the gain, for the record."""
+    if not isinstance(images, ParticleSet):
+        return {}
+    sizes = {stack.pixel_size_angstrom for stack in stacks}
+    found = measure_gain(
+        images,
+        model,
+        options,
+        choices.precision,
+        contexts,
+        frozenset(number for number, stack in enumerate(stacks) if stack.protein_dark),
+        sizes.pop() if len(sizes) == 1 else None,
+    )
+    log(found["verdict"])
+    return found
 
 
 def _box(shape: tuple[int, int]) -> str:

@@ -33,28 +33,16 @@ References
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..config.evaluate import IMAGE_METRICS, METRICS
 from ..errors import ConfigurationError, InputError
 
-#: What `image_metrics` can compute, in the order of its tables.
-IMAGE_METRICS = (
-    "correlation",
-    "mse",
-    "mae",
-    "rmse",
-    "pmse",
-    "nmse",
-    "affine_nmse",
-    "psnr",
-    "affine_psnr",
-    "ssim",
-    "affine_ssim",
-)
-_RANGED = ("pmse", "psnr", "affine_psnr", "ssim", "affine_ssim")
+_RANGED = ("pmse", "psnr", "affine_psnr", "ssim", "affine_ssim", "ssim_uniform")
 
 
 def image_metrics(
@@ -70,12 +58,14 @@ def image_metrics(
     Raises
     ------
     ConfigurationError
-        When a name is not in `IMAGE_METRICS`, or one of them needs a data range and there is none.
+        When a name is neither in `config.evaluate.IMAGE_METRICS` nor another package's, one of them needs a
+        data range and there is none, or another package's metric does not return a figure for each image.
     InputError
         When there is no reference, or its shape is not that of the images.
     """
     names = tuple(names)
-    if unknown := sorted(set(names) - set(IMAGE_METRICS)):
+    others = [name for name in names if name not in IMAGE_METRICS]
+    if unknown := sorted(name for name in others if name not in METRICS):
         raise ConfigurationError(
             f"unknown metric {', '.join(unknown)}: the metrics of an image are {', '.join(IMAGE_METRICS)}"
         )
@@ -106,8 +96,31 @@ def image_metrics(
         "affine_psnr": lambda: peak_signal_to_noise_ratio(fitted, reference, span, mask),
         "ssim": lambda: structural_similarity(images, reference, span, mask=mask),
         "affine_ssim": lambda: structural_similarity(fitted, reference, span, mask=mask),
+        "ssim_uniform": lambda: structural_similarity(images, reference, span, window="uniform", mask=mask),
     }
+    calculate |= {name: partial(_by_another, name, images, reference, mask) for name in others}
     return {name: calculate[name]() for name in names}
+
+
+def _by_another(name: str, images: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
+    """A figure of each image by another package's metric.
+
+    Raises
+    ------
+    ConfigurationError
+        It fails, or does not return one for each image.
+    """
+    calculate = METRICS.find(name, "metrics")
+    try:
+        values = torch.as_tensor(calculate(images, reference, mask))
+    except Exception as error:  # whatever a stranger's code does
+        raise ConfigurationError(f"the metric {name} fails: {type(error).__name__}: {error}") from error
+    if values.shape != images.shape[:1]:
+        raise ConfigurationError(
+            f"the metric {name} should return a figure for each image, {tuple(images.shape[:1])}, and "
+            f"returns {tuple(values.shape)}."
+        )
+    return values.double()
 
 
 def require_same_shape(images: Tensor, reference: Tensor) -> None:

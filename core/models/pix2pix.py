@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from .base import DenoisingNetwork
+
 
 def _down(
     width_in: int,
@@ -50,7 +52,7 @@ class ResidualPair(nn.Module):
         return out
 
 
-class ConvolutionalGenerator(nn.Module):
+class ConvolutionalGenerator(DenoisingNetwork):
     """Convolution, residual and deconvolution blocks with batch normalisation and LeakyReLU [1]_.
 
     Differs from the paper: linear output, because the images have no fixed range, and no normalisation of the
@@ -107,7 +109,7 @@ class ConvolutionalGenerator(nn.Module):
         return torch.randn(x.shape, generator=generator).to(x)
 
 
-class ResidualPix2Pix(nn.Module):
+class ResidualPix2Pix(DenoisingNetwork):
     """U-shaped generator of 4x4 filters with stride 2 whose levels are joined by addition.
 
     Differs from pix2pix [1]_: residual connections in place of concatenation, as in [2]_, no dropout, and a

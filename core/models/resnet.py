@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from .base import DenoisingNetwork
+
 
 class _Block(nn.Module):
     """Pre-activation residual block that halves, keeps or doubles the sides (`scale` 0.5, 1 or 2)."""
@@ -35,7 +37,7 @@ class _Block(nn.Module):
         return y + shortcut
 
 
-class ResNetAutoencoder(nn.Module):
+class ResNetAutoencoder(DenoisingNetwork):
     """Residual autoencoder of the blocks of [1]_: halvings, `blocks` blocks at the bottom, as many doublings.
 
     Differs from the paper, whose networks draw from a vector: an encoder in its place, linear output, because

@@ -39,6 +39,7 @@ from cryohush.core.config.training import TrainingConfig
 from cryohush.core.imaging.filters import radial_filter
 from cryohush.core.imaging.normalise import background_statistics
 from cryohush.core.io.files import writing
+from cryohush.core.job_context import JobContext
 from cryohush.core.metrics.clustering import Embedding, conformation_scores
 from cryohush.core.metrics.hallucination import pure_noise_figures
 from cryohush.core.metrics.image import (
@@ -116,7 +117,9 @@ def trained_row(bench: Bench, row: Row, seed: int, folder: Path) -> dict[str, An
     if not weights.exists():
         projections = folder.parent / f"projections-{seed}"
         copy_projections(projections, folder)
-        train(config, folder, resume=True, log=lambda line: print(f"  {line}", flush=True))
+        train(
+            config, folder, resume=True, context=JobContext(log=lambda line: print(f"  {line}", flush=True))
+        )
         copy_projections(folder, projections)
     model = load_model(weights)
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()

@@ -36,6 +36,7 @@ from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import InputError
 from cryohush.core.imaging.rings import ring_mean
 from cryohush.core.inference.devices import keep_freed_memory
+from cryohush.core.job_context import JobContext
 from cryohush.core.metrics.independent import white_noise_power
 from cryohush.core.models.weights import load_model
 from cryohush.core.training.run import train
@@ -160,7 +161,9 @@ def simulated_row(
     if not weights.exists():
         copy_projections(folder.parent / "projections", folder)
         config = validate(values, TrainingConfig, preset)
-        train(config, folder, resume=True, log=lambda line: print(f"  {line}", flush=True))
+        train(
+            config, folder, resume=True, context=JobContext(log=lambda line: print(f"  {line}", flush=True))
+        )
         copy_projections(folder, folder.parent / "projections")
     return through(load_model(weights), raw.images), settings_of([folder])
 
@@ -179,7 +182,9 @@ def own_row(
         if not weights.exists():
             print(f"  part {part + 1} of {arguments.parts}", flush=True)
             config = own_config(name, (parts != part).nonzero().squeeze(1), raw, arguments, own)
-            train(config, own, resume=True, log=lambda line: print(f"  {line}", flush=True))
+            train(
+                config, own, resume=True, context=JobContext(log=lambda line: print(f"  {line}", flush=True))
+            )
         denoised[parts == part] = through(load_model(weights), raw.images[parts == part])
     return denoised, settings_of(folders)
 

@@ -40,7 +40,7 @@ def micrograph(height: float, seed: int = 1) -> NDArray[np.float32]:
 
 def look(path: Path, protein: str = "auto", size: float | None = None) -> InputNotes:
     images = read_images(path)
-    stacks = plan_stacks(images, protein, pixel_size_angstrom=size, known_angstrom=(0.8, 6.0))  # type: ignore[arg-type]
+    stacks = plan_stacks(images, protein, pixel_size_angstrom=size, trained_angstrom=(0.8, 6.0))  # type: ignore[arg-type]
     return look_at_inputs(images, stacks, (0.8, 6.0))
 
 
