@@ -140,7 +140,7 @@ class ExtractNoiseJob:
         model = load_noise_network(options)
         tasks, _ = plan_search(MicrographSet.read(item.source, root=item.root), options)
         task = tasks[len(tasks) // 2]
-        precision, _ = choose_precision(device, options.precision, model.module)
+        precision, _ = choose_precision(device, options.precision)
         finder = finder_of(options).make(model, device, precision, options)
         kept, seconds = 0, 0.0
         with tempfile.TemporaryDirectory(prefix="cryohush-") as folder:
@@ -176,7 +176,7 @@ def _pixels_per_second(
     model: str, precision: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device
 ) -> float:
     module = load_model(model).module
-    chosen, _ = choose_precision(device, precision, module)
+    chosen, _ = choose_precision(device, precision)
     return pixels_per_second(module, device, chosen)
 
 

@@ -20,7 +20,7 @@ from ..io.files import writing_failed
 from ..io.journal import RANGES_FOLDER
 from ..jobs.extract_noise import LocalSearcher, Search
 from ..models import ALL_NETWORKS
-from ..models.weights import LoadedModel, load_model
+from ..models.weights import LoadedModel
 from ..noise.micrograph import Draw, MicrographCounts, MicrographTask
 from ..noise.output import PARTS_FOLDER
 from .ranges import limit_bytes, load_same_model, move_files, read_notes, write_notes
@@ -130,7 +130,7 @@ def _at_hand(path: Path, sha256: str) -> LoadedModel:
 def _choose(
     path: Path, requested: Literal["auto", "fp32", "bf16", "fp16"], device: str, threads: int | None
 ) -> tuple[Precision, str]:
-    return choose_precision(resolve_devices(device)[0], requested, load_model(path, ALL_NETWORKS).module)
+    return choose_precision(resolve_devices(device)[0], requested)
 
 
 class PoolSearcher:

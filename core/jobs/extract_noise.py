@@ -114,7 +114,7 @@ class LocalSearcher:
         self, model: LoadedModel, requested: Literal["auto", "fp32", "bf16", "fp16"]
     ) -> tuple[Precision, str]:
         """See `Searcher`."""
-        return choose_precision(self._devices[0], requested, model.module)
+        return choose_precision(self._devices[0], requested)
 
     def search(
         self,

@@ -64,6 +64,15 @@ class LoadedModel:
         """What the sides of an image must be multiples of."""
         return self.module.stride
 
+    @property
+    def known_pixel_sizes_angstrom(self) -> tuple[float, float] | None:
+        """Smallest and largest pixel size that it was trained on; None if its card does not say."""
+        try:
+            low, high = self.card["training"]["data"]["pixel_size_angstrom"]
+            return (float(low), float(high)) if 0 < float(low) <= float(high) else None
+        except (KeyError, TypeError, ValueError):
+            return None
+
 
 def list_models() -> dict[str, dict[str, Any]]:
     """Return the shipped models: name to manifest entry (`file`, `sha256`, `model`, `description`, ...).
@@ -171,8 +180,8 @@ def _metadata(path: Path, data: bytes) -> dict[str, Any]:
         card = json.loads(header["__metadata__"][_METADATA_KEY])
         network = card["model"]
         if not (isinstance(network["name"], str) and isinstance(network["arguments"], dict)):
-            raise TypeError("model")
-    except (ValueError, KeyError, TypeError) as error:
+            raise TypeError("a network's name is a text, and its arguments have names")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{path}: not a model of cryohush: expected a safetensors file whose metadata say under "
             f"{_METADATA_KEY!r} which network it belongs to."

@@ -134,7 +134,7 @@ def read_micrographs(path: Path) -> tuple[Tensor, float]:
 def denoise(model: LoadedModel, images: Tensor, precision: Any) -> Tensor:
     """Denoise `(n, y, x)` micrographs, in which protein is dark, as `cryohush denoise` does."""
     device = torch.device("cpu")
-    number_format, _ = choose_precision(device, precision, model.module)
+    number_format, _ = choose_precision(device, precision)
     denoiser = MicrographDenoiser(Denoiser(model.module, device, number_format))
     return torch.from_numpy(np.stack([-denoiser.denoise(-image)[0] for image in images.numpy()]))
 
