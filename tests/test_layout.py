@@ -34,6 +34,7 @@ LAYERS = (
     "batch",
     "api",
     "doctor",
+    "completion",
     "cli",
 )
 ADAPTERS = ("relion_external", "cryosparc_job")
