@@ -32,9 +32,8 @@ from ..io.journal import RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader, WriterState
 from ..job_context import QUIET, JobContext
-from ..models import MODELS, SEGMENTERS
-from ..models.weights import LoadedModel, load_model
-from ..noise.finders import WindowFinder, make_finder, smallest_window_px
+from ..models.weights import LoadedModel
+from ..noise.finders import WindowFinder, finder_of, load_noise_network
 from ..noise.micrograph import Draw, MicrographCounts, MicrographTask, extract_from, overlay_file, part_file
 from ..noise.output import LABELS_FOLDER, PARTS_FOLDER, STACK_NAME, TABLE_NAME, write_noise
 from ..noise.patches import count_in_windows
@@ -119,7 +118,7 @@ class LocalSearcher:
         self, model: LoadedModel, requested: Literal["auto", "fp32", "bf16", "fp16"]
     ) -> tuple[Precision, str]:
         """See `Searcher`."""
-        return choose_precision(self._devices[0], requested, model.module)
+        return choose_precision(self._devices[0], requested)
 
     def search(
         self,
@@ -137,7 +136,7 @@ class LocalSearcher:
     def _finders(self, search: Search) -> list[WindowFinder]:
         """One for each micrograph that is worked on at once; on the CPU they share the threads."""
         model, precision, options = search.model, search.precision, search.options
-        finders = [make_finder(model, device, precision, options) for device in self._devices]
+        finders = [finder_of(options).make(model, device, precision, options) for device in self._devices]
         n_tasks = max(1, len(search.tasks))
         if self.types == ["cpu"]:
             workers = min(self._threads, n_tasks)
@@ -198,7 +197,7 @@ def run_extract_noise(
         If `context.should_stop` said so; the run can be resumed.
     """
     begin, output_dir = time.monotonic(), Path(output_dir)
-    model = load_noise_model(options)
+    model = load_noise_network(options)
     searcher = searcher or LocalSearcher(resolve_devices(options.device), options.threads)
     images = MicrographSet.read(source, root=root)
     tasks, too_small = plan_search(images, options)
@@ -337,7 +336,7 @@ def _overlay_name(task: MicrographTask) -> str:
 def _remedy(options: ExtractNoiseOptions, tasks: Sequence[MicrographTask], output_dir: Path) -> str:
     ways = "Try a smaller window_px or stride_px, or wider limits"
     window = tasks[0].window_px // 2
-    while window >= max(16, smallest_window_px(options)):
+    while window >= max(16, finder_of(options).smallest_window_px(options)):
         free = sum(_free_windows(output_dir / _label_name(task), window) for task in tasks)
         if free:
             ways = (
@@ -346,9 +345,7 @@ def _remedy(options: ExtractNoiseOptions, tasks: Sequence[MicrographTask], outpu
             )
             break
         window //= 2
-    if options.method == "similarity":
-        return f"{ways}, or a lower similarity_threshold."
-    return f"{ways}, or refine the network on these micrographs."
+    return f"{ways}, {finder_of(options).remedy}."
 
 
 def _free_windows(label_map: Path, window_px: int) -> int:
@@ -361,17 +358,6 @@ def _free_windows(label_map: Path, window_px: int) -> int:
     return int((touched == 0).sum())
 
 
-def load_noise_model(options: ExtractNoiseOptions) -> LoadedModel:
-    """Load the network of the method.
-
-    Raises
-    ------
-    ModelError
-        If it is not there, or of another kind.
-    """
-    return load_model(options.model_name, SEGMENTERS if options.method == "segmentation" else MODELS)
-
-
 def plan_search(
     images: MicrographSet, options: ExtractNoiseOptions
 ) -> tuple[list[MicrographTask], dict[int, MicrographCounts]]:
@@ -382,11 +368,11 @@ def plan_search(
     ConfigurationError
         If the window does not suit the micrographs, or a pixel size is needed and not known.
     """
-    tasks, too_small = [], {}
+    tasks, too_small, finder = [], {}, finder_of(options)
     names, shapes = output_names(images), images.check_images()
     # a few odd ones among them do not count
     share = int(statistics.median(min(shape) for shape in shapes)) // WINDOWS_ACROSS
-    default = min(DEFAULT_WINDOW_PX, max(share, 16, smallest_window_px(options)))
+    default = min(DEFAULT_WINDOW_PX, max(share, 16, finder.smallest_window_px(options)))
     for index, shape in enumerate(shapes):
         pixel_size = options.pixel_size_angstrom or images.pixel_size_angstrom(index)
         window, stride = options.window_and_stride_px(pixel_size, default)
@@ -400,10 +386,10 @@ def plan_search(
             window,
             stride,
         )
-        if options.method == "segmentation" and pixel_size is None:
+        if finder.needs_pixel_size and pixel_size is None:
             raise ConfigurationError(
-                f"method segmentation needs the pixel size of {task.name}, which {images.source} does not "
-                "say. Give pixel_size_angstrom."
+                f"method {options.method} needs the pixel size of {task.name}, which {images.source} does "
+                "not say. Give pixel_size_angstrom."
             )
         if window > min(shape):
             remark = (
@@ -423,10 +409,10 @@ def plan_search(
             f"{windows[0]} to {windows[-1]} px, and a stack has one size. Give window_px, or extract from "
             "one pixel size at a time."
         )
-    if windows[0] < smallest_window_px(options):
+    if windows[0] < finder.smallest_window_px(options):
         raise ConfigurationError(
-            f"a window of {windows[0]} px is too small for {options.local_patches} local patches: at least "
-            f"{smallest_window_px(options)} px are needed."
+            f"a window of {windows[0]} px is too small for {options.local_patches} local patches and method "
+            f"{options.method}: at least {finder.smallest_window_px(options)} px are needed."
         )
     return tasks, too_small
 
@@ -450,7 +436,7 @@ def _undertaking(
         **chosen,
     }
     files = [STACK_NAME, RECORD_NAME, PDF_NAME]
-    if options.method == "segmentation":
+    if finder_of(options).makes_labels:
         files += map(_label_name, tasks)
     if drawn:
         files += map(_overlay_name, tasks)
