@@ -13,7 +13,8 @@ from ..config.denoise import DenoiseOptions
 from ..errors import ConfigurationError
 from ..inference.devices import resolve_devices
 from ..inference.engine import LocalDevices, Task
-from ..inference.plan import StackPlan, plan_stacks, read_images
+from ..inference.inputs import look_at_inputs
+from ..inference.plan import StackPlan, leave_out_damaged, plan_stacks, read_images
 from ..inference.summary import SAMPLED_MICROGRAPHS, read_samples
 from ..io.files import make_folder
 from ..io.journal import JOURNAL_NAME, Journal, Undertaking
@@ -69,7 +70,18 @@ def preview(
     engine = LocalDevices(resolve_devices(options.device), options.threads)
     images = read_images(source, root=root, passthrough=passthrough)
     is_micrographs = isinstance(images, MicrographSet)
-    stacks = plan_stacks(images, options.protein)
+    if options.skip_bad and images.has_table:
+        images, _ = leave_out_damaged(images)
+    trained_angstrom = model.trained_pixel_sizes_angstrom
+    stacks = plan_stacks(
+        images,
+        options.protein,
+        pixel_size_angstrom=options.pixel_size_angstrom,
+        trained_angstrom=trained_angstrom,
+    )
+    notes = look_at_inputs(images, stacks, trained_angstrom)
+    for line in (*notes.facts, *(f"warning: {warning}" for warning in notes.warnings)):
+        context.log(line)
     chosen = _spread(stacks, min(n_images, SAMPLED_MICROGRAPHS) if is_micrographs else n_images)
     make_folder(output_dir)
     with tempfile.TemporaryDirectory(prefix=".preview-", dir=output_dir) as folder:
