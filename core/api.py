@@ -29,6 +29,8 @@ from .models.weights import LoadedModel, list_models, load_model
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from .jobs.folder import Earlier
+
 __all__ = [
     "denoise",
     "denoise_micrograph",
@@ -249,11 +251,13 @@ def train(config: str | Path, output: str | Path, *, resume: bool = False, **set
     """
     from .config.load import find_preset, load_yaml
     from .config.training import TrainingConfig
-    from .training.run import train as run_training
+    from .job_context import JobContext
+    from .jobs.train import train as run_training
 
     overrides = [f"{name}={value}" for name, value in settings.items()]
     training = load_yaml(find_preset(str(config)), TrainingConfig, overrides)
-    return run_training(training, Path(output), resume=resume)
+    earlier: Earlier = "resume" if resume else "refuse"
+    return run_training(training, Path(output), JobContext(log=print), earlier=earlier)
 
 
 def _as_stack(images: ArrayLike) -> tuple[NDArray[np.float32], bool]:

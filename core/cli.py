@@ -13,42 +13,43 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from .config.option_lists import EXTRACT_NOISE_OPTIONS
 from .config.preset_list import preset_descriptions
-from .errors import Aborted, ConfigurationError, CryohushError
+from .console import USAGE, exit_status, prepare_streams, say
+from .errors import Aborted, ConfigurationError, CryohushError, missing_package
+from .job_context import JobContext
 
 if TYPE_CHECKING:
     from .batch.sources import Host
+    from .jobs.folder import Earlier
 
 STOP_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 # Without a terminal, progress is a line each time this much more is done.
 PROGRESS_PERCENT = 5
-# Conspicuous images that are named one by one.
-WARNINGS = 8
 
 
-def build_parser(prog: str = "cryohush") -> argparse.ArgumentParser:
-    """Return the parser. Options that are not given are absent from its result."""
+def build_parser(prog: str = "cryohush", command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser; options that are not given are absent from its result.
+
+    With a `command`, only that one gets its options: reading them takes a tenth of a second.
+    """
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Denoise cryo-EM particles and micrographs.",
-        epilog="Denoised images are for viewing, picking and classification. Reconstruct from raw ones.",
+        epilog="Denoised images are for looking, picking and sorting by eye. Refine raw ones.",
     )
     parser.add_argument("--version", action="version", version=f"cryohush {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_denoise(commands.add_parser("denoise", help="denoise particles or micrographs"))
-    _add_simulate(commands.add_parser("simulate", help="simulate particles or micrographs"))
-    _add_extract_noise(
-        commands.add_parser("extract-noise", help="cut blocks of pure noise out of micrographs")
-    )
-    _add_train(commands.add_parser("train", help="train a network"))
-    _add_evaluate(commands.add_parser("evaluate", help="measure how good denoised images are"))
-    add_batch(commands.add_parser("batch", help="do one of these to many sources, on many workers"))
-    _add_models(commands.add_parser("models", help="list the shipped models, or tell about one"))
+    for name, (text, add) in COMMANDS.items():
+        parser_of_command = commands.add_parser(name, help=text)
+        if command in (None, name):
+            add(parser_of_command)
     return parser
 
 
 def _add_denoise(parser: argparse.ArgumentParser) -> None:
+    from .config.base import add_options
+    from .config.denoise import DenoiseOptions
+
     parser.description = (
         "Denoise the particles of a table of RELION or cryoSPARC, the micrographs of a table of RELION, "
         "a whole stack, or one micrograph."
@@ -77,50 +78,9 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
         help="completes the rows of particles.cs with the fields of another file; may be repeated (default: "
         "those named *passthrough*.cs beside it that hold all its particles)",
     )
-    earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
-    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
+    _add_earlier(parser)
 
-    def option(flag: str, destination: str, metavar: str, text: str, default: str) -> None:
-        # SUPPRESS tells what the user said from what he left to the options' own defaults
-        parser.add_argument(
-            flag,
-            dest=destination,
-            metavar=metavar,
-            default=argparse.SUPPRESS,
-            help=f"{text} (default: {default})",
-        )
-
-    option("--model", "model", "NAME", "a shipped model, or a .safetensors file", "general")
-    option("--device", "device", "DEVICE", "auto, cpu, or GPUs such as cuda:0,1", "auto")
-    option("--precision", "precision", "FORMAT", "auto (measured), fp32, bf16 or fp16", "auto")
-    option("--batch-size", "batch_size", "N", "images or tiles that go through the network at once", "auto")
-    option("--blend", "blend", "A", "share of the raw image in the output, 0 to 1", "0.0")
-    option(
-        "--keep-above", "keep_above_angstrom", "RES", "keep the raw image beyond this resolution, Å", "none"
-    )
-    option(
-        "--particle-diameter",
-        "particle_diameter_angstrom",
-        "D",
-        "diameter of the circle outside which an image is background, Å",
-        "none: 0.75 of the box",
-    )
-    option(
-        "--protein",
-        "protein",
-        "SHADE",
-        "dark or white",
-        "auto: dark in micrographs, white in particles, or as particles.cs says",
-    )
-    option("--output-dtype", "output_dtype", "TYPE", "float32, or float16 (not for RELION 3.1)", "float32")
-    option("--threads", "threads", "N", "CPU threads", "none: all that this process may use")
-    parser.add_argument(
-        "--skip-bad",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="pass images with NaN or Inf, and constant ones, through unchanged (default: stop at the first)",
-    )
+    add_options(parser, DenoiseOptions)
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
@@ -134,13 +94,14 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", metavar="DEVICE", default="auto", help="auto, cpu or cuda:N (default: %(default)s)"
     )
-    earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
-    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
+    _add_earlier(parser)
     _add_overrides(parser)
 
 
 def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
+    from .config.base import add_options
+    from .config.extract_noise import ExtractNoiseOptions
+
     parser.description = (
         "Cut blocks that hold nothing but noise out of micrographs: where a network sees neither particles "
         "nor contamination, or where the denoised micrograph is alike all over."
@@ -149,19 +110,8 @@ def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, metavar="MICROGRAPHS", help="micrographs.star, or one .mrc")
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the result goes")
     parser.add_argument("--root", type=Path, metavar="DIR", help="as for denoise (default: looked for)")
-    earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
-    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
-    for flag, name, metavar, text, default in EXTRACT_NOISE_OPTIONS:
-        parser.add_argument(
-            flag, dest=name, metavar=metavar, default=argparse.SUPPRESS, help=f"{text} (default: {default})"
-        )
-    parser.add_argument(
-        "--skip-bad",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="leave out micrographs with NaN or Inf, and constant ones (default: stop at the first)",
-    )
+    _add_earlier(parser)
+    add_options(parser, ExtractNoiseOptions)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -173,45 +123,37 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(work=_train)
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or one of the presets below")
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the weights go")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
+    _add_earlier(parser)
     _add_overrides(parser)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    from .config.base import add_options
+    from .config.evaluate import EvaluateConfig
+
     parser.description = (
         "Measure denoised particles, micrographs or half maps against clean images or against independent "
         "noisy ones, and write the figures as JSON, PNG, HTML and PDF. Tables go together row by row."
     )
     parser.set_defaults(work=_evaluate)
 
-    def option(flag: str, metavar: str, text: str, default: str, nargs: int | str | None = None) -> None:
-        # SUPPRESS tells what the user said from what the configuration says
-        text = f"{text} (default: {default})"
-        parser.add_argument(flag, metavar=metavar, nargs=nargs, default=argparse.SUPPRESS, help=text)
-
-    option("--denoised", "A", "denoised images: .star, .cs, .mrcs or .mrc", "none")
-    option("--reference", "B", "the clean images", "none")
-    pair = "denoised images and independent noisy ones of the same particles, or two half maps"
-    option("--pairs", "FILE", pair, "none", nargs=2)
-    option("--raw", "FILE", "the images before denoising, to see the gain", "none")
-    option("--mask", "FILE", "mask for half maps", "none")
-    option("--model", "NAME", "a model whose inventions are to be measured", "none")
-    option("--metrics", "NAME", "figures against clean images", "all", nargs="+")
-    option("--baselines", "NAME", "classical denoisers to compare with", "none", nargs="+")
-    option("--data-range", "RANGE", "full scale: reference, unit, or grey values", "reference")
-    option("--device", "DEVICE", "auto, cpu or cuda:N, for --model", "auto")
-    option("--threads", "N", "CPU threads", "none: all that this process may use")
     parser.add_argument(
-        "--align-twin",
-        action="store_true",
+        "--pairs",
+        nargs=2,
+        metavar="FILE",
         default=argparse.SUPPRESS,
-        help="take back the drift between raw images and their twins, by micrograph (default: off)",
+        help="denoised images and independent noisy ones of the same particles, or two half maps "
+        "(default: none)",
     )
+    parser.add_argument(
+        "--mask", metavar="FILE", default=argparse.SUPPRESS, help="mask for half maps (default: none)"
+    )
+    add_options(parser, EvaluateConfig)
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="a YAML file with these options and more (default: none)"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the report goes")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report (default: off)")
+    _add_earlier(parser)
     _add_overrides(parser)
 
 
@@ -233,6 +175,13 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, and say what would run (default: off)"
     )
+
+
+def _add_earlier(parser: argparse.ArgumentParser) -> None:
+    """What to do with an earlier run in the output directory; the same for all commands."""
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with an interrupted run (default: off)")
+    earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -265,6 +214,26 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.description = "See what this machine has of what cryohush needs, and what to mend."
+    parser.set_defaults(work=_doctor)
+    parser.add_argument(
+        "--url", help="a cryoSPARC instance to reach, as in http://host:39000 (default: none)"
+    )
+
+
+COMMANDS: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "denoise": ("denoise particles or micrographs", _add_denoise),
+    "simulate": ("simulate particles or micrographs", _add_simulate),
+    "extract-noise": ("cut blocks of pure noise out of micrographs", _add_extract_noise),
+    "train": ("train a network", _add_train),
+    "evaluate": ("measure how good denoised images are", _add_evaluate),
+    "batch": ("do one of these to many sources, on many workers", add_batch),
+    "models": ("list the shipped models, or tell about one", _add_models),
+    "doctor": ("see what this machine lacks", _add_doctor),
+}
+
+
 def main(
     argv: Sequence[str] | None = None,
     *,
@@ -285,97 +254,100 @@ def main(
     Returns
     -------
     int
-        0 on success; 1 after an error, told in one line on stderr; 2 for wrong usage, or when stopped by
-        Ctrl-C or SIGTERM, which leave a state that `--resume` goes on from.
+        0 on success; 1 after an error, told in one line on stderr; 2 for wrong usage; 130 when stopped by
+        Ctrl-C and 143 by SIGTERM, which leave a state that `--resume` goes on from.
     """
+    prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = build_parser(prog).parse_args(words)
+        command = next((word for word in words if not word.startswith("-")), "")
+        arguments = build_parser(prog, command).parse_args(words)
     except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 2
+        return error.code if isinstance(error.code, int) else USAGE
     arguments.command_line, arguments.hosts = shlex.join([prog, *words]), hosts
-    try:
-        with stop_flag() as should_stop:
+    with stop_flag() as should_stop:
+        try:
             arguments.work(arguments, should_stop)
-    except Aborted as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return 2
-    except CryohushError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except MemoryError:
-        print("error: out of memory. Ask for a smaller --batch-size or fewer --threads.", file=sys.stderr)
-        return 1
+        except (Exception, KeyboardInterrupt) as error:
+            return exit_status(error, should_stop.received)
     return 0
 
 
+class StopFlag:
+    """Whether a stop signal has come.
+
+    Attributes
+    ----------
+    received
+        Its number.
+    """
+
+    received: int | None = None
+
+    def __call__(self) -> bool:
+        return self.received is not None
+
+
 @contextlib.contextmanager
-def stop_flag() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether a stop signal has come; a second one has its usual effect."""
-    received: list[int] = []
+def stop_flag() -> Iterator[StopFlag]:
+    """Yield a flag that tells whether a stop signal has come; a second one has its usual effect."""
+    flag = StopFlag()
 
     def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+        flag.received = number
         signal.signal(number, earlier[number])
 
     earlier = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number in STOP_SIGNALS:
         signal.signal(number, note)
     try:
-        yield lambda: bool(received)
+        yield flag
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
 
 
 def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.base import given_options
     from .config.denoise import DenoiseOptions
     from .config.load import validate
 
-    given = {
-        name: getattr(arguments, name) for name in DenoiseOptions.model_fields if hasattr(arguments, name)
-    }
-    options = validate(given, DenoiseOptions, "command line")
+    options = validate(given_options(vars(arguments), DenoiseOptions), DenoiseOptions, "command line")
 
     from .inference.plan import holds_micrographs
-    from .jobs.denoise import run_denoise
+    from .jobs.denoise import denoise
 
     def noun() -> str:
         return "micrographs" if holds_micrographs(arguments.input) else "images"
 
-    with _progress(noun) as progress:
-        summary = run_denoise(
+    with _context(arguments, should_stop, noun) as context:
+        denoise(
             arguments.input,
             arguments.output,
             options,
+            context,
             root=arguments.root,
             passthrough=arguments.passthrough,
-            resume=arguments.resume,
-            overwrite=arguments.overwrite,
-            progress=progress,
-            should_stop=should_stop,
-            log=_say,
-            command=arguments.command_line,
+            earlier=_earlier(arguments),
         )
-    _say(f"{summary.n_images} {noun()} in {summary.seconds['total']:.1f} s, {summary.speed}")
-    if summary.skipped:
-        _say(f"{len(summary.skipped)} bad images went through unchanged: see {summary.record}")
-    for note in summary.remarks[:WARNINGS]:
-        _say(f"warning: {note.stack}: {note.problem}")
-    if summary.remarks:
-        _say(f"{len(summary.remarks)} conspicuous images: see {summary.record}")
-    for path in (summary.table, *([] if summary.table else summary.stacks), summary.record):
-        if path is not None:
-            _say(f"wrote {path}")
-    if summary.table is not None and summary.table.suffix == ".cs":
-        _say(f"wrote {summary.table.with_suffix('.csg')}, for cryoSPARC's job Import Result Group")
-    from .report.pdf import report_run
 
-    for path in report_run(summary, arguments.command_line):
-        _say(f"wrote {path}")
+
+@contextlib.contextmanager
+def _context(
+    arguments: argparse.Namespace,
+    should_stop: Callable[[], bool],
+    noun: Callable[[], str] = lambda: "images",
+) -> Iterator[JobContext]:
+    """Yield what a job asks and tells: lines on stdout, progress on stderr or stdout."""
+    with _progress(noun) as progress:
+        yield JobContext(progress, should_stop, say, arguments.command_line)
+
+
+def _earlier(arguments: argparse.Namespace) -> Earlier:
+    """Return what is to be done with an earlier run in the output directory."""
+    if arguments.resume:
+        return "resume"
+    return "replace" if arguments.overwrite else "refuse"
 
 
 @contextlib.contextmanager
@@ -392,7 +364,7 @@ def _progress(noun: Callable[[], str] = lambda: "images") -> Iterator[Callable[[
             percent = 100 * done // max(total, 1)
             if percent >= last + PROGRESS_PERCENT or (done == total and percent > last):
                 last, counted = percent, counted or noun()
-                _say(f"{done} of {total} {counted} ({percent} %)")
+                say(f"{done} of {total} {counted} ({percent} %)")
 
         yield line
         return
@@ -420,80 +392,34 @@ def _simulate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) ->
     kinds: dict[str, type[BaseModel]] = {"particles": ParticlesConfig, "micrographs": MicrographsConfig}
     config = load_kind(arguments.config, kinds, arguments.overrides)
     try:
-        from .simulation.micrograph_set import simulate_micrographs
-        from .simulation.particle_set import simulate_particles
+        from .jobs.simulate import simulate
     except ModuleNotFoundError as error:
-        raise CryohushError(f"simulating needs {error.name}: pip install 'cryohush[train]'") from error
+        raise missing_package(error) from error
 
-    if isinstance(config, MicrographsConfig):
-        if arguments.resume or arguments.overwrite or arguments.device not in ("auto", "cpu"):
-            raise CryohushError("micrographs are simulated on the CPU, without --resume and --overwrite.")
-        with _progress() as progress:
-            table = simulate_micrographs(
-                config, arguments.output, log=_say, progress=progress, should_stop=should_stop
-            )
-        _say(f"wrote {table}")
-    elif isinstance(config, ParticlesConfig):
-        from .inference.devices import resolve_devices
-
-        device = resolve_devices(arguments.device)[0]
-        _say(f"device {device}")
-        with _progress() as progress:
-            summary = simulate_particles(
-                config,
-                arguments.output,
-                device=device,
-                resume=arguments.resume,
-                overwrite=arguments.overwrite,
-                progress=progress,
-                should_stop=should_stop,
-                log=_say,
-                command=arguments.command_line,
-            )
-        _say(
-            f"{summary.n_images} images in {summary.seconds['total']:.1f} s; without the time for volumes, "
-            f"{summary.images_per_second:.0f} per second"
-        )
-        for path in (*summary.tables, summary.record):
-            _say(f"wrote {path}")
+    assert isinstance(config, ParticlesConfig | MicrographsConfig)  # one of the kinds
+    with _context(arguments, should_stop) as context:
+        simulate(config, arguments.output, context, device=arguments.device, earlier=_earlier(arguments))
 
 
 def _extract_noise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.base import given_options
     from .config.extract_noise import ExtractNoiseOptions
     from .config.load import validate
 
-    fields = ExtractNoiseOptions.model_fields
-    given = {name: getattr(arguments, name) for name in fields if hasattr(arguments, name)}
+    given = given_options(vars(arguments), ExtractNoiseOptions)
     options = validate(given, ExtractNoiseOptions, "command line")
 
     from .jobs.extract_noise import extract_noise
-    from .report.noise import report_noise
-    from .report.overlays import write_overlay
 
-    with _progress() as progress:
-        summary = extract_noise(
+    with _context(arguments, should_stop) as context:
+        extract_noise(
             arguments.input,
             arguments.output,
             options,
+            context,
             root=arguments.root,
-            resume=arguments.resume,
-            overwrite=arguments.overwrite,
-            draw=write_overlay,
-            progress=progress,
-            should_stop=should_stop,
-            log=_say,
-            command=arguments.command_line,
+            earlier=_earlier(arguments),
         )
-    _say(f"{summary.n_blocks} blocks of {summary.window_px} px in {summary.seconds:.1f} s")
-    _say(summary.explanation)
-    remarks = [count for count in summary.counts if count.remark]
-    for count in remarks[:WARNINGS]:
-        _say(f"warning: {count.micrograph}: {count.remark}")
-    if len(remarks) > WARNINGS:
-        _say(f"{len(remarks)} conspicuous micrographs: see {summary.record}")
-    report = report_noise(summary, arguments.command_line)
-    for path in (summary.stack, summary.table, summary.record, report):
-        _say(f"wrote {path}")
 
 
 def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
@@ -511,48 +437,27 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
     }
     config = load_kind(find_preset(arguments.config), kinds, arguments.overrides)
     try:
-        from .inference.devices import keep_freed_memory
-        from .jobs.nt2c import train as train_nt2c
-        from .training.run import train
-        from .training.segmentation import train_segmentation
+        from .jobs.train import train
     except ModuleNotFoundError as error:
-        raise CryohushError(f"training needs {error.name}: pip install 'cryohush[train]'") from error
+        raise missing_package(error) from error
 
-    keep_freed_memory()
-    if isinstance(config, SegmentationConfig):
-        weights = train_segmentation(
-            config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop
-        )
-    elif isinstance(config, Nt2cConfig):
-        weights = train_nt2c(
-            config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop
-        )
-    elif isinstance(config, TrainingConfig):
-        weights = train(config, arguments.output, resume=arguments.resume, log=_say, should_stop=should_stop)
-    _say(f"wrote {weights}")
+    assert isinstance(config, TrainingConfig | SegmentationConfig | Nt2cConfig)  # one of the kinds
+    context = JobContext(should_stop=should_stop, log=say, command=arguments.command_line)
+    train(config, arguments.output, context, earlier=_earlier(arguments))
 
 
 def _evaluate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .config.base import given_options
     from .config.evaluate import EvaluateConfig, read_config
 
     given = vars(arguments)
-    options = {name: given[name] for name in EvaluateConfig.model_fields if name in given}
+    options = given_options(given, EvaluateConfig)
     config = read_config({**options, **_pairs(given)}, arguments.config, arguments.overrides)
 
-    from .jobs.evaluate import run_evaluate
+    from .jobs.evaluate import evaluate
 
-    with _progress() as progress:
-        evaluation = run_evaluate(
-            config,
-            arguments.output,
-            overwrite=arguments.overwrite,
-            progress=progress,
-            should_stop=should_stop,
-            log=_say,
-            command=arguments.command_line,
-        )
-    for path in evaluation.files:
-        _say(f"wrote {path}")
+    with _context(arguments, should_stop) as context:
+        evaluate(config, arguments.output, context, earlier=_earlier(arguments))
 
 
 def _pairs(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -588,7 +493,7 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
     plan = load_yaml(arguments.plan, BatchPlan)
     plan = plan.model_copy(update={"output": plan.output.absolute()})
     if arguments.action == "status":
-        _say(status_table(plan.output))
+        say(status_table(plan.output))
         return
 
     from .batch.driver import run_batch
@@ -600,7 +505,7 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
         **arguments.hosts(plan.output, arguments.command_line),
     }
     if arguments.dry_run:
-        _say(forecast_table(forecast(plan, hosts, KINDS)))
+        say(forecast_table(forecast(plan, hosts, KINDS)))
         return
     items = run_batch(
         plan,
@@ -608,10 +513,10 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
         KINDS,
         arguments.action,
         should_stop=should_stop,
-        log=_say,
+        log=say,
         command=arguments.command_line,
     )
-    _say(f"wrote {write_batch_report(plan.output)}")
+    say(f"wrote {write_batch_report(plan.output)}")
     failed = [item.name for item in items if item.state == "failed"]
     if any(item.state == "stopped" for item in items):
         raise Aborted("Stopped on request. What is finished is kept: batch resume goes on from there.")
@@ -625,18 +530,27 @@ def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> N
 
     if arguments.action == "list":
         for name, entry in list_models().items():
-            _say(f"{name:<16} {entry.get('description', '')}")
+            say(f"{name:<16} {entry.get('description', '')}")
         return
     import yaml
 
     model = load_model(arguments.name, {**MODELS, **SEGMENTERS})
     parameters = sum(tensor.numel() for tensor in model.module.parameters())
     facts = {"name": model.name, "file": str(model.path), "sha256": model.sha256, "parameters": parameters}
-    _say(yaml.safe_dump({**facts, **model.card}, sort_keys=False, allow_unicode=True).rstrip())
+    say(yaml.safe_dump({**facts, **model.card}, sort_keys=False, allow_unicode=True).rstrip())
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _doctor(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .doctor import examine
+
+    problems = 0
+    for finding in examine(arguments.url):
+        say(str(finding))
+        problems += finding.state == "problem"
+    if problems:
+        raise CryohushError(
+            f"{problems} {'problem' if problems == 1 else 'problems'}, with what to do above."
+        )
 
 
 if __name__ == "__main__":

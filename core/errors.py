@@ -76,6 +76,10 @@ class StarError(InputError):
     """A STAR file that cannot be parsed or lacks what is needed."""
 
 
+class TooFewBlocks(InputError):
+    """Micrographs in which fewer blocks of noise were found than are needed."""
+
+
 class CsError(InputError):
     """A cryoSPARC .cs file that cannot be read or lacks what is needed."""
 

@@ -15,37 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..core.cli import add_batch, run_plan, stop_flag
-from ..core.config.option_lists import EXTRACT_NOISE_OPTIONS
+from ..core.config.base import Option, add_options
+from ..core.config.denoise import DenoiseOptions
+from ..core.config.evaluate import EvaluateConfig
+from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.errors import Aborted, ConfigurationError, CryohushError
 
 if TYPE_CHECKING:
     from ..core.batch.sources import Host
     from .command import Request
     from .instance import Instance
-
-# Flag, name of the option, placeholder, help.
-OPTIONS = (
-    (
-        "--model",
-        "model",
-        "NAME",
-        "a shipped model, a .safetensors file, or a job of `train` as J57 (default: general)",
-    ),
-    ("--device", "device", "DEVICE", "auto, cpu, or GPUs such as cuda:0,1 (default: auto)"),
-    ("--precision", "precision", "FORMAT", "auto, fp32, bf16 or fp16 (default: auto)"),
-    ("--batch-size", "batch_size", "N", "images at once (default: auto)"),
-    ("--blend", "blend", "A", "share of the raw image in the output, 0 to 1 (default: 0)"),
-    ("--keep-above", "keep_above_angstrom", "RES", "keep the raw image beyond this resolution, Å"),
-    ("--particle-diameter", "particle_diameter_angstrom", "D", "Å (default: three quarters of the box)"),
-    (
-        "--protein",
-        "protein",
-        "GREY",
-        "dark or white; auto: dark in micrographs, as blob/sign says in particles",
-    ),
-    ("--output-dtype", "output_dtype", "TYPE", "float32 or float16 (default: float32)"),
-    ("--threads", "threads", "N", "CPU threads (default: all that this process may use)"),
-)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -106,16 +85,10 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_option(
-    parser: argparse.ArgumentParser,
-    flag: str,
-    name: str,
-    metavar: str,
-    text: str,
-    nargs: str | None = None,
-) -> None:
-    """Add an option that is absent from the result if it is not given: its default is elsewhere."""
-    parser.add_argument(flag, dest=name, metavar=metavar, nargs=nargs, default=argparse.SUPPRESS, help=text)
+def _with_jobs(option: Option) -> str:
+    """What `--help` says of an option: here a model may be that of a job, too."""
+    extra = ", or a job of `train` as J57" if option.name == "model" else ""
+    return f"{option.description}{extra} (default: {option.shown})"
 
 
 def _add_denoise(parser: argparse.ArgumentParser) -> None:
@@ -127,14 +100,7 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--particles", metavar="J42:particles", help="job and output with particles")
     images.add_argument("--micrographs", metavar="J10:exposures", help="job and output with micrographs")
-    for flag, name, metavar, text in OPTIONS:
-        _add_option(parser, flag, name, metavar, text)
-    parser.add_argument(
-        "--skip-bad",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="pass images with NaN or Inf, and constant ones, through unchanged (default: stop at the first)",
-    )
+    add_options(parser, DenoiseOptions, describe=_with_jobs)
 
 
 def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
@@ -145,14 +111,7 @@ def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(work=_extract_noise)
     _add_job(parser)
     parser.add_argument("--micrographs", metavar="J10:exposures", help="job and output with micrographs")
-    for flag, name, metavar, text, default in EXTRACT_NOISE_OPTIONS:
-        _add_option(parser, flag, name, metavar, f"{text} (default: {default})")
-    parser.add_argument(
-        "--skip-bad",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="leave out micrographs with NaN or Inf, and constant ones (default: stop at the first)",
-    )
+    add_options(parser, ExtractNoiseOptions)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -166,17 +125,11 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", metavar="J60:particles", help="the same without noise")
     parser.add_argument("--twin", metavar="J61:particles", help="the same with independent noise")
     parser.add_argument("--raw", metavar="J42:particles", help="the same before denoising, to see the gain")
-    model = "whose inventions are measured: a shipped model, a .safetensors file, or a job of `train`"
-    _add_option(parser, "--model", "model", "NAME", f"{model} (default: none)")
-    _add_option(parser, "--metrics", "metrics", "NAME", "figures against clean images (default: all)", "+")
-    _add_option(parser, "--baselines", "baselines", "NAME", "classical denoisers beside (default: none)", "+")
-    _add_option(parser, "--device", "device", "DEVICE", "for --model: auto, cpu or cuda:N (default: auto)")
-    _add_option(parser, "--threads", "threads", "N", "CPU threads (default: all that this process may use)")
-    parser.add_argument(
-        "--align-twin",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="take back the drift between raw particles and their twins, by micrograph (default: off)",
+    add_options(
+        parser,
+        EvaluateConfig,
+        without=("denoised", "reference", "twin", "raw"),  # outputs of jobs, above
+        describe=_with_jobs,
     )
     parser.add_argument(
         "--config", metavar="FILE", help="a YAML file of `cryohush evaluate`, without images (default: none)"

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.errors import HostError, OutputError
 from ..core.inference.plan import StackPlan
-from ..core.io.files import writing, writing_failed
+from ..core.io.files import make_folder, writing, writing_failed
 from .instance import Instance
 from .job import ExternalJob
 
@@ -107,8 +107,8 @@ class Place:
             if path.exists():
                 continue
             log(f"fetching {name} ({number} of {len(names)})")
+            make_folder(path.parent)
             with writing(path) as part:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 instance.download(project, name, part)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import CryohushError
-from ..core.io.journal import is_continued
+from ..core.errors import CryohushError, missing_package
+from ..core.job_context import JobContext
 from .worker import SMALLER
 
 if TYPE_CHECKING:
@@ -40,13 +40,9 @@ def denoise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str
         task["source"],
         task["output"],
         DenoiseOptions(**task["options"]),
+        _context(task, say, should_stop),
         root=Path(task["root"]),
-        resume=True,
-        on_mismatch="anew",
-        progress=_progress(say),
-        should_stop=should_stop,
-        log=lambda line: say({"log": line}),
-        command=task["command"],
+        earlier="anew",
     )
     return describe_run(summary, task["command"], task["way_back"])
 
@@ -56,7 +52,7 @@ def describe_run(summary: Summary, command: str, way_back: str) -> dict[str, Any
     from ..core.report.pdf import report_run
     from .plots import draw_plots
 
-    report, montage = report_run(summary, command, way_back=way_back)
+    report, montage, _ = report_run(summary, command, way_back=way_back)
     return {
         "stacks": [str(path) for path in summary.stacks],
         "record": str(summary.record),
@@ -84,21 +80,17 @@ def _grey_range(path: Path) -> tuple[float, float]:
 def extract_noise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, Any]:
     """Cut blocks of noise out of the micrographs of a table; overlays are what the job shows."""
     from ..core.config.extract_noise import ExtractNoiseOptions
-    from ..core.jobs.extract_noise import extract_noise as extract
+    from ..core.jobs.extract_noise import run_extract_noise
     from ..core.report.overlays import write_overlay
 
-    summary = extract(
+    summary = run_extract_noise(
         task["source"],
         task["output"],
         ExtractNoiseOptions(**task["options"]),
+        _context(task, say, should_stop),
         root=Path(task["root"]),
-        resume=True,
-        start_anew_on_mismatch=True,
+        earlier="anew",
         draw=write_overlay,
-        progress=_progress(say),
-        should_stop=should_stop,
-        log=lambda line: say({"log": line}),
-        command=task["command"],
     )
     return describe_noise(summary, task["command"])
 
@@ -129,11 +121,8 @@ def evaluate(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[st
     found = run_evaluate(
         EvaluateConfig(**task["options"]),
         output,
-        overwrite=True,
-        progress=_progress(say),
-        should_stop=should_stop,
-        log=lambda line: say({"log": line}),
-        command=task["command"],
+        _context(task, say, should_stop),
+        earlier="replace",
     )
     return describe_evaluation(found.tables, found.pictures, output)
 
@@ -151,23 +140,16 @@ def describe_evaluation(tables: Sequence[str], pictures: Mapping[str, str], fold
 def train(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, Any]:
     """Train a network; the job shows the curves and held-out images."""
     from ..core.config.training import TrainingConfig
-    from ..core.inference.devices import keep_freed_memory
     from ..core.models.weights import load_model
     from ..core.report.training import CAPTIONS, write_training_report
 
     try:
-        from ..core.training.run import train as run_training
+        from ..core.jobs.train import train as run_training
     except ModuleNotFoundError as error:
-        raise CryohushError(f"training needs {error.name}: pip install 'cryohush[train]'") from error
+        raise missing_package(error) from error
 
     output, config = Path(task["output"]), TrainingConfig(**task["options"])
-
-    def log(line: str) -> None:
-        say({"log": line})
-
-    resume = is_continued(output / "configuration.json", config.model_dump_json(indent=1), log)
-    keep_freed_memory()
-    weights = run_training(config, output, resume=resume, log=log, should_stop=should_stop)
+    weights = run_training(config, output, _context(task, say, should_stop), earlier="anew")
     facts = {"weights": f"{weights}, SHA-256 {load_model(weights).sha256}", "command": task["command"]}
     write_training_report(output, [output], headline="A model trained on your particles", facts=facts)
     return {
@@ -177,6 +159,11 @@ def train(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, 
             f"Denoise with them: cryosparc_cryohush denoise --model {task['job']}",
         ],
     }
+
+
+def _context(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> JobContext:
+    """Return whom the work asks and tells: the parent."""
+    return JobContext(_progress(say), should_stop, lambda line: say({"log": line}), task["command"])
 
 
 def _progress(say: Say) -> Callable[[int, int], None]:

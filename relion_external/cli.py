@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -17,59 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
-from ..core.config import option_lists
-from .job import find_job_directory, run_as_external_job
+from .markers import find_job_directory, run_as_external_job
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from ..core.batch.sources import Host
 
 # Inputs of the External job that no command has a use for, and what RELION appends when it meets `relion_`.
 SWALLOWED = (
     "--in_movies",
-    "--in_coords",
     "--in_3dref",
     "--in_3Dref",
     "--in_mask",
     "--pipeline_control",
-)
-
-# Flag, name of the option (in a configuration file, and accepted as a flag too), placeholder, help.
-OPTIONS = (
-    ("--j", "threads", "N", "CPU threads; RELION's 'Number of threads'"),
-    ("--gpu", "gpu", "IDS", "GPUs, as 0 or 0,1; empty: all that there are, else the CPU"),
-    ("--device", "device", "DEVICE", "auto, cpu or cuda:0,1, instead of --gpu (default: auto)"),
-    ("--model", "model", "NAME", "a shipped model, a training job or weights (default: general)"),
-    ("--precision", "precision", "FORMAT", "auto, fp32, bf16 or fp16 (default: auto)"),
-    ("--batch_size", "batch_size", "N", "images at once (default: auto)"),
-    ("--blend", "blend", "A", "share of the raw image in the output, 0 to 1 (default: 0)"),
-    ("--keep_above", "keep_above_angstrom", "RES", "keep the raw image beyond this resolution, Å"),
-    ("--particle_diameter", "particle_diameter_angstrom", "D", "Å (default: three quarters of the box)"),
-    ("--protein", "protein", "SHADE", "dark or white (default: dark in micrographs, white in particles)"),
-    ("--output_dtype", "output_dtype", "TYPE", "float32 or float16 (default: float32)"),
-    ("--skip_bad", "skip_bad", "YES", "pass bad images through unchanged instead of stopping (default: No)"),
-    ("--config", "config", "YAML", "file with options, as lines `model: general`"),
-)
-
-
-EVALUATE_OPTIONS = (
-    ("--j", "threads", "N", "CPU threads; RELION's 'Number of threads'"),
-    ("--gpu", "gpu", "ID", "GPU for --model; empty: one if there is one, else the CPU"),
-    ("--device", "device", "DEVICE", "auto, cpu or cuda:0, instead of --gpu (default: auto)"),
-    ("--reference", "reference", "STAR", "the clean images, row by row"),
-    ("--twin", "twin", "STAR", "independent noisy images of the same particles, row by row"),
-    ("--raw", "raw", "STAR", "the images before denoising, row by row, to see the gain"),
-    ("--align_twin", "align_twin", "YES", "take the drift between raw images and twins back (default: No)"),
-    ("--model", "model", "NAME", "a model whose inventions are to be measured"),
-    (
-        "--data_range",
-        "data_range",
-        "RANGE",
-        "full scale: reference, unit, or grey values (default: reference)",
-    ),
-    ("--metrics", "metrics", "NAMES", "figures against clean images, as psnr,ssim (default: all)"),
-    ("--baselines", "baselines", "NAMES", "classical denoisers to compare with, as gaussian,radial_wiener"),
-    ("--particle_diameter", "particle_diameter_angstrom", "D", "only this circle counts, Å (default: all)"),
-    ("--config", "config", "YAML", "file with these options and more, as lines `twin: b.star`"),
 )
 
 
@@ -81,25 +41,10 @@ def _underscored(argument: str) -> str:
     return "--" + name.replace("-", "_") + equals + value
 
 
-def _as_parameter(flag: str, name: str, metavar: str, text: str, default: str) -> tuple[str, str, str, str]:
-    """Spell an option of the command line as RELION's parameters are, with underscores."""
-    text = re.sub("--[a-z-]+", lambda found: _underscored(found[0]), f"{text} (default: {default})")
-    return _underscored(flag), name, metavar, text
-
-
-EXTRACT_NOISE_OPTIONS = (
-    ("--j", "threads", "N", "micrographs at once on the CPU; RELION's 'Number of threads'"),
-    ("--gpu", "gpu", "IDS", "GPUs, as 0 or 0,1; empty: all that there are, else the CPU"),
-    ("--device", "device", "DEVICE", "auto, cpu or cuda:0,1, instead of --gpu (default: auto)"),
-    *(
-        _as_parameter(*option)
-        for option in option_lists.EXTRACT_NOISE_OPTIONS
-        if option[1] not in ("threads", "device")
-    ),
-    ("--skip_bad", "skip_bad", "YES", "leave bad micrographs out instead of stopping (default: No)"),
-    ("--config", "config", "YAML", "file with options, as lines `window_px: 128`"),
-)
-
+# Flag, name of the option (in a configuration file, and accepted as a flag too), placeholder, help.
+Parameter = tuple[str, str, str, str]
+THREADS = ("--j", "threads", "N", "CPU threads; RELION's 'Number of threads'")
+GPU = ("--gpu", "gpu", "IDS", "GPUs, as 0 or 0,1; empty: all that there are, else the CPU")
 TRAIN_OPTIONS = (
     ("--j", "threads", "N", "CPU threads; RELION's 'Number of threads'"),
     ("--gpu", "gpu", "ID", "GPU; empty: one if there is one, else the CPU"),
@@ -121,12 +66,39 @@ TRAIN_OPTIONS = (
     ("--config", "config", "YAML", "preset or file of `cryohush train`; the inputs replace its images"),
 )
 
-COMMAND_OPTIONS = {
-    "denoise": OPTIONS,
-    "evaluate": EVALUATE_OPTIONS,
-    "extract-noise": EXTRACT_NOISE_OPTIONS,
-    "train": TRAIN_OPTIONS,
-}
+COMMANDS = ("denoise", "evaluate", "extract-noise", "train")
+
+
+def parameters_of(command: str) -> list[Parameter]:
+    """Return the parameters that a command's form may hold; those of `train` are RELION's own."""
+    from ..core.config.base import options_of
+    from ..core.config.denoise import DenoiseOptions
+    from ..core.config.evaluate import EvaluateConfig
+    from ..core.config.extract_noise import ExtractNoiseOptions
+
+    if command == "train":
+        return list(TRAIN_OPTIONS)
+    models: dict[str, type[BaseModel]] = {
+        "denoise": DenoiseOptions,
+        "evaluate": EvaluateConfig,
+        "extract-noise": ExtractNoiseOptions,
+    }
+    # RELION has names of its own for these two; the denoised images are the job's input
+    found = [option for option in options_of(models[command]) if option.name not in ("threads", "denoised")]
+    return [
+        THREADS,
+        GPU,
+        *(
+            (
+                option.flags("relion")[0],
+                option.name,
+                "YES" if option.is_switch else f"{option.metavar}S" if option.is_list else option.metavar,
+                f"{option.help}{', instead of --gpu' if option.name == 'device' else ''}",
+            )
+            for option in found
+        ),
+        ("--config", "config", "YAML", "file with these options and more, as lines `key: value`"),
+    ]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -180,8 +152,19 @@ def build_parser() -> argparse.ArgumentParser:
         ),
     )
     commands.add_parser("batch", help="run a plan of many sources: relion_cryohush batch --help")
+    raw_picks = commands.add_parser(
+        "raw-picks",
+        help="bring picks on denoised micrographs to the raw ones (RELION 4 and 5)",
+        description=(
+            "Write a list of coordinates with the raw micrographs' names, for RELION 4 and 5.\n\n"
+            "Input tab, External executable:  relion_cryohush raw-picks\n"
+            "Input tab, Input coordinates:    the autopick.star or the like of a picking job\n"
+            "Params tab:                      nothing"
+        ),
+    )
+    _add_arguments(raw_picks, [THREADS])
     follow = commands.add_parser("follow", help="the job of a source of a batch; the batch makes it")
-    _add_arguments(follow, OPTIONS[:1])
+    _add_arguments(follow, [THREADS])
     train = commands.add_parser(
         "train",
         help="train a model on particles and their map",
@@ -196,7 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parsers = {"denoise": denoise, "evaluate": evaluate, "extract-noise": extract_noise, "train": train}
     for name, command in parsers.items():
-        _add_arguments(command, COMMAND_OPTIONS[name])
+        _add_arguments(command, parameters_of(name))
     return parser
 
 
@@ -205,6 +188,7 @@ def _add_arguments(command: argparse.ArgumentParser, options: Sequence[tuple[str
     command.add_argument("--o", metavar="DIR", required=True, help="job directory (RELION gives it)")
     command.add_argument("--in_parts", metavar="STAR", nargs="?", help="particles (RELION gives them)")
     command.add_argument("--in_mics", metavar="STAR", nargs="?", help="micrographs (RELION gives them)")
+    command.add_argument("--in_coords", metavar="STAR", nargs="?", help="coordinates (RELION gives them)")
     for flag in SWALLOWED:
         command.add_argument(flag, nargs="?", help=argparse.SUPPRESS)
     for flag, name, metavar, text in options:
@@ -218,11 +202,13 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
     """Return what is on the command line: only the options that are, None for a bare flag."""
     parser = build_parser()
     if not arguments or (arguments[0].startswith("--") and arguments[0] not in ("--help", "--version")):
-        commands = " or ".join(f"relion_cryohush {name}" for name in COMMAND_OPTIONS)
+        commands = " or ".join(f"relion_cryohush {name}" for name in (*COMMANDS, "raw-picks"))
         parser.error(f"no command. The field 'External executable' has to be: {commands}")
     parsed, unknown = parser.parse_known_args([_underscored(argument) for argument in arguments])
     if unknown:
-        parser.error(_explain(unknown[0], COMMAND_OPTIONS.get(parsed.command, ())))
+        parser.error(
+            _explain(unknown[0], parameters_of(parsed.command) if parsed.command in COMMANDS else ())
+        )
     return vars(parsed)
 
 
@@ -249,29 +235,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work(should_stop: Callable[[], bool]) -> None:
         given = parse(arguments)
+        from .commands import run
         from .request import Request
 
         request = Request(directory, given, shlex.join(["relion_cryohush", *arguments]), should_stop)
-        if given["command"] == "evaluate":
-            from .evaluate import evaluate
-
-            evaluate(request)
-        elif given["command"] == "extract-noise":
-            from .extract_noise import extract_noise
-
-            extract_noise(request)
-        elif given["command"] == "follow":
-            from .follow import follow
-
-            follow(directory, should_stop)
-        elif given["command"] == "train":
-            from .train import train
-
-            train(request)
-        else:
-            from .denoise import denoise
-
-            denoise(request)
+        run(request)
 
     return run_as_external_job(directory, work)
 
@@ -280,7 +248,7 @@ def _batch(arguments: Sequence[str]) -> int:
     from ..core.cli import main as core_main
 
     def hosts(folder: Path, command: str) -> dict[str, Host]:
-        from .batch import RelionProjects
+        from .host import RelionProjects
 
         return {"relion": RelionProjects(folder, command)}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import HostError, InputError
-from ..core.io.files import writing, writing_failed
+from ..core.io.files import make_folder, writing, writing_failed
 from .project import NODE_LABELS, NODE_NUMBERS, Kind
 
 PIPELINE = "default_pipeline.star"
@@ -57,6 +57,15 @@ def read_pipeline(project: Path) -> str:
             path=project,
             remedy="Give the folder in which RELION is started.",
         ) from error
+
+
+def relion_version(pipeline: str) -> str | None:
+    """Return which RELION a pipeline is of: 3.1, 4 or 5; None while it holds no job."""
+    if "# version 50001" in pipeline:
+        return "5"
+    if re.search(r"^_rlnPipeLineProcessTypeLabel\s", pipeline, re.MULTILINE):
+        return "4"
+    return "3.1" if re.search(r"^_rlnPipeLineProcessType\s", pipeline, re.MULTILINE) else None
 
 
 def processes(pipeline: str) -> list[Process]:
@@ -110,8 +119,7 @@ def add_running_job(project: Path, kind: Kind, source: str, command: str, alias:
             raise InputError("the pipeline has no jobs yet.", path=project / PIPELINE)
         name = f"External/job{int(counter[2]):03d}/"
         text = text[: counter.start(2)] + str(int(counter[2]) + 1) + text[counter.end(2) :]
-        is_31 = "_rlnPipeLineProcessType" in columns
-        is_5 = "# version 50001" in text
+        is_31, is_5 = relion_version(text) == "3.1", relion_version(text) == "5"
         kept = "99 0" if is_31 else "relion.external Running"
         link = None if alias is None else project / "External" / alias
         is_free = link is not None and not os.path.lexists(link)
@@ -195,6 +203,6 @@ def _link(link: Path, name: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
+    make_folder(path.parent)
     with writing(path) as part:
-        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text)

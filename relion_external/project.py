@@ -11,13 +11,16 @@ from ..core.io.files import write_text
 
 OUTPUT_NODES = "RELION_OUTPUT_NODES.star"
 
+# What a job works on, and what else may be listed in a table that RELION knows.
 Kind = Literal["particles", "micrographs"]
+NodeKind = Literal["particles", "micrographs", "coordinates"]
 
-# RELION 3.1 numbers the kinds of nodes, 4 and 5 name them; these two differ in the names.
-NODE_NUMBERS: dict[Kind, int] = {"particles": 3, "micrographs": 1}
-NODE_LABELS: dict[Kind, dict[str, str]] = {
+# RELION 3.1 numbers the kinds of nodes, 4 and 5 name them; these differ in the names.
+NODE_NUMBERS: dict[NodeKind, int] = {"particles": 3, "micrographs": 1, "coordinates": 2}
+NODE_LABELS: dict[NodeKind, dict[str, str]] = {
     "particles": {"4": "ParticlesData.star.relion", "5": "ParticleGroupMetadata.star.relion"},
     "micrographs": {"4": "MicrographsData.star.relion", "5": "MicrographGroupMetadata.star.relion"},
+    "coordinates": {"4": "MicrographsCoords.star.relion", "5": "MicrographCoordsGroup.star.relion"},
 }
 PDF_NUMBER, PDF_LABEL = 13, "LogFile.pdf.relion"
 NODE_COLUMNS = ("_rlnPipeLineNodeName", "_rlnPipeLineNodeType", "_rlnPipeLineNodeTypeLabel")
@@ -39,7 +42,7 @@ class Project:
     label: str | None
 
     @classmethod
-    def of_job(cls, directory: Path, source: str, kind: Kind = "particles") -> Project:
+    def of_job(cls, directory: Path, source: str, kind: NodeKind = "particles") -> Project:
         """Recognise the RELION that started the job in `directory`.
 
         RELION writes ``job_pipeline.star`` before it starts a job; the row of the job's input, `source`,
@@ -64,7 +67,7 @@ class Project:
             return cls(version, NODE_LABELS[kind][version])
         return cls(None, None)
 
-    def listing(self, kind: Kind) -> Project:
+    def listing(self, kind: NodeKind) -> Project:
         """Return the same for a job whose output lists another kind than its input."""
         return replace(self, label=NODE_LABELS[kind].get(self.version or ""))
 
@@ -74,8 +77,8 @@ def write_output_nodes(
     project: Project,
     *,
     table: str | None,
-    pdf: str,
-    kind: Kind = "particles",
+    pdf: str | None,
+    kind: NodeKind = "particles",
     root: Path = Path(),
 ) -> Path:
     """Write the table of outputs that RELION reads once, when it first sees the success marker.
@@ -88,7 +91,7 @@ def write_output_nodes(
         Decides the columns. 3.1 needs the number and warns about a name, 4 and 5 need the name. Outside of
         a project both are written, which all of them accept.
     table, pdf
-        File names in `directory`; a job without a table of images has None.
+        File names in `directory`, None for what a job does not have.
     kind
         What the table lists, if there is one.
     root
@@ -99,10 +102,12 @@ def write_output_nodes(
     OutputError
         When the file cannot be written.
     """
-    nodes = [(f"{directory}/{pdf}", str(PDF_NUMBER), PDF_LABEL)]
+    nodes = []
     if table is not None:
         label = project.label or NODE_LABELS[kind]["5"]
-        nodes.insert(0, (f"{directory}/{table}", str(NODE_NUMBERS[kind]), label))
+        nodes.append((f"{directory}/{table}", str(NODE_NUMBERS[kind]), label))
+    if pdf is not None:
+        nodes.append((f"{directory}/{pdf}", str(PDF_NUMBER), PDF_LABEL))
     kept = {"3.1": (0, 1), None: (0, 1, 2)}.get(project.version, (0, 2))
     text = "\ndata_output_nodes\n\nloop_\n"
     text += "".join(f"{NODE_COLUMNS[column]} #{number}\n" for number, column in enumerate(kept, 1))

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "errors",
     "progress",
+    "console",
+    "job_context",
     "config",
     "io",
     "imaging",

@@ -13,7 +13,8 @@ from ... import __version__
 from ..config.batch import BatchPlan, Job
 from ..errors import Aborted, CryohushError, OutputError
 from ..inference.summary import Summary
-from .kinds import Calls, JobKind, Result
+from ..job_context import JobContext
+from .kinds import JobKind, Result
 from .sources import Host, prepare
 from .state import LOG_FOLDER, BatchState, Item, State, log_path
 from .workers import Pool, open_pool
@@ -167,8 +168,10 @@ class _Driver:
             self._note(item, line)
             host.tell(item, line)
 
-        calls = Calls(progress, lambda: self._should_stop() or host.is_aborted(item), tell)
-        return self._kinds[item.job].run(item, item.output, self._pool, calls, self._command)
+        context = JobContext(
+            progress, lambda: self._should_stop() or host.is_aborted(item), tell, self._command
+        )
+        return self._kinds[item.job].run(item, item.output, self._pool, context)
 
     def _give_up(self, item: Item) -> None:
         try:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 
 from ..config.batch import Job
 from ..config.evaluate import EvaluateConfig
@@ -20,15 +19,18 @@ from ..evaluation.comparison import Sources, compare
 from ..inference.plan import source_files
 from ..inference.summary import Summary
 from ..io.files import writing_failed
+from ..io.journal import RANGES_FOLDER
+from ..job_context import JobContext
 from ..jobs.denoise import RunSize
-from ..jobs.evaluate import PNG_PREFIX, Evaluation, run_evaluate
+from ..jobs.evaluate import PNG_PREFIX, Evaluation, paths_in, plan_evaluation, run_evaluate
+from ..jobs.folder import JobFolder
 from ..models.weights import load_model
 from ..noise.summary import NoiseSummary
 from ..report.noise import report_noise
 from ..report.overlays import write_overlay
 from ..report.pdf import report_run
-from .kinds import Calls, DenoiseJob, EvaluationSummary, ExtractNoiseJob, JobKind, Result
-from .ranges import RANGES_FOLDER, move_files, read_notes, write_notes
+from .kinds import DenoiseJob, EvaluationSummary, ExtractNoiseJob, JobKind, Result
+from .ranges import move_files, read_notes, write_notes
 from .retry import Workload, do_parts, in_words
 from .state import Item
 from .workers import Pool
@@ -49,7 +51,7 @@ class EvaluateJob:
         config = _config(item)
         if item.host == "file" and (item.root or item.passthrough):
             raise ConfigurationError("root and passthrough are not for evaluations. Leave them out.")
-        for path in _paths(config):
+        for path in paths_in(config):
             if not path.exists():
                 raise InputError("no such file.", path=path)
         if config.model is not None:
@@ -90,33 +92,36 @@ class EvaluateJob:
         seconds = time.perf_counter() - begin
         return size, seconds * size.n_images / done if done else 0.0
 
-    def run(
-        self, item: Item, output: Path, pool: Pool, calls: Calls, command: str | None
-    ) -> EvaluationSummary:
+    def run(self, item: Item, output: Path, pool: Pool, context: JobContext) -> EvaluationSummary:
         """See `JobKind`."""
         folders, notes = output.absolute() / RANGES_FOLDER, dict[str, Any]()
-        attempt = folders
+        attempt, config = folders, _config(item)
 
         def work(whole: _Whole) -> _Evaluation:
             nonlocal attempt
             attempt = folders / uuid.uuid4().hex
-            return _Evaluation(_config(item), attempt, command or "")
+            return _Evaluation(config, attempt, context.command or "")
 
         def take(whole: _Whole) -> None:
             notes.update(read_notes(attempt))
+            folder.add_files(notes["files"])
             move_files(notes["files"], attempt, output)
 
         whole = _Whole(item.n_images)
-        try:
-            failed = do_parts(
-                pool,
-                Workload(item.name, [whole], whole.n_images, work, evaluate_whole, take),
-                calls.should_stop,
-                calls.progress,
-            )
-        finally:
-            # a worker that is still at it stops
-            shutil.rmtree(folders, ignore_errors=True)
+        undertaking, inputs = plan_evaluation(config, Sources.open(config) if config.denoised else None)
+        with JobFolder(output, undertaking, "replace", inputs=inputs, log=context.log) as folder:
+            try:
+                failed = do_parts(
+                    pool,
+                    Workload(item.name, [whole], whole.n_images, work, evaluate_whole, take),
+                    context.should_stop,
+                    context.progress,
+                )
+            finally:
+                # a worker that is still at it stops
+                shutil.rmtree(folders, ignore_errors=True)
+            if not failed:
+                folder.journal.complete(notes["files"])
         for _, error in failed:
             raise error if isinstance(error, CryohushError) else HostError(in_words(error)) from error
         return EvaluationSummary(
@@ -159,7 +164,9 @@ def evaluate_whole(work: _Evaluation, device: str, threads: int | None) -> None:
     config = work.config.model_copy(update={"device": device, "threads": threads})
     try:
         found = run_evaluate(
-            config, work.folder, should_stop=lambda: not work.folder.exists(), command=work.command
+            config,
+            work.folder,
+            JobContext(should_stop=lambda: not work.folder.exists(), command=work.command),
         )
         telling = next((section for section in found.sections if section.rows), found.sections[0])
         picture = f"{PNG_PREFIX}{telling.pictures[0].name}.png" if telling.pictures else None
@@ -193,14 +200,6 @@ def _key_figures(found: Evaluation) -> dict[str, str]:
 def _config(item: Item) -> EvaluateConfig:
     assert isinstance(item.options, EvaluateConfig)  # of the item's job
     return item.options
-
-
-def _paths(section: BaseModel) -> Iterator[Path]:
-    for _, value in section:
-        if isinstance(value, Path):
-            yield value
-        elif isinstance(value, BaseModel):
-            yield from _paths(value)
 
 
 KINDS: Mapping[Job, JobKind] = {

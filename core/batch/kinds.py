@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -17,8 +16,9 @@ from ..config.extract_noise import ExtractNoiseOptions
 from ..inference.devices import choose_precision, pixels_per_second
 from ..inference.summary import Summary
 from ..io.micrographs import MicrographSet
+from ..job_context import JobContext
 from ..jobs.denoise import RunSize, measure_run, run_denoise
-from ..jobs.extract_noise import extract_noise, load_noise_model, plan_search
+from ..jobs.extract_noise import load_noise_model, plan_search, run_extract_noise
 from ..models.weights import load_model
 from ..noise.finders import make_finder
 from ..noise.micrograph import Draw, extract_from
@@ -60,25 +60,6 @@ class EvaluationSummary:
 Result = Summary | NoiseSummary | EvaluationSummary
 
 
-@dataclass(frozen=True)
-class Calls:
-    """Whom a run of a source asks and tells.
-
-    Attributes
-    ----------
-    progress
-        Gets the numbers of images done and in all.
-    should_stop
-        Asked again and again.
-    log
-        Gets the lines that a user should read.
-    """
-
-    progress: Callable[[int, int], None]
-    should_stop: Callable[[], bool]
-    log: Callable[[str], None]
-
-
 class JobKind(Protocol):
     """A kind of job; of each method a `CryohushError` belongs to the one source."""
 
@@ -90,7 +71,7 @@ class JobKind(Protocol):
     ) -> tuple[RunSize, float]:
         """Return the size as a trial on `device` shows it, and the seconds that the job takes there."""
 
-    def run(self, item: Item, output: Path, pool: Pool, calls: Calls, command: str | None) -> Result:
+    def run(self, item: Item, output: Path, pool: Pool, context: JobContext) -> Result:
         """Do the job, or what an earlier driver has left of it."""
 
 
@@ -110,20 +91,16 @@ class DenoiseJob:
         rate = _pixels_per_second(options.model, options.precision, device)
         return size, size.n_pixels / rate / (threads if device.type == "cpu" else 1)
 
-    def run(self, item: Item, output: Path, pool: Pool, calls: Calls, command: str | None) -> Summary:
+    def run(self, item: Item, output: Path, pool: Pool, context: JobContext) -> Summary:
         """See `JobKind`."""
         return run_denoise(
             item.source,
             output,
             _of_kind(item, DenoiseOptions),
+            context,
             root=item.root,
             passthrough=item.passthrough,
-            resume=True,
-            on_mismatch="anew",
-            progress=calls.progress,
-            should_stop=calls.should_stop,
-            log=calls.log,
-            command=command,
+            earlier="anew",
             engine=pool,
         )
 
@@ -176,21 +153,17 @@ class ExtractNoiseJob:
         at_once = threads if device.type == "cpu" else 1
         return replace(size, bytes=size.bytes + blocks), seconds * len(tasks) / at_once
 
-    def run(self, item: Item, output: Path, pool: Pool, calls: Calls, command: str | None) -> NoiseSummary:
+    def run(self, item: Item, output: Path, pool: Pool, context: JobContext) -> NoiseSummary:
         """See `JobKind`."""
-        return extract_noise(
+        return run_extract_noise(
             item.source,
             output,
             _of_kind(item, ExtractNoiseOptions),
+            context,
             root=item.root,
-            resume=True,
-            start_anew_on_mismatch=True,
+            earlier="anew",
             draw=self._draw,
             searcher=PoolSearcher(pool),
-            progress=calls.progress,
-            should_stop=calls.should_stop,
-            log=calls.log,
-            command=command,
         )
 
 

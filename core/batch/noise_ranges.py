@@ -17,12 +17,13 @@ from typing import Any, Literal
 from ..config.extract_noise import ExtractNoiseOptions
 from ..inference.devices import Precision, choose_precision, resolve_devices
 from ..io.files import writing_failed
+from ..io.journal import RANGES_FOLDER
 from ..jobs.extract_noise import LocalSearcher, Search
 from ..models import MODELS, SEGMENTERS
 from ..models.weights import LoadedModel, load_model
 from ..noise.micrograph import Draw, MicrographCounts, MicrographTask
 from ..noise.output import PARTS_FOLDER
-from .ranges import RANGES_FOLDER, limit_bytes, load_same_model, move_files, read_notes, write_notes
+from .ranges import limit_bytes, load_same_model, move_files, read_notes, write_notes
 from .retry import RangesFailed, Workload, describe_failed, do_parts
 from .workers import Pool
 

@@ -33,14 +33,13 @@ from ..inference.denoiser import Denoiser
 from ..inference.devices import Precision, resolve_devices
 from ..inference.engine import Choices, LocalDevices, Task
 from ..inference.plan import Piece, StackPlan, batches
-from ..inference.stream import ImageNote, StreamResult
-from ..io.files import part_path, rename_complete, writing_failed
-from ..io.journal import JOURNAL_NAME, Journal
+from ..inference.stream import ImageNote, StreamResult, n_safely_written
+from ..io.files import make_folder, rename_complete, writing_failed
+from ..io.journal import JOURNAL_NAME, RANGES_FOLDER, Journal, Undertaking
 from ..io.mrc import StackReader, StackWriter, WriterState
 from ..models import MODELS
 from ..models.weights import LoadedModel, load_model
 
-RANGES_FOLDER = ".cryohush-ranges"
 # A range has at least so many bytes, however small the run: less is not worth the way to a worker.
 SMALLEST_RANGE_BYTES = 2**22
 # A run has about so many ranges or more, so that all workers have some and none waits long for the last one.
@@ -166,7 +165,8 @@ def denoise_range(work: RangeWork, device: str, threads: int | None) -> None:
     try:
         try:
             attempt.mkdir()
-            with Journal.open(attempt / JOURNAL_NAME, {}, resume=False) as journal:
+            with Journal(attempt / JOURNAL_NAME) as journal:
+                journal.begin(Undertaking("range"))
                 result = engine.denoise(task, attempt, journal, denoisers=denoisers)
             write_notes(attempt, _notes_of(result))
             # Not empty means that another worker was quicker: the same images are there.
@@ -276,25 +276,20 @@ class Assembly:
     def __init__(self, task: Task, ranges: Sequence[Range], output_dir: Path, journal: Journal) -> None:
         self._task, self._ranges, self.output_dir, self._journal = task, ranges, output_dir, journal
         self._folder = output_dir / RANGES_FOLDER / _digest(task, journal)
-        self._written = [self._safely_written(stack) for stack in task.stacks]
+        self._written = [
+            n_safely_written(stack, output_dir, journal, task.options.output_dtype) for stack in task.stacks
+        ]
         self._notes: list[list[list[Any]]] = [
-            list(journal.extras.get(stack.name) or ()) if written else []
+            [list(note) for note in journal.notes.get(stack.name, ())] if written else []
             for stack, written in zip(task.stacks, self._written, strict=True)
         ]
+        # how many of them the journal has
+        self._n_recorded = [len(notes) for notes in self._notes]
         # of each stack: where it goes on, the file that has it, and the notes on its images
         self._ready: list[dict[int, tuple[Path, list[list[Any]]]]] = [{} for _ in task.stacks]
         self._writers: dict[int, StackWriter] = {}
         self.result = StreamResult()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise writing_failed(self._folder, error) from error
-
-    def _safely_written(self, stack: StackPlan) -> int:
-        path, state = self.output_dir / stack.name, self._journal.states.get(stack.name)
-        if stack.name in self._journal.finished:
-            return len(stack.indices) if path.exists() else 0
-        return state.written if state is not None and part_path(path).exists() else 0
+        make_folder(self._folder)
 
     def folder(self, part: Range) -> Path:
         """Return the folder that a worker makes of a range."""
@@ -370,13 +365,19 @@ class Assembly:
         stack = self._task.stacks[number]
         path = self.output_dir / stack.name
         if self._notes[number]:
-            self._journal.record(stack.name, WriterState(len(stack.indices)), self._notes[number])
+            self._record(number, WriterState(len(stack.indices)))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             rename_complete(segment, path)
         except OSError as error:
             raise writing_failed(path, error) from error
         self._journal.finish(stack.name)
+
+    def _record(self, number: int, state: WriterState) -> None:
+        """Note in the journal how far a stack is, with the notes that it doesn't have yet."""
+        notes = self._notes[number][self._n_recorded[number] :]
+        self._journal.record(self._task.stacks[number].name, state, notes=notes)
+        self._n_recorded[number] = len(self._notes[number])
 
     def _append(self, number: int, segment: StackReader) -> None:
         stack = self._task.stacks[number]
@@ -390,7 +391,7 @@ class Assembly:
             writer.write(images, unchecked=[i - begin for i in unchanged if begin <= i < begin + once])
         complete = first + segment.n_images == len(stack.indices)
         if not complete or self._notes[number]:
-            self._journal.record(stack.name, writer.checkpoint(), self._notes[number])
+            self._record(number, writer.checkpoint())
         if complete:
             writer.close()
             del self._writers[number]
@@ -399,10 +400,7 @@ class Assembly:
     def _open(self, number: int) -> StackWriter:
         stack = self._task.stacks[number]
         path = self.output_dir / stack.name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise writing_failed(path, error) from error
+        make_folder(path.parent)
         self._writers[number] = StackWriter(
             path,
             (len(stack.indices), *stack.shape),
@@ -434,9 +432,9 @@ class Assembly:
 
 def _digest(task: Task, journal: Journal) -> str:
     """Return what tells ranges of this run from those of one with other input, options or choices."""
-    with journal.path.open("rb") as file:
-        fingerprint = file.readline()
-    return hashlib.sha256(fingerprint + repr(task.choices).encode()).hexdigest()[:16]
+    known = journal.undertaking
+    made_of = json.dumps([known.fingerprint, known.parts] if known else [], sort_keys=True)
+    return hashlib.sha256(made_of.encode() + repr(task.choices).encode()).hexdigest()[:16]
 
 
 def read_notes(folder: Path) -> dict[str, Any]:

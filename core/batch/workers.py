@@ -402,16 +402,22 @@ def _cluster(config: EngineConfig, n_workers: int, log_folder: Path, exits: cont
         import distributed
 
         local: Any = distributed.LocalCluster
-        return local(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=config.memory or "auto",
-            dashboard_address=_dashboard(config),
-            host="tls://127.0.0.1",
-            security=_security(config),
-            preload=[__name__],
-        )
+        try:
+            return local(
+                n_workers=n_workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=config.memory or "auto",
+                dashboard_address=_dashboard(config),
+                host="tls://127.0.0.1",
+                security=_security(config),
+                preload=[__name__],
+            )
+        except RuntimeError as error:
+            raise HostError(
+                f"the workers could not be started: {str(error).rstrip('.')}. Is this machine overloaded, or "
+                "short of memory? Ask for fewer engine.workers."
+            ) from error
     try:
         import dask_jobqueue
     except ModuleNotFoundError as error:

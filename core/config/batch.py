@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..errors import ConfigurationError
+from .base import Section
 from .denoise import DenoiseOptions
 from .evaluate import EvaluateConfig
 from .extract_noise import ExtractNoiseOptions
@@ -31,80 +32,93 @@ _ENTRIES = {
 _OF_THE_ENGINE = ("device", "threads")
 
 
-class Certificates(BaseModel):
-    """Files in PEM format that driver, scheduler and workers know one another by.
+class Certificates(Section):
+    """Files in PEM format that driver, scheduler and workers know one another by."""
 
-    Attributes
-    ----------
-    authority
-        The certificate that has signed the others.
-    certificate, key
-        Of driver, scheduler and workers alike.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    authority: Path
-    certificate: Path
-    key: Path
+    authority: Path = Field(description="The certificate that has signed the others.")
+    certificate: Path = Field(description="Of driver, scheduler and workers alike.")
+    key: Path = Field(description="Of driver, scheduler and workers alike.")
 
 
-class EngineConfig(BaseModel):
-    """Where a batch is calculated.
+class EngineConfig(Section):
+    """Where a batch is calculated."""
 
-    Attributes
-    ----------
-    kind
-        `local`: workers on this machine. `slurm`, `pbs`, `lsf`: jobs of a queueing system, through
-        dask-jobqueue. `scheduler`: a running dask scheduler.
-    device
-        Of the workers: `auto`, `cpu`, or GPUs as `cuda:0,1`; a local worker has one of them.
-    workers
-        How many; None is one per GPU, or one per eight CPUs.
-    threads
-        CPU threads of a worker; None is its share of this machine's.
-    memory
-        Of a worker, such as `16GB`; one that needs more is restarted. None is its share of this machine's.
-    range_mb
-        Megabytes of images (as float32) that a worker takes at a time. What a lost worker loses, and the
-        largest share of a large stack that waits on the disk for its turn.
-    attempts
-        How often a range is tried before it is set aside.
-    worker_timeout_seconds
-        A worker that has not been heard of for so long counts as lost; dask waits five seconds at least.
-    start_timeout_seconds
-        How long to wait for the first worker.
-    address
-        Of the scheduler, `tcp://host:8786`.
-    queue
-        What dask-jobqueue is told, such as `queue`, `account`, `walltime`, `cores`, `job_extra_directives`.
-    dashboard
-        Where dask shows what the workers do: a port of this machine alone, `:8787`, or an address such as
-        `0.0.0.0:8787`, which anybody on the network can then read; None is any free port of this machine.
-    interface
-        The network interface that a queueing system's workers reach this machine by, such as `ib0`; None is
-        the one that its name stands for.
-    certificates
-        Keys of the connections between driver, scheduler and workers; None makes new ones for each batch. A
-        scheduler elsewhere has its own, which have to be named here.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["local", "slurm", "pbs", "lsf", "scheduler"] = "local"
-    device: str = "auto"
-    workers: int | None = Field(default=None, ge=1)
-    threads: int | None = Field(default=None, ge=1)
-    memory: str | None = Field(default=None, pattern=r"^\d+(\.\d+)? ?[kMGT]i?B$")
-    range_mb: float = Field(default=256.0, gt=0, allow_inf_nan=False)
-    attempts: int = Field(default=3, ge=1)
-    worker_timeout_seconds: float = Field(default=60.0, ge=5)
-    start_timeout_seconds: float = Field(default=300.0, gt=0)
-    address: str | None = None
-    queue: dict[str, Any] = {}
-    dashboard: str | None = ":8787"
-    interface: str | None = None
-    certificates: Certificates | None = None
+    kind: Literal["local", "slurm", "pbs", "lsf", "scheduler"] = Field(
+        default="local",
+        description=(
+            "`local`: workers on this machine. `slurm`, `pbs`, `lsf`: jobs of a queueing system, "
+            "through dask-jobqueue. `scheduler`: a running dask scheduler."
+        ),
+    )
+    device: str = Field(
+        default="auto",
+        description=("Of the workers: `auto`, `cpu`, or GPUs as `cuda:0,1`; a local worker has one of them."),
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="How many; None is one per GPU, or one per eight CPUs."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of a worker; None is its share of this machine's."
+    )
+    memory: str | None = Field(
+        default=None,
+        pattern=r"^\d+(\.\d+)? ?[kMGT]i?B$",
+        description=(
+            "Of a worker, such as `16GB`; one that needs more is restarted. None is its share of "
+            "this machine's."
+        ),
+    )
+    range_mb: float = Field(
+        default=256.0,
+        gt=0,
+        allow_inf_nan=False,
+        description=(
+            "Megabytes of images (as float32) that a worker takes at a time. What a lost worker "
+            "loses, and the largest share of a large stack that waits on the disk for its turn."
+        ),
+    )
+    attempts: int = Field(default=3, ge=1, description="How often a range is tried before it is set aside.")
+    worker_timeout_seconds: float = Field(
+        default=60.0,
+        ge=5,
+        description=(
+            "A worker that has not been heard of for so long counts as lost; dask waits five "
+            "seconds at least."
+        ),
+    )
+    start_timeout_seconds: float = Field(
+        default=300.0, gt=0, description="How long to wait for the first worker."
+    )
+    address: str | None = Field(default=None, description="Of the scheduler, `tcp://host:8786`.")
+    queue: dict[str, Any] = Field(
+        default={},
+        description=(
+            "What dask-jobqueue is told, such as `queue`, `account`, `walltime`, `cores`, "
+            "`job_extra_directives`."
+        ),
+    )
+    dashboard: str | None = Field(
+        default=":8787",
+        description=(
+            "Where dask shows what the workers do: a port of this machine alone, `:8787`, or an "
+            "address such as `0.0.0.0:8787`, which anybody on the network can then read; None is "
+            "any free port of this machine."
+        ),
+    )
+    interface: str | None = Field(
+        default=None,
+        description=(
+            "The network interface that a queueing system's workers reach this machine by, such "
+            "as `ib0`; None is the one that its name stands for."
+        ),
+    )
+    certificates: Certificates | None = Field(
+        default=None,
+        description=(
+            "Keys of the connections between driver, scheduler and workers; None makes new ones "
+            "for each batch. A scheduler elsewhere has its own, which have to be named here."
+        ),
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> EngineConfig:
@@ -125,58 +139,62 @@ class EngineConfig(BaseModel):
         return self
 
 
-class Source(BaseModel):
-    """Data of a batch: exactly one of `file`, `relion` and `cryosparc`.
+class Source(Section):
+    """Data of a batch: exactly one of `file`, `relion` and `cryosparc`."""
 
-    Attributes
-    ----------
-    name
-        What it is called in logs and reports; made from its path if left out.
-    file
-        A table, stack or micrograph, or a pattern of such, without a project.
-    root, passthrough
-        Of a file, as `cryohush denoise` has them.
-    relion
-        A project's folder.
-    cryosparc
-        A project, `P3`.
-    workspace
-        Of that project, `W1`: where the job is made, and the newest one is looked for; None is that of the
-        job that has the images, and all of them.
-    particles, micrographs
-        In RELION a STAR file of the project, or a pattern; in cryoSPARC job and output, `J42:particles`.
-    newest
-        Instead: a kind of job, of which the newest finished one with images is taken: `Extract` in RELION,
-        `extract_micrographs_multi` or, with the output, `select_2D:particles_selected` in cryoSPARC.
-    alias
-        What RELION is to call the job.
-    title
-        What cryoSPARC is to call it.
-    job
-        If it is another than the plan's.
-    options
-        What differs from the plan's; of a source with another job than the plan's, all.
-    output
-        Folder of the results of a file.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")] | None = None
-    file: str | None = None
-    root: Path | None = None
-    passthrough: tuple[Path, ...] = ()
-    relion: Path | None = None
-    cryosparc: Annotated[str, Field(pattern=r"^P\d+$")] | None = None
-    workspace: Annotated[str, Field(pattern=r"^W\d+$")] | None = None
-    particles: str | None = None
-    micrographs: str | None = None
-    newest: str | None = None
-    alias: Annotated[str, Field(pattern=r"^\w[\w.-]+$")] | None = None
-    title: str | None = None
-    job: Job | None = None
-    options: dict[str, Any] = {}
-    output: Path | None = None
+    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")] | None = Field(
+        default=None, description="What it is called in logs and reports; made from its path if left out."
+    )
+    file: str | None = Field(
+        default=None, description="A table, stack or micrograph, or a pattern of such, without a project."
+    )
+    root: Path | None = Field(default=None, description="Of a file, as `cryohush denoise` has them.")
+    passthrough: tuple[Path, ...] = Field(
+        default=(), description="Of a file, as `cryohush denoise` has them."
+    )
+    relion: Path | None = Field(default=None, description="A project's folder.")
+    cryosparc: Annotated[str, Field(pattern=r"^P\d+$")] | None = Field(
+        default=None, description="A project, `P3`."
+    )
+    workspace: Annotated[str, Field(pattern=r"^W\d+$")] | None = Field(
+        default=None,
+        description=(
+            "Of that project, `W1`: where the job is made, and the newest one is looked for; None "
+            "is that of the job that has the images, and all of them."
+        ),
+    )
+    particles: str | None = Field(
+        default=None,
+        description=(
+            "In RELION a STAR file of the project, or a pattern; in cryoSPARC job and output, "
+            "`J42:particles`."
+        ),
+    )
+    micrographs: str | None = Field(
+        default=None,
+        description=(
+            "In RELION a STAR file of the project, or a pattern; in cryoSPARC job and output, "
+            "`J42:particles`."
+        ),
+    )
+    newest: str | None = Field(
+        default=None,
+        description=(
+            "Instead: a kind of job, of which the newest finished one with images is taken: "
+            "`Extract` in RELION, `extract_micrographs_multi` or, with the output, "
+            "`select_2D:particles_selected` in cryoSPARC."
+        ),
+    )
+    alias: Annotated[str, Field(pattern=r"^\w[\w.-]+$")] | None = Field(
+        default=None, description="What RELION is to call the job."
+    )
+    title: str | None = Field(default=None, description="What cryoSPARC is to call it.")
+    job: Job | None = Field(default=None, description="If it is another than the plan's.")
+    options: dict[str, Any] = Field(
+        default={},
+        description="What differs from the plan's; of a source with another job than the plan's, all.",
+    )
+    output: Path | None = Field(default=None, description="Folder of the results of a file.")
 
     @property
     def host(self) -> Literal["file", "relion", "cryosparc"]:
@@ -197,33 +215,23 @@ class Source(BaseModel):
         return self
 
 
-class BatchPlan(BaseModel):
-    """A batch.
+class BatchPlan(Section):
+    """A batch."""
 
-    Attributes
-    ----------
-    job
-        What is done to sources that name no job of their own.
-    output
-        Folder of the batch's own files, and of the results of sources without a project.
-    options
-        Of all sources with the plan's job: those of the command of that name.
-    sources
-        The data.
-    sources_at_once
-        How many sources the workers share, so that none of them idles at the end of one.
-    engine
-        Where it is calculated.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    job: Job = "denoise"
-    output: Path
-    options: dict[str, Any] = {}
-    sources: tuple[Source, ...] = Field(min_length=1)
-    sources_at_once: int = Field(default=3, ge=1)
-    engine: EngineConfig = EngineConfig()
+    job: Job = Field(default="denoise", description="What is done to sources that name no job of their own.")
+    output: Path = Field(
+        description="Folder of the batch's own files, and of the results of sources without a project."
+    )
+    options: dict[str, Any] = Field(
+        default={}, description="Of all sources with the plan's job: those of the command of that name."
+    )
+    sources: tuple[Source, ...] = Field(min_length=1, description="The data.")
+    sources_at_once: int = Field(
+        default=3,
+        ge=1,
+        description="How many sources the workers share, so that none of them idles at the end of one.",
+    )
+    engine: EngineConfig = Field(default=EngineConfig(), description="Where it is calculated.")
 
     @field_validator("options")
     @classmethod

@@ -4,55 +4,70 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from .base import Section, option
 
 PARTICLE_SHARE_OF_BOX = 0.75
 """Diameter of the particle's circle as a share of the box, when no diameter is given."""
 
-
 Protein = Literal["auto", "dark", "white"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-class DenoiseOptions(BaseModel):
-    """Options of a denoising run.
+class DenoiseOptions(Section):
+    """Options of a denoising run."""
 
-    Attributes
-    ----------
-    model
-        Name of a shipped model, or path of a `.safetensors` file.
-    device
-        `auto`, `cpu`, or GPUs as `cuda:0,1` or `0,1`.
-    precision
-        Number format of the network; `auto` measures which is fastest on the device.
-    batch_size
-        Images, or tiles of micrographs, that go through the network at once.
-    blend
-        Share `a` of the raw image in the output, `x_hat + a (x - x_hat)`: 0 to 1.
-    keep_above_angstrom
-        Resolution, Å, beyond which the raw image is kept as it is.
-    output_dtype
-        Pixel format of the written stacks; RELION 3.1 cannot read float16.
-    skip_bad
-        Pass images with NaN or Inf, and constant ones, through unchanged instead of stopping.
-    protein
-        Whether protein is dark or white. `auto`: dark in micrographs, white in RELION's particles, and as the
-        table says in cryoSPARC's.
-    particle_diameter_angstrom
-        Diameter of the circle outside which an image is background, Å; None is three quarters of the box.
-    threads
-        CPU threads; None is as many as the process may use.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = "general"
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    blend: float = Field(default=0.0, ge=0, le=1)
-    keep_above_angstrom: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    output_dtype: Literal["float32", "float16"] = "float32"
-    skip_bad: bool = False
-    protein: Protein = "auto"
-    particle_diameter_angstrom: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    threads: int | None = Field(default=None, ge=1)
+    model: str = option(
+        "general", "a shipped model, a `.safetensors` file or the folder of a training", metavar="NAME"
+    )
+    device: str = option("auto", "auto, cpu, or GPUs such as cuda:0,1")
+    precision: Precision = option(
+        "auto",
+        "number format in the network: fp32, bf16, fp16, or auto, the fastest that the device is built for",
+        metavar="FORMAT",
+    )
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = option(
+        "auto", "images, or tiles of a micrograph, that go through the network at once", metavar="N"
+    )
+    blend: float = option(0.0, "share of the raw image in the output, 0 to 1", metavar="A", ge=0, le=1)
+    keep_above_angstrom: float | None = option(
+        None,
+        "keep the raw image beyond this resolution, Å",
+        metavar="RES",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    particle_diameter_angstrom: float | None = option(
+        None,
+        "diameter of the circle outside which an image is background, Å",
+        metavar="D",
+        shown="three quarters of the box",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    pixel_size_angstrom: float | None = option(
+        None,
+        "pixel size, Å, in place of that of the table or header",
+        metavar="A",
+        shown="as the table or header says",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    protein: Protein = option(
+        "auto",
+        "whether protein is dark or white",
+        metavar="SHADE",
+        shown="dark in micrographs, white in particles, or as particles.cs says",
+    )
+    output_dtype: Literal["float32", "float16"] = option(
+        "float32", "pixel format of the output: float32, or float16 (not for RELION 3.1)", metavar="TYPE"
+    )
+    threads: int | None = option(
+        None, "CPU threads", metavar="N", shown="all that this process may use", ge=1
+    )
+    skip_bad: bool = option(
+        False,
+        "pass images with NaN or Inf, and constant ones, through unchanged",
+        shown="stop at the first",
+    )

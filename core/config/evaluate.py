@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ..errors import ConfigurationError
+from .base import Section, option
 from .load import read_yaml, validate
 
 IMAGE_METRICS = (
@@ -61,161 +62,128 @@ def _baselines(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class PickingSection(Section):
+    """How well plain pickers find labelled particles on denoised micrographs."""
+
+    micrographs: Path = Field(description="STAR file or `.mrc`, denoised.")
+    raw: Path | None = Field(
+        default=None, description="The same micrographs before denoising, for comparison."
+    )
+    labels: Path = Field(
+        description=(
+            "A STAR file with `rlnMicrographName` and coordinates, or a folder with a file for "
+            "each micrograph."
+        )
+    )
+    label_suffix: str = Field(
+        default="_manualpick.star",
+        description=(
+            "In a folder: what follows a micrograph's name, without its ending, in the name of its file."
+        ),
+    )
+    diameter_angstrom: _Positive = Field(description="Of the particle.")
+    protein: Literal["dark", "white"] = Field(
+        default="dark", description="Shade of the protein on the micrographs."
+    )
 
 
-class PickingSection(_Section):
-    """How well plain pickers find labelled particles on denoised micrographs.
+class ClusteringSection(Section):
+    """Do the conformations of particles fall into groups?"""
 
-    Attributes
-    ----------
-    micrographs
-        STAR file or `.mrc`, denoised.
-    raw
-        The same micrographs before denoising, for comparison.
-    labels
-        A STAR file with `rlnMicrographName` and coordinates, or a folder with a file for each micrograph.
-    label_suffix
-        In a folder: what follows a micrograph's name, without its ending, in the name of its file.
-    diameter_angstrom
-        Of the particle.
-    protein
-        Shade of the protein on the micrographs.
-    """
-
-    micrographs: Path
-    raw: Path | None = None
-    labels: Path
-    label_suffix: str = "_manualpick.star"
-    diameter_angstrom: _Positive
-    protein: Literal["dark", "white"] = "dark"
+    column: str = Field(
+        default="rlnClassNumber",
+        description="Of the table of denoised particles, with the true conformations.",
+    )
+    embedding: Literal["isomap", "spectral", "mds", "tsne", "pca"] = Field(
+        default="isomap", description="How the images are laid out in the plane."
+    )
+    neighbours: int = Field(default=25, ge=2, description="Of each image that the embedding keeps near.")
+    images: int = Field(
+        default=1000,
+        ge=10,
+        description="At most so many, evenly spread, because time and memory grow with their square.",
+    )
 
 
-class ClusteringSection(_Section):
-    """Do the conformations of particles fall into groups?
+class PoseSection(Section):
+    """Are the poses that the table gives found again in the images?"""
 
-    Attributes
-    ----------
-    column
-        Of the table of denoised particles, with the true conformations.
-    embedding
-        How the images are laid out in the plane.
-    neighbours
-        Of each image that the embedding keeps near.
-    images
-        At most so many, evenly spread, because time and memory grow with their square.
-    """
-
-    column: str = "rlnClassNumber"
-    embedding: Literal["isomap", "spectral", "mds", "tsne", "pca"] = "isomap"
-    neighbours: int = Field(25, ge=2)
-    images: int = Field(1000, ge=10)
+    map: Path = Field(description="Density map that is matched with the images.")
+    symmetry: str = Field(default="C1", description="Point group, RELION's name.")
+    order: int = Field(
+        default=2, ge=0, le=4, description="HEALPix order of the search: 7.5 degrees at 3, 15 at 2."
+    )
+    shift_px: float = Field(default=0.0, ge=0, description="Shifts are searched up to this distance.")
+    images: int = Field(default=64, ge=1, description="At most so many, evenly spread.")
+    finest_angstrom: _Positive | None = Field(
+        default=None, description="Detail finer than this does not count; None: all does."
+    )
+    apply_ctf: bool = Field(
+        default=True, description="Whether the projections get the CTF that the table gives."
+    )
 
 
-class PoseSection(_Section):
-    """Are the poses that the table gives found again in the images?
+class HalfMapsSection(Section):
+    """Two half maps, and the mask within which they are compared as well."""
 
-    Attributes
-    ----------
-    map
-        Density map that is matched with the images.
-    symmetry
-        Point group, RELION's name.
-    order
-        HEALPix order of the search: 7.5 degrees at 3, 15 at 2.
-    shift_px
-        Shifts are searched up to this distance.
-    images
-        At most so many, evenly spread.
-    finest_angstrom
-        Detail finer than this does not count; None: all does.
-    apply_ctf
-        Whether the projections get the CTF that the table gives.
-    """
-
-    map: Path
-    symmetry: str = "C1"
-    order: int = Field(2, ge=0, le=4)
-    shift_px: float = Field(0.0, ge=0)
-    images: int = Field(64, ge=1)
-    finest_angstrom: _Positive | None = None
-    apply_ctf: bool = True
+    first: Path = Field(description="Cubic `.mrc` volumes.")
+    second: Path = Field(description="Cubic `.mrc` volumes.")
+    mask: Path | None = Field(default=None, description="Cubic `.mrc` volume, 0 to 1, with a soft edge.")
 
 
-class HalfMapsSection(_Section):
-    """Two half maps, and the mask within which they are compared as well.
+class EvaluateConfig(Section):
+    """What is compared with what; tables and stacks go together particle by particle."""
 
-    Attributes
-    ----------
-    first, second
-        Cubic `.mrc` volumes.
-    mask
-        Cubic `.mrc` volume, 0 to 1, with a soft edge.
-    """
-
-    first: Path
-    second: Path
-    mask: Path | None = None
-
-
-class EvaluateConfig(_Section):
-    """What is compared with what; tables and stacks go together row by row.
-
-    Attributes
-    ----------
-    denoised
-        Particles or micrographs: STAR, `.cs`, `.mrcs` or `.mrc`.
-    reference
-        The clean images.
-    twin
-        Noisy images of the same particles whose noise is independent of all that was denoised.
-    raw
-        The images before denoising: all figures are given for them, too, and the gain over them.
-    half_maps
-        For the Fourier shell correlation.
-    model
-        Shipped model or `.safetensors` file whose hallucination figures are wanted.
-    metrics
-        Of `IMAGE_METRICS`; None: all, where there is a reference.
-    data_range
-        Grey values of full scale for PMSE, PSNR and SSIM: `reference` is each clean image's span, `unit`
-        stretches every image to 0 to 1 first, as some papers do.
-    particle_diameter_angstrom
-        Only pixels within this circle count against a reference; None: all.
-    coarsest_angstrom
-        Against a twin, a second correlation counts only detail finer than this: ice gradients are common to
-        both.
-    align_twin
-        Take back the drift between the images and their twins, micrograph by micrograph.
-    baselines
-        Of `BASELINES`, with their default parameters; they need the raw images.
-    noise_images
-        How many images of pure noise a model is given.
-    device
-        auto, cpu or cuda:N, for the model.
-    threads
-        CPU threads; None is as many as the process may use.
-    """
-
-    denoised: Path | None = None
-    reference: Path | None = None
-    twin: Path | None = None
-    raw: Path | None = None
-    half_maps: HalfMapsSection | None = None
-    model: str | None = None
-    metrics: Annotated[tuple[str, ...] | None, AfterValidator(_metrics)] = None
-    data_range: Literal["reference", "unit"] | _Positive = "reference"
-    particle_diameter_angstrom: _Positive | None = None
-    coarsest_angstrom: _Positive = 100.0
-    align_twin: bool = False
-    baselines: Annotated[tuple[str, ...], AfterValidator(_baselines)] = ()
-    noise_images: int = Field(256, ge=4)
-    picking: PickingSection | None = None
-    clustering: ClusteringSection | None = None
-    pose: PoseSection | None = None
-    device: str = "auto"
-    threads: int | None = Field(default=None, ge=1)
+    denoised: Path | None = option(
+        None, "denoised particles or micrographs: `.star`, `.cs`, `.mrcs` or `.mrc`", metavar="FILE"
+    )
+    reference: Path | None = option(None, "the same images without noise", metavar="FILE")
+    twin: Path | None = option(
+        None,
+        "images of the same particles with independent noise, which nothing was trained on",
+        metavar="FILE",
+    )
+    raw: Path | None = option(None, "the images before denoising, to see the gain", metavar="FILE")
+    half_maps: HalfMapsSection | None = Field(
+        default=None, description="Two half maps, for the Fourier shell correlation."
+    )
+    model: str | None = option(
+        None, "model to test for hallucination: a shipped one or a `.safetensors` file", metavar="NAME"
+    )
+    metrics: Annotated[tuple[str, ...] | None, AfterValidator(_metrics)] = option(
+        None, f"figures against clean images, of {', '.join(IMAGE_METRICS)}", metavar="NAME", shown="all"
+    )
+    data_range: Literal["reference", "unit"] | _Positive = option(
+        "reference",
+        "grey values of full scale for PMSE, PSNR and SSIM: a number; reference, the span of each clean "
+        "image; or unit, every image stretched to 0 to 1 first",
+        metavar="RANGE",
+    )
+    particle_diameter_angstrom: _Positive | None = option(
+        None, "only pixels within this circle count against a reference, Å", metavar="D", shown="all"
+    )
+    coarsest_angstrom: _Positive = option(
+        100.0,
+        "against a twin, a second correlation counts only detail finer than this, Å: gradients of the "
+        "ice are common to both",
+        metavar="RES",
+    )
+    align_twin: bool = option(False, "take back the drift between raw images and their twins, by micrograph")
+    baselines: Annotated[tuple[str, ...], AfterValidator(_baselines)] = option(
+        (), f"classical denoisers to compare with, of {', '.join(BASELINES)}", metavar="NAME"
+    )
+    noise_images: int = option(256, "images of pure noise that a model is given", metavar="N", ge=4)
+    picking: PickingSection | None = Field(
+        default=None, description="How well plain pickers find labelled particles on denoised micrographs."
+    )
+    clustering: ClusteringSection | None = Field(
+        default=None, description="Whether conformations fall into groups."
+    )
+    pose: PoseSection | None = Field(default=None, description="Whether given poses are found again.")
+    device: str = option("auto", "for the model: auto, cpu or cuda:N")
+    threads: int | None = option(
+        None, "CPU threads", metavar="N", shown="all that this process may use", ge=1
+    )
 
     @model_validator(mode="after")
     def _goes_together(self) -> EvaluateConfig:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from ..errors import ConfigurationError
-from .denoise import Protein
+from .base import Section, option
+from .denoise import Precision, Protein
 
 DEFAULT_WINDOW_PX = 320
 """Of NT2C: Li et al. (2022) Bioinformatics 38, 2022-2029, section 2.2.2."""
@@ -19,88 +20,126 @@ Method = Literal["similarity", "segmentation"]
 Normalisation = Literal["none", "zscore", "whiten"]
 
 
-class ExtractNoiseOptions(BaseModel):
+class ExtractNoiseOptions(Section):
     """Options of an extraction of noise.
 
-    Attributes
-    ----------
-    method
-        `segmentation`: windows without a pixel that a network takes for particle or contamination.
-        `similarity`: patches of the denoised micrograph whose parts all look alike.
-    window_px, window_angstrom
-        Side of a block, in one of the two; None of both is `DEFAULT_WINDOW_PX`.
-    stride_px, stride_angstrom
-        Distance of neighbouring windows, in one of the two; None of both is half a window.
-    local_patches
-        Similarity: how many parts a patch is divided into: 4, 9, 16 and so on.
-    similarity_threshold
-        Similarity: what the SSIM of each two of the parts has to exceed.
-    coarse_pixel_angstrom
-        Similarity: about the pixel size at which micrographs are denoised; 0 is their own, as it was
-        published. None is 4 Å for the shipped denoiser, which knows that size, and their own for others.
-    least_background
-        Label map: a pixel is background from this probability on. More is safer and finds fewer blocks.
-    margin_angstrom
-        Label map: blocks keep that far away from contamination and particles.
-    least_p_value
-        A block has to have no more local energy than so large a share of windows of pure noise
-        (`noise.energy`), and with either method no contamination and no particles in the label map. 0 leaves
-        that out: the methods as such.
-    model
-        Denoiser (similarity) or segmentation network: a shipped model or a `.safetensors` file; None is
-        `general` or `segmentation`.
-    largest_level, largest_spread, largest_gradient, largest_streak, largest_deviation
-        Limits of `noise.patches.BlockLimits`: blocks beyond them are rejected.
-    most_per_micrograph
-        More blocks than that are drawn at random.
-    minimum_blocks
-        Fewer in all are an error.
-    normalisation
-        Of the written blocks: `none`, mean 0 and standard deviation 1 (`zscore`), or that with a flat
-        spectrum (`whiten`). What it takes to undo it is in the table.
-    pixel_size_angstrom
-        Overrides what the table says, or the header of a single micrograph.
-    protein
-        Whether protein is dark or white; `auto` is dark. Blocks keep the micrograph's grey values.
-    seed
-        Of the random choice under `most_per_micrograph`.
-    device, precision
-        As for denoising.
-    threads
-        Micrographs worked on at once on the CPU, a thread each; None is as many as the process may use.
-    skip_bad
-        Leave micrographs with NaN or Inf, and constant ones, out instead of stopping.
+    Blocks are judged by `noise.patches.BlockLimits` and `noise.energy`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: Method = "segmentation"
-    window_px: int | None = Field(default=None, ge=16)
-    window_angstrom: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    stride_px: int | None = Field(default=None, ge=1)
-    stride_angstrom: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    local_patches: int = Field(default=4, ge=4)
-    similarity_threshold: float = Field(default=0.7, ge=-1, lt=1)
-    coarse_pixel_angstrom: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    least_background: float = Field(default=0.9, gt=0, lt=1)
-    margin_angstrom: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    least_p_value: float = Field(default=0.05, ge=0, lt=1)
-    model: str | None = None
-    largest_level: float = Field(default=0.5, gt=0)
-    largest_spread: float = Field(default=1.25, gt=1)
-    largest_gradient: float = Field(default=0.5, gt=0)
-    largest_streak: float = Field(default=7.0, gt=0)
-    largest_deviation: float = Field(default=10.0, gt=0)
-    most_per_micrograph: int | None = Field(default=None, ge=1)
-    minimum_blocks: int = Field(default=1, ge=1)
-    normalisation: Normalisation = "none"
-    pixel_size_angstrom: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    protein: Protein = "auto"
-    seed: int = Field(default=1, ge=0)
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    threads: int | None = Field(default=None, ge=1)
-    skip_bad: bool = False
+    method: Method = option(
+        "segmentation",
+        "segmentation: where a network sees neither particles nor contamination; similarity: where all parts "
+        "of the denoised micrograph look alike",
+        metavar="NAME",
+    )
+    window_px: int | None = option(None, "side of a block, pixels", metavar="N", shown="320", ge=16)
+    window_angstrom: float | None = option(
+        None,
+        "side of a block, Å, instead of window_px",
+        flag="window-angstrom",
+        metavar="L",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    stride_px: int | None = option(
+        None, "distance between windows, pixels", metavar="N", shown="half a window", ge=1
+    )
+    stride_angstrom: float | None = option(
+        None,
+        "distance between windows, Å",
+        flag="stride-angstrom",
+        metavar="L",
+        shown="half a window",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    local_patches: int = option(
+        4, "similarity: parts that a window is divided into: 4, 9, 16", metavar="N", ge=4
+    )
+    similarity_threshold: float = option(
+        0.7, "similarity: SSIM that each two parts of a window must exceed", metavar="S", ge=-1, lt=1
+    )
+    coarse_pixel_angstrom: float | None = option(
+        None,
+        "similarity: pixel size at which micrographs are denoised, Å; 0 is their own, as published",
+        metavar="A",
+        shown="4 with the shipped denoiser, 0 with another",
+        ge=0,
+        allow_inf_nan=False,
+    )
+    min_background: float = option(
+        0.9, "probability from which the network's label counts as background", metavar="P", gt=0, lt=1
+    )
+    margin_angstrom: float = option(
+        0.0,
+        "distance of blocks from particles and contamination, Å",
+        metavar="L",
+        ge=0,
+        allow_inf_nan=False,
+    )
+    min_noise_probability: float = option(
+        0.05,
+        "reject blocks whose power is so high that pure noise has it with a probability below this; 0 is off",
+        metavar="P",
+        ge=0,
+        lt=1,
+    )
+    model: str | None = option(
+        None,
+        "a shipped model or a `.safetensors` file, denoiser or segmentation network",
+        metavar="NAME",
+        shown="general or segmentation, by the method",
+    )
+    max_level: float = option(
+        0.5, "reject blocks whose mean is farther from the background's, in its sd", metavar="X", gt=0
+    )
+    max_spread: float = option(
+        1.25, "reject blocks whose sd differs from the background's by a larger factor", metavar="X", gt=1
+    )
+    max_gradient: float = option(0.5, "reject blocks with a steeper ramp, in sd", metavar="X", gt=0)
+    max_streak: float = option(
+        7.0, "reject blocks with a row or column farther off, in standard errors", metavar="X", gt=0
+    )
+    max_deviation: float = option(10.0, "reject blocks with a pixel farther off, in sd", metavar="X", gt=0)
+    max_per_micrograph: int | None = option(
+        None,
+        "blocks of one micrograph; of more, that many are drawn at random",
+        metavar="N",
+        shown="all",
+        ge=1,
+    )
+    min_blocks: int = option(1, "fewer blocks in all are an error", metavar="N", ge=1)
+    normalisation: Normalisation = option(
+        "none",
+        "of the written blocks: none; zscore, mean 0 and sd 1; or whiten, a flat spectrum as well",
+        metavar="KIND",
+    )
+    pixel_size_angstrom: float | None = option(
+        None,
+        "pixel size, Å, in place of that of the table or header",
+        metavar="A",
+        shown="as the table or header says",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    protein: Protein = option("auto", "whether protein is dark or white", metavar="SHADE", shown="dark")
+    seed: int = option(1, "of the draw under max_per_micrograph", metavar="N", ge=0)
+    device: str = option("auto", "auto, cpu, or GPUs such as cuda:0,1")
+    precision: Precision = option(
+        "auto", "number format in the network: auto, fp32, bf16 or fp16", metavar="FORMAT"
+    )
+    threads: int | None = option(
+        None,
+        "micrographs at once on the CPU, a thread each",
+        metavar="N",
+        shown="all that this process may use",
+        ge=1,
+    )
+    skip_bad: bool = option(
+        False,
+        "leave out micrographs with NaN or Inf, and constant ones",
+        shown="stop at the first",
+    )
 
     @field_validator("local_patches")
     @classmethod

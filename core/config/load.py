@@ -68,7 +68,7 @@ def load_kind(
     """
     values = read_yaml(path, overrides)
     kind = values.get("kind", next(iter(models)))
-    if kind not in models:
+    if not isinstance(kind, str) or kind not in models:
         raise ConfigurationError(f"{path}: kind: expected {' or '.join(models)}, found {kind!r}")
     return validate(values, models[kind], str(path))
 
@@ -77,17 +77,65 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     """Read a YAML file, one mapping, without a model to fit; parameters and errors as of `load_yaml`."""
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"{path}: expected UTF-8 text, found the byte 0x{error.object[error.start]:02x} at "
+            f"{error.start}. Save it as UTF-8."
+        ) from error
+    values = _parse(text, str(path))
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path}: expected `key: value` lines, found a {type(values).__name__}.")
     for override in overrides:
         _override(values, override)
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as written: a key that is given twice is refused, not silently the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, OverflowError) as error:  # the 31st of February, 5,000 digits
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the value cannot be read ({error})", node.start_mark
+            ) from error
+
+
+def _parse(text: str, source: str) -> Any:
+    """Return what YAML `text` says.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is not YAML, or brackets are nested by the thousand.
+    """
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        problem = error.problem or error.context
+        raise ConfigurationError(f"{source}{where}: not valid YAML: {problem}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{source}: brackets are nested too deeply.") from error
 
 
 def validate(values: Mapping[str, Any], model: type[Model], source: str) -> Model:
@@ -98,10 +146,14 @@ def validate(values: Mapping[str, Any], model: type[Model], source: str) -> Mode
     ConfigurationError
         If a key is unknown or a value does not fit.
     """
+    if wrong := next((key for key in values if not isinstance(key, str)), None):
+        raise ConfigurationError(f"{source}: expected names as keys, found {_shortened(wrong)}.")
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigurationError(f"{source}: {'; '.join(_describe(error, model))}") from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{source}: sections are nested too deeply.") from error
 
 
 def _override(values: dict[str, Any], text: str) -> None:
@@ -113,23 +165,23 @@ def _override(values: dict[str, Any], text: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise ConfigurationError(f"{text!r}: {section} is a single value, it has no entries.")
-    try:
-        values[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{text!r}: the value is not valid YAML.") from error
+    values[last] = _parse(value, repr(text))
 
 
 def _describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Return one sentence for each entry that does not fit."""
     sentences: dict[str, str] = {}
     for problem in error.errors():
-        # Of a value that may be of several types, pydantic adds each type (`constrained-int`) to its place.
-        location = [part for part in problem["loc"] if isinstance(part, int) or part.isidentifier()]
-        name, found = ".".join(map(str, location)), f", found {problem['input']!r}"
-        message = problem["msg"].removeprefix("Input should be ")
         if problem["type"] == "extra_forbidden":
+            location = problem["loc"]
+            name = ".".join(map(str, location))
             sentences[name] = _unknown(name, str(location[-1]), _keys(model, location[:-1]))
-        elif problem["type"] == "missing":
+            continue
+        # Of a value that may be of several types, pydantic adds each type (`constrained-int`) to its place.
+        known = [part for part in problem["loc"] if isinstance(part, int) or part.isidentifier()]
+        name, found = ".".join(map(str, known)), f", found {_shortened(problem['input'])}"
+        message = problem["msg"].removeprefix("Input should be ")
+        if problem["type"] == "missing":
             sentences[name] = f"{name} is missing"
         elif problem["type"] == "value_error":  # a validator's own sentence
             sentences[name] = f"{name}: {problem['ctx']['error']}".removeprefix(": ")
@@ -140,11 +192,25 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
     return list(sentences.values())
 
 
+def _shortened(value: Any, most: int = 80) -> str:
+    """`repr` of a value that may be a whole file."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number with thousands of digits; a list that holds itself
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def _unknown(name: str, key: str, valid: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    name = _shortened(name)
+    spelt = key.replace("-", "_")  # as on the command line
+    by_flag = {field.removesuffix("_angstrom"): field for field in valid}
+    nearest = (
+        [by_flag[spelt]] if spelt in by_flag else difflib.get_close_matches(spelt, valid, n=1, cutoff=0.5)
+    )
     if nearest:
-        return f"unknown key {name!r}; did you mean {nearest[0]!r}?"
-    return f"unknown key {name!r}; expected one of {', '.join(sorted(valid))}"
+        return f"unknown key {name}; did you mean {nearest[0]!r}?"
+    return f"unknown key {name}; expected one of {', '.join(sorted(valid))}"
 
 
 def _keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from .base import Section
 from .extract_noise import ExtractNoiseOptions
 from .training import ImagingConfig, LossConfig, NetworkConfig, OptimisationConfig
 
@@ -20,124 +21,139 @@ def _single_process(options: OptimisationConfig) -> OptimisationConfig:
 _Optimisation = Annotated[OptimisationConfig, AfterValidator(_single_process)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class SynthesiserConfig(Section):
+    """A model of the noise, learnt from real blocks."""
 
-
-class SynthesiserConfig(_Section):
-    """A model of the noise, learnt from real blocks.
-
-    Attributes
-    ----------
-    kind
-        `gaussian`: a Gaussian field with the blocks' spectrum and histogram. `wgan_field`: a WGAN-GP that
-        makes this field more like the blocks. `wgan`: the paper's WGAN-GP, from a vector; its blocks must be
-        as large as the box.
-    held_back_share
-        Share of the blocks, the last ones of the stack, that only judge the model.
-    width, latent
-        Of the generator; see `cryohush.core.models.synthesis`. The latent vector is the paper's.
-    critic_width
-        Of `cryohush.core.models.synthesis.NoiseCritic`.
-    critic_steps
-        Of the critic for each step of the generator.
-    gradient_penalty
-        Its weight.
-    betas
-        Of Adam.
-    optimisation
-        Of generator and critic; steps are the generator's. `gradient_clip`, `weight_decay` and `patience` are
-        not used.
-    """
-
-    kind: Literal["wgan", "wgan_field", "gaussian"] = "wgan"
-    held_back_share: float = Field(0.2, gt=0, lt=1)
-    width: int = Field(64, ge=1)
-    latent: int = Field(100, ge=1)
-    critic_width: int = Field(64, ge=1)
-    critic_steps: int = Field(5, ge=1)
-    gradient_penalty: float = Field(10.0, ge=0)
-    betas: tuple[float, float] = (0.0, 0.9)
-    optimisation: _Optimisation = OptimisationConfig(
-        steps=20000, batch_size=64, learning_rate=1e-4, warmup_steps=0, precision="32-true"
+    kind: Literal["wgan", "wgan_field", "gaussian"] = Field(
+        default="wgan",
+        description=(
+            "`gaussian`: a Gaussian field with the blocks' spectrum and histogram. `wgan_field`: "
+            "a WGAN-GP that makes this field more like the blocks. `wgan`: the paper's WGAN-GP, "
+            "from a vector; its blocks must be as large as the box."
+        ),
+    )
+    held_back_share: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="Share of the blocks, the last ones of the stack, that only judge the model.",
+    )
+    width: int = Field(
+        default=64,
+        ge=1,
+        description=(
+            "Of the generator; see `cryohush.core.models.synthesis`. The latent vector is the paper's."
+        ),
+    )
+    latent: int = Field(
+        default=100,
+        ge=1,
+        description=(
+            "Of the generator; see `cryohush.core.models.synthesis`. The latent vector is the paper's."
+        ),
+    )
+    critic_width: int = Field(
+        default=64, ge=1, description="Of `cryohush.core.models.synthesis.NoiseCritic`."
+    )
+    critic_steps: int = Field(default=5, ge=1, description="Of the critic for each step of the generator.")
+    gradient_penalty: float = Field(default=10.0, ge=0, description="Its weight.")
+    betas: tuple[float, float] = Field(default=(0.0, 0.9), description="Of Adam.")
+    optimisation: _Optimisation = Field(
+        default=OptimisationConfig(
+            steps=20000, batch_size=64, learning_rate=1e-4, warmup_steps=0, precision="32-true"
+        ),
+        description=(
+            "Of generator and critic; steps are the generator's. `gradient_clip`, `weight_decay` "
+            "and `patience` are not used."
+        ),
     )
     validate_every: int = Field(500, gt=0)
     seed: int = 1
 
 
-class ReweightConfig(_Section):
-    """The re-weighted pairs.
+class ReweightConfig(Section):
+    """The re-weighted pairs."""
 
-    Attributes
-    ----------
-    projections
-        Clean projections.
-    noises_per_projection
-        Pieces of noise that are laid on each of them.
-    ice_is_noise
-        Whether clean images are empty about the particles: the ice's structure and unevenness, which blocks
-        of noise hold too, are then noise, as for the paper. Otherwise simulated ice stays in clean images:
-        what other frames show again is not taken away (docs/evidence.md).
-    """
-
-    projections: int = Field(10000, ge=8)
-    noises_per_projection: int = Field(4, ge=1)
-    ice_is_noise: bool = False
+    projections: int = Field(default=10000, ge=8, description="Clean projections.")
+    noises_per_projection: int = Field(
+        default=4, ge=1, description="Pieces of noise that are laid on each of them."
+    )
+    ice_is_noise: bool = Field(
+        default=False,
+        description=(
+            "Whether clean images are empty about the particles: the ice's structure and "
+            "unevenness, which blocks of noise hold too, are then noise, as for the paper. "
+            "Otherwise simulated ice stays in clean images: what other frames show again is not "
+            "taken away (docs/evidence.md)."
+        ),
+    )
 
 
-class SessionConfig(_Section):
-    """Particles simulated as this session would have recorded them.
+class SessionConfig(Section):
+    """Particles simulated as this session would have recorded them."""
 
-    Attributes
-    ----------
-    micrographs
-        RELION's table of the session: it gives the noise, the pixel size and the CTF parameters.
-    structures, held_out
-        As in `data` of a training run.
-    box_px
-        Side of the particles, of the pieces of noise, and of the patches that are looked for.
-    imaging
-        What is drawn for each image.
-    """
-
-    micrographs: Path
-    structures: Path
-    held_out: tuple[str, ...] = ()
-    box_px: int = Field(128, ge=32, multiple_of=2)
+    micrographs: Path = Field(
+        description=(
+            "RELION's table of the session: it gives the noise, the pixel size and the CTF parameters."
+        )
+    )
+    structures: Path = Field(description="As in `data` of a training run.")
+    held_out: tuple[str, ...] = Field(default=(), description="As in `data` of a training run.")
+    box_px: int = Field(
+        default=128,
+        ge=32,
+        multiple_of=2,
+        description=(
+            "Side of the particles, of the pieces of noise, and of the patches that are looked for."
+        ),
+    )
     volumes_per_structure: int = Field(3, ge=1)
     projections_per_volume: int = Field(256, ge=1)
-    imaging: ImagingConfig = ImagingConfig(no_ctf_probability=0.0, defocus_scale=(0.9, 1.1))
+    imaging: ImagingConfig = Field(
+        default=ImagingConfig(no_ctf_probability=0.0, defocus_scale=(0.9, 1.1)),
+        description="What is drawn for each image.",
+    )
 
 
-class Nt2cConfig(_Section):
-    """The whole chain, from structures and micrographs to the fine denoiser.
-
-    Attributes
-    ----------
-    network
-        Of both denoisers; not used with `coarse_model`, whose own it is.
-    coarse, fine
-        Training of the two denoisers, the second of which starts with the weights of the first.
-    coarse_model
-        A shipped model or weights file in the place of the coarse denoiser, which is then not trained.
-    extraction
-        Of blocks of noise. The model of the similarity method is the coarse denoiser; the window is the box
-        unless one is given.
-    """
+class Nt2cConfig(Section):
+    """The whole chain, from structures and micrographs to the fine denoiser."""
 
     kind: Literal["nt2c"]
     name: str
     description: str = ""
     seed: int = 1
     session: SessionConfig
-    network: NetworkConfig = NetworkConfig()
+    network: NetworkConfig = Field(
+        default=NetworkConfig(),
+        description="Of both denoisers; not used with `coarse_model`, whose own it is.",
+    )
     loss: LossConfig = LossConfig()
-    coarse: _Optimisation | None = None
-    coarse_model: str | None = None
-    extraction: ExtractNoiseOptions = ExtractNoiseOptions(method="similarity")
+    coarse: _Optimisation | None = Field(
+        default=None,
+        description=(
+            "Training of the two denoisers, the second of which starts with the weights of the first."
+        ),
+    )
+    coarse_model: str | None = Field(
+        default=None,
+        description=(
+            "A shipped model or weights file in the place of the coarse denoiser, which is then not trained."
+        ),
+    )
+    extraction: ExtractNoiseOptions = Field(
+        default=ExtractNoiseOptions(method="similarity"),
+        description=(
+            "Of blocks of noise. The model of the similarity method is the coarse denoiser; the "
+            "window is the box unless one is given."
+        ),
+    )
     synthesiser: SynthesiserConfig = SynthesiserConfig()
     pairs: ReweightConfig = ReweightConfig()
-    fine: _Optimisation
+    fine: _Optimisation = Field(
+        description=(
+            "Training of the two denoisers, the second of which starts with the weights of the first."
+        )
+    )
     validate_every: int = Field(500, gt=0)
     validation_images: int = Field(256, gt=0)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from .base import Section
 
 Output = Literal["noisy", "ctf_only", "clean"]
 _T = TypeVar("_T")
@@ -35,33 +37,34 @@ _OneOrMore = BeforeValidator(_as_list)
 _NotEmpty = AfterValidator(_not_empty)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class StructureConfig(Section):
+    """One structure, or a series of conformations."""
 
-
-class StructureConfig(_Section):
-    """One structure, or a series of conformations.
-
-    Attributes
-    ----------
-    path
-        PDB or mmCIF file, or a map (`.mrc`, `.map`, gzipped or not).
-    to
-        A second conformation of the same atoms: with `path` the ends of a series.
-    intermediates
-        States between the two, at equal steps of each atom's way. Every state is a class of its own.
-    share
-        How many of the images show it, relative to the other shares; the states of a series share alike.
-    b_factor_square_angstrom
-        Of every atom, B in Å², or of the whole map; None is 8 times the squared pixel size for atoms and
-        0 for maps.
-    """
-
-    path: Path
-    to: Path | None = None
-    intermediates: int = Field(0, ge=0)
-    share: _Positive = 1.0
-    b_factor_square_angstrom: _NotNegative | None = None
+    path: Path = Field(description="PDB or mmCIF file, or a map (`.mrc`, `.map`, gzipped or not).")
+    to: Path | None = Field(
+        default=None, description="A second conformation of the same atoms: with `path` the ends of a series."
+    )
+    intermediates: int = Field(
+        default=0,
+        ge=0,
+        description=(
+            "States between the two, at equal steps of each atom's way. Every state is a class of its own."
+        ),
+    )
+    share: _Positive = Field(
+        default=1.0,
+        description=(
+            "How many of the images show it, relative to the other shares; the states of a series "
+            "share alike."
+        ),
+    )
+    b_factor_square_angstrom: _NotNegative | None = Field(
+        default=None,
+        description=(
+            "Of every atom, B in Å², or of the whole map; None is 8 times the squared pixel size "
+            "for atoms and 0 for maps."
+        ),
+    )
 
     @model_validator(mode="after")
     def _series(self) -> StructureConfig:
@@ -70,23 +73,22 @@ class StructureConfig(_Section):
         return self
 
 
-class CtfConfig(_Section):
-    """Contrast transfer; pairs are [lowest, highest], drawn uniformly for each image.
+class CtfConfig(Section):
+    """Contrast transfer; pairs are [lowest, highest], drawn uniformly for each image."""
 
-    Attributes
-    ----------
-    tables
-        `.npy` tables of real CTF parameters (`cryohush.core.imaging.ctf.read_ctf_table`), of which a row is
-        drawn for each image. They take the place of everything else here.
-    defocus_angstrom
-        Mean of defocus U and V, underfocus positive.
-    astigmatism_angstrom
-        Defocus U minus V; the axis is random.
-    """
-
-    tables: Annotated[tuple[Path, ...], _OneOrMore] = ()
-    defocus_angstrom: _Range = (8000.0, 25000.0)
-    astigmatism_angstrom: _Range = (0.0, 300.0)
+    tables: Annotated[tuple[Path, ...], _OneOrMore] = Field(
+        default=(),
+        description=(
+            "`.npy` tables of real CTF parameters (`cryohush.core.imaging.ctf.read_ctf_table`), "
+            "of which a row is drawn for each image. They take the place of everything else here."
+        ),
+    )
+    defocus_angstrom: _Range = Field(
+        default=(8000.0, 25000.0), description="Mean of defocus U and V, underfocus positive."
+    )
+    astigmatism_angstrom: _Range = Field(
+        default=(0.0, 300.0), description="Defocus U minus V; the axis is random."
+    )
     phase_shift_degrees: Annotated[
         tuple[Annotated[float, Field(ge=0, lt=180)], Annotated[float, Field(ge=0, lt=180)]],
         AfterValidator(_rising),
@@ -103,34 +105,40 @@ class CtfConfig(_Section):
         return self
 
 
-class NoiseComponent(_Section):
-    """One kind of detector noise.
+class NoiseComponent(Section):
+    """One kind of detector noise."""
 
-    Attributes
-    ----------
-    kind
-        `poisson` is the shot noise of the image itself; `patches` are pieces of real noise; the others are
-        white unless `spectrum` is given.
-    weight
-        Share of the detector noise's variance, or of the images (`NoiseConfig.combine`), relative to the
-        other components.
-    spectrum
-        Colours the noise: a text file of frequency (cycles per pixel) and power, or a stack or micrograph of
-        the same pixel size (`.mrc`, `.mrcs`) whose spectrum is measured.
-    gamma_order
-        Shape of the gamma distribution: 1 is speckle, a large one nearly Gaussian.
-    electrons_per_pixel
-        Mean dose of `poisson`; with the signal-to-noise ratio it fixes the contrast.
-    images
-        MRC stack of real noise for `patches`, each image at least as large as the box.
-    """
-
-    kind: Literal["gaussian", "poisson", "gamma", "rayleigh", "patches"]
-    weight: _Positive = 1.0
-    spectrum: Path | None = None
-    gamma_order: _Positive = 2.0
-    electrons_per_pixel: _Positive | None = None
-    images: Path | None = None
+    kind: Literal["gaussian", "poisson", "gamma", "rayleigh", "patches"] = Field(
+        description=(
+            "`poisson` is the shot noise of the image itself; `patches` are pieces of real noise; "
+            "the others are white unless `spectrum` is given."
+        )
+    )
+    weight: _Positive = Field(
+        default=1.0,
+        description=(
+            "Share of the detector noise's variance, or of the images (`NoiseConfig.combine`), "
+            "relative to the other components."
+        ),
+    )
+    spectrum: Path | None = Field(
+        default=None,
+        description=(
+            "Colours the noise: a text file of frequency (cycles per pixel) and power, or a stack "
+            "or micrograph of the same pixel size (`.mrc`, `.mrcs`) whose spectrum is measured."
+        ),
+    )
+    gamma_order: _Positive = Field(
+        default=2.0, description="Shape of the gamma distribution: 1 is speckle, a large one nearly Gaussian."
+    )
+    electrons_per_pixel: _Positive | None = Field(
+        default=None,
+        description="Mean dose of `poisson`; with the signal-to-noise ratio it fixes the contrast.",
+    )
+    images: Path | None = Field(
+        default=None,
+        description="MRC stack of real noise for `patches`, each image at least as large as the box.",
+    )
 
     @model_validator(mode="after")
     def _fits_kind(self) -> NoiseComponent:
@@ -144,103 +152,121 @@ class NoiseComponent(_Section):
         return self
 
 
-class NoiseConfig(_Section):
-    """All noise of an image.
+class NoiseConfig(Section):
+    """All noise of an image."""
 
-    Attributes
-    ----------
-    components
-        Kinds of the detector noise, which is added after the CTF.
-    combine
-        Whether each image gets the `sum` of them or `one` of them, drawn by weight.
-    ice_share
-        Share of the variance of all noise that is structure of the ice, which passes through the CTF.
-    ice_frequency
-        Width of the ice's Gaussian power spectrum, cycles per pixel.
-    """
-
-    components: Annotated[tuple[NoiseComponent, ...], _NotEmpty] = (NoiseComponent(kind="gaussian"),)
-    combine: Literal["sum", "one"] = "sum"
-    ice_share: float = Field(0.0, ge=0, lt=1)
-    ice_frequency: _Positive = 0.15
-
-
-class ContaminationConfig(_Section):
-    """Images replaced by pure noise, to try the robustness of training (Gu et al., arXiv 2008.07307).
-
-    Attributes
-    ----------
-    share
-        Of all images; exactly so many, rounded, are drawn.
-    of
-        Which counterpart is replaced: the `clean` ones (with and without CTF; type 1), the `noisy` one
-        (type 2), or `both` (type 3).
-    """
-
-    share: float = Field(gt=0, le=1)
-    of: Literal["clean", "noisy", "both"]
+    components: Annotated[tuple[NoiseComponent, ...], _NotEmpty] = Field(
+        default=(NoiseComponent(kind="gaussian"),),
+        description="Kinds of the detector noise, which is added after the CTF.",
+    )
+    combine: Literal["sum", "one"] = Field(
+        default="sum",
+        description="Whether each image gets the `sum` of them or `one` of them, drawn by weight.",
+    )
+    ice_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description=(
+            "Share of the variance of all noise that is structure of the ice, which passes through the CTF."
+        ),
+    )
+    ice_frequency: _Positive = Field(
+        default=0.15, description="Width of the ice's Gaussian power spectrum, cycles per pixel."
+    )
 
 
-class ParticlesConfig(_Section):
-    """A set of simulated particle images.
+class ContaminationConfig(Section):
+    """Images replaced by pure noise, to try the robustness of training (Gu et al., arXiv 2008.07307)."""
 
-    Attributes
-    ----------
-    snr
-        Variance of the signal (after the CTF) inside the particle's circle by the variance of all noise:
-        a number, or a list of which one is drawn for each image.
-    snr_range
-        In place of `snr`: [lowest, highest], drawn log-uniformly for each image.
-    particle_diameter_angstrom
-        Of the circle, for the ratio and for the background; None is three quarters of the box.
-    symmetry
-        Point group, RELION's name (C4, D7, O, I1 ...): directions are uniform on its asymmetric unit.
-    poses
-        Table (.star or .cs) whose first `n_images` rows give poses and shifts, in place of random ones.
-    largest_shift_angstrom
-        Of the particle off the centre, along x and y each; drawn uniformly.
-    envelope_b_factor_square_angstrom
-        B in Å² of an envelope that damps the signal: [lowest, highest], drawn uniformly.
-    normalise
-        Scale and shift each image so that the background of the noisy one has mean 0 and standard deviation
-        1, as RELION's extraction does; else the signal keeps its own scale.
-    half_sets
-        Write `rlnRandomSubset`.
-    particles_per_micrograph
-        Images that share a name in `rlnMicrographName`, so that what goes by micrograph (a split for
-        validation) has several. Each holds particles of every class, as a real one does.
-    outputs
-        The stacks: `noisy`; `ctf_only`, the same without noise; `clean`, without CTF and envelope too.
-    seed
-        With the number of an image it fixes everything that is drawn for it.
-    """
+    share: float = Field(gt=0, le=1, description="Of all images; exactly so many, rounded, are drawn.")
+    of: Literal["clean", "noisy", "both"] = Field(
+        description=(
+            "Which counterpart is replaced: the `clean` ones (with and without CTF; type 1), the "
+            "`noisy` one (type 2), or `both` (type 3)."
+        )
+    )
+
+
+class ParticlesConfig(Section):
+    """A set of simulated particle images."""
 
     kind: Literal["particles"] = "particles"
     structures: Annotated[tuple[StructureConfig, ...], _NotEmpty]
     n_images: int = Field(gt=0)
     box_px: int = Field(ge=16, multiple_of=2)
     pixel_size_angstrom: _Positive
-    snr: Annotated[tuple[_Positive, ...], _OneOrMore] = ()
-    snr_range: _PositiveRange | None = None
-    particle_diameter_angstrom: _Positive | None = None
-    symmetry: str = "C1"
-    poses: Path | None = None
-    largest_shift_angstrom: _NotNegative = 0.0
+    snr: Annotated[tuple[_Positive, ...], _OneOrMore] = Field(
+        default=(),
+        description=(
+            "Variance of the signal (after the CTF) inside the particle's circle by the variance "
+            "of all noise: a number, or a list of which one is drawn for each image."
+        ),
+    )
+    snr_range: _PositiveRange | None = Field(
+        default=None, description="In place of `snr`: [lowest, highest], drawn log-uniformly for each image."
+    )
+    particle_diameter_angstrom: _Positive | None = Field(
+        default=None,
+        description=(
+            "Of the circle, for the ratio and for the background; None is three quarters of the box."
+        ),
+    )
+    symmetry: str = Field(
+        default="C1",
+        description=(
+            "Point group, RELION's name (C4, D7, O, I1 ...): directions are uniform on its asymmetric unit."
+        ),
+    )
+    poses: Path | None = Field(
+        default=None,
+        description=(
+            "Table (.star or .cs) whose first `n_images` rows give poses and shifts, in place of random ones."
+        ),
+    )
+    max_shift_angstrom: _NotNegative = Field(
+        default=0.0, description="Of the particle off the centre, along x and y each; drawn uniformly."
+    )
     ctf: CtfConfig | None = CtfConfig()
-    envelope_b_factor_square_angstrom: _Range = (0.0, 0.0)
+    envelope_b_factor_square_angstrom: _Range = Field(
+        default=(0.0, 0.0),
+        description="B in Å² of an envelope that damps the signal: [lowest, highest], drawn uniformly.",
+    )
     noise: NoiseConfig = NoiseConfig()
     contamination: ContaminationConfig | None = None
-    normalise: bool = True
-    half_sets: bool = True
-    particles_per_micrograph: int = Field(25, gt=0)
-    outputs: Annotated[tuple[Output, ...], _NotEmpty] = ("noisy", "ctf_only", "clean")
-    seed: int = Field(1, ge=0)
+    normalise: bool = Field(
+        default=True,
+        description=(
+            "Scale and shift each image so that the background of the noisy one has mean 0 and "
+            "standard deviation 1, as RELION's extraction does; else the signal keeps its own "
+            "scale."
+        ),
+    )
+    half_sets: bool = Field(default=True, description="Write `rlnRandomSubset`.")
+    particles_per_micrograph: int = Field(
+        default=25,
+        gt=0,
+        description=(
+            "Images that share a name in `rlnMicrographName`, so that what goes by micrograph (a "
+            "split for validation) has several. Each holds particles of every class, as a real "
+            "one does."
+        ),
+    )
+    outputs: Annotated[tuple[Output, ...], _NotEmpty] = Field(
+        default=("noisy", "ctf_only", "clean"),
+        description=(
+            "The stacks: `noisy`; `ctf_only`, the same without noise; `clean`, without CTF and envelope too."
+        ),
+    )
+    seed: int = Field(
+        default=1, ge=0, description="With the number of an image it fixes everything that is drawn for it."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> ParticlesConfig:
         if bool(self.snr) == (self.snr_range is not None):
             raise ValueError("give a signal-to-noise ratio: either `snr` or `snr_range`")
-        drawn = sorted(self.model_fields_set & {"symmetry", "largest_shift_angstrom"})
+        drawn = sorted(self.model_fields_set & {"symmetry", "max_shift_angstrom"})
         if self.poses is not None and drawn:
             raise ValueError(f"the table of `poses` already fixes {', '.join(drawn)}: give either")
         if len(set(self.outputs)) != len(self.outputs):

@@ -12,21 +12,19 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from .base import Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class NetworkConfig(_Section):
+class NetworkConfig(Section):
     """The network: a name in the registry and the arguments of its constructor."""
 
     name: str = "shuffle_unet"
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default={})
 
 
-class ImagingConfig(_Section):
+class ImagingConfig(Section):
     """Ranges of what is drawn for each image; see `simulation.image_formation.ImagingRanges`."""
 
     snr: tuple[float, float] = (0.01, 0.5)
@@ -42,37 +40,53 @@ class ImagingConfig(_Section):
     defocus_scale: tuple[float, float] = (0.6, 1.4)
 
 
-class SimulationConfig(_Section):
-    """Particles simulated on the fly from atomic models.
+class SimulationConfig(Section):
+    """Particles simulated on the fly from atomic models."""
 
-    Attributes
-    ----------
-    structures
-        Folder of PDB or mmCIF files (.pdb, .cif, .gz); every one that is not held out is used.
-    held_out
-        Names (without extension) that are kept for validation and never trained on; with none, validation
-        sees the same structures from other directions.
-    ctf_tables
-        `.npy` tables of real CTF parameters (`cryohush.core.imaging.ctf.read_ctf_table`); none are needed
-        where `imaging.no_ctf_probability` is 1.
-    box_px
-        Side of the projections.
-    noise_blocks
-        MRC stack of real noise as `extract-noise` writes it, in the sign of micrographs, blocks at least as
-        large as the box, on any scale: pieces of them take the place of the simulated noise and of the
-        uneven ice.
-    other_boxes_px, other_box_probability
-        A batch is resampled to one of these sides with this probability in all; it then holds as many pixels
-        as any other batch.
-    """
-
-    structures: Path
-    held_out: tuple[str, ...] = ()
-    ctf_tables: tuple[Path, ...] = ()
-    noise_blocks: Path | None = None
-    box_px: int = Field(128, ge=32, multiple_of=2)
-    other_boxes_px: tuple[int, ...] = ()
-    other_box_probability: float = Field(0.0, ge=0, le=1)
+    structures: Path = Field(
+        description=(
+            "Folder of PDB or mmCIF files (.pdb, .cif, .gz); every one that is not held out is used."
+        )
+    )
+    held_out: tuple[str, ...] = Field(
+        default=(),
+        description=(
+            "Names (without extension) that are kept for validation and never trained on; with "
+            "none, validation sees the same structures from other directions."
+        ),
+    )
+    ctf_tables: tuple[Path, ...] = Field(
+        default=(),
+        description=(
+            "`.npy` tables of real CTF parameters (`cryohush.core.imaging.ctf.read_ctf_table`); "
+            "none are needed where `imaging.no_ctf_probability` is 1."
+        ),
+    )
+    noise_blocks: Path | None = Field(
+        default=None,
+        description=(
+            "MRC stack of real noise as `extract-noise` writes it, in the sign of micrographs, "
+            "blocks at least as large as the box, on any scale: pieces of them take the place of "
+            "the simulated noise and of the uneven ice."
+        ),
+    )
+    box_px: int = Field(default=128, ge=32, multiple_of=2, description="Side of the projections.")
+    other_boxes_px: tuple[int, ...] = Field(
+        default=(),
+        description=(
+            "A batch is resampled to one of these sides with this probability in all; it then "
+            "holds as many pixels as any other batch."
+        ),
+    )
+    other_box_probability: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description=(
+            "A batch is resampled to one of these sides with this probability in all; it then "
+            "holds as many pixels as any other batch."
+        ),
+    )
     volumes_per_structure: int = Field(3, ge=1)
     projections_per_volume: int = Field(256, ge=1)
     diameter_share: tuple[float, float] = (0.3, 0.85)
@@ -86,26 +100,39 @@ class SimulationConfig(_Section):
         return self
 
 
-class StoredSection(_Section):
-    """What both kinds of stored particles share.
+class StoredSection(Section):
+    """What both kinds of stored particles share."""
 
-    Attributes
-    ----------
-    half_set
-        Only particles of this rlnRandomSubset. Train one model for each half, and apply it to the other.
-    validation_share
-        Share of the micrographs (of the particles, where they are not known) kept for validation.
-    shift_share
-        Largest shift along x and y, as a share of the box, of images that are trained on; what comes in at a
-        border is mirrored.
-    contrast
-        Range of a factor on the signal, beneath unchanged noise, of images that are trained on.
-    """
-
-    half_set: Literal[1, 2] | None = None
-    validation_share: float = Field(0.1, gt=0, lt=1)
-    shift_share: float = Field(0.0, ge=0, le=0.25)
-    contrast: tuple[float, float] = (1.0, 1.0)
+    half_set: Literal[1, 2] | None = Field(
+        default=None,
+        description=(
+            "Only particles of this rlnRandomSubset. Train one model for each half, and apply it "
+            "to the other."
+        ),
+    )
+    validation_share: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description=(
+            "Share of the micrographs (of the particles, where they are not known) kept for validation."
+        ),
+    )
+    shift_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.25,
+        description=(
+            "Largest shift along x and y, as a share of the box, of images that are trained on; "
+            "what comes in at a border is mirrored."
+        ),
+    )
+    contrast: tuple[float, float] = Field(
+        default=(1.0, 1.0),
+        description=(
+            "Range of a factor on the signal, beneath unchanged noise, of images that are trained on."
+        ),
+    )
 
     @model_validator(mode="after")
     def _check_contrast(self) -> StoredSection:
@@ -119,25 +146,41 @@ class StoredSection(_Section):
 
 
 class PairsConfig(StoredSection):
-    """Pairs of images on disk, row by row the same particles, or single noisy images.
+    """Pairs of images on disk, row by row the same particles, or single noisy images."""
 
-    Attributes
-    ----------
-    noisy, target
-        Tables (.star, .cs) or stacks. The target is clean, or another noisy image of the same particle whose
-        noise is independent (Noise2Noise). None makes both out of the noisy image (`recorruption`).
-    target_is_clean
-        Whether the target shares the grey scale of the noisy image and is noise-free; a noisy target is
-        normalised by its own background, so that both have to be equally noisy.
-    recorruption
-        Without a target, white noise of this many times the standard deviation of the image's own is added to
-        the input, and the same noise taken away from the target, larger by the square of the inverse.
-    """
-
-    noisy: Path
-    target: Path | None = None
-    target_is_clean: bool = True
-    recorruption: float = Field(0.5, gt=0, allow_inf_nan=False)
+    noisy: Path = Field(
+        description=(
+            "Tables (.star, .cs) or stacks. The target is clean, or another noisy image of the "
+            "same particle whose noise is independent (Noise2Noise). None makes both out of the "
+            "noisy image (`recorruption`)."
+        )
+    )
+    target: Path | None = Field(
+        default=None,
+        description=(
+            "Tables (.star, .cs) or stacks. The target is clean, or another noisy image of the "
+            "same particle whose noise is independent (Noise2Noise). None makes both out of the "
+            "noisy image (`recorruption`)."
+        ),
+    )
+    target_is_clean: bool = Field(
+        default=True,
+        description=(
+            "Whether the target shares the grey scale of the noisy image and is noise-free; a "
+            "noisy target is normalised by its own background, so that both have to be equally "
+            "noisy."
+        ),
+    )
+    recorruption: float = Field(
+        default=0.5,
+        gt=0,
+        allow_inf_nan=False,
+        description=(
+            "Without a target, white noise of this many times the standard deviation of the "
+            "image's own is added to the input, and the same noise taken away from the target, "
+            "larger by the square of the inverse."
+        ),
+    )
 
     @model_validator(mode="after")
     def _check_clean(self) -> PairsConfig:
@@ -147,25 +190,27 @@ class PairsConfig(StoredSection):
 
 
 class ReferenceConfig(StoredSection):
-    """The user's own particles, and projections of their map as the clean images.
+    """The user's own particles, and projections of their map as the clean images."""
 
-    Attributes
-    ----------
-    particles
-        Table (.star, .cs) with poses and CTF parameters.
-    map
-        The map (MRC) that the poses refer to. With `half_set` it must be the half map of that half.
-    mask
-        MRC map of 0 to 1; what is outside is left out of the clean images. None keeps a sphere as wide as the
-        box.
-    low_pass_angstrom
-        Resolution of the map: what is finer is left out of the clean images.
-    """
-
-    particles: Path
-    map: Path
-    mask: Path | None = None
-    low_pass_angstrom: float | None = Field(None, gt=0, allow_inf_nan=False)
+    particles: Path = Field(description="Table (.star, .cs) with poses and CTF parameters.")
+    map: Path = Field(
+        description=(
+            "The map (MRC) that the poses refer to. With `half_set` it must be the half map of that half."
+        )
+    )
+    mask: Path | None = Field(
+        default=None,
+        description=(
+            "MRC map of 0 to 1; what is outside is left out of the clean images. None keeps a "
+            "sphere as wide as the box."
+        ),
+    )
+    low_pass_angstrom: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Resolution of the map: what is finer is left out of the clean images.",
+    )
 
     @model_validator(mode="after")
     def _check_half(self) -> ReferenceConfig:
@@ -178,92 +223,86 @@ class ReferenceConfig(StoredSection):
         return self
 
 
-class LossConfig(_Section):
-    """Weighted sum of losses between estimate and target.
+class LossConfig(Section):
+    """Weighted sum of losses between estimate and target."""
 
-    Attributes
-    ----------
-    pixel
-        Weights of the losses of `cryohush.core.losses.pixel`.
-    snr_weighted
-        Divide the loss of each image by (SNR + 0.02)^(1/2): without it the few clean images would rule, with
-        the full 1 / SNR the hopeless ones.
-    perceptual
-        Weight of the squared difference of features; 0 leaves it out.
-    features
-        Whose: a shipped model or weights file of a `shuffle_unet`, or the ImageNet weights of VGG-19: a file
-        named `vgg19*`, or `vgg19` to download them once (548 MB).
-    """
+    pixel: dict[Literal["l1", "l2", "mean_grey_value", "coarse_l1"], float] = Field(
+        default={"l2": 1.0}, description="Weights of the losses of `cryohush.core.losses.pixel`."
+    )
+    snr_weighted: bool = Field(
+        default=True,
+        description=(
+            "Divide the loss of each image by (SNR + 0.02)^(1/2): without it the few clean images "
+            "would rule, with the full 1 / SNR the hopeless ones."
+        ),
+    )
+    perceptual: float = Field(
+        default=0.0, ge=0, description="Weight of the squared difference of features; 0 leaves it out."
+    )
+    features: str = Field(
+        default="general",
+        description=(
+            "Whose: a shipped model or weights file of a `shuffle_unet`, or the ImageNet weights "
+            "of VGG-19: a file named `vgg19*`, or `vgg19` to download them once (548 MB)."
+        ),
+    )
 
-    pixel: dict[Literal["l1", "l2", "mean_grey_value", "coarse_l1"], float] = {"l2": 1.0}
-    snr_weighted: bool = True
-    perceptual: float = Field(0.0, ge=0)
-    features: str = "general"
 
+class AdversarialConfig(Section):
+    """A critic that learns to tell estimates from clean images."""
 
-class AdversarialConfig(_Section):
-    """A critic that learns to tell estimates from clean images.
-
-    Attributes
-    ----------
-    critic
-        A name in the registry of critics and the arguments of its constructor, without `channels`.
-    paired
-        Whether the critic sees the noisy image beside the estimate.
-    unpaired_clean
-        Clean images that the critic sees belong to other particles than the noisy ones: unsupervised. The
-        pixel losses then compare the estimate with the noisy image (`coarse_l1` is meant for it).
-    weight
-        Of the adversarial loss beside those of `loss`.
-    score
-        `alpha_beta` (cross entropy is 0, 0; squared error 1, 1) or `wasserstein`.
-    weight_limit
-        Clip the critic's weights to this size after each of its steps.
-    gradient_penalty
-        Weight of the gradient penalty; 0 leaves it out.
-    critic_steps, generator_steps
-        Of either before the other has its turn.
-    critic_optimiser, critic_learning_rate
-        The learning rate follows the generator's schedule.
-    """
-
-    critic: NetworkConfig = NetworkConfig(name="resnet")
-    paired: bool = False
-    unpaired_clean: bool = False
-    weight: float = Field(1.0, gt=0)
-    score: Literal["alpha_beta", "wasserstein"] = "alpha_beta"
+    critic: NetworkConfig = Field(
+        default=NetworkConfig(name="resnet"),
+        description=(
+            "A name in the registry of critics and the arguments of its constructor, without `channels`."
+        ),
+    )
+    paired: bool = Field(
+        default=False, description="Whether the critic sees the noisy image beside the estimate."
+    )
+    unpaired_clean: bool = Field(
+        default=False,
+        description=(
+            "Clean images that the critic sees belong to other particles than the noisy ones: "
+            "unsupervised. The pixel losses then compare the estimate with the noisy image "
+            "(`coarse_l1` is meant for it)."
+        ),
+    )
+    weight: float = Field(default=1.0, gt=0, description="Of the adversarial loss beside those of `loss`.")
+    score: Literal["alpha_beta", "wasserstein"] = Field(
+        default="alpha_beta",
+        description="`alpha_beta` (cross entropy is 0, 0; squared error 1, 1) or `wasserstein`.",
+    )
     alpha: float = Field(0.0, ge=-1, le=1)
     beta: float = Field(0.0, ge=-1, le=1)
-    weight_limit: float | None = Field(None, gt=0)
-    gradient_penalty: float = Field(0.0, ge=0)
-    critic_steps: int = Field(1, ge=1)
-    generator_steps: int = Field(1, ge=1)
-    critic_optimiser: Literal["adam", "sgd", "rmsprop"] = "adam"
-    critic_learning_rate: float = Field(2e-4, gt=0)
+    weight_limit: float | None = Field(
+        default=None, gt=0, description="Clip the critic's weights to this size after each of its steps."
+    )
+    gradient_penalty: float = Field(
+        default=0.0, ge=0, description="Weight of the gradient penalty; 0 leaves it out."
+    )
+    critic_steps: int = Field(default=1, ge=1, description="Of either before the other has its turn.")
+    generator_steps: int = Field(default=1, ge=1, description="Of either before the other has its turn.")
+    critic_optimiser: Literal["adam", "sgd", "rmsprop"] = Field(
+        default="adam", description="The learning rate follows the generator's schedule."
+    )
+    critic_learning_rate: float = Field(
+        default=2e-4, gt=0, description="The learning rate follows the generator's schedule."
+    )
 
 
-class DiffusionConfig(_Section):
-    """Training of a `diffusion` network: the noise predictor first, then the U-Net after it.
+class DiffusionConfig(Section):
+    """Training of a `diffusion` network: the noise predictor first, then the U-Net after it."""
 
-    Attributes
-    ----------
-    post_steps
-        The last so many of the steps train the U-Net on draws of the finished predictor.
-    """
-
-    post_steps: int = Field(0, ge=0)
+    post_steps: int = Field(
+        default=0,
+        ge=0,
+        description="The last so many of the steps train the U-Net on draws of the finished predictor.",
+    )
 
 
-class OptimisationConfig(_Section):
-    """AdamW with linear warm-up and cosine decay, and an exponential moving average of the weights.
-
-    Attributes
-    ----------
-    patience
-        Stop when so many validations in a row were no better, and keep the best weights; None runs all steps.
-    devices, nodes
-        Processes with a device each, on each of so many machines; under torchrun or SLURM as many as started.
-    """
+class OptimisationConfig(Section):
+    """AdamW with linear warm-up and cosine decay, and an exponential moving average of the weights."""
 
     steps: int = Field(gt=0)
     batch_size: int = Field(32, gt=0)
@@ -273,25 +312,45 @@ class OptimisationConfig(_Section):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     gradient_clip: float = Field(1.0, gt=0)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
-    patience: int | None = Field(None, gt=0)
-    devices: int = Field(1, gt=0)
-    nodes: int = Field(1, gt=0)
+    patience: int | None = Field(
+        default=None,
+        gt=0,
+        description=(
+            "Stop when so many validations in a row were no better, and keep the best weights; "
+            "None runs all steps."
+        ),
+    )
+    devices: int = Field(
+        default=1,
+        gt=0,
+        description=(
+            "Processes with a device each, on each of so many machines; under torchrun or SLURM "
+            "as many as started."
+        ),
+    )
+    nodes: int = Field(
+        default=1,
+        gt=0,
+        description=(
+            "Processes with a device each, on each of so many machines; under torchrun or SLURM "
+            "as many as started."
+        ),
+    )
 
 
-class TrainingConfig(_Section):
-    """A whole training run.
-
-    Attributes
-    ----------
-    initial_weights
-        A shipped model, the folder of a run or a `.safetensors` file to start from (fine-tuning); its network
-        need not be given. None starts at random.
-    """
+class TrainingConfig(Section):
+    """A whole training run."""
 
     name: str
     description: str = ""
     seed: int = 1
-    initial_weights: Path | None = None
+    initial_weights: Path | None = Field(
+        default=None,
+        description=(
+            "A shipped model, the folder of a run or a `.safetensors` file to start from (fine- "
+            "tuning); its network need not be given. None starts at random."
+        ),
+    )
     network: NetworkConfig = NetworkConfig()
     data: SimulationConfig | None = None
     pairs: PairsConfig | None = None

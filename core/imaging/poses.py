@@ -37,7 +37,7 @@ class Poses:
 
 
 def uniform_poses(
-    n: int, generator: torch.Generator, *, symmetry: str = "C1", largest_shift_angstrom: float = 0.0
+    n: int, generator: torch.Generator, *, symmetry: str = "C1", max_shift_angstrom: float = 0.0
 ) -> Poses:
     """Rotations uniform on SO(3), or on the part of it that a symmetric particle needs, and uniform shifts.
 
@@ -45,7 +45,7 @@ def uniform_poses(
     ----------
     symmetry
         RELION's name of the point group; see `symmetry_operators`.
-    largest_shift_angstrom
+    max_shift_angstrom
         Shifts along y and x are uniform up to this distance either way.
 
     Raises
@@ -55,7 +55,7 @@ def uniform_poses(
     """
     operators = symmetry_operators(symmetry)
     rotations = random_rotations(n, generator)
-    shifts = (2 * torch.rand(n, 2, generator=generator) - 1) * largest_shift_angstrom
+    shifts = (2 * torch.rand(n, 2, generator=generator) - 1) * max_shift_angstrom
     return Poses(to_asymmetric_unit(rotations, operators), shifts)
 
 

@@ -20,9 +20,10 @@ from ..io.particles import STACK_SUFFIXES, ParticleSet
 
 TABLE_NAME = "particles.star"
 CS_TABLE_NAME = "particles.cs"
+CSG_NAME = "particles.csg"
 MICROGRAPH_TABLE_NAME = "micrographs.star"
 # Whatever table a run may leave: cryoSPARC's comes with a group file.
-TABLE_NAMES = (TABLE_NAME, CS_TABLE_NAME, "particles.csg", MICROGRAPH_TABLE_NAME)
+TABLE_NAMES = (TABLE_NAME, CS_TABLE_NAME, CSG_NAME, MICROGRAPH_TABLE_NAME)
 
 ImageSet = ParticleSet | MicrographSet
 # RELION's job that a file comes from; its own jobs, too, name their outputs without it.

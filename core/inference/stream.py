@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Literal
 
 from ..errors import Aborted, ImageError
-from ..io.files import part_path, writing_failed
+from ..io.files import make_folder
 from ..io.journal import Journal
-from ..io.mrc import StackWriter
+from ..io.mrc import StackWriter, holds
 from .denoiser import Denoiser
 from .feeding import Denoised, Feeding, Images, Reader, Worker, denoised_batches
 from .micrograph_denoiser import MicrographDenoiser
@@ -113,6 +113,30 @@ def _pixels(length_angstrom: float | None, stack: StackPlan) -> float | None:
     return length_angstrom / stack.pixel_size_angstrom
 
 
+def n_safely_written(
+    stack: StackPlan, output_dir: Path, journal: Journal, dtype: Literal["float32", "float16"]
+) -> int:
+    """Return how many images of a stack an earlier process has brought to disk, if they are still there."""
+    if stack.name in journal.finished:
+        return len(stack.indices) if journal.is_finished(stack.name) else 0
+    state = journal.states.get(stack.name)
+    # Killed between the renaming and its note in the journal: the stack is made once more.
+    can_go_on = state is not None and holds(output_dir / stack.name, stack.shape, dtype, state)
+    return state.written if state is not None and can_go_on else 0
+
+
+def recorded_notes(
+    stacks: Sequence[StackPlan], journal: Journal
+) -> tuple[int, list[ImageNote], list[ImageNote]]:
+    """Return how a `StreamResult` begins: nothing written, and the journal's notes on the stacks' images."""
+    skipped: list[ImageNote] = []
+    remarks: list[ImageNote] = []
+    for stack in stacks:
+        for *note, unchanged in journal.notes.get(stack.name, ()):
+            (skipped if unchanged else remarks).append(ImageNote(*note))
+    return 0, skipped, remarks
+
+
 class _Output:
     """Writes batches in order, names each stack once it is complete, and keeps the journal.
 
@@ -138,26 +162,15 @@ class _Output:
         self._stacks, self._output_dir, self._journal, self._result = stacks, output_dir, journal, result
         self._dtype, self._label, self._skip_bad = dtype, label, skip_bad
         self._writer: StackWriter | None = None
-        self._notes: list[tuple[ImageNote, bool]] = []  # of the stack that is open; True: it is unchanged
+        # of the stack that is open, and not in the journal yet; True: the image is unchanged
+        self._notes: list[tuple[ImageNote, bool]] = []
         self._last_checkpoint = time.monotonic()
-        self.written = [self._safely_written(stack) for stack in stacks]
+        self.written = [n_safely_written(stack, output_dir, journal, dtype) for stack in stacks]
         self.n_written = sum(self.written)
-        for stack, written in zip(stacks, self.written, strict=True):
-            if written:
-                for note, unchanged in self._recorded_notes(stack):
-                    (result.skipped if unchanged else result.remarks).append(note)
-
-    def _safely_written(self, stack: StackPlan) -> int:
-        """Return how many images an earlier process has brought to disk, if they are still there."""
-        path, state = self._output_dir / stack.name, self._journal.states.get(stack.name)
-        if stack.name in self._journal.finished:
-            return len(stack.indices) if path.exists() else 0
-        # Killed between the renaming and its note in the journal: the stack is made once more.
-        return state.written if state is not None and part_path(path).exists() else 0
-
-    def _recorded_notes(self, stack: StackPlan) -> list[tuple[ImageNote, bool]]:
-        recorded = self._journal.extras.get(stack.name) or ()
-        return [(ImageNote(*note), unchanged) for *note, unchanged in recorded]
+        there = [stack for stack, written in zip(stacks, self.written, strict=True) if written]
+        _, skipped, remarks = recorded_notes(there, journal)
+        result.skipped += skipped
+        result.remarks += remarks
 
     def write(self, pieces: Sequence[Piece], batch: Denoised) -> None:
         """Write what is not written yet of a batch."""
@@ -217,11 +230,8 @@ class _Output:
 
     def _open(self, stack: StackPlan, *, resume: bool) -> StackWriter:
         path = self._output_dir / stack.name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise writing_failed(path, error) from error
-        self._name, self._notes = stack.name, self._recorded_notes(stack) if resume else []
+        make_folder(path.parent)
+        self._name, self._notes = stack.name, []
         return StackWriter(
             path,
             (len(stack.indices), *stack.shape),
@@ -235,7 +245,8 @@ class _Output:
         """Bring what is written to disk, so that a run killed from now on goes on from here."""
         if self._writer is not None and self._writer.state.written:
             notes = [[note.stack, note.image, note.problem, unchanged] for note, unchanged in self._notes]
-            self._journal.record(self._name, self._writer.checkpoint(), notes)
+            self._journal.record(self._name, self._writer.checkpoint(), notes=notes)
+            self._notes = []
         self._last_checkpoint = time.monotonic()
 
     def __enter__(self) -> _Output:

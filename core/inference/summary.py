@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +15,14 @@ from numpy.typing import NDArray
 
 from ... import __version__
 from ..config.denoise import DenoiseOptions
-from ..io.files import write_text
+from ..io.files import write_json
+from ..io.journal import RECORD_NAME
 from ..io.mrc import StackReader
 from ..models.weights import LoadedModel
 from .devices import Precision
 from .plan import StackPlan
 from .stream import ImageNote
 
-RECORD_NAME = "cryohush.json"
 # Enough for a smooth mean power spectrum, few enough to read back in no time.
 SAMPLED_IMAGES, SAMPLED_MICROGRAPHS = 48, 6
 # Of a micrograph so much of its middle is shown: about ten particles across.
@@ -88,6 +87,8 @@ class Summary:
         `total`, and of it `reading`, `denoising` (summed over the workers) and `writing`, which overlap.
     samples
         Pairs for the report; empty when every image was skipped.
+    was_complete
+        Whether nothing was left to do, and nothing was written.
     """
 
     kind: Literal["particles", "micrographs"]
@@ -109,6 +110,12 @@ class Summary:
     remarks: list[ImageNote]
     seconds: dict[str, float]
     samples: Samples
+    was_complete: bool = False
+
+    @property
+    def noun(self) -> str:
+        """What `n_images` counts."""
+        return "micrographs" if self.kind == "micrographs" else "images"
 
     def facts(self) -> dict[str, str]:
         """What a report says of the run, as name and value."""
@@ -219,4 +226,4 @@ def write_record(summary: Summary, command: str | None, started: float) -> None:
         "skipped_images": [dataclasses.asdict(note) for note in summary.skipped],
         "conspicuous_images": [dataclasses.asdict(note) for note in summary.remarks],
     }
-    write_text(summary.record, json.dumps(record, indent=2) + "\n")
+    write_json(summary.record, record)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import StarError
 from .optics import OpticsGroup
-from .star import Table, decode, free_label, quote, read_tables, rewrite, unquote
+from .star import Table, decode, encode, free_label, quote, read_tables, rewrite, unquote
 
 _ORIGINAL, _PREVIOUS = "rlnImageOriginalName", "rlnCryohushPreviousOriginalName"
 
@@ -79,11 +79,13 @@ class ImageSet:
         if original_column is not None:
             labels.append(free_label(_PREVIOUS, table.labels))
         left, n_rows, n_expected = iter(names), 0, len(self)
+        stacks, numbers, stack_of = self.stack.tolist(), self._numbers(), self._stack_finder()
 
         def edit(tokens: list[bytes]) -> tuple[bytes, ...]:
             nonlocal n_rows
             n_rows += 1
-            if n_rows > n_expected:
+            # the names are for the rows that were read: each must still name the image that it did
+            if n_rows > n_expected or stack_of(tokens[column]) != (stacks[n_rows - 1], numbers[n_rows - 1]):
                 raise self._changed()
             name = next(left, None)
             if name is None:
@@ -100,6 +102,27 @@ class ImageSet:
                 raise ValueError(f"more image names were given than the {n_expected} rows")
 
         rewrite(self.source, path, is_target, labels, edit, before_rename=complete)
+
+    def _numbers(self) -> list[int]:
+        """Return the 0-based number of each row's image in its file."""
+        return [0] * len(self)
+
+    def _stack_finder(self) -> Callable[[bytes], tuple[int, int]]:
+        """Return what tells the position in `stacks`, -1 if none, and the 0-based number of a named image."""
+        known = {os.path.normpath(name): position for position, name in enumerate(self.stack_names)}
+        positions: dict[bytes, int] = {}
+
+        def find(token: bytes) -> tuple[int, int]:
+            if token[:1] in (b'"', b"'"):
+                token = encode(unquote(token))
+            index, at, name = token.partition(b"@")
+            if not at:
+                index, name = b"1", token
+            if name not in positions:
+                positions[name] = known.get(os.path.normpath(decode(name)), -1)
+            return positions[name], int(index) - 1 if index.isdigit() else -1
+
+        return find
 
     def _absolute(self, token: bytes) -> bytes:
         """Return an image name (`000001@stack` or a file) with the absolute path of its file."""

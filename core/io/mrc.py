@@ -10,13 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+import mrcfile
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.utils import machine_stamp_from_byte_order
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ImageError, MrcError, OutputError
-from .files import part_path, rename_complete, writing_failed
+from .files import has_part, new_part, part_path, rename_complete, writing, writing_failed
 
 HEADER_BYTES = 1024
 # Mode 0 is signed, as the format's 2014 revision says.
@@ -279,7 +280,10 @@ class StackWriter:
         self._bytes = HEADER_BYTES + shape[0] * self._image_bytes
         try:
             # Unbuffered: a full disk then shows in the write that meets it, and nowhere else.
-            self._file = self.part.open("wb" if state is None else "r+b", buffering=0)
+            descriptor = (
+                new_part(self.path) if state is None else os.open(self.part, os.O_RDWR | os.O_NOFOLLOW)
+            )
+            self._file = os.fdopen(descriptor, "r+b", buffering=0)
         except FileNotFoundError as error:
             if state is None:
                 raise writing_failed(self.path, error, self._bytes) from error
@@ -439,3 +443,30 @@ class StackWriter:
             self.close()
         else:
             self._file.close()
+
+
+def holds(
+    path: Path, shape: tuple[int, int], dtype: Literal["float32", "float16"], state: WriterState
+) -> bool:
+    """Tell whether the `.part` file of a stack of `(y, x)` images has what a `StackWriter` can go on from."""
+    needed = HEADER_BYTES + state.written * shape[0] * shape[1] * np.dtype(dtype).itemsize
+    return has_part(path) and part_path(path).stat().st_size >= needed
+
+
+def write_mrc(path: Path, values: NDArray[Any], pixel_size_angstrom: float) -> None:
+    """Write a volume or an image, all or nothing; the same values give the same bytes, as there is no date.
+
+    Parameters
+    ----------
+    values
+        `(z, y, x)` or `(y, x)`; its type decides the mode.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    with writing(path, values.nbytes) as part, mrcfile.new(part, values, overwrite=True) as file:
+        file.voxel_size = pixel_size_angstrom
+        file.header.label[:] = b""
+        file.header.nlabl = 0

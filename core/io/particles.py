@@ -173,6 +173,11 @@ class ParticleSet(ImageSet):
                     remedy="Give each box size its own optics group.",
                 )
 
+    def _numbers(self) -> list[int]:
+        """Return the 0-based number of each row's image in its stack."""
+        numbers: list[int] = self.image.tolist()
+        return numbers
+
     def _row(self, row: int) -> str:
         return f"{self.source}, line {self.line[row]}" if self.line[row] else f"{self.source}, row {row + 1}"
 
@@ -228,7 +233,12 @@ class ParticleSet(ImageSet):
             If a file cannot be written, or is the source.
         """
         table = CsTable(self.source, self.passthrough)
-        if len(table) != len(self):
+        now = read_images(table)
+        if not (
+            now.stack_names == self.stack_names
+            and np.array_equal(now.stack, self.stack)
+            and np.array_equal(now.image, self.image)
+        ):
             raise CsError("the file was changed while it was in use.", path=self.source)
         rewrite_cs(table, path, stack_names, self.stack, self.output_positions())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,15 +14,15 @@ import numpy as np
 
 from ... import __version__
 from ..config.denoise import PARTICLE_SHARE_OF_BOX, DenoiseOptions
-from ..errors import ConfigurationError, OutputError
+from ..errors import ConfigurationError, InputError
 from ..imaging.normalise import background_mask
 from ..inference.devices import resolve_devices
 from ..inference.engine import Choices, Engine, LocalDevices, Task, tiling
 from ..inference.plan import (
     CS_TABLE_NAME,
+    CSG_NAME,
     MICROGRAPH_TABLE_NAME,
     TABLE_NAME,
-    TABLE_NAMES,
     ImageSet,
     StackPlan,
     path_below,
@@ -33,34 +32,33 @@ from ..inference.plan import (
     source_files,
     written_image_names,
 )
-from ..inference.summary import RECORD_NAME, Summary, read_samples, write_record
-from ..io.files import part_path, writing_failed
-from ..io.journal import JOURNAL_NAME, Journal
+from ..inference.stream import StreamResult, n_safely_written, recorded_notes
+from ..inference.summary import Summary, read_samples, write_record
+from ..io.files import sha256_of
+from ..io.journal import RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.mrc import WriterState
 from ..io.particles import ParticleSet
+from ..job_context import QUIET, JobContext
 from ..models.weights import LoadedModel, load_model
+from ..report import PDF_NAME, PNG_NAME
+from .folder import Earlier, JobFolder
 
+# Conspicuous images that are named one by one.
+WARNINGS = 8
 # The journal's entry for what was chosen when the run began; no stack has an empty name.
 _CHOICES = ""
-
-OnMismatch = Literal["refuse", "anew"]
 
 
 def run_denoise(
     source: str | Path,
     output_dir: str | Path,
     options: DenoiseOptions,
+    context: JobContext = QUIET,
     *,
     root: Path | None = None,
     passthrough: Sequence[str | Path] = (),
-    resume: bool = False,
-    overwrite: bool = False,
-    on_mismatch: OnMismatch = "refuse",
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    log: Callable[[str], None] = lambda line: None,
-    command: str | None = None,
+    earlier: Earlier = "refuse",
     engine: Engine | None = None,
 ) -> Summary:
     """Denoise a table of particles or micrographs, a bare stack, or a single micrograph.
@@ -70,6 +68,10 @@ def run_denoise(
     which a killed run goes on. An image that the table names several times is written once. Inputs are never
     written to.
 
+    A run that goes on keeps each file whose source, images, options and model are still the same. So a table
+    that has grown costs only what is new in it. (Images at the seams of what was done and what is new were
+    computed in other batches than in one run on the whole table, which can change their last bit.)
+
     Parameters
     ----------
     source
@@ -78,40 +80,31 @@ def run_denoise(
         Made if missing.
     options
         What to do.
+    context
+        Whom to ask and tell.
     root
         Folder that the table's image names are relative to; see `ParticleSet.read`.
     passthrough
         Files that complete a `.cs` file; see `ParticleSet.read`.
-    resume
-        Go on with a run that was interrupted; without one, begin.
-    overwrite
-        Replace what an earlier run has left.
-    on_mismatch
-        What to do when the run to be resumed had other input or options: refuse, or begin anew.
-    progress
-        Called with the numbers of images done and in all, once per batch.
-    should_stop
-        Asked once per batch.
-    log
-        Gets the lines that a user should read.
-    command
-        The command line, for the record.
+    earlier
+        What to do with an earlier run in the directory; see `jobs.folder`.
     engine
         Where to calculate, instead of on `options.device`.
 
     Raises
     ------
     InputError
-        If the input cannot be read, or holds an image that cannot be denoised and `options.skip_bad` is off.
+        If the input cannot be read, holds an image that cannot be denoised and `options.skip_bad` is off, or
+        was changed while the run went on.
     OutputError
         If the directory holds another run, or the disk is full or too small.
     ModelError, DeviceError, ConfigurationError
         If the options cannot be met.
     Aborted
-        If `should_stop` said so; the run can be resumed.
+        If `context.should_stop` said so; the run can be resumed.
     """
     started, begin = time.time(), time.monotonic()
-    output_dir = Path(output_dir)
+    output_dir, log = Path(output_dir), context.log
     model = load_model(options.model)
     if engine is None:
         engine = LocalDevices(resolve_devices(options.device), options.threads)
@@ -119,7 +112,7 @@ def run_denoise(
     is_micrographs = isinstance(images, MicrographSet)
     stacks = plan_stacks(images, options.protein)
     _check_options(options, stacks, images)
-    refuse_to_replace_inputs(images, stacks, output_dir)
+    undertaking = _undertaking(images, stacks, model, engine, options)
     log(f"model {model.name}, SHA-256 {model.sha256[:16]}…")
     for path in source_files(images)[1:]:
         log(f"joined with {path}")
@@ -130,43 +123,87 @@ def run_denoise(
     else:
         log(f"{len(images)} particles, {n_images} images in {len(stacks)} stacks")
 
-    with _open_journal(
-        output_dir,
-        _fingerprint(images, model, engine, options),
-        [stack.name for stack in stacks],
-        resume=resume,
-        overwrite=overwrite,
-        on_mismatch=on_mismatch,
-        log=log,
-    ) as journal:
-        _check_free_space(images, stacks, output_dir, journal, options)
-        choices = _choose(journal, engine, options, model, stacks, log, is_micrographs=is_micrographs)
-        label = f"cryohush {__version__}: denoised by {Path(model.name).name}, not raw data"
-        task = Task(model, options, choices, stacks, is_micrographs, label)
-        result = engine.denoise(task, output_dir, journal, progress, should_stop)
-        table = _write_table(images, stacks, output_dir)
-    summary = Summary(
-        kind="micrographs" if is_micrographs else "particles",
-        source=images.source,
-        options=options,
-        output_dir=output_dir,
-        table=table,
-        stacks=[output_dir / stack.name for stack in stacks],
-        record=output_dir / RECORD_NAME,
-        model=model,
-        devices=engine.names,
-        precision=choices.precision,
-        batch_sizes={_box(shape): size for shape, size in choices.batch_sizes.items()},
-        threads=engine.threads,
-        n_rows=len(images),
-        n_images=n_images,
-        n_resumed=n_images - result.n_written,
-        skipped=result.skipped,
-        remarks=result.remarks,
-        seconds={"total": time.monotonic() - begin, **result.seconds},
-        samples=read_samples(stacks, output_dir, result.skipped, are_micrographs=is_micrographs),
-    )
-    write_record(summary, command, started)
+    inputs = [*source_files(images), *images.stacks]
+    with JobFolder(output_dir, undertaking, earlier, inputs=inputs, log=log) as folder:
+        journal = folder.journal
+        was_complete = journal.is_complete
+        if was_complete:
+            choices = _recorded_choices(journal)
+            assert choices is not None  # a run that is complete has made them
+            result = StreamResult(*recorded_notes(stacks, journal))
+        else:
+            _check_room(folder, images, stacks, options)
+            choices = _choose(journal, engine, options, model, stacks, log, is_micrographs=is_micrographs)
+            label = f"cryohush {__version__}: denoised by {Path(model.name).name}, not raw data"
+            task = Task(model, options, choices, stacks, is_micrographs, label)
+            result = engine.denoise(task, output_dir, journal, context.progress, context.should_stop)
+            _refuse_changed_inputs(images, stacks, undertaking)
+            _write_table(images, stacks, output_dir)
+        table = _table_files(images)
+        summary = Summary(
+            kind="micrographs" if is_micrographs else "particles",
+            source=images.source,
+            options=options,
+            output_dir=output_dir,
+            table=output_dir / table[0] if table else None,
+            stacks=[output_dir / stack.name for stack in stacks],
+            record=output_dir / RECORD_NAME,
+            model=model,
+            devices=engine.names,
+            precision=choices.precision,
+            batch_sizes={_box(shape): size for shape, size in choices.batch_sizes.items()},
+            threads=engine.threads,
+            n_rows=len(images),
+            n_images=n_images,
+            n_resumed=n_images - result.n_written,
+            skipped=result.skipped,
+            remarks=result.remarks,
+            seconds={"total": time.monotonic() - begin, **result.seconds},
+            samples=read_samples(stacks, output_dir, result.skipped, are_micrographs=is_micrographs),
+            was_complete=was_complete,
+        )
+        if not was_complete:
+            write_record(summary, context.command, started)
+            journal.complete([*(stack.name for stack in stacks), *table, RECORD_NAME])
+    return summary
+
+
+def denoise(
+    source: str | Path,
+    output_dir: str | Path,
+    options: DenoiseOptions,
+    context: JobContext = QUIET,
+    *,
+    way_back: str = "",
+    **given: Any,
+) -> Summary:
+    """Run `run_denoise`, which takes whatever else is given, and report on it in the folder and the log.
+
+    Parameters
+    ----------
+    way_back
+        How to return to the raw images in the host that the job runs in; for the report.
+    """
+    summary = run_denoise(source, output_dir, options, context, **given)
+    log = context.log
+    log(f"{summary.n_images} {summary.noun} in {summary.seconds['total']:.1f} s, {summary.speed}")
+    if summary.skipped:
+        log(f"{len(summary.skipped)} bad images went through unchanged: see {summary.record}")
+    for note in summary.remarks[:WARNINGS]:
+        log(f"warning: {note.stack}: {note.problem}")
+    if summary.remarks:
+        log(f"{len(summary.remarks)} conspicuous images: see {summary.record}")
+    paths = [summary.table] if summary.table else summary.stacks
+    for path in (*paths, summary.record):
+        log(f"wrote {path}")
+    if summary.table is not None and summary.table.suffix == ".cs":
+        log(f"wrote {summary.table.with_suffix('.csg')}, for cryoSPARC's job Import Result Group")
+    from ..report.pdf import report_run
+
+    # a run that was killed while it drew has all but this
+    if not summary.was_complete or not (summary.output_dir / PDF_NAME).exists():
+        for path in report_run(summary, context.command or "", way_back=way_back):
+            log(f"wrote {path}")
     return summary
 
 
@@ -251,98 +288,96 @@ def _check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], images:
             ) from error
 
 
-def _fingerprint(
-    images: ImageSet, model: LoadedModel, engine: Engine, options: DenoiseOptions
-) -> dict[str, Any]:
-    """Return all that the pixels of the result depend on."""
-    stacks = hashlib.sha256()
-    for path in images.stacks:
-        status = path.stat()
-        stacks.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+def _undertaking(
+    images: ImageSet, stacks: Sequence[StackPlan], model: LoadedModel, engine: Engine, options: DenoiseOptions
+) -> Undertaking:
+    """Return the files to make, each with all that its bytes depend on."""
     result_of = options.model_dump(mode="json", exclude={"model", "device", "skip_bad", "threads"})
-    return {
+    fingerprint = {
         "version": __version__,
-        "input": _sha256(*source_files(images)) if images.has_table else images.source.name,
-        "stacks": stacks.hexdigest(),
+        "input": [str(path.absolute()) for path in source_files(images)],
         "model": model.sha256,
         "device": engine.types,
         **result_of,
     }
+    others = [*_table_files(images)[1:], RECORD_NAME, PDF_NAME, PNG_NAME]
+    return Undertaking("denoise", fingerprint, _digests(images, stacks), others, [RANGES_FOLDER])
 
 
-def _sha256(*paths: Path) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _open_journal(
-    output_dir: Path,
-    fingerprint: dict[str, Any],
-    stack_names: Sequence[str],
-    *,
-    resume: bool,
-    overwrite: bool,
-    on_mismatch: OnMismatch,
-    log: Callable[[str], None],
-) -> Journal:
-    """Open the journal to go on with, or clear the way for a new run.
+def _digests(images: ImageSet, stacks: Sequence[StackPlan]) -> dict[str, str]:
+    """Return for each file to make a digest of what it is made of.
 
     Raises
     ------
-    OutputError
-        If the directory holds another run and none of the arguments says what to do with it.
+    InputError
+        If something of it is gone.
     """
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise writing_failed(output_dir, error) from error
-    path = output_dir / JOURNAL_NAME
-    if resume and path.exists():
-        if on_mismatch == "refuse" or Journal.matches(path, fingerprint):
-            log("an earlier run is there: going on with it")
-            return Journal.open(path, fingerprint, resume=True)
-        log("an earlier run is there with other input or options: starting anew")
-    elif not overwrite and not (resume and on_mismatch == "anew"):
-        occupants = [JOURNAL_NAME, *TABLE_NAMES, RECORD_NAME, *stack_names]
-        for name in occupants:
-            if (output_dir / name).exists():
-                raise OutputError(
-                    f"{output_dir} holds another run ({name}). Resume it (--resume), replace it "
-                    "(--overwrite), or choose another directory."
-                )
-    journal = Journal.open(path, fingerprint, resume=False)
-    # Otherwise an old table would name new images should this run be interrupted.
-    for name in [*TABLE_NAMES, RECORD_NAME, *stack_names]:
-        for old in (output_dir / name, part_path(output_dir / name)):
-            old.unlink(missing_ok=True)
-    return journal
+    digests = {}
+    for stack in stacks:
+        try:
+            status = stack.source.stat()
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror or error}.", path=stack.source) from error
+        digest = hashlib.sha256(
+            f"{stack.source.absolute()}\0{status.st_size} {status.st_mtime_ns}".encode(
+                errors="surrogateescape"
+            )
+        )
+        digest.update(f"\0{stack.shape} {stack.pixel_size_angstrom} {stack.protein_dark}\0".encode())
+        digest.update(stack.indices.astype("<i4").tobytes())
+        digests[stack.name] = digest.hexdigest()[:32]
+    for name in _table_files(images)[:1]:
+        # the names in it are those of the stacks, relative to the root
+        names = "\0".join([str(images.root.absolute()), *(stack.name for stack in stacks)])
+        digests[name] = sha256_of(*source_files(images), salt=names)
+    return digests
 
 
-def _check_free_space(
-    images: ImageSet,
-    stacks: Sequence[StackPlan],
-    output_dir: Path,
-    journal: Journal,
-    options: DenoiseOptions,
+def _refuse_changed_inputs(images: ImageSet, stacks: Sequence[StackPlan], undertaking: Undertaking) -> None:
+    """Raise when what was read is not what is there now: the results would belong to neither.
+
+    Raises
+    ------
+    InputError
+        Names the first such file.
+    """
+    now = _digests(images, stacks)
+    sources = {stack.name: stack.source for stack in stacks}
+    for name, digest in undertaking.parts.items():
+        if now[name] != digest:
+            raise InputError(
+                "the file was changed while it was in use.",
+                path=sources.get(name, images.source),
+                remedy="Run again with --resume, which does again what was made of it and keeps the rest.",
+            )
+
+
+def _table_files(images: ImageSet) -> list[str]:
+    """Return the names of the table, and of what goes with it."""
+    if not images.has_table:
+        return []
+    if isinstance(images, MicrographSet):
+        return [MICROGRAPH_TABLE_NAME]
+    return [CS_TABLE_NAME, CSG_NAME] if images.is_cs else [TABLE_NAME]
+
+
+def _check_room(
+    folder: JobFolder, images: ImageSet, stacks: Sequence[StackPlan], options: DenoiseOptions
 ) -> None:
     """Raise when the disk cannot hold what is still to be written."""
-    bytes_per_pixel = np.dtype(options.output_dtype).itemsize
-    tables = source_files(images) if images.has_table else []
-    needed = sum(path.stat().st_size for path in tables)
+    journal, bytes_per_pixel = folder.journal, np.dtype(options.output_dtype).itemsize
+    needed = sum(path.stat().st_size for path in source_files(images)) if images.has_table else 0
     for stack in stacks:
-        if stack.name not in journal.finished:
-            done = journal.states.get(stack.name, WriterState()).written
-            needed += (len(stack.indices) - done) * stack.shape[0] * stack.shape[1] * bytes_per_pixel
-    free = shutil.disk_usage(output_dir).free
-    if needed > free:
-        raise OutputError(
-            f"{output_dir}: the disk is too small: {needed} bytes are needed, {free} are free. Free some "
-            "space, choose another directory, or write float16 (half the size)."
-        )
+        done = n_safely_written(stack, folder.path, journal, options.output_dtype)
+        needed += (len(stack.indices) - done) * stack.shape[0] * stack.shape[1] * bytes_per_pixel
+    folder.check_room(needed, "write float16 (half the size)")
+
+
+def _recorded_choices(journal: Journal) -> Choices | None:
+    recorded = journal.extras.get(_CHOICES)
+    if recorded is None:
+        return None
+    return Choices(recorded["precision"], {(y, x): size for y, x, size in recorded["batch_sizes"]})
 
 
 def _choose(
@@ -356,19 +391,23 @@ def _choose(
     is_micrographs: bool,
 ) -> Choices:
     """Return precision and batch sizes: those that the journal holds, or new ones, which it then holds."""
-    recorded = journal.extras.get(_CHOICES)
-    if recorded is not None:
-        sizes = {(y, x): size for y, x, size in recorded["batch_sizes"]}
-        choices, reason = Choices(recorded["precision"], sizes), "as when the run began"
-    else:
-        shapes = list(dict.fromkeys(stack.shape for stack in stacks))
-        choices, reason = engine.choose(model, options, shapes, are_micrographs=is_micrographs)
+    choices, reason = _recorded_choices(journal), "as when the run began"
+    sizes = {} if choices is None else choices.batch_sizes
+    shapes = [shape for shape in dict.fromkeys(stack.shape for stack in stacks) if shape not in sizes]
+    if shapes:
+        if choices is None:
+            choices, reason = engine.choose(model, options, shapes, are_micrographs=is_micrographs)
+        else:  # the table has grown by images of another size
+            same = options.model_copy(update={"precision": choices.precision})
+            more, _ = engine.choose(model, same, shapes, are_micrographs=is_micrographs)
+            choices = Choices(choices.precision, {**sizes, **more.batch_sizes})
         sizes = choices.batch_sizes
         recorded = {
             "precision": choices.precision,
             "batch_sizes": [[y, x, size] for (y, x), size in sizes.items()],
         }
         journal.record(_CHOICES, WriterState(), recorded)
+    assert choices is not None  # there is a shape
     log(f"device {', '.join(engine.names)}, precision {choices.precision} ({reason})")
     if is_micrographs:
         tilings = {tiling(model, shape): size for shape, size in sizes.items()}
@@ -382,16 +421,13 @@ def _box(shape: tuple[int, int]) -> str:
     return f"{shape[1]}x{shape[0]}"
 
 
-def _write_table(images: ImageSet, stacks: Sequence[StackPlan], output_dir: Path) -> Path | None:
-    if not images.has_table:
-        return None
-    if isinstance(images, ParticleSet) and images.is_cs:
-        images.write_cs(output_dir / CS_TABLE_NAME, [stack.name for stack in stacks])
-        return output_dir / CS_TABLE_NAME
-    path = output_dir / (TABLE_NAME if isinstance(images, ParticleSet) else MICROGRAPH_TABLE_NAME)
-    images.write(
-        path,
-        written_image_names(images, stacks, output_dir),
-        absolute_originals=path_below(output_dir, images.root) is None,
-    )
-    return path
+def _write_table(images: ImageSet, stacks: Sequence[StackPlan], output_dir: Path) -> None:
+    for name in _table_files(images)[:1]:
+        if isinstance(images, ParticleSet) and images.is_cs:
+            images.write_cs(output_dir / name, [stack.name for stack in stacks])
+        else:
+            images.write(
+                output_dir / name,
+                written_image_names(images, stacks, output_dir),
+                absolute_originals=path_below(output_dir, images.root) is None,
+            )

@@ -8,30 +8,32 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 
 from ... import __version__
 from ..config.evaluate import EvaluateConfig
-from ..errors import Aborted, OutputError
 from ..evaluation.comparison import Result, Sources, compare
 from ..evaluation.model_section import model_figures
 from ..evaluation.picking import picking
 from ..evaluation.sections import against_clean, against_twin, sample_section
 from ..evaluation.tasks import Found, clustering, half_maps, pose_accuracy
 from ..inference.devices import available_threads
-from ..inference.summary import RECORD_NAME
-from ..io.files import writing_failed
-from ..io.journal import JOURNAL_NAME
+from ..inference.plan import source_files
+from ..io.files import sha256_of
+from ..io.journal import RANGES_FOLDER, RECORD_NAME, Undertaking
+from ..job_context import QUIET, JobContext
 from ..report import PDF_NAME
 from ..report.html import Section, write_bytes, write_html
 from ..report.pages import write_pages
 from ..report.pdf import TRUST
+from .folder import Earlier, JobFolder
 
 JSON_NAME, HTML_NAME, TABLE_NAME = "evaluation.json", "evaluation.html", "evaluation_images.csv"
 PNG_PREFIX = "evaluation_"
@@ -49,7 +51,7 @@ class Evaluation:
     files
         All that was written.
     sections
-        What the report shows.
+        What the report shows; none when nothing was left to do.
     """
 
     numbers: dict[str, Any]
@@ -83,14 +85,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def run_evaluate(
-    config: EvaluateConfig,
-    output_dir: Path,
-    *,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    log: Callable[[str], None] = lambda line: None,
-    command: str = "",
+    config: EvaluateConfig, output_dir: Path, context: JobContext = QUIET, *, earlier: Earlier = "refuse"
 ) -> Evaluation:
     """Compute all that applies and write it to `output_dir`; nothing is written before all is computed.
 
@@ -100,16 +95,10 @@ def run_evaluate(
         What is compared with what.
     output_dir
         Made if missing.
-    overwrite
-        Replace an earlier evaluation.
-    progress
-        Called with the numbers of images compared and in all.
-    should_stop
-        Asked once per batch of images and between the tasks.
-    log
-        Gets the lines that a user should read.
-    command
-        The command line, for the report.
+    context
+        Whom to ask and tell.
+    earlier
+        What to do with an earlier evaluation in the directory; see `jobs.folder`.
 
     Raises
     ------
@@ -120,38 +109,89 @@ def run_evaluate(
     OutputError
         If the directory is in use or cannot be written to.
     Aborted
-        If `should_stop` said so.
+        If `context.should_stop` said so.
     """
     started, begin = time.time(), time.monotonic()
-    _check_output(output_dir, overwrite=overwrite)
+    sources = Sources.open(config) if config.denoised else None
+    undertaking, inputs = plan_evaluation(config, sources)
+    with JobFolder(output_dir, undertaking, earlier, inputs=inputs, log=context.log) as folder:
+        if folder.journal.is_complete:
+            numbers = json.loads((output_dir / JSON_NAME).read_text(encoding="utf-8"))
+            return Evaluation(numbers, [output_dir / name for name in folder.journal.results or ()], [])
+        numbers, sections, result = _compute(config, sources, context)
+        facts = _facts(config, sources, context.command or "", started, time.monotonic() - begin)
+        record = {"facts": facts, "options": config.model_dump(mode="json"), **numbers}
+        files = _write(folder, facts, record, sections, sources, result)
+        folder.journal.complete([path.relative_to(output_dir).as_posix() for path in files])
+    return Evaluation(record, files, sections)
+
+
+def plan_evaluation(config: EvaluateConfig, sources: Sources | None) -> tuple[Undertaking, list[Path]]:
+    """Return what an evaluation is going to make, and the files that it reads."""
+    inputs = [path for path in paths_in(config) if path.is_file()]
+    if sources is not None:
+        for rows in (sources.denoised, sources.reference, sources.twin, sources.raw):
+            if rows is not None:
+                inputs += [*source_files(rows.table), *rows.table.stacks]
+    inputs = list(dict.fromkeys(inputs))
+    digest = hashlib.sha256()
+    for path in inputs:
+        status = path.stat()
+        text = f"{path.absolute()}\0{status.st_size} {status.st_mtime_ns}\n"
+        digest.update(text.encode(errors="surrogateescape"))
+    options = config.model_dump(mode="json", exclude={"device", "threads"})
+    fingerprint = {"version": __version__, "inputs": digest.hexdigest(), **options}
+    files = (JSON_NAME, HTML_NAME, TABLE_NAME, PDF_NAME)
+    return Undertaking("evaluate", fingerprint, {}, files, [RANGES_FOLDER]), inputs
+
+
+def paths_in(section: BaseModel) -> Iterator[Path]:
+    """Yield all paths of a configuration."""
+    for _, value in section:
+        if isinstance(value, Path):
+            yield value
+        elif isinstance(value, BaseModel):
+            yield from paths_in(value)
+
+
+def _compute(
+    config: EvaluateConfig, sources: Sources | None, context: JobContext
+) -> tuple[dict[str, Any], list[Section], Result | None]:
+    """Return the numbers, the sections of the report, and the comparison of the images."""
 
     def check() -> None:
-        if should_stop():
-            raise Aborted("Stopped. Nothing was written.")
+        context.stop_if_asked("Stopped. Nothing was written.")
 
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or available_threads())
     try:
-        sources = Sources.open(config) if config.denoised else None
         sections: list[Section] = []
         numbers: dict[str, Any] = {}
         result = None
         if sources is not None:
-            log(f"{len(sources.denoised)} {sources.denoised.kind}, {_box(sources)}")
-            result = compare(sources, config, progress=progress, should_stop=should_stop)
+            context.log(f"{len(sources.denoised)} {sources.denoised.kind}, {_box(sources)}")
+            result = compare(sources, config, progress=context.progress, should_stop=context.should_stop)
             numbers["frequency"] = result.frequency.tolist()
             sections.append(sample_section(sources))
         for name, work in _tasks(config, sources, result, check).items():
             check()
-            log(f"{name.replace('_', ' ')} …")
+            context.log(f"{name.replace('_', ' ')} …")
             numbers[name], section = work()
             sections.append(section)
         check()
     finally:
         torch.set_num_threads(threads)
-    facts = _facts(config, sources, command, started, time.monotonic() - begin)
-    record = {"facts": facts, "options": config.model_dump(mode="json"), **numbers}
-    return Evaluation(record, _write(output_dir, facts, record, sections, sources, result), sections)
+    return numbers, sections, result
+
+
+def evaluate(
+    config: EvaluateConfig, output_dir: Path, context: JobContext = QUIET, *, earlier: Earlier = "refuse"
+) -> Evaluation:
+    """Run `run_evaluate`, and tell of it in the log."""
+    evaluation = run_evaluate(config, output_dir, context, earlier=earlier)
+    for path in evaluation.files:
+        context.log(f"wrote {path}")
+    return evaluation
 
 
 def _tasks(
@@ -180,25 +220,6 @@ def _tasks(
         model = config.model
         tasks["model"] = lambda: model_figures(model, sources, config.noise_images, config.device, check)
     return tasks
-
-
-def _check_output(output_dir: Path, *, overwrite: bool) -> None:
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise writing_failed(output_dir, error) from error
-    for name in (RECORD_NAME, JOURNAL_NAME):
-        if (output_dir / name).exists():
-            raise OutputError(
-                f"{output_dir} holds another run ({name}), whose {PDF_NAME} would be lost. Choose another "
-                "directory."
-            )
-    for name in (JSON_NAME, HTML_NAME, PDF_NAME):
-        if (output_dir / name).exists() and not overwrite:
-            raise OutputError(
-                f"{output_dir} holds an earlier evaluation ({name}). Replace it (--overwrite), or choose "
-                "another directory."
-            )
 
 
 def _box(sources: Sources) -> str:
@@ -239,16 +260,12 @@ def _facts(
 def _provenance(path: Path) -> str:
     """Path of an input; of a table its hash, of a stack, which may be huge, its size."""
     if path.suffix.lower() in (".star", ".cs"):
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-        return f"{path}, SHA-256 {digest.hexdigest()}"
+        return f"{path}, SHA-256 {sha256_of(path)}"
     return f"{path}, {path.stat().st_size} bytes"
 
 
 def _write(
-    output_dir: Path,
+    folder: JobFolder,
     facts: dict[str, str],
     record: dict[str, Any],
     sections: list[Section],
@@ -256,20 +273,18 @@ def _write(
     result: Result | None,
 ) -> list[Path]:
     """Write all files; the JSON comes last, so that one that is there belongs to all the others."""
-    (output_dir / JSON_NAME).unlink(missing_ok=True)
-    for old in output_dir.glob(f"{PNG_PREFIX}*.png"):
-        old.unlink()
-    pictures = [picture for section in sections for picture in section.pictures]
-    files = [write_bytes(output_dir / f"{PNG_PREFIX}{picture.name}.png", picture.png) for picture in pictures]
-    table = output_dir / TABLE_NAME
-    table.unlink(missing_ok=True)
+    pictures = {
+        f"{PNG_PREFIX}{picture.name}.png": picture for section in sections for picture in section.pictures
+    }
+    folder.add_files(list(pictures))
+    files = [write_bytes(folder.path / name, picture.png) for name, picture in pictures.items()]
     if sources is not None and result is not None and (result.reference or result.twin):
-        files.append(write_bytes(table, _image_table(result, len(sources.denoised))))
+        files.append(write_bytes(folder.path / TABLE_NAME, _image_table(result, len(sources.denoised))))
     return [
         *files,
-        write_pages(output_dir / PDF_NAME, HEADLINE, TRUST, facts, sections),
-        write_html(output_dir / HTML_NAME, HEADLINE, TRUST, facts, sections),
-        write_bytes(output_dir / JSON_NAME, _json(record)),
+        write_pages(folder.path / PDF_NAME, HEADLINE, TRUST, facts, sections),
+        write_html(folder.path / HTML_NAME, HEADLINE, TRUST, facts, sections),
+        write_bytes(folder.path / JSON_NAME, _json(record)),
     ]
 
 

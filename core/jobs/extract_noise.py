@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
-import json
-import os
 import queue
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +17,7 @@ import torch
 
 from ... import __version__
 from ..config.extract_noise import ExtractNoiseOptions
-from ..errors import Aborted, ConfigurationError, InputError, OutputError
+from ..errors import Aborted, ConfigurationError, InputError, TooFewBlocks
 from ..inference.devices import (
     Precision,
     available_threads,
@@ -30,18 +26,22 @@ from ..inference.devices import (
     resolve_devices,
 )
 from ..inference.plan import output_names
-from ..inference.summary import RECORD_NAME
-from ..io.files import part_path, rename_complete, writing_failed
-from ..io.journal import JOURNAL_NAME, Journal
+from ..io.files import make_folder, sha256_of, write_json
+from ..io.journal import RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.mrc import WriterState
+from ..job_context import QUIET, JobContext
 from ..models import MODELS, SEGMENTERS
 from ..models.weights import LoadedModel, load_model
 from ..noise.finders import WindowFinder, make_finder, smallest_window_px
 from ..noise.micrograph import Draw, MicrographCounts, MicrographTask, extract_from, overlay_file, part_file
-from ..noise.output import LABELS_FOLDER, OVERLAYS_FOLDER, PARTS_FOLDER, STACK_NAME, TABLE_NAME, write_noise
+from ..noise.output import LABELS_FOLDER, PARTS_FOLDER, STACK_NAME, TABLE_NAME, write_noise
 from ..noise.summary import NoiseSummary, explain
+from ..report import PDF_NAME
+from .folder import Earlier, JobFolder
 
+# Micrographs that are named one by one.
+WARNINGS = 8
 WORKERS_PER_GPU = 2
 # The journal's entry for the number format; micrographs have numbers.
 _PRECISION = "precision"
@@ -142,21 +142,16 @@ class LocalSearcher:
         return finders * min(WORKERS_PER_GPU, -(-n_tasks // len(finders)))
 
 
-def extract_noise(
+def run_extract_noise(
     source: str | Path,
     output_dir: str | Path,
     options: ExtractNoiseOptions,
+    context: JobContext = QUIET,
     *,
     root: Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    start_anew_on_mismatch: bool = False,
+    earlier: Earlier = "refuse",
     draw: Draw | None = None,
     searcher: Searcher | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    log: Callable[[str], None] = lambda line: None,
-    command: str | None = None,
 ) -> NoiseSummary:
     """Cut blocks of pure noise out of micrographs.
 
@@ -172,30 +167,23 @@ def extract_noise(
         Made if missing.
     options
         What to do.
+    context
+        Whom to ask and tell.
     root
         Folder that the table's names are relative to; see `MicrographSet.read`.
-    resume, overwrite
-        What to do with an earlier run in the directory; without either, it is an error.
-    start_anew_on_mismatch
-        A run with other input or options that shall be resumed is replaced, instead of an error.
+    earlier
+        What to do with an earlier run in the directory; see `jobs.folder`.
     draw
         Writes the picture of a micrograph (`report.overlays.write_overlay`); None draws none.
     searcher
         Where to calculate; None: on `options.device`.
-    progress
-        Called with the numbers of micrographs done and in all.
-    should_stop
-        Asked once per micrograph.
-    log
-        Gets the lines that a user should read.
-    command
-        The command line, for the record.
 
     Raises
     ------
     InputError
-        If the input cannot be read, a micrograph is not usable and `options.skip_bad` is off, or fewer blocks
-        than `options.minimum_blocks` were found: the text says what excluded how many.
+        If the input cannot be read or was changed in the meantime, a micrograph is not usable and
+        `options.skip_bad` is off, or fewer blocks than `options.min_blocks` were found: the text says
+        what excluded how many.
     ConfigurationError
         If the window does not suit the micrographs, or a pixel size is needed and not known.
     OutputError
@@ -203,74 +191,143 @@ def extract_noise(
     ModelError, DeviceError
         If the options cannot be met.
     Aborted
-        If `should_stop` said so; the run can be resumed.
+        If `context.should_stop` said so; the run can be resumed.
     """
     begin, output_dir = time.monotonic(), Path(output_dir)
     model = load_noise_model(options)
     searcher = searcher or LocalSearcher(resolve_devices(options.device), options.threads)
     images = MicrographSet.read(source, root=root)
     tasks, too_small = plan_search(images, options)
-    log(
+    context.log(
         f"{len(images.stacks)} micrographs, windows of {tasks[0].window_px} px every {tasks[0].stride_px} px"
         f", model {model.name}, SHA-256 {model.sha256[:16]}…"
     )
-    with _open_journal(
-        output_dir,
-        _fingerprint(images, model, options, searcher),
-        resume=resume,
-        overwrite=overwrite,
-        start_anew_on_mismatch=start_anew_on_mismatch,
-        log=log,
-    ) as journal:
-        n_resumed = sum(str(task.index) in journal.finished for task in tasks)
-        precision = _precision(searcher, model, options, journal, log)
-        done = itertools.count(n_resumed + 1)
-
-        def take(task: MicrographTask, counts: MicrographCounts) -> None:
-            journal.record(str(task.index), WriterState(), asdict(counts))
-            journal.finish(str(task.index))
-            progress(next(done), len(tasks))
-
-        progress(n_resumed, len(tasks))
-        waiting = [task for task in tasks if str(task.index) not in journal.finished]
-        searcher.search(Search(waiting, model, precision, options, output_dir, draw), take, should_stop)
+    undertaking = _undertaking(images, tasks, model, options, searcher, drawn=draw is not None)
+    inputs = [images.source, *images.stacks]
+    with JobFolder(output_dir, undertaking, earlier, inputs=inputs, log=context.log) as folder:
+        journal, n_resumed, was_complete = folder.journal, len(tasks), folder.journal.is_complete
+        if not was_complete:
+            n_resumed = _search(folder, tasks, model, options, searcher, draw, context)
         counts = [
-            too_small.get(index) or MicrographCounts(**journal.extras[str(index)])
+            too_small.get(index) or MicrographCounts(**journal.extras[_part_name(index)])
             for index in range(len(images.stacks))
         ]
         n_blocks = sum(count.kept for count in counts)
-        if n_blocks < options.minimum_blocks:
-            raise InputError(
-                f"{n_blocks} blocks of noise found, {options.minimum_blocks} are needed. {explain(counts)}",
+        if n_blocks < options.min_blocks:
+            raise TooFewBlocks(
+                f"{n_blocks} blocks of noise found, {options.min_blocks} are needed. {explain(counts)}",
                 path=images.source,
                 remedy=_remedy(options),
             )
-        parts = [(task.index, part_file(output_dir, task.index)) for task in tasks if counts[task.index].kept]
-        stack, table = write_noise(
-            images,
-            output_dir,
-            parts,
-            n_blocks,
-            tasks[0].window_px,
-            options.method,
-            options.pixel_size_angstrom,
+        drawn = [task for task in tasks if draw and counts[task.index].kept]
+        summary = NoiseSummary(
+            stack=output_dir / STACK_NAME,
+            table=output_dir / TABLE_NAME,
+            record=output_dir / RECORD_NAME,
+            counts=counts,
+            n_blocks=n_blocks,
+            window_px=tasks[0].window_px,
+            overlays=[overlay_file(output_dir, task) for task in drawn],
+            n_resumed=n_resumed,
+            seconds=time.monotonic() - begin,
+            was_complete=was_complete,
         )
-    drawn = [task for task in tasks if draw and counts[task.index].kept]
-    summary = NoiseSummary(
-        stack=stack,
-        table=table,
-        record=output_dir / RECORD_NAME,
-        counts=counts,
-        n_blocks=n_blocks,
-        window_px=tasks[0].window_px,
-        overlays=[overlay_file(output_dir, task) for task in drawn],
-        n_resumed=n_resumed,
-        seconds=time.monotonic() - begin,
-    )
-    _write_record(summary, options, model, searcher, command)
-    shutil.rmtree(output_dir / PARTS_FOLDER, ignore_errors=True)
-    (output_dir / JOURNAL_NAME).unlink(missing_ok=True)
+        if not was_complete:
+            if _parts(images, tasks) != undertaking.parts:
+                raise InputError(
+                    "it, or a micrograph that it names, was changed while it was in use.",
+                    path=images.source,
+                    remedy="Run again with --resume, which searches again what was changed.",
+                )
+            parts = [
+                (task.index, part_file(output_dir, task.index)) for task in tasks if counts[task.index].kept
+            ]
+            write_noise(
+                images,
+                output_dir,
+                parts,
+                n_blocks,
+                tasks[0].window_px,
+                options.method,
+                options.pixel_size_angstrom,
+            )
+            _write_record(summary, options, model, searcher, context.command)
+            journal.complete([STACK_NAME, TABLE_NAME, RECORD_NAME])
+        # only now: until the journal says that all is done, they are needed
+        folder.remove(PARTS_FOLDER)
     return summary
+
+
+def extract_noise(
+    source: str | Path,
+    output_dir: str | Path,
+    options: ExtractNoiseOptions,
+    context: JobContext = QUIET,
+    **given: Any,
+) -> NoiseSummary:
+    """Run `run_extract_noise`, which takes whatever else is given, and report in the folder and the log."""
+    from ..report.noise import report_noise
+    from ..report.overlays import write_overlay
+
+    summary = run_extract_noise(source, output_dir, options, context, draw=write_overlay, **given)
+    log = context.log
+    log(f"{summary.n_blocks} blocks of {summary.window_px} px in {summary.seconds:.1f} s")
+    log(summary.explanation)
+    remarks = [count for count in summary.counts if count.remark]
+    for count in remarks[:WARNINGS]:
+        log(f"warning: {count.micrograph}: {count.remark}")
+    if len(remarks) > WARNINGS:
+        log(f"{len(remarks)} conspicuous micrographs: see {summary.record}")
+    for path in (summary.stack, summary.table, summary.record):
+        log(f"wrote {path}")
+    # a run that was killed while it drew has all but this
+    if not summary.was_complete or not (Path(output_dir) / PDF_NAME).exists():
+        log(f"wrote {report_noise(summary, context.command or '')}")
+    return summary
+
+
+def _search(
+    folder: JobFolder,
+    tasks: Sequence[MicrographTask],
+    model: LoadedModel,
+    options: ExtractNoiseOptions,
+    searcher: Searcher,
+    draw: Draw | None,
+    context: JobContext,
+) -> int:
+    """Search the micrographs that are missing, and return how many are not."""
+    journal, output_dir = folder.journal, folder.path
+    make_folder(output_dir / PARTS_FOLDER)
+    waiting = [task for task in tasks if not journal.is_finished(_part_name(task.index))]
+    n_resumed = len(tasks) - len(waiting)
+    if folder.goes_on:
+        context.log(f"{n_resumed} micrographs are done")
+    precision = _precision(searcher, model, options, journal, context.log)
+    done = itertools.count(n_resumed + 1)
+
+    def take(task: MicrographTask, counts: MicrographCounts) -> None:
+        key = _part_name(task.index)
+        made = [key, _label_name(task), _overlay_name(task)]
+        journal.record(key, WriterState(), asdict(counts))
+        journal.finish(key, [name for name in made if (output_dir / name).exists()])
+        context.progress(next(done), len(tasks))
+
+    context.progress(n_resumed, len(tasks))
+    search = Search(waiting, model, precision, options, output_dir, draw)
+    searcher.search(search, take, context.should_stop)
+    return n_resumed
+
+
+def _part_name(index: int) -> str:
+    return part_file(Path(), index).as_posix()
+
+
+def _label_name(task: MicrographTask) -> str:
+    return f"{LABELS_FOLDER}/{task.short_name}"
+
+
+def _overlay_name(task: MicrographTask) -> str:
+    return overlay_file(Path(), task).as_posix()
 
 
 def _remedy(options: ExtractNoiseOptions) -> str:
@@ -347,68 +404,54 @@ def plan_search(
     return tasks, too_small
 
 
-def _fingerprint(
+def _undertaking(
     images: MicrographSet,
+    tasks: Sequence[MicrographTask],
     model: LoadedModel,
     options: ExtractNoiseOptions,
     searcher: Searcher,
-) -> dict[str, Any]:
-    """All that the result depends on."""
-    files = hashlib.sha256()
-    for path in [images.source, *images.stacks]:
-        status = path.stat()
-        files.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    chosen = options.model_dump(mode="json", exclude={"model", "device", "threads", "minimum_blocks"})
-    return {
+    *,
+    drawn: bool,
+) -> Undertaking:
+    """The files to make, each with all that it depends on."""
+    chosen = options.model_dump(mode="json", exclude={"model", "device", "threads", "min_blocks"})
+    fingerprint = {
         "version": __version__,
-        "files": files.hexdigest(),
+        "input": str(images.source.absolute()),
         "model": model.sha256,
         "device": searcher.types,
         **chosen,
     }
+    files = [STACK_NAME, RECORD_NAME, PDF_NAME]
+    if options.method == "segmentation":
+        files += map(_label_name, tasks)
+    if drawn:
+        files += map(_overlay_name, tasks)
+    folders = [PARTS_FOLDER, RANGES_FOLDER]
+    return Undertaking("extract-noise", fingerprint, _parts(images, tasks), files, folders)
 
 
-@contextlib.contextmanager
-def _open_journal(
-    output_dir: Path,
-    fingerprint: dict[str, Any],
-    *,
-    resume: bool,
-    overwrite: bool,
-    start_anew_on_mismatch: bool,
-    log: Callable[[str], None],
-) -> Iterator[Journal]:
-    """The journal to go on with, or a new one in a cleared directory."""
-    path, parts = output_dir / JOURNAL_NAME, output_dir / PARTS_FOLDER
-    results = [output_dir / name for name in (STACK_NAME, TABLE_NAME, RECORD_NAME)]
-    goes_on = resume and path.exists()
-    if goes_on and start_anew_on_mismatch and not Journal.matches(path, fingerprint):
-        log("an earlier run is there with other input or options: starting anew")
-        goes_on, overwrite = False, True
-    if resume and not path.exists() and results[-1].exists() and not start_anew_on_mismatch:
-        raise OutputError(f"{output_dir} holds a run that is complete. Replace it with --overwrite.")
-    occupied = [old for old in (path, *results) if old.exists()]
-    if occupied and not goes_on and not overwrite and not start_anew_on_mismatch:
-        raise OutputError(
-            f"{output_dir} holds another run ({occupied[0].name}). Resume it (--resume), replace it "
-            "(--overwrite), or choose another directory."
-        )
-    try:
-        parts.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise writing_failed(output_dir, error) from error
-    with Journal.open(path, fingerprint, resume=goes_on) as journal:
-        if goes_on:
-            log(f"an earlier run is there: {len(journal.finished)} micrographs are done")
-        else:
-            for old in results:
-                old.unlink(missing_ok=True)
-                part_path(old).unlink(missing_ok=True)
-            for old in parts.iterdir():
-                old.unlink()
-            for folder in (LABELS_FOLDER, OVERLAYS_FOLDER):  # of micrographs that may no longer be there
-                shutil.rmtree(output_dir / folder, ignore_errors=True)
-        yield journal
+def _parts(images: MicrographSet, tasks: Sequence[MicrographTask]) -> dict[str, str]:
+    """What is made of each micrograph, and the table, with digests of what they are made of.
+
+    Raises
+    ------
+    InputError
+        If something of it is gone.
+    """
+    parts = {}
+    for task in tasks:
+        try:
+            status = task.path.stat()
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror or error}.", path=task.path) from error
+        made_of = f"{task}\0{task.path.absolute()}\0{status.st_size} {status.st_mtime_ns}"
+        digest = hashlib.sha256(made_of.encode(errors="surrogateescape"))
+        parts[_part_name(task.index)] = digest.hexdigest()[:32]
+    parts[TABLE_NAME] = sha256_of(
+        *([images.source] if images.has_table else []), salt=str(images.root.absolute())
+    )
+    return parts
 
 
 def _precision(
@@ -483,13 +526,4 @@ def _write_record(
         "seconds": round(summary.seconds, 2),
         "micrographs": [asdict(count) for count in summary.counts],
     }
-    part = part_path(summary.record)
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        rename_complete(part, summary.record)
-    except OSError as error:
-        raise writing_failed(summary.record, error) from error
+    write_json(summary.record, record)

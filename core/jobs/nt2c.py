@@ -7,46 +7,55 @@ References
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import __version__
+from ..config.extract_noise import ExtractNoiseOptions
 from ..config.nt2c import Nt2cConfig, SessionConfig
-from ..config.training import SimulationConfig
-from ..errors import Aborted, ConfigurationError, OutputError, StarError
+from ..config.training import SimulationConfig, TrainingConfig
+from ..errors import ConfigurationError, StarError
 from ..imaging.structure import read_structure
-from ..io.files import write_text
+from ..io.files import write_json, writing
+from ..io.journal import RECORD_NAME, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.star import read_tables
+from ..job_context import QUIET, JobContext
 from ..models.weights import load_model
 from ..noise.synthesis import load_noise_model
+from ..report import PDF_NAME
 from ..training import supervised, synthesis
 from ..training.data import find_structures
 from ..training.nt2c import coarse_config, fine_config, simulation_config, write_pairs
-from .extract_noise import extract_noise
+from .extract_noise import run_extract_noise
+from .folder import Earlier, JobFolder
 
-_RECORD = "nt2c.json"
+_CTF_NAME = "ctf.npy"
+# The file that each stage ends with.
+_STAGES = (_COARSE, _BLOCKS, _COMPARISON, _PAIRS, _FINE) = (
+    "coarse/weights.safetensors",
+    "blocks/noise.mrcs",
+    "synthesiser/comparison.png",
+    "pairs/noisy.mrcs",
+    "fine/weights.safetensors",
+)
+_CLEAN = "pairs/clean.mrcs"
+_FOLDERS = ("coarse", "blocks", "synthesiser", "pairs", "fine")
 # In radii of the structure: below it `imaging.simulate.make_projection_bank` takes larger pixels.
 _SMALLEST_BOX = 2.1
 _DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 
 
 def train(
-    config: Nt2cConfig,
-    output_dir: Path,
-    *,
-    resume: bool = False,
-    log: Callable[[str], None] = print,
-    should_stop: Callable[[], bool] = lambda: False,
+    config: Nt2cConfig, output_dir: Path, context: JobContext = QUIET, *, earlier: Earlier = "refuse"
 ) -> Path:
     """Run the chain and return the path of the fine denoiser's weights.
 
-    `output_dir` gets `nt2c.json` (the configuration), `ctf.npy` (the session's CTF parameters), and a folder
-    for each stage, each of which is skipped when what it ends with is there:
+    `output_dir` gets `ctf.npy` (the session's CTF parameters), `cryohush.json`, and a folder for each stage,
+    each of which is skipped when the journal says that it was done:
 
     - `coarse/weights.safetensors`: a denoiser trained on simulated particles with the session's parameters,
       unless the configuration names one;
@@ -62,85 +71,114 @@ def train(
     Raises
     ------
     OutputError
-        The directory holds a chain and `resume` is off, or one of another configuration.
+        The directory holds another run that shall not be gone on with or replaced, or one of another
+        configuration.
     InputError
         The table of micrographs cannot be used, or too few blocks of noise were found.
     CryohushError
-        As of `training.supervised.train`.
+        As in `training.supervised.train`.
     Aborted
-        `should_stop` said so; the chain can be resumed.
+        `context.should_stop` said so; the chain can be resumed.
     """
-    _open_record(config, output_dir, resume=resume)
-    session = config.session
-    ctf_path, pixel_size = output_dir / "ctf.npy", _pixel_size(session)
-    tables: tuple[Path, ...] = ()
-    if session.imaging.no_ctf_probability < 1:
-        np.save(ctf_path, session_ctf(session.micrographs, session.box_px, pixel_size))
-        tables = (ctf_path,)
+    fingerprint = {"version": __version__, "config": config.model_dump(mode="json")}
+    parts = dict.fromkeys(_STAGES, "")
+    undertaking = Undertaking("train", fingerprint, parts, [_CTF_NAME, RECORD_NAME, PDF_NAME], _FOLDERS)
+    inputs = [config.session.micrographs]
+    with JobFolder(output_dir, undertaking, earlier, inputs=inputs, log=context.log) as folder:
+        if not folder.journal.is_complete:
+            _Chain(config, folder, context).run()
+            record = {"version": __version__, "command": context.command, **fingerprint}
+            write_json(output_dir / RECORD_NAME, record)
+            folder.journal.complete([_FINE, RECORD_NAME])
+    return output_dir / _FINE
 
-    def stage(number: int, what: str, end: Path) -> bool:
-        if should_stop():
-            raise Aborted(f"stopped before stage {number}; run again with --resume to go on")
-        log(f"stage {number} of 5, {what}{': done before' if end.exists() else ''}")
-        return not end.exists()
 
-    simulation = simulation_config(session, tables, pixel_size)
-    _check_sizes(simulation)
-    projections = output_dir / "coarse/projections-train.safetensors"
-    if config.coarse_model is not None:
-        coarse, projections = config.coarse_model, output_dir / "pairs" / projections.name
-        log(f"stage 1 of 5, coarse denoiser: {coarse}")
-    else:
-        coarse = str(output_dir / "coarse/weights.safetensors")
-        if stage(1, "coarse denoiser", Path(coarse)) and config.coarse is not None:
-            run = coarse_config(config, simulation, config.coarse)
-            supervised.train(run, Path(coarse).parent, resume=True, log=log, should_stop=should_stop)
+class _Chain:
+    """The stages, each of which begins where the one before has ended."""
 
-    blocks = output_dir / "blocks/noise.mrcs"
-    options = config.extraction
-    if options.method == "similarity":
-        options = options.model_copy(update={"model": coarse})
-    if options.window_px is None and options.window_angstrom is None:
-        options = options.model_copy(update={"window_px": session.box_px})
-    if stage(2, "blocks of noise", blocks):
-        summary = extract_noise(
-            session.micrographs,
-            blocks.parent,
-            options,
-            resume=True,
-            start_anew_on_mismatch=True,
-            should_stop=should_stop,
-            log=log,
+    def __init__(self, config: Nt2cConfig, folder: JobFolder, context: JobContext) -> None:
+        self._config, self._folder, self._output_dir = config, folder, folder.path
+        # the progress of single stages would go up and down
+        self._context = replace(context, progress=QUIET.progress)
+
+    def run(self) -> None:
+        """Do what is missing."""
+        config, output_dir, context = self._config, self._output_dir, self._context
+        session = config.session
+        ctf_path, pixel_size = output_dir / _CTF_NAME, _pixel_size(session)
+        tables: tuple[Path, ...] = ()
+        if session.imaging.no_ctf_probability < 1:
+            with writing(ctf_path) as part, part.open("wb") as file:
+                np.save(file, session_ctf(session.micrographs, session.box_px, pixel_size))
+            tables = (ctf_path,)
+        simulation = simulation_config(session, tables, pixel_size)
+        _check_sizes(simulation)
+        projections = output_dir / "coarse/projections-train.safetensors"
+        if config.coarse_model is not None:
+            coarse, projections = config.coarse_model, output_dir / "pairs" / projections.name
+            context.log(f"stage 1 of 5, coarse denoiser: {coarse}")
+        else:
+            coarse = str(output_dir / _COARSE)
+            if self._is_to_do(1, "coarse denoiser") and config.coarse is not None:
+                self._train(coarse_config(config, simulation, config.coarse), Path(coarse))
+                self._finish(1)
+
+        blocks = output_dir / _BLOCKS
+        if self._is_to_do(2, "blocks of noise"):
+            options = self._extraction(coarse)
+            summary = run_extract_noise(session.micrographs, blocks.parent, options, context, earlier="anew")
+            context.log(f"{summary.n_blocks} blocks. {summary.explanation}")
+            self._finish(2)
+
+        folder = output_dir / "synthesiser"
+        kind = "gaussian_field" if config.synthesiser.kind == "gaussian" else "noise_generator"
+        if self._is_to_do(3, "model of the noise"):
+            synthesis.train(
+                config.synthesiser,
+                blocks,
+                session.box_px,
+                folder,
+                dark_protein=config.extraction.protein != "white",
+                resume=True,
+                log=context.log,
+                should_stop=context.should_stop,
+            )
+            self._finish(3)
+
+        noisy, clean = output_dir / _PAIRS, output_dir / _CLEAN
+        if self._is_to_do(4, "re-weighted pairs"):
+            noise = load_noise_model(folder / f"{kind}.safetensors")
+            write_pairs(config, simulation, noise, projections, noisy.parent, context.log)
+            self._finish(4, _CLEAN)
+
+        if self._is_to_do(5, "fine denoiser"):
+            self._train(fine_config(config, noisy, clean, load_model(coarse)), output_dir / _FINE)
+            self._finish(5)
+
+    def _is_to_do(self, number: int, what: str) -> bool:
+        done = self._folder.journal.is_finished(_STAGES[number - 1])
+        self._context.stop_if_asked(f"stopped before stage {number}; run again with --resume to go on")
+        self._context.log(f"stage {number} of 5, {what}{': done before' if done else ''}")
+        return not done
+
+    def _finish(self, number: int, *others: str) -> None:
+        end = _STAGES[number - 1]
+        self._folder.journal.finish(end, [end, *others])
+
+    def _train(self, config: TrainingConfig, weights: Path) -> None:
+        context = self._context
+        supervised.train(
+            config, weights.parent, resume=True, log=context.log, should_stop=context.should_stop
         )
-        log(f"{summary.n_blocks} blocks. {summary.explanation}")
 
-    folder = output_dir / "synthesiser"
-    model = folder / (
-        "gaussian_field.safetensors"
-        if config.synthesiser.kind == "gaussian"
-        else "noise_generator.safetensors"
-    )
-    if stage(3, "model of the noise", folder / "comparison.png"):
-        synthesis.train(
-            config.synthesiser,
-            blocks,
-            session.box_px,
-            folder,
-            dark_protein=options.protein != "white",
-            resume=True,
-            log=log,
-            should_stop=should_stop,
-        )
-
-    noisy, clean = output_dir / "pairs/noisy.mrcs", output_dir / "pairs/clean.mrcs"
-    if stage(4, "re-weighted pairs", noisy):
-        write_pairs(config, simulation, load_noise_model(model), projections, noisy.parent, log)
-
-    fine = output_dir / "fine/weights.safetensors"
-    if stage(5, "fine denoiser", fine):
-        run = fine_config(config, noisy, clean, load_model(coarse))
-        supervised.train(run, fine.parent, resume=True, log=log, should_stop=should_stop)
-    return fine
+    def _extraction(self, coarse: str) -> ExtractNoiseOptions:
+        """How blocks are extracted: by the coarse denoiser and in boxes of the particles, if left open."""
+        options = self._config.extraction
+        if options.method == "similarity":
+            options = options.model_copy(update={"model": coarse})
+        if options.window_px is None and options.window_angstrom is None:
+            options = options.model_copy(update={"window_px": self._config.session.box_px})
+        return options
 
 
 def session_ctf(micrographs: Path, box_px: int, pixel_size_angstrom: float) -> NDArray[np.float32]:
@@ -212,18 +250,3 @@ def _check_sizes(simulation: SimulationConfig) -> None:
                     f"session.box_px: {structure.name} is {2 * structure.radius_angstrom:.0f} Å across, the "
                     f"box {side_angstrom:.0f} Å. Give a larger box, or take {path} away."
                 )
-
-
-def _open_record(config: Nt2cConfig, output_dir: Path, *, resume: bool) -> None:
-    path = output_dir / _RECORD
-    text = json.dumps({"version": __version__, "config": config.model_dump(mode="json")}, indent=2)
-    if path.exists():
-        if not resume:
-            raise OutputError(
-                f"{output_dir} holds another chain. Go on with it (--resume), or choose another directory."
-            )
-        if path.read_text(encoding="utf-8") != text:
-            raise OutputError(f"{path} belongs to another configuration: choose another --output.")
-        return
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)

@@ -100,7 +100,7 @@ class SegmentationFinder:
 
         def run(tiles: Tensor) -> Tensor:
             logits = run_network(self._network, tiles[:, None], DTYPES[self._precision])
-            labels = torch.stack([labels_of_logits(one, self._options.least_background) for one in logits])
+            labels = torch.stack([labels_of_logits(one, self._options.min_background) for one in logits])
             # tiles have one channel: the doubt goes with the label
             return labels + _SURE * (logits.softmax(1)[:, BACKGROUND] > SURELY_BACKGROUND).float()
 
@@ -134,7 +134,7 @@ class SegmentationFinder:
             "contamination": int(contamination.sum()),
             "particle": int((particle & ~contamination).sum()),
         }
-        if self._options.least_p_value > 0:
+        if self._options.min_noise_probability > 0:
             rows, columns = (
                 torch.arange(number, device=self.device) * stride_px // factor for number in free.shape
             )
@@ -147,7 +147,7 @@ class SegmentationFinder:
                 -(-window_px // factor) + 1,
                 image_generator(self._options.seed, 0, "surrogates"),
             )
-            like_noise = probability >= self._options.least_p_value
+            like_noise = probability >= self._options.min_noise_probability
             excluded["noise"] = int((free & ~like_noise).sum())
             free &= like_noise
         return Windows(
@@ -235,7 +235,7 @@ def make_finder(
     if options.method == "segmentation":
         return SegmentationFinder(model, device, precision, options)
     check = None
-    if options.least_p_value > 0:
+    if options.min_noise_probability > 0:
         network = load_model("segmentation", SEGMENTERS)
         check = SegmentationFinder(network, device, precision, options)
     return SimilarityFinder(model, device, precision, options, check)

@@ -53,7 +53,7 @@ class MicrographCounts:
     rejected
         How many of the others exceed each limit; a block may exceed several.
     kept, beyond_cap
-        Blocks written, and good ones that `most_per_micrograph` left out.
+        Blocks written, and good ones that `max_per_micrograph` left out.
     best_similarity
         The similarity method's best, be it above the threshold or not.
     remark
@@ -181,12 +181,12 @@ def _look_at(image: Tensor) -> tuple[str | None, str | None]:
 
 
 def _limits(options: ExtractNoiseOptions) -> BlockLimits:
-    return BlockLimits(**{name: getattr(options, f"largest_{name}") for name in _LIMITS})
+    return BlockLimits(**{name: getattr(options, f"max_{name}") for name in _LIMITS})
 
 
 def _chosen(good: Tensor, options: ExtractNoiseOptions, index: int) -> Tensor:
     """`(n,)` the good ones, or as many of them as are allowed, drawn at random."""
-    most = options.most_per_micrograph
+    most = options.max_per_micrograph
     if most is None or int(good.sum()) <= most:
         return good
     places = good.nonzero()[:, 0]

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import mrcfile
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import __version__
 from ..errors import OutputError
 from ..inference.plan import path_below
-from ..io.files import writing
+from ..io.files import make_folder, writing
 from ..io.micrographs import MicrographSet
-from ..io.mrc import StackWriter
+from ..io.mrc import StackWriter, write_mrc
 from ..io.star import write_tables
 
 STACK_NAME, TABLE_NAME = "noise.mrcs", "noise.star"
@@ -77,10 +76,8 @@ def write_labels(path: Path, labels: NDArray[np.uint8], pixel_size_angstrom: flo
     OutputError
         If it cannot be written.
     """
-    with writing(path, labels.nbytes) as part:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with mrcfile.new(part, labels.astype(np.int8), overwrite=True) as file:
-            file.voxel_size = pixel_size_angstrom
+    make_folder(path.parent)
+    write_mrc(path, labels.astype(np.int8), pixel_size_angstrom)
 
 
 def write_noise(

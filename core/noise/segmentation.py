@@ -69,15 +69,15 @@ def expand_labels(labels: Tensor, factor: int, shape: tuple[int, int]) -> Tensor
     return whole[: shape[0], : shape[1]]
 
 
-def labels_of_logits(logits: Tensor, least_background: float = 0.5) -> Tensor:
+def labels_of_logits(logits: Tensor, min_background: float = 0.5) -> Tensor:
     """`(y, x)` uint8 labels of `(3, y, x)` logits.
 
-    A pixel is background if that has a probability of more than `least_background`; otherwise it is whichever
+    A pixel is background if that has a probability of more than `min_background`; otherwise it is whichever
     of the two others is more probable.
     """
     probability = logits.softmax(0)
     labels = torch.where(probability[CONTAMINATION] > probability[PARTICLE], CONTAMINATION, PARTICLE)
-    labels[probability[BACKGROUND] > least_background] = BACKGROUND
+    labels[probability[BACKGROUND] > min_background] = BACKGROUND
     return labels.to(torch.uint8)
 
 

@@ -28,6 +28,8 @@ class NoiseSummary:
         Micrographs that an earlier run had done.
     seconds
         The whole run.
+    was_complete
+        Whether nothing was left to do, and nothing was written.
     """
 
     stack: Path
@@ -39,6 +41,7 @@ class NoiseSummary:
     overlays: list[Path]
     n_resumed: int
     seconds: float
+    was_complete: bool = False
 
     @property
     def key_figures(self) -> dict[str, str]:
@@ -74,12 +77,12 @@ def explain(counts: Sequence[MicrographCounts]) -> str:
         "contamination": "touch contamination",
         "particle": "touch particles",
         "similarity": "are not alike all over (similarity_threshold)",
-        "noise": "have more energy than noise (least_p_value)",
-        "check": "are alike, but touch something or have more energy than noise (least_p_value)",
+        "noise": "have more energy than noise (min_noise_probability)",
+        "check": "are alike, but touch something or have more energy than noise (min_noise_probability)",
     }
     parts = [f"{number} {meaning[reason]}" for reason, number in excluded.items() if number]
-    parts += [f"{number} exceed largest_{name}" for name, number in rejected.items() if number]
-    parts += [f"{sum(c.beyond_cap for c in counts)} are beyond most_per_micrograph"] * any(
+    parts += [f"{number} exceed max_{name}" for name, number in rejected.items() if number]
+    parts += [f"{sum(c.beyond_cap for c in counts)} are beyond max_per_micrograph"] * any(
         c.beyond_cap for c in counts
     )
     text = f"Of {total} windows {', '.join(parts) or 'none was excluded'}."

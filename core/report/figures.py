@@ -12,15 +12,16 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from ..metrics.fourier import radial_power_spectrum, ring_frequencies
+from .text import fit, label
+from .verdict import Filtered
 
 RAW_COLOUR, DENOISED_COLOUR, RESIDUAL_COLOUR = "0.55", "#1b4f9c", "#c8641b"
-ROWS = ("raw", "denoised", "residual\n(raw − denoised)")
-
-TITLE_LENGTH = 22
-
 # The darkest and the brightest half per cent are clipped: one hot pixel must not turn a row grey.
 CLIPPED_PERCENTILES = (0.5, 99.5)
+# Of one panel: the middle nine tenths of its grey values, and as much again on either side.
+MIDDLE_PERCENTILES, HEADROOM = (5.0, 50.0, 95.0), 2.0
 BAR_LENGTHS = tuple(step * 10**power for power in range(4) for step in (1, 2, 5))
+LABEL_SIZE, TITLE_SIZE = 8.0, 7.0
 
 
 def grey_range(images: NDArray[np.float32]) -> tuple[float, float]:
@@ -29,14 +30,62 @@ def grey_range(images: NDArray[np.float32]) -> tuple[float, float]:
     return float(low), float(high) if high > low else float(low) + 1.0
 
 
+def contrast(image: NDArray[np.float32]) -> tuple[float, float]:
+    """Darkest and brightest grey value that is shown of one image `(y, x)`.
+
+    They lie twice as far from the median as the 5th and the 95th percentile do, within the image's values:
+    white noise is shown to 3.3 standard deviations, and an ice crystal that covers less than a twentieth of
+    a micrograph changes nothing.
+    """
+    low, middle, high = np.percentile(image, MIDDLE_PERCENTILES)
+    low = max(middle - HEADROOM * (middle - low), float(image.min()))
+    high = min(middle + HEADROOM * (high - middle), float(image.max()))
+    return float(low), float(high) if high > low else float(low) + 1.0
+
+
 def bar_length(box: float) -> int:
     """Round length of a scale bar, at most 40 % of the box side and in the same unit."""
     return max((length for length in BAR_LENGTHS if length <= 0.4 * box), default=1)
 
 
-def shorten(title: str) -> str:
-    """Keep both ends of a title that is too long for its column: number and name of the stack."""
-    return title if len(title) <= TITLE_LENGTH else f"{title[:7]}…{title[8 - TITLE_LENGTH :]}"
+class Row(NamedTuple):
+    """Images `(n, y, x)` that are shown side by side, from black to white.
+
+    Attributes
+    ----------
+    limits
+        Darkest and brightest grey value: one pair for all of them, or a list of one for each.
+    """
+
+    label: str
+    images: NDArray[np.float32]
+    limits: tuple[float, float] | list[tuple[float, float]]
+
+
+def comparison_rows(
+    raw: NDArray[np.float32], denoised: NDArray[np.float32], filtered: Filtered | None
+) -> dict[str, Row]:
+    """Return what a montage shows of images `(n, y, x)`: `raw`, `low-pass`, `denoised` and `residual`.
+
+    Each image has its own contrast, but for the residual: it is shown on the scale of the raw image, moved to
+    its own median, so that the two can be compared by eye.
+
+    Parameters
+    ----------
+    filtered
+        The raw images after the plain filter; None where there is none.
+    """
+    residual = raw - denoised
+    spans = [contrast(image) for image in raw]
+    rows = {"raw": Row("raw", raw, spans)}
+    if filtered is not None:
+        text = f"raw, plain\nlow-pass {filtered.name}"
+        rows["low-pass"] = Row(text, filtered.images, [contrast(image) for image in filtered.images])
+    rows["denoised"] = Row("denoised", denoised, [contrast(image) for image in denoised])
+    middles = [float(np.median(image)) for image in residual]
+    halves = [(high - low) / 2 for low, high in spans]
+    shown = [(middle - half, middle + half) for middle, half in zip(middles, halves, strict=True)]
+    return {**rows, "residual": Row("residual\n(raw − denoised)", residual, shown)}
 
 
 def draw_montage(
@@ -46,39 +95,57 @@ def draw_montage(
     *,
     titles: Sequence[str],
     pixel_size_angstrom: float | None,
+    filtered: Filtered | None = None,
 ) -> None:
-    """Draw a column per image, a row each for the raw image, the denoised one and their difference.
-
-    The raw row has one grey scale for all its images and the residual row has the same one, so that the two
-    can be compared by eye. The denoised row, whose contrast is far lower, has its own.
+    """Draw a column per image with the rows of `comparison_rows`, and its title above each.
 
     Parameters
     ----------
     raw, denoised
-        `(n, y, x)`, the same particles or parts of micrographs.
+        `(n, y, x)`, the same particles.
     titles
         One per image.
     pixel_size_angstrom
         For the scale bar, which is in pixels when this is None.
+    filtered
+        The raw images after the plain filter.
     """
-    residual = raw - denoised
-    raw_range = grey_range(raw)
-    # The difference has lost the raw background level: its scale has the raw width, centred on its own mean.
-    half_width, centre = (raw_range[1] - raw_range[0]) / 2, float(residual.mean())
-    ranges = (raw_range, grey_range(denoised), (centre - half_width, centre + half_width))
-    rows = [
-        Row(label, images, limits)
-        for label, images, limits in zip(ROWS, (raw, denoised, residual), ranges, strict=True)
-    ]
+    rows = list(comparison_rows(raw, denoised, filtered).values())
     draw_rows(figure, rows, titles=titles, pixel_size_angstrom=pixel_size_angstrom)
 
 
-class Row(NamedTuple):
-    """Images `(n, y, x)` that are shown side by side on one grey scale, from black to white."""
+def draw_side_by_side(
+    figure: Figure | SubFigure,
+    rows: Sequence[Row],
+    number: int,
+    *,
+    columns: int,
+    pixel_size_angstrom: float | None,
+) -> None:
+    """Draw one image of each of the rows of `comparison_rows` side by side, with what it is above each."""
+    lines = -(-len(rows) // columns)
+    axes = figure.subplots(lines, columns, squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.1})
+    for panel in axes.ravel():
+        panel.set_axis_off()
+    for panel, row in zip(axes.ravel(), rows, strict=False):
+        panel.set_axis_on()
+        _show(panel, row.images[number], limits_of(row, number))
+        panel.set_title(row.label.replace("\n", " "), fontsize=LABEL_SIZE, pad=3)
+    _draw_scale_bar(axes[-1, 0], rows[0].images.shape[-1], pixel_size_angstrom)
 
-    label: str
-    images: NDArray[np.float32]
-    limits: tuple[float, float]
+
+def limits_of(row: Row, number: int) -> tuple[float, float]:
+    """Darkest and brightest grey value of one of the images."""
+    return row.limits[number] if isinstance(row.limits, list) else row.limits
+
+
+def _show(panel: Axes, image: NDArray[np.float32], limits: tuple[float, float]) -> None:
+    # the first row on top, as RELION displays it
+    panel.imshow(image, cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="antialiased")
+    panel.set_xticks([])
+    panel.set_yticks([])
+    for spine in panel.spines.values():
+        spine.set_visible(False)
 
 
 def draw_rows(
@@ -105,18 +172,24 @@ def draw_rows(
     )
     for number, row in enumerate(rows):
         for column, image in enumerate(row.images):
-            panel = axes[number, column]
-            # the first row on top, as RELION displays it
-            low, high = row.limits
-            panel.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-            panel.set_xticks([])
-            panel.set_yticks([])
-            for spine in panel.spines.values():
-                spine.set_visible(False)
-        axes[number, 0].set_ylabel(row.label, fontsize=8)
+            _show(axes[number, column], image, limits_of(row, column))
+        axes[number, 0].set_ylabel(row.label, fontsize=LABEL_SIZE)
+    room = _inches(figure) * axes[0, 0].get_position().width * 0.96
     for column, title in enumerate(titles):
-        axes[0, column].set_title(shorten(title), fontsize=7, pad=3)
+        axes[0, column].set_title(column_title(title, room), fontsize=TITLE_SIZE, pad=3, linespacing=1.1)
     _draw_scale_bar(axes[-1, 0], rows[0].images.shape[-1], pixel_size_angstrom)
+
+
+def column_title(title: str, room: float) -> str:
+    """Return a title of at most `room` inches; of `54@stack.mrcs` the number goes below the name."""
+    number, at, name = title.partition("@")
+    lines = [name, f"no. {number}"] if at and number.isdigit() else [title]
+    return "\n".join(label(fit(line, TITLE_SIZE, room)) for line in lines)
+
+
+def _inches(figure: Figure | SubFigure) -> float:
+    """Width of a figure or of a part of one."""
+    return float(figure.bbox.width / figure.dpi)
 
 
 def draw_spectra(

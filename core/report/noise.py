@@ -2,68 +2,119 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import SubFigure
 from matplotlib.image import imread
 
 from ..io.mrc import StackReader
 from ..noise.summary import NoiseSummary
 from . import PDF_NAME
-from .figures import grey_range
-from .pdf import FIRST_FACT, LINE_HEIGHT, PAGE_WIDTH, draw_text, fact_lines, save
+from .figures import contrast
+from .paper import TEXT_WIDTH, Paper
+from .text import fit
 
-# Overlays and blocks that are shown, evenly spread.
-OVERLAYS, BLOCKS = 6, 12
-OVERLAYS_HEIGHT, BLOCKS_HEIGHT = 5.4, 2.9
+# Overlays and blocks that are shown, evenly spread, and how many side by side.
+OVERLAYS, OVERLAYS_IN_ROW, BLOCKS, BLOCKS_IN_ROW = 6, 2, 12, 6
 LOOK = (
     "Look at the overlays before you use the blocks: green frames are blocks that were taken, orange ones "
     "were rejected by their statistics; red is contamination and blue are particles, where a network "
     "labelled them."
 )
+NOTHING = (
+    "No block was taken. In the pictures red is contamination, blue are particles, and orange frames are "
+    "windows that were rejected by their statistics: a smaller window fits between what is in the way."
+)
 
 
-def report_noise(summary: NoiseSummary, command: str) -> Path:
+def report_noise(summary: NoiseSummary, command: str, warnings: Sequence[str] = ()) -> Path:
     """Write `logfile.pdf` beside the blocks, replacing that of an earlier run, and return its path.
+
+    Parameters
+    ----------
+    warnings
+        What the user was warned of, a line each.
 
     Raises
     ------
     OutputError
         When it cannot be written.
     """
-    facts = {
-        **summary.key_figures,
-        "conspicuous": str(sum(count.remark is not None for count in summary.counts)),
-        "command": command,
-    }
-    lines = fact_lines(facts)
-    heights = (FIRST_FACT + LINE_HEIGHT * (len(lines) + 1), OVERLAYS_HEIGHT, BLOCKS_HEIGHT)
-    page = Figure(figsize=(PAGE_WIDTH, sum(heights)))
-    text, overlays, blocks = page.subfigures(3, 1, squeeze=False, height_ratios=heights)[:, 0]
-    draw_text(text, heights[0], f"{summary.n_blocks} blocks of noise", lines, LOOK)
-    _draw_overlays(overlays, summary.overlays)
-    _draw_blocks(blocks, summary)
-    return save(page, summary.record.parent / PDF_NAME, format="pdf", dpi=150)
+    kept = [count.kept for count in summary.counts]
+    verdict = (
+        f"{summary.n_blocks} blocks of {summary.window_px} x {summary.window_px} px out of "
+        f"{sum(map(bool, kept))} of {len(kept)} micrographs. {summary.explanation}"
+    )
+    paper = Paper(f"{summary.n_blocks} blocks of noise")
+    paper.note(verdict, "good")
+    for warning in warnings:
+        paper.note(warning, "bad")
+    paper.note(LOOK)
+    _add_overlays(paper, summary.overlays)
+    if summary.n_blocks:
+        paper.heading("Some of the blocks")
+        _add_blocks(paper, summary)
+    paper.heading("How it was made")
+    paper.facts({**summary.key_figures, "command": command})
+    return paper.write(summary.record.parent / PDF_NAME)
 
 
-def _draw_overlays(figure: SubFigure, paths: list[Path]) -> None:
-    chosen = np.unique(np.linspace(0, len(paths) - 1, min(OVERLAYS, len(paths))).astype(int))
-    axes = figure.subplots(2, OVERLAYS // 2, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.12}).flat
-    for panel in axes:
-        panel.axis("off")
-    for panel, number in zip(axes, chosen, strict=False):
-        panel.imshow(imread(paths[number]))
-        panel.set_title(paths[number].stem[-30:], fontsize=6, pad=2)
+def report_failed_noise(directory: Path, problem: str, overlays: Sequence[Path], command: str) -> Path:
+    """Write `logfile.pdf` of a search that found nothing: why, and what was in the way, in pictures.
+
+    Parameters
+    ----------
+    problem
+        What went wrong, as the user was told.
+    overlays
+        The pictures that the search has left.
+
+    Raises
+    ------
+    OutputError
+        When it cannot be written.
+    """
+    paper = Paper("No blocks of noise")
+    paper.note(problem, "bad")
+    if overlays:
+        paper.note(NOTHING)
+    _add_overlays(paper, overlays)
+    paper.heading("How it was made")
+    facts: Mapping[str, str] = {"command": command}
+    paper.facts(facts)
+    return paper.write(directory / PDF_NAME)
 
 
-def _draw_blocks(figure: SubFigure, summary: NoiseSummary) -> None:
+def _add_overlays(paper: Paper, paths: Sequence[Path]) -> None:
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(OVERLAYS, len(paths))).astype(int)).tolist()
+    pictures = [(paths[number], imread(paths[number])) for number in chosen]
+    side = TEXT_WIDTH / OVERLAYS_IN_ROW - 0.08
+    for first in range(0, len(pictures), OVERLAYS_IN_ROW):
+        row = pictures[first : first + OVERLAYS_IN_ROW]
+        tall = max(side * picture.shape[0] / picture.shape[1] for _, picture in row)
+        part = paper.picture(tall + 0.25)
+        for number, (path, picture) in enumerate(row):
+            left = number * (side + 0.16) / TEXT_WIDTH
+            panel = part.add_axes((left, 0.0, side / TEXT_WIDTH, tall / (tall + 0.25)))
+            panel.imshow(picture)
+            panel.set_axis_off()
+            part.text(left, 1.0, fit(path.stem, 7.0, side), fontsize=7, va="top", parse_math=False)
+
+
+def _add_blocks(paper: Paper, summary: NoiseSummary) -> None:
     chosen = np.unique(np.linspace(0, summary.n_blocks - 1, BLOCKS).astype(int))
     with StackReader(summary.stack) as reader:
         images = reader.read(chosen)
-    axes = figure.subplots(2, BLOCKS // 2, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05}).flat
+    lines = -(-len(images) // BLOCKS_IN_ROW)
+    part: SubFigure = paper.picture(lines * TEXT_WIDTH / BLOCKS_IN_ROW)
+    axes = part.subplots(
+        lines, BLOCKS_IN_ROW, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05}
+    ).ravel()
+    part.subplots_adjust(0.0, 0.0, 1.0, 1.0)
     for panel in axes:
-        panel.axis("off")
+        panel.set_axis_off()
     for panel, image in zip(axes, images, strict=False):
-        low, high = grey_range(image)
+        low, high = contrast(image)
         panel.imshow(image, cmap="gray", vmin=low, vmax=high)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from ..io.files import writing
+from ..io.files import make_folder, writing
 from ..noise.segmentation import CONTAMINATION, PARTICLE
 from .figures import grey_range
 
@@ -82,6 +82,6 @@ def write_overlay(
     OutputError
         If the file cannot be written.
     """
+    make_folder(path.parent)
     with writing(path) as part:
-        path.parent.mkdir(parents=True, exist_ok=True)
         imsave(part, draw_overlay(image, labels, taken, rejected, window_px), format="png")

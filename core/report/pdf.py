@@ -1,36 +1,42 @@
-"""The page that a user opens first: `logfile.pdf`, and its pictures alone as `montage.png`."""
+"""What a user opens first: `logfile.pdf`, its pictures alone as `montage.png`, and `view.html`."""
 
 from __future__ import annotations
 
-import textwrap
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..io.files import writing
-from . import PDF_NAME, PNG_NAME
-from .figures import draw_montage, draw_spectra
+from . import PDF_NAME, PNG_NAME, VIEWER_NAME
+from .figures import comparison_rows, draw_montage, draw_side_by_side, draw_spectra
+from .html import write_bytes
+from .paper import SMALL, TEXT_WIDTH, Paper
+from .text import fit
+from .verdict import Filtered, like_low_pass
+from .viewer import write_viewer
 
 if TYPE_CHECKING:
     from ..inference.summary import Summary
 
-# A4 is 8.27 x 11.69 inches: the page gets longer only when there is much to say in text.
-PAGE_WIDTH, SPECTRA_HEIGHT = 8.27, 3.9
-PICTURES_HEIGHT = {"particles": 4.0, "micrographs": 7.3}
-LINE_HEIGHT, FIRST_FACT = 0.2, 2.15
-WARNING_LINE, FACT_LINE = 108, 92
-# Pictures side by side, and the width of one in the PNG, inches.
-COLUMNS = {"particles": 6, "micrographs": 3}
+Kind = Literal["particles", "micrographs"]
+
+# Images that are shown: particles side by side, micrographs one after the other.
+SHOWN = {"particles": 6, "micrographs": 3}
+# Width of an image in the PNG, inches, and the room for labels left and above of the images.
 PICTURE_WIDTH = {"particles": 1.3, "micrographs": 4.0}
+LABEL_ROOM, TITLE_ROOM = 0.75, 0.36
+SPECTRA_HEIGHT = 2.6
+# Images with something to be said of them that are named one by one.
+NAMED = 30
 
 TRUST = (
-    "Look at, pick, sort and classify denoised particles. Refine, reconstruct, compute the FSC and deposit "
-    "with the raw images: a denoiser adds what it has learnt, the same to both half sets, so a resolution "
-    "measured on denoised images is no evidence."
+    "Look at, pick and sort denoised images by eye. Classify, refine, reconstruct, compute the FSC and "
+    "deposit with the raw ones: a denoiser adds what it has learnt, the same to both half sets, so a "
+    "resolution measured on denoised images is no evidence."
 )
 
 
@@ -44,9 +50,11 @@ def write_report(
     headline: str,
     facts: Mapping[str, str],
     way_back: str = "",
-    kind: Literal["particles", "micrographs"] = "particles",
-) -> tuple[Path, Path]:
-    """Write `logfile.pdf` and `montage.png`, replacing those of an earlier run.
+    kind: Kind = "particles",
+    remarks: Sequence[str] = (),
+    trust: NDArray[np.float32] | None = None,
+) -> tuple[Path, Path, Path]:
+    """Write `logfile.pdf`, `montage.png` and `view.html`, replacing those of an earlier run.
 
     Parameters
     ----------
@@ -56,7 +64,7 @@ def write_report(
         `(n, y, x)`, the same images; none at all if none was denoised. The spectra are means over all, the
         montage shows a few, evenly spread.
     titles
-        One per image.
+        One per image: `number@stack` of a particle, the name of a micrograph.
     pixel_size_angstrom
         None when it is not known: scale bar and frequencies are then in pixels.
     headline
@@ -67,54 +75,81 @@ def write_report(
         How to return to the raw images in the host that the job ran in.
     kind
         What the images are: of micrographs fewer are shown, larger.
+    remarks
+        What is to be said of single images, a line each.
+    trust
+        `(n, y, x)` from 0 to 1, how far each pixel can be trusted; for the viewer.
 
     Returns
     -------
     tuple of Path
-        The PDF and the PNG.
+        The PDF, the PNG and the viewer.
 
     Raises
     ------
     OutputError
         When a file cannot be written.
     """
-    lines = fact_lines(facts)
-    heights = (FIRST_FACT + LINE_HEIGHT * (len(lines) + 1), PICTURES_HEIGHT[kind], SPECTRA_HEIGHT)
-    page = Figure(figsize=(PAGE_WIDTH, sum(heights)))
-    text, pictures, spectra = page.subfigures(3, 1, squeeze=False, height_ratios=heights)[:, 0]
-    draw_text(text, heights[0], headline, lines, " ".join(filter(None, (TRUST, way_back))))
-    shown = np.unique(np.linspace(0, len(raw) - 1, COLUMNS[kind]).astype(int)) if len(raw) else np.arange(0)
-    width = PICTURE_WIDTH[kind] * max(len(shown), 1) + 0.6
-    height = 3 * PICTURE_WIDTH[kind] + 0.2
-    # the scale bar hangs below the last picture
-    below = 0.23 + 0.07 * PICTURE_WIDTH[kind]
-    montage = Figure(figsize=(width, height + below))
-    montage.subplots_adjust(0.5 / width, below / (height + below), 0.995, 1 - 0.22 / (height + below))
-    pictures.subplots_adjust(0.12, 0.07, 0.95, 0.95)
-    for figure in (montage, pictures):
-        if not len(shown):
-            figure.text(0.5, 0.5, f"none of the {kind} was denoised", ha="center", fontsize=8)
-            continue
-        draw_montage(
-            figure,
-            raw[shown],
-            denoised[shown],
-            titles=[titles[number] for number in shown.tolist()],
-            pixel_size_angstrom=pixel_size_angstrom,
-        )
+    filtered = like_low_pass(raw, denoised, pixel_size_angstrom)
+    shown = np.unique(np.linspace(0, len(raw) - 1, SHOWN[kind]).astype(int)) if len(raw) else np.arange(0)
+    low_pass = None if filtered is None else filtered.of(shown)
+    parts = (raw[shown], denoised[shown], low_pass, [titles[number] for number in shown.tolist()])
+    paper = Paper(headline)
+    if filtered is not None:
+        paper.note(filtered.verdict, "good")
+    if remarks:
+        paper.note(f"{len(remarks)} images need a look: they are listed at the end.", "bad")
+    paper.note(" ".join(filter(None, (TRUST, way_back))))
+    if not len(raw):
+        paper.paragraph(f"None of the {kind} was denoised.")
+    elif kind == "particles":
+        _add_montage(paper, *parts, pixel_size_angstrom)
+    else:
+        _add_micrographs(paper, *parts, pixel_size_angstrom)
     if len(raw):
-        axes = spectra.add_axes((0.12, 0.2, 0.8, 0.6))
-        axes.set_title(f"Power by resolution, mean of {len(raw)} {kind}", fontsize=9, pad=8)
+        paper.heading(f"Power by resolution, mean of {len(raw)} {kind}", above=SPECTRA_HEIGHT)
+        part = paper.picture(SPECTRA_HEIGHT)
+        axes = part.add_axes((0.09, 0.16, 0.89, 0.7))
         draw_spectra(axes, raw, denoised, pixel_size_angstrom=pixel_size_angstrom)
+    paper.heading("How it was made")
+    paper.facts(facts)
+    if remarks:
+        paper.heading("Images that need a look")
+        for line in remarks[:NAMED]:
+            paper.paragraph(line, SMALL)
+        if len(remarks) > NAMED:
+            paper.paragraph(f"… and {len(remarks) - NAMED} more: cryohush.json names them all.", SMALL)
     return (
-        save(page, directory / PDF_NAME, format="pdf"),
-        save(montage, directory / PNG_NAME, format="png", dpi=150),
+        paper.write(directory / PDF_NAME),
+        save(_montage(*parts, pixel_size_angstrom, kind), directory / PNG_NAME, format="png", dpi=150),
+        write_viewer(
+            directory / VIEWER_NAME,
+            raw,
+            denoised,
+            titles=titles,
+            pixel_size_angstrom=pixel_size_angstrom,
+            headline=headline,
+            note=" ".join(filter(None, (filtered.verdict if filtered else "", TRUST, way_back))),
+            filtered=filtered,
+            trust=trust,
+        ),
     )
 
 
-def report_run(summary: Summary, command: str, *, way_back: str = "") -> tuple[Path, Path]:
-    """Report a denoising run in its output directory; the rest as `write_report`."""
+def report_run(
+    summary: Summary, command: str, *, way_back: str = "", warnings: Sequence[str] = ()
+) -> tuple[Path, Path, Path]:
+    """Report a denoising run in its output directory; the rest as `write_report`.
+
+    Parameters
+    ----------
+    warnings
+        What the user was warned of, besides what the summary has to say of single images.
+    """
     samples = summary.samples
+    notes = [("unchanged", note) for note in summary.skipped] + [
+        ("denoised", note) for note in summary.remarks
+    ]
     return write_report(
         summary.output_dir,
         samples.raw,
@@ -122,59 +157,83 @@ def report_run(summary: Summary, command: str, *, way_back: str = "") -> tuple[P
         titles=samples.titles,
         pixel_size_angstrom=samples.pixel_size_angstrom,
         headline=f"{summary.n_rows} denoised {summary.kind}",
-        facts={**summary.facts(), **model_facts(summary.model.card), "command": command},
+        facts={**summary.facts(), "command": command},
         way_back=way_back,
         kind=summary.kind,
+        remarks=[*warnings, *(f"{note.image}@{note.stack}, {what}: {note.problem}" for what, note in notes)],
     )
 
 
-def model_facts(card: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a model's card says of the model and of what was measured with it, as far as it does."""
-    return {name: in_words(card[name]) for name in ("description", "measured") if card.get(name)}
-
-
-def in_words(value: Any) -> str:
-    """Return a value of a model card, as read from YAML or JSON, as running text."""
-    if isinstance(value, Mapping):
-        return "; ".join(f"{str(name).replace('_', ' ')}: {in_words(entry)}" for name, entry in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(in_words, value))
-    return "" if value is None else " ".join(str(value).split())
-
-
-def fact_lines(facts: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the lines of the two columns; a value that is too long goes on below, without the name."""
-    return [
-        (name if number == 0 else "", line)
-        for name, value in facts.items()
-        for number, line in enumerate(textwrap.wrap(value, FACT_LINE, break_on_hyphens=False) or [""])
-    ]
-
-
-def draw_text(
-    figure: Figure | SubFigure,
-    height_inches: float,
-    headline: str,
-    lines: Sequence[tuple[str, str]],
-    warning: str,
+def _add_montage(
+    paper: Paper,
+    raw: NDArray[np.float32],
+    denoised: NDArray[np.float32],
+    filtered: Filtered | None,
+    titles: Sequence[str],
+    pixel_size_angstrom: float | None,
 ) -> None:
-    """Draw the headline, the warning in a box, then the facts in two columns."""
-
-    def write(x: float, inches_from_top: float, text: str, **style: Any) -> None:
-        figure.text(x, 1 - inches_from_top / height_inches, text, va="top", **style)
-
-    write(0.08, 0.45, headline, fontsize=14, weight="bold")
-    write(
-        0.09,
-        0.95,
-        textwrap.fill(warning, WARNING_LINE),
-        fontsize=8.5,
-        linespacing=1.4,
-        bbox={"facecolor": "#fdf1dc", "edgecolor": "#d9a441", "boxstyle": "round,pad=0.6"},
+    """Put the columns of some particles on the page, all of them as wide as the text."""
+    n_rows = 3 if filtered is None else 4
+    side = (TEXT_WIDTH - LABEL_ROOM) / SHOWN["particles"]
+    height = n_rows * side * raw.shape[1] / raw.shape[2] + TITLE_ROOM + 0.2
+    part = paper.picture(height)
+    right = (LABEL_ROOM + side * len(raw)) / TEXT_WIDTH
+    part.subplots_adjust(LABEL_ROOM / TEXT_WIDTH, 0.2 / height, right, 1 - TITLE_ROOM / height)
+    draw_montage(
+        part, raw, denoised, titles=titles, pixel_size_angstrom=pixel_size_angstrom, filtered=filtered
     )
-    for number, (name, line) in enumerate(lines):
-        write(0.08, FIRST_FACT + LINE_HEIGHT * number, name, fontsize=8, color="0.35")
-        write(0.25, FIRST_FACT + LINE_HEIGHT * number, line, fontsize=8)
+
+
+def _add_micrographs(
+    paper: Paper,
+    raw: NDArray[np.float32],
+    denoised: NDArray[np.float32],
+    filtered: Filtered | None,
+    titles: Sequence[str],
+    pixel_size_angstrom: float | None,
+) -> None:
+    """Put some micrographs on pages: two images in a row, so that particles can be seen."""
+    rows = list(comparison_rows(raw, denoised, filtered).values())
+    for number, title in enumerate(titles):
+        height = min(TEXT_WIDTH * raw.shape[1] / raw.shape[2] * -(-len(rows) // 2) / 2 + 0.6, 8.6)
+        paper.heading(title, 10.0, height)
+        part = paper.picture(height)
+        part.subplots_adjust(0.0, 0.04, 1.0, 0.95)
+        draw_side_by_side(part, rows, number, columns=2, pixel_size_angstrom=pixel_size_angstrom)
+
+
+def _montage(
+    raw: NDArray[np.float32],
+    denoised: NDArray[np.float32],
+    filtered: Filtered | None,
+    titles: Sequence[str],
+    pixel_size_angstrom: float | None,
+    kind: Kind,
+) -> Figure:
+    """Return the picture alone: particles in columns, the images of a micrograph side by side."""
+    if not len(raw):
+        figure = Figure(figsize=(4.0, 1.0))
+        figure.text(0.5, 0.5, f"none of the {kind} was denoised", ha="center", fontsize=8)
+        return figure
+    side, n_rows = PICTURE_WIDTH[kind], 3 if filtered is None else 4
+    tall = side * raw.shape[1] / raw.shape[2]
+    if kind == "particles":
+        width, height = side * len(raw) + LABEL_ROOM, n_rows * tall + TITLE_ROOM + 0.2
+        figure = Figure(figsize=(width, height))
+        figure.subplots_adjust(LABEL_ROOM / width, 0.2 / height, 0.995, 1 - TITLE_ROOM / height)
+        draw_montage(
+            figure, raw, denoised, titles=titles, pixel_size_angstrom=pixel_size_angstrom, filtered=filtered
+        )
+        return figure
+    rows = list(comparison_rows(raw, denoised, filtered).values())
+    figure = Figure(figsize=(side * n_rows, (tall + 0.75) * len(raw)))
+    room = tall + 0.75
+    for number, part in enumerate(figure.subfigures(len(raw), 1, squeeze=False)[:, 0]):
+        part.subplots_adjust(0.005, 0.35 / room, 0.995, 1 - 0.4 / room)
+        draw_side_by_side(part, rows, number, columns=n_rows, pixel_size_angstrom=pixel_size_angstrom)
+        title = fit(titles[number], 9.0, side * n_rows * 0.98)
+        part.text(0.005, 1 - 0.05 / room, title, fontsize=9, va="top", parse_math=False)
+    return figure
 
 
 def save(figure: Figure, path: Path, **options: Any) -> Path:
@@ -185,6 +244,6 @@ def save(figure: Figure, path: Path, **options: Any) -> Path:
     OutputError
         When it cannot be written.
     """
-    with writing(path) as part:
-        figure.savefig(part, **options)
-    return path
+    buffer = io.BytesIO()
+    figure.savefig(buffer, **options)
+    return write_bytes(path, buffer.getvalue())

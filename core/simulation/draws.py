@@ -145,7 +145,7 @@ def _poses(config: ParticlesConfig, generator: torch.Generator) -> Poses:
     n = config.n_images
     if config.poses is None:
         return uniform_poses(
-            n, generator, symmetry=config.symmetry, largest_shift_angstrom=config.largest_shift_angstrom
+            n, generator, symmetry=config.symmetry, max_shift_angstrom=config.max_shift_angstrom
         )
     poses = poses_of(ParticleSet.read(config.poses))
     if len(poses) < n:

@@ -248,7 +248,7 @@ def _draw_particles(
     kinds = torch.multinomial(shares, wanted, replacement=True, generator=generator) if wanted else shares[:0]
     radii = np.array([species[int(kind)].radius_px for kind in kinds])
     centres, placed = place_particles(
-        radii, ((-rim, y - 1 + rim), (-rim, x - 1 + rim)), settings.minimum_distance, generator
+        radii, ((-rim, y - 1 + rim), (-rim, x - 1 + rim)), settings.min_distance, generator
     )
     n = len(placed)
     rot, psi = (uniform(n, (-180.0, 180.0), generator) for _ in range(2))

@@ -16,21 +16,17 @@ Names in the tables are relative to the folder. `micrographs.star` comes last: w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import mrcfile
 import numpy as np
-from numpy.typing import NDArray
 
-from ..config.micrographs import MicrographsConfig
-from ..errors import Aborted, ConfigurationError, OutputError
-from ..io.files import writing, writing_failed
+from ..config.micrographs import MicrographSettings
+from ..io.mrc import write_mrc
 from ..io.star import write_tables
-from .micrograph import SimulatedMicrograph, Species, simulate_micrograph
+from .micrograph import SimulatedMicrograph
 
-TABLE_NAME = "micrographs.star"
+TABLE_NAME, COORDINATES_TABLE_NAME = "micrographs.star", "coordinates.star"
 _OPTICS_LABELS = (
     "rlnOpticsGroupName",
     "rlnOpticsGroup",
@@ -60,73 +56,44 @@ _COORDINATE_LABELS = (
 )
 
 
-def simulate_micrographs(
-    config: MicrographsConfig,
-    output_dir: Path,
-    *,
-    log: Callable[[str], None] = print,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Path:
-    """Write a set of micrographs with their truth, and return the path of its table.
+def stem_of(index: int) -> str:
+    """The name of a micrograph, by its 0-based number, without folder and suffix."""
+    return f"mic_{index + 1:05d}"
 
-    Every micrograph depends on the seed and its number alone.
+
+def file_names(index: int) -> list[str]:
+    """The files of a micrograph below the folder, itself first."""
+    stem = stem_of(index)
+    images = [f"{name}/{stem}.mrc" for name in ("micrographs", "clean", "labels")]
+    return [*images, f"coordinates/{stem}_manualpick.star"]
+
+
+def write_set_tables(
+    folder: Path, settings: MicrographSettings, defocus: Sequence[tuple[float, float, float]]
+) -> None:
+    """Write the tables of a set whose micrographs have this defocus (u, v in Å, angle in degrees).
 
     Raises
     ------
-    ConfigurationError
-        A particle is larger than the micrographs.
-    InputError
-        A structure cannot be read.
     OutputError
-        The folder holds a set already, or cannot be written.
-    Aborted
-        `should_stop` said so.
+        If one cannot be written.
     """
-    table = output_dir / TABLE_NAME
-    if table.exists():
-        raise OutputError(f"{table}: is there already. Choose another output directory.")
-    settings = config.settings
-    species = []
-    for entry in config.species:
-        kind = Species.from_structure(
-            entry.structure, settings.pixel_size_angstrom, entry.share, assembly=entry.assembly
-        )
-        if kind.projector.box_px > min(settings.shape_px):
-            raise ConfigurationError(
-                f"settings.shape_px: {kind.name} needs {kind.projector.box_px} px, more than the "
-                f"{min(settings.shape_px)} px of the micrographs."
-            )
-        log(f"{kind.name}: {2 * kind.radius_px * settings.pixel_size_angstrom:.0f} Å")
-        species.append(kind)
-    try:
-        for name in ("micrographs", "clean", "labels", "coordinates"):
-            (output_dir / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise writing_failed(output_dir, error) from error
-    rows: list[tuple[str | float | int, ...]] = []
-    n_particles = 0
-    for index in range(config.micrographs):
-        if should_stop():
-            raise Aborted(f"Stopped after {index} of {config.micrographs} micrographs.")
-        simulated = simulate_micrograph(species, settings, config.seed, index)
-        stem = f"mic_{index + 1:05d}"
-        _write(output_dir, stem, simulated, settings.pixel_size_angstrom)
-        n_particles += len(simulated.particles)
-        rows.append((f"micrographs/{stem}.mrc", 1, *_defocus(simulated)))
-        progress(index + 1, config.micrographs)
-    pairs = [(row[0], f"coordinates/{Path(str(row[0])).stem}_manualpick.star") for row in rows]
+    names = [file_names(index) for index in range(len(defocus))]
+    pairs = [(of_one[0], of_one[-1]) for of_one in names]
     labels = ("rlnMicrographName", "rlnMicrographCoordinates")
-    write_tables(output_dir / "coordinates.star", [("coordinate_files", labels, pairs)])
+    write_tables(folder / COORDINATES_TABLE_NAME, [("coordinate_files", labels, pairs)])
     pixel_size = settings.pixel_size_angstrom
     microscope = (settings.voltage_kv, settings.cs_mm, settings.amplitude_contrast)
     optics = [("opticsGroup1", 1, pixel_size, pixel_size, *microscope)]
-    write_tables(table, [("optics", _OPTICS_LABELS, optics), ("micrographs", _MICROGRAPH_LABELS, rows)])
-    log(f"{config.micrographs} micrographs with {n_particles} particles")
-    return table
+    rows = [(of_one[0], 1, *values) for of_one, values in zip(names, defocus, strict=True)]
+    write_tables(
+        folder / TABLE_NAME,
+        [("optics", _OPTICS_LABELS, optics), ("micrographs", _MICROGRAPH_LABELS, rows)],
+    )
 
 
-def _defocus(simulated: SimulatedMicrograph) -> tuple[float, float, float]:
+def defocus_of(simulated: SimulatedMicrograph) -> tuple[float, float, float]:
+    """Defocus u and v in Å, and the angle of the astigmatism in degrees."""
     optics = simulated.optics
     return (
         float(optics.defocus_u_angstrom),
@@ -135,9 +102,19 @@ def _defocus(simulated: SimulatedMicrograph) -> tuple[float, float, float]:
     )
 
 
-def _write(folder: Path, stem: str, simulated: SimulatedMicrograph, pixel_size_angstrom: float) -> None:
+def write_micrograph(
+    folder: Path, index: int, simulated: SimulatedMicrograph, pixel_size_angstrom: float
+) -> None:
+    """Write the files of a micrograph; their folders must be there.
+
+    Raises
+    ------
+    OutputError
+        If one cannot be written.
+    """
+    stem = stem_of(index)
     particles = simulated.particles[~simulated.particles.hidden]
-    u, v, angle = _defocus(simulated)
+    u, v, angle = defocus_of(simulated)
     rows = [
         (x, y, int(kind) + 1, *euler, u + offset, v + offset, angle)
         for x, y, kind, euler, offset in zip(
@@ -155,9 +132,4 @@ def _write(folder: Path, stem: str, simulated: SimulatedMicrograph, pixel_size_a
         ("clean", -simulated.clean.numpy()),
         ("micrographs", -simulated.image.numpy()),
     ):
-        _write_mrc(folder / name / f"{stem}.mrc", values, pixel_size_angstrom)
-
-
-def _write_mrc(path: Path, values: NDArray[Any], pixel_size_angstrom: float) -> None:
-    with writing(path, values.nbytes) as part, mrcfile.new(part, values, overwrite=True) as file:
-        file.voxel_size = pixel_size_angstrom
+        write_mrc(folder / name / f"{stem}.mrc", values, pixel_size_angstrom)

@@ -16,7 +16,7 @@ _TRIES = 200
 def place_particles(
     radii: NDArray[np.float64],
     limits: tuple[tuple[float, float], tuple[float, float]],
-    minimum_distance: float,
+    min_distance: float,
     generator: torch.Generator,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Put discs one by one at uniformly random places, each time where no earlier one is too close [1]_.
@@ -27,7 +27,7 @@ def place_particles(
         `(n,)`, in the order of placement.
     limits
         `((y_low, y_high), (x_low, x_high))` of the centres, in the unit of the radii.
-    minimum_distance
+    min_distance
         Between the centres of two discs, in sums of their radii; 0 lets them fall anywhere.
     generator
         Source of all randomness.
@@ -45,7 +45,7 @@ def place_particles(
        cover at most 54.7 % of the plane.
     """
     low, high = np.array(limits, dtype=np.float64).T
-    reach = max(2 * minimum_distance * float(radii.max(initial=0.0)), 1e-9)
+    reach = max(2 * min_distance * float(radii.max(initial=0.0)), 1e-9)
     # no disc reaches further than the eight cells about its own
     cells: defaultdict[tuple[int, int], list[tuple[float, float, float]]] = defaultdict(list)
     centres, placed = [], []
@@ -56,10 +56,10 @@ def place_particles(
             about = ((row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1))
             neighbours = (other for cell in about for other in cells.get(cell, ()))
             if all(
-                math.hypot(y - v, x - u) >= minimum_distance * (radius + other_radius)
+                math.hypot(y - v, x - u) >= min_distance * (radius + other_radius)
                 for v, u, other_radius in neighbours
             ):
-                if minimum_distance > 0:
+                if min_distance > 0:
                     cells[row, column].append((y, x, radius))
                 centres.append((y, x))
                 placed.append(index)

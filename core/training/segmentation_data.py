@@ -200,7 +200,7 @@ def _simulate(
             "pixel_size_angstrom": pixel_size_angstrom,
             "discs_per_square_micrometre": density,
             "disc_radius_angstrom": radius,
-            "minimum_distance": uniform(1, config.minimum_distance, generator).item(),
+            "min_distance": uniform(1, config.min_distance, generator).item(),
         }
     )
     simulated = simulate_micrograph([species], settings, seed, index)

@@ -96,6 +96,7 @@ def drive(arguments: argparse.Namespace) -> None:
     from cryohush.core.batch.workers import open_pool
     from cryohush.core.config.batch import EngineConfig
     from cryohush.core.config.denoise import DenoiseOptions
+    from cryohush.core.job_context import JobContext
     from cryohush.core.jobs.denoise import run_denoise
 
     (workers,) = arguments.workers
@@ -109,8 +110,8 @@ def drive(arguments: argparse.Namespace) -> None:
             arguments.drive,
             target,
             DenoiseOptions(precision="fp32"),
+            JobContext(lambda done, total: times.append((time.monotonic(), done))),
             engine=pool,
-            progress=lambda done, total: times.append((time.monotonic(), done)),
         )
     shutil.rmtree(target)
     (begin, first), (end, last) = times[min(workers, len(times) - 2)], times[-1]

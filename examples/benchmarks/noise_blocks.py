@@ -41,7 +41,9 @@ from cryohush.core.io.coordinates import find_coordinates, read_coordinates
 from cryohush.core.io.micrographs import MicrographSet
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.io.star import read_tables, unquote
-from cryohush.core.jobs.extract_noise import extract_noise
+from cryohush.core.job_context import JobContext
+from cryohush.core.jobs.extract_noise import run_extract_noise
+from cryohush.core.jobs.simulate import simulate_micrographs
 from cryohush.core.noise.patches import count_in_windows
 from cryohush.core.noise.segmentation import (
     CONTAMINATION,
@@ -51,22 +53,25 @@ from cryohush.core.noise.segmentation import (
     labels_of_picks,
 )
 from cryohush.core.report.overlays import write_overlay
-from cryohush.core.simulation.micrograph_set import simulate_micrographs
 
 HELD_OUT = ("1bxn", "2cg9", "4zxb", "6cvm", "6xlu", "pdb7pbl")
 # With even odds the label map is the most probable one, of which the intersection over union is usual.
 METHODS: dict[str, dict[str, Any]] = {
     "segmentation": {"method": "segmentation"},
-    "segmentation alone": {"method": "segmentation", "least_p_value": 0},
-    "segmentation at even odds": {"method": "segmentation", "least_background": 0.5},
+    "segmentation alone": {"method": "segmentation", "min_noise_probability": 0},
+    "segmentation at even odds": {"method": "segmentation", "min_background": 0.5},
     "segmentation alone at even odds": {
         "method": "segmentation",
-        "least_background": 0.5,
-        "least_p_value": 0,
+        "min_background": 0.5,
+        "min_noise_probability": 0,
     },
     "similarity": {"method": "similarity"},
-    "similarity at even odds": {"method": "similarity", "least_background": 0.5},
-    "similarity as published": {"method": "similarity", "least_p_value": 0, "coarse_pixel_angstrom": 0},
+    "similarity at even odds": {"method": "similarity", "min_background": 0.5},
+    "similarity as published": {
+        "method": "similarity",
+        "min_noise_probability": 0,
+        "coarse_pixel_angstrom": 0,
+    },
 }
 LARGE_PX, REPEATS = 4096, 2
 BIN_ANGSTROM, BLUR_ANGSTROM, LEVEL_ANGSTROM = 12.0, 24.0, 600.0
@@ -200,10 +205,12 @@ def draw_truth(truth: Truth, folder: Path) -> None:
 def measure(truth: Truth, method: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run one method over a set and compare it with the truth."""
     options = options_of(
-        method, arguments, window_px=arguments.window_px, stride_px=arguments.stride_px, minimum_blocks=1
+        method, arguments, window_px=arguments.window_px, stride_px=arguments.stride_px, min_blocks=1
     )
     try:
-        summary = extract_noise(truth.table, folder, options, overwrite=True, draw=write_overlay, log=print)
+        summary = run_extract_noise(
+            truth.table, folder, options, JobContext(log=print), earlier="replace", draw=write_overlay
+        )
     except InputError as error:
         print(error)
         return {"blocks": 0, "explanation": str(error)}
@@ -261,7 +268,7 @@ def seconds(truth: Truth, method: str, arguments: argparse.Namespace) -> float:
     for _ in range(REPEATS):
         begin = time.process_time()
         with contextlib.suppress(InputError):  # whether it finds a block or not
-            extract_noise(path, arguments.output / "large", options, overwrite=True)
+            run_extract_noise(path, arguments.output / "large", options, earlier="replace")
         taken.append(time.process_time() - begin)
     return min(taken)
 

@@ -37,6 +37,6 @@ def settings(structure: Path, **changes: Any) -> dict[str, Any]:
         "box_px": BOX,
         "pixel_size_angstrom": PIXEL_SIZE_ANGSTROM,
         "snr": 0.5,
-        "largest_shift_angstrom": 12.0,
+        "max_shift_angstrom": 12.0,
         **changes,
     }

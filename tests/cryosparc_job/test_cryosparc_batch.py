@@ -365,7 +365,7 @@ def other_jobs(store: Store, weights: Path) -> list[dict[str, Any]]:
             "options": {
                 "method": "similarity",
                 "similarity_threshold": -1,
-                "least_p_value": 0,
+                "min_noise_probability": 0,
                 "model": str(weights),
                 "window_px": 64,
                 "precision": "fp32",

@@ -42,7 +42,7 @@ def command(double: Double5, signed_in: Path) -> Run:
 def similarity(weights: Path) -> list[str]:
     """Words of an extraction that takes any window of white noise."""
     words = ["--method", "similarity", "--similarity-threshold", "-1", "--model", str(weights)]
-    words += ["--least-p-value", "0"]
+    words += ["--min-noise-probability", "0"]
     return [*words, "--window-px", "64", "--device", "cpu", "--threads", "1", "--precision", "fp32"]
 
 

@@ -18,7 +18,7 @@ import pytest
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.models import MODELS
 from cryohush.core.models.weights import save_model
-from cryohush.relion_external.job import ABORT_NOW, EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
+from cryohush.relion_external.markers import ABORT_NOW, EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
 from cryohush.relion_external.project import OUTPUT_NODES
 
 MARKERS = {EXIT_SUCCESS, EXIT_FAILURE, EXIT_ABORTED}
@@ -88,8 +88,8 @@ def run_until(project: Path, model: Path, stop: str) -> subprocess.CompletedProc
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from cryohush.relion_external.denoise import denoise\n"
-        "from cryohush.relion_external.job import run_as_external_job\n"
+        "from cryohush.relion_external.commands import denoise\n"
+        "from cryohush.relion_external.markers import run_as_external_job\n"
         "from cryohush.relion_external.request import Request\n"
         f"given = {{'in_parts': {TABLE!r}, 'model': {str(model)!r}, 'batch_size': '1', 'device': 'cpu',\n"
         "         'precision': 'fp32', 'threads': '1'}\n"
@@ -189,7 +189,11 @@ def test_relion_31_cannot_read_float16(project: Path, model: Path) -> None:
     ("arguments", "message", "code"),
     [
         (["--in_parts", TABLE, "--modle", "x"], "unknown parameter 'modle': did you mean 'model'?", 2),
-        (["--in_parts", TABLE, "--nonsense"], "unknown parameter 'nonsense': expected one of j, gpu, dev", 2),
+        (
+            ["--in_parts", TABLE, "--nonsense"],
+            "unknown parameter 'nonsense': expected one of j, gpu, model",
+            2,
+        ),
         (["--in_parts", TABLE, "--model", "a", "b"], "unexpected 'b'. RELION splits at blanks", 2),
         (["--in_mics", TABLE], f"{TABLE} lists particles. Fill it in as 'Input particles'", 1),
         (["--in_mics"], "or 'Input micrographs' on the Input tab", 1),

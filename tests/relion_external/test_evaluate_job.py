@@ -17,9 +17,9 @@ import pytest
 from cryohush.core.config.evaluate import EvaluateConfig
 from cryohush.core.errors import ConfigurationError
 from cryohush.core.io.mrc import StackWriter
-from cryohush.relion_external.cli import EVALUATE_OPTIONS, parse
-from cryohush.relion_external.evaluate import evaluate, read_evaluate_config
-from cryohush.relion_external.job import (
+from cryohush.relion_external.cli import parameters_of, parse
+from cryohush.relion_external.commands import evaluate, read_evaluate_config
+from cryohush.relion_external.markers import (
     ABORT_NOW,
     EXIT_ABORTED,
     EXIT_FAILURE,
@@ -143,11 +143,15 @@ def config(*arguments: str) -> EvaluateConfig:
 
 
 def test_every_flag_is_an_option_of_an_evaluation() -> None:
-    assert {name for _, name, *_ in EVALUATE_OPTIONS} <= {*EvaluateConfig.model_fields, "gpu", "config"}
+    assert {name for _, name, *_ in parameters_of("evaluate")} <= {
+        *EvaluateConfig.model_fields,
+        "gpu",
+        "config",
+    }
 
 
 @pytest.mark.parametrize(
-    "flag", [flag for flag, name, *_ in EVALUATE_OPTIONS if name not in ("align_twin", "twin")]
+    "flag", [flag for flag, name, *_ in parameters_of("evaluate") if name not in ("align_twin", "twin")]
 )
 def test_a_flag_whose_value_was_left_empty_is_as_good_as_none(flag: str) -> None:
     assert config(flag) == config()

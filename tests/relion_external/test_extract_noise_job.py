@@ -14,14 +14,14 @@ import pytest
 from cryohush.core.config.extract_noise import ExtractNoiseOptions
 from cryohush.core.errors import Aborted, ConfigurationError
 from cryohush.core.io.mrc import StackReader, StackWriter
-from cryohush.relion_external.cli import COMMAND_OPTIONS, parse
-from cryohush.relion_external.extract_noise import extract_noise
-from cryohush.relion_external.job import EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
+from cryohush.relion_external.cli import parameters_of, parse
+from cryohush.relion_external.commands import extract_noise
+from cryohush.relion_external.markers import EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
 from cryohush.relion_external.project import OUTPUT_NODES
 from cryohush.relion_external.request import Request, read_options
 
 JOB, TABLE, SIDE = "External/job012/", "CtfFind/job003/micrographs.star", 320
-OPTIONS = ("--window_px", "64", "--least_background", "0.5", "--gpu", "--device", "cpu", "--j", "1")
+OPTIONS = ("--window_px", "64", "--min_background", "0.5", "--gpu", "--device", "cpu", "--j", "1")
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_particles_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_option_is_a_parameter_of_the_job() -> None:
-    names = {name for _, name, _, _ in COMMAND_OPTIONS["extract-noise"]}
+    names = {name for _, name, _, _ in parameters_of("extract-noise")}
     assert names == {*ExtractNoiseOptions.model_fields, "gpu", "config"}
 
 

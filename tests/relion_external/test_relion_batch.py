@@ -17,7 +17,7 @@ from relion_project import FAILED, SUCCEEDED, processes, relion, rows
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.jobs.denoise import run_denoise
-from cryohush.relion_external import batch as relion_batch
+from cryohush.relion_external import host as relion_batch
 from cryohush.relion_external.cli import main
 from cryohush.relion_external.pipeline import PIPELINE
 
@@ -243,7 +243,7 @@ def test_noise_and_an_evaluation_are_jobs_of_the_project(
     project, table = tmp_path / "p", "CtfFind/job001/micrographs_ctf.star"
     make_micrographs(project)
     of_both = {"relion": str(project), "newest": "CtfFind"}
-    noise = {"job": "extract-noise", "alias": "noise", "options": {"window_px": 64, "least_background": 0.5}}
+    noise = {"job": "extract-noise", "alias": "noise", "options": {"window_px": 64, "min_background": 0.5}}
     # a path in the project
     quality = {"job": "evaluate", "alias": "quality", "options": {"twin": "CtfFind/job001/twin.star"}}
     sources: list[dict[str, object]] = [

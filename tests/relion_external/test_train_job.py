@@ -19,12 +19,12 @@ from cryohush.core.config.load import validate
 from cryohush.core.config.simulate import ParticlesConfig
 from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import Aborted, ConfigurationError, DeviceError, ModelError
+from cryohush.core.jobs.simulate import simulate_particles
 from cryohush.core.models import MODELS
 from cryohush.core.models.weights import load_model, save_model
-from cryohush.core.simulation.particle_set import simulate_particles
-from cryohush.relion_external import train as job
+from cryohush.relion_external import commands, train_inputs
 from cryohush.relion_external.cli import parse
-from cryohush.relion_external.job import EXIT_FAILURE, EXIT_SUCCESS
+from cryohush.relion_external.markers import EXIT_FAILURE, EXIT_SUCCESS
 from cryohush.relion_external.project import OUTPUT_NODES
 from cryohush.relion_external.request import Request
 
@@ -113,7 +113,7 @@ def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_job_leaves_a_model_that_the_next_one_takes_by_name(project, capsys):
-    job.train(Request(Path(JOB), given(), "command"))
+    commands.train(Request(Path(JOB), given(), "command"))
     model = load_model(JOB)
     assert model.path == Path(JOB) / "weights.safetensors"
     reference = model.card["training"]["reference"]
@@ -124,11 +124,13 @@ def test_a_job_leaves_a_model_that_the_next_one_takes_by_name(project, capsys):
     nodes = (Path(JOB) / OUTPUT_NODES).read_text()
     assert f"{JOB}logfile.pdf 13 LogFile.pdf.relion" in nodes
     assert "weights" not in nodes
-    assert re.search(r"held-out particles, score: \S+ before, \S+ after", capsys.readouterr().out)
+    assert re.search(
+        r"held-out particles, error \(lower is better\): \S+ before, \S+ after", capsys.readouterr().out
+    )
 
 
 def test_half_sets_get_a_model_each_from_their_own_half_map(project):
-    job.train(Request(Path(JOB), given("--half_sets"), "command"))
+    commands.train(Request(Path(JOB), given("--half_sets"), "command"))
     for half in (1, 2):
         reference = load_model(f"{JOB}half{half}").card["training"]["reference"]
         assert reference["half_set"] == half
@@ -138,19 +140,19 @@ def test_half_sets_get_a_model_each_from_their_own_half_map(project):
 def test_twins_train_noise2noise(project):
     twin = Path("twin.star")
     twin.write_text(Path(PARTICLES).read_text())
-    job.train(Request(Path(JOB), given("--twin", str(twin), reference=None), "command"))
+    commands.train(Request(Path(JOB), given("--twin", str(twin), reference=None), "command"))
     assert load_model(JOB).card["training"]["pairs"]["target_is_clean"] is False
 
 
 def test_an_aborted_job_goes_on_where_it_was_and_anew_with_other_parameters(project, capsys):
     calls = iter(range(100))
     with pytest.raises(Aborted, match="step 5"):
-        job.train(Request(Path(JOB), given(), "command", lambda: next(calls) == 5))
-    job.train(Request(Path(JOB), given(), "command"))
+        commands.train(Request(Path(JOB), given(), "command", lambda: next(calls) == 5))
+    commands.train(Request(Path(JOB), given(), "command"))
     assert "resumed at step 5" in capsys.readouterr().out
-    job.train(Request(Path(JOB), given("--learning_rate", "0.01"), "command"))
+    commands.train(Request(Path(JOB), given("--learning_rate", "0.01"), "command"))
     out = capsys.readouterr().out
-    assert "training begins anew" in out
+    assert "starting anew" in out
     assert "resumed" not in out
 
 
@@ -184,29 +186,31 @@ def test_a_run_that_diverges_fails_with_its_reason_and_keeps_the_last_good_state
 )
 def test_what_does_not_fit_is_refused(project, arguments, reference, message):
     with pytest.raises(ConfigurationError, match=message):
-        job.train(Request(Path(JOB), given(*arguments, reference=reference), "command"))
+        commands.train(Request(Path(JOB), given(*arguments, reference=reference), "command"))
 
 
 def test_weights_of_another_network_than_the_preset_are_refused(project):
     with pytest.raises(ConfigurationError, match=r"initial_weights: .* are of the network"):
-        job.train(Request(Path(JOB), given("--config", "denoise_l2"), "command"))
+        commands.train(Request(Path(JOB), given("--config", "denoise_l2"), "command"))
 
 
 def test_a_job_without_weights_is_no_model(project):
     Path("External/job001").mkdir(parents=True)
     with pytest.raises(ModelError, match=r"job001/weights\.safetensors: the weights cannot be read"):
-        job.train(Request(Path(JOB), given("--model", "External/job001/"), "command"))
+        commands.train(Request(Path(JOB), given("--model", "External/job001/"), "command"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
 def test_a_gpu_that_is_not_there_is_refused(project):
     with pytest.raises(DeviceError, match="GPU 1 was asked for"):
-        job.train(Request(Path(JOB), {**given(), "device": "1"}, "command"))
+        commands.train(Request(Path(JOB), {**given(), "device": "1"}, "command"))
 
 
 def test_presets_keep_their_loss_and_lose_their_images(project):
-    options = job.read_train_options(given("--config", "noise2noise", "--twin", PARTICLES, reference=None))
-    values = job.plan_runs(Path(JOB), options, {}, PARTICLES)[Path(JOB)]
+    options = train_inputs.read_train_options(
+        given("--config", "noise2noise", "--twin", PARTICLES, reference=None)
+    )
+    values = train_inputs.plan_runs(Path(JOB), options, {}, PARTICLES)[Path(JOB)]
     config = validate(values, TrainingConfig, "test")
     assert config.pairs is not None
     assert config.data is None
@@ -216,8 +220,8 @@ def test_presets_keep_their_loss_and_lose_their_images(project):
 @pytest.mark.parametrize("half", [1, 2])
 def test_the_half_map_is_found_from_the_map_and_from_the_other_half(project, half):
     wanted = Path(f"Refine3D/job003/run_half{half}_class001_unfil.mrc")
-    assert job.half_map(Path(MAP), half) == wanted
-    assert job.half_map(wanted.with_name(f"run_half{3 - half}_class001_unfil.mrc"), half) == wanted
+    assert train_inputs.half_map(Path(MAP), half) == wanted
+    assert train_inputs.half_map(wanted.with_name(f"run_half{3 - half}_class001_unfil.mrc"), half) == wanted
 
 
 @pytest.mark.relion

@@ -27,8 +27,10 @@ from cryohush.core.config.batch import EngineConfig
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.config.extract_noise import ExtractNoiseOptions
 from cryohush.core.errors import Aborted, OutputError
+from cryohush.core.io.journal import JOURNAL_NAME
+from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.denoise import run_denoise
-from cryohush.core.jobs.extract_noise import extract_noise
+from cryohush.core.jobs.extract_noise import run_extract_noise
 from cryohush.core.noise.summary import NoiseSummary
 from cryohush.core.report.overlays import write_overlay
 
@@ -116,7 +118,9 @@ def once_under_way(what: Callable[[], object]) -> Callable[[int, int], None]:
 
 def denoise(project: Path, weights: Path, pool: Pool, **given: Any) -> Path:
     output = project / "parts"
-    run_denoise(project / "particles.star", output, options(weights), engine=pool, resume=True, **given)
+    run_denoise(
+        project / "particles.star", output, options(weights), engine=pool, **{"earlier": "resume", **given}
+    )
     return output
 
 
@@ -131,7 +135,7 @@ def test_a_worker_that_is_killed_or_frozen_loses_only_its_range(
         os.kill(hit[0], number)
 
     try:
-        output = denoise(project, weights, pool, progress=once_under_way(hurt))
+        output = denoise(project, weights, pool, context=JobContext(once_under_way(hurt)))
     finally:
         for process in hit:
             with contextlib.suppress(ProcessLookupError):
@@ -152,7 +156,7 @@ def test_a_worker_over_its_memory_limit_is_killed_and_loses_only_its_range(
         with contextlib.suppress(Exception):  # it is gone before it can answer
             pool.client.run(operator.mul, b"x", 2 * 10**9, workers=[address])  # CONFIG.memory, and torch
 
-    output = denoise(project, weights, pool, progress=once_under_way(overeat))
+    output = denoise(project, weights, pool, context=JobContext(once_under_way(overeat)))
     assert (output / "x.mrcs").read_bytes() == expected
     assert not (output / RANGES_FOLDER).exists()
     deadline = time.monotonic() + 60
@@ -184,7 +188,10 @@ def test_a_range_that_kills_its_workers_is_set_aside_after_its_attempts(
         once.setattr(pool, "config", CONFIG.model_copy(update={"attempts": 1}))
         with pytest.raises(RangesFailed, match=r"1 of 20 ranges .* the worker died"):
             denoise(
-                project, weights, pool, progress=once_under_way(lambda: os.kill(busy(pool), signal.SIGKILL))
+                project,
+                weights,
+                pool,
+                context=JobContext(once_under_way(lambda: os.kill(busy(pool), signal.SIGKILL))),
             )
     output = denoise(project, weights, pool)
     assert (output / "x.mrcs").read_bytes() == expected
@@ -200,9 +207,9 @@ def test_a_stack_cut_short_during_the_run_fails_and_the_repaired_one_is_denoised
             os.truncate(project / "x.mrcs", len(whole) // 2)
 
     with pytest.raises(RangesFailed, match="truncated"):
-        denoise(project, weights, pool, progress=cut)
+        denoise(project, weights, pool, context=JobContext(cut))
     (project / "x.mrcs").write_bytes(whole)
-    output = denoise(project, weights, pool, on_mismatch="anew")
+    output = denoise(project, weights, pool, earlier="anew")
     assert (output / "x.mrcs").read_bytes() == expected
 
 
@@ -263,34 +270,32 @@ def micrographs(tmp_path: Path) -> Path:
 def search(table: Path, name: str, pool: Pool | None = None, **given: Any) -> NoiseSummary:
     """Extract noise with the pool, or without workers."""
     # the network knows real noise, not white noise: half and half is strict enough here
-    strictness = {"least_background": 0.5, "most_per_micrograph": 20, "window_px": 64}
-    return extract_noise(
+    strictness = {"min_background": 0.5, "max_per_micrograph": 20, "window_px": 64}
+    return run_extract_noise(
         table,
         table.parent / name,
         ExtractNoiseOptions(precision="fp32", device="cpu", threads=1, **strictness),
         draw=write_overlay,
         searcher=None if pool is None else PoolSearcher(pool),
-        resume=pool is not None,
-        start_anew_on_mismatch=True,
+        earlier="anew",
         **given,
     )
 
 
 def files(summary: NoiseSummary) -> dict[str, bytes]:
-    """What an extraction wrote, but for what has the time in it: record, headers of label maps."""
+    """What an extraction wrote, but for the record and the journal, which tell of the run itself."""
     folder = summary.stack.parent
     found = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
-        if path.is_file() and path != summary.record:
-            content = path.read_bytes()[1024 if name.startswith("labels/") else 0 :]
-            found[name] = content.replace(f"@{folder.name}/".encode(), b"@")
+        if path.is_file() and path != summary.record and name != JOURNAL_NAME:
+            found[name] = path.read_bytes().replace(f"@{folder.name}/".encode(), b"@")
     return found
 
 
 def test_noise_is_the_same_to_the_byte_though_a_worker_was_killed(micrographs: Path, pool: Pool) -> None:
     killed = once_under_way(lambda: os.kill(busy(pool), signal.SIGKILL))
-    summary = search(micrographs, "parts", pool, progress=killed)
+    summary = search(micrographs, "parts", pool, context=JobContext(killed))
     whole = search(micrographs, "whole")
     assert [count.micrograph for count in summary.counts] == MICROGRAPHS
     assert summary.counts == whole.counts
@@ -304,8 +309,7 @@ def test_an_extraction_that_was_stopped_goes_on(micrographs: Path, pool: Pool) -
             micrographs,
             "parts",
             pool,
-            progress=lambda n, total: done.append(n),
-            should_stop=lambda: bool(done) and done[-1] >= 2,
+            context=JobContext(lambda n, total: done.append(n), lambda: bool(done) and done[-1] >= 2),
         )
     summary = search(micrographs, "parts", pool)
     assert summary.n_resumed >= 2
@@ -318,7 +322,7 @@ def test_a_bad_micrograph_is_named_and_the_others_are_searched(micrographs: Path
     write_stack(path, np.full((1, 320, 320), np.nan, dtype=np.float32), 1.5)
     done: list[int] = []
     with pytest.raises(RangesFailed, match=r"1 of 8 ranges .* mics/m3.mrc: .*NaN"):
-        search(micrographs, "parts", pool, progress=lambda n, total: done.append(n))
+        search(micrographs, "parts", pool, context=JobContext(lambda n, total: done.append(n)))
     assert done[-1] == 7
     assert not (micrographs.parent / "parts" / RANGES_FOLDER).exists()
     path.write_bytes(good)

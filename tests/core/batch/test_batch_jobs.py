@@ -14,13 +14,14 @@ from particle_files import noise, read_stack, write_stack, write_table
 
 from cryohush.core.cli import main
 from cryohush.core.config.evaluate import EvaluateConfig
+from cryohush.core.io.journal import JOURNAL_NAME
 from cryohush.core.jobs.evaluate import run_evaluate
 
 pytest.importorskip("distributed")
 
 ENGINE = {"device": "cpu", "workers": 2, "threads": 1, "memory": "2GB", "dashboard": None}
 # the network knows real noise, not white noise: half and half is strict enough here
-NOISE = {"window_px": 64, "least_background": 0.5, "precision": "fp32", "most_per_micrograph": 20}
+NOISE = {"window_px": 64, "min_background": 0.5, "precision": "fp32", "max_per_micrograph": 20}
 
 
 def write_micrographs(folder: Path, *, broken: bool = False) -> Path:
@@ -150,7 +151,8 @@ def test_noise_and_figures_of_sound_sources_arrive_though_one_is_broken(
     assert said[0] == "denoised"
     assert float(said[1]) == pytest.approx(mean, abs=1e-4)
     assert (quality["n_done"], quality["n_images"]) == (12, 12)
-    assert not [p for p in (batch / "quality").iterdir() if p.name.startswith(".")]
+    hidden = [path.name for path in (batch / "quality").iterdir() if path.name.startswith(".")]
+    assert hidden == [JOURNAL_NAME]
 
     page = (batch / "batch.html").read_text()
     assert page.count("<img ") == 2

@@ -155,7 +155,7 @@ def test_a_new_driver_takes_what_was_finished_and_does_only_the_rest(
     first, second = InRanges(5, stop_after=stop_after), InRanges(6)
     with pytest.raises(KeyboardInterrupt):
         run_denoise(source, project / "parts", chosen, engine=first)
-    summary = run_denoise(source, project / "parts", chosen, engine=second, resume=True)
+    summary = run_denoise(source, project / "parts", chosen, engine=second, earlier="resume")
     assert not set(first.calculated) & set(second.calculated)
     assert len(first.calculated) + len(second.calculated) == 5
     assert summary.n_resumed == sum(int(name.partition("+")[2]) for name in first.calculated)
@@ -170,7 +170,9 @@ def test_float16_bad_images_and_their_notes_survive(project: Path, weights: Path
     whole = run_denoise(project / "particles.star", project / "whole", chosen)
     with pytest.raises(KeyboardInterrupt):
         run_denoise(project / "particles.star", project / "parts", chosen, engine=InRanges(2, stop_after=4))
-    parts = run_denoise(project / "particles.star", project / "parts", chosen, engine=InRanges(), resume=True)
+    parts = run_denoise(
+        project / "particles.star", project / "parts", chosen, engine=InRanges(), earlier="resume"
+    )
     assert files(project / "parts") == files(project / "whole")
     assert parts.skipped == whole.skipped
     assert [note.image for note in parts.skipped] == [14]
@@ -181,9 +183,7 @@ def test_other_options_never_take_ranges_of_an_earlier_run(project: Path, weight
     with pytest.raises(KeyboardInterrupt):
         run_denoise(source, project / "parts", options(weights, blend=0.9), engine=InRanges(4, stop_after=3))
     run_denoise(source, project / "whole", options(weights))
-    run_denoise(
-        source, project / "parts", options(weights), engine=InRanges(4), resume=True, on_mismatch="anew"
-    )
+    run_denoise(source, project / "parts", options(weights), engine=InRanges(4), earlier="anew")
     assert files(project / "parts") == files(project / "whole")
 
 

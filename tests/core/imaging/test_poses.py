@@ -89,6 +89,6 @@ def test_impossible_value_is_refused_with_its_line(tmp_path):
 
 
 def test_uniform_poses_stay_within_the_unit_and_the_shift():
-    poses = uniform_poses(500, torch.Generator().manual_seed(1), symmetry="D2", largest_shift_angstrom=12.0)
+    poses = uniform_poses(500, torch.Generator().manual_seed(1), symmetry="D2", max_shift_angstrom=12.0)
     assert poses.rotations[:, 2, 2].min() >= 0
     assert 11 < poses.shifts_angstrom.abs().max() <= 12

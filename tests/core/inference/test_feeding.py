@@ -21,7 +21,7 @@ from cryohush.core.inference.engine import LocalDevices
 from cryohush.core.inference.feeding import Denoised, Feeding, Images, Worker
 from cryohush.core.inference.plan import StackPlan
 from cryohush.core.inference.stream import BATCHES_PER_WORKER, StreamResult, denoise_stacks
-from cryohush.core.io.journal import JOURNAL_NAME, Journal
+from cryohush.core.io.journal import JOURNAL_NAME, Journal, Undertaking
 from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.models.weights import LoadedModel
 
@@ -82,13 +82,14 @@ def test_a_device_that_fails_is_named_and_the_others_go_on_from_there(
         with pytest.raises(DeviceError, match=r"^cpu failed: CUDA error: unspecified launch failure What is"):
             run(source, weights, 3, "three")
     assert not (source.parent / "three" / "x.mrcs").exists()
-    assert run(source, weights, 2, "three", resume=True) == expected
+    assert run(source, weights, 2, "three", earlier="resume") == expected
 
 
 def denoise(source: Path, workers: Sequence[Worker], **given: Any) -> StreamResult:
     """Run the stream itself with these workers."""
     stack = StackPlan(source, "out.mrcs", np.arange(COUNT, dtype=np.int32), (SIDE, SIDE), None)
-    with Journal.open(source.parent / JOURNAL_NAME, {}, resume=False) as journal:
+    with Journal(source.parent / JOURNAL_NAME) as journal:
+        journal.begin(Undertaking("denoise"))
         return denoise_stacks(
             [stack],
             workers,

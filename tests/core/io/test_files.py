@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cryohush.core.errors import OutputError
+from cryohush.core.io import files
 from cryohush.core.io.files import write_text, writing
 
 
@@ -55,3 +56,46 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_text_is_written_in_utf_8(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "3 Å")
     assert (tmp_path / "a.txt").read_bytes() == b"3 \xc3\x85"
+
+
+def raise_as(library: str) -> None:
+    if library == "torch":
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+    if library == "safetensors":
+        raise ValueError("Error while serializing: I/O error: No space left on device (os error 28)")
+    try:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+    finally:
+        raise AttributeError("'Stream' object has no attribute 'pos'")
+
+
+@pytest.mark.parametrize("library", ["torch", "safetensors", "matplotlib"])
+def test_a_full_disk_is_told_whatever_a_library_makes_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    if library == "torch":  # which does not say what was wrong: then the disk itself is asked
+        monkeypatch.setattr(files.os, "fsync", lambda descriptor: full())
+
+        def full() -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"last\.pt: the disk is full"), writing(tmp_path / "last.pt"):
+        raise_as(library)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_has_nothing_to_do_with_the_disk_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="sizes"), writing(tmp_path / "a.pt"):
+        raise RuntimeError("sizes of tensors must match")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "a.txt.part").symlink_to(victim)
+    (tmp_path / "a.txt").symlink_to(victim)
+    write_text(tmp_path / "a.txt", "text")
+    assert victim.read_text() == "precious"
+    assert (tmp_path / "a.txt").read_text() == "text"
+    assert not (tmp_path / "a.txt").is_symlink()

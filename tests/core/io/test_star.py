@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryohush.core.errors import OutputError, StarError
+from cryohush.core.io import files
 from cryohush.core.io.star import Table, quote, read_tables, rewrite, tokenise, unquote, write_tables
 
 DIALECTS = b"""# Created by hand
@@ -154,9 +156,13 @@ def test_the_input_is_never_written_to(tmp_path: Path) -> None:
         copy(tmp_path / "x.star", tmp_path / "link.star", ["a"], [b"1"])
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> int:
+        files.part_path(path).symlink_to("/dev/full")  # the kernel's disk without room
+        return os.open("/dev/full", os.O_RDWR)
+
+    monkeypatch.setattr(files, "new_part", full)
     (tmp_path / "x.star").write_bytes(DIALECTS)
-    (tmp_path / "y.star.part").symlink_to("/dev/full")  # the kernel's disk without room
     with pytest.raises(OutputError, match=r"y\.star: the disk is full"):
         copy(tmp_path / "x.star", tmp_path / "y.star", ["a"], [b"1"])
     assert [path.name for path in tmp_path.iterdir()] == ["x.star"]

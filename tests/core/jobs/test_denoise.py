@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections import namedtuple
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,15 @@ import pytest
 from particle_files import noise, read_stack, write_stack, write_table
 
 from cryohush.core.config.denoise import DenoiseOptions
-from cryohush.core.errors import Aborted, ConfigurationError, ImageError, OutputError
+from cryohush.core.errors import Aborted, ConfigurationError, ImageError, InputError, OutputError, StarError
 from cryohush.core.inference import devices, engine, feeding, stream
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.summary import Summary
 from cryohush.core.io.journal import JOURNAL_NAME
 from cryohush.core.io.particles import ParticleSet
+from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.denoise import run_denoise
+from cryohush.core.jobs.folder import Earlier
 from cryohush.core.models.weights import load_model
 
 # A run in a process of its own that is killed or stopped when so many images are done.
@@ -35,6 +39,7 @@ from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.inference import stream
 from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.io.journal import Journal
+from cryohush.core.job_context import JobContext
 source, output, limit, how, options = sys.argv[1:]
 stream.CHECKPOINT_SECONDS = 0.0 if how != "late" else 1e9
 def die(*_):
@@ -43,7 +48,7 @@ if how == "finish":
     Journal.finish = die
 run_denoise(
     source, output, DenoiseOptions(**json.loads(options)),
-    progress=lambda done, total: done >= int(limit) and die(),
+    JobContext(progress=lambda done, total: done >= int(limit) and die()),
 )
 """
 
@@ -138,7 +143,7 @@ def test_an_output_outside_the_root_can_still_be_resolved(
 
 
 def test_the_record_tells_how_the_images_were_made(project: Path, weights: Path) -> None:
-    summary = run_denoise("particles.star", "out", options(weights), command="cryohush denoise")
+    summary = run_denoise("particles.star", "out", options(weights), JobContext(command="cryohush denoise"))
     record = json.loads((project / "out" / "cryohush.json").read_text())
     model = load_model(weights)
     assert record["model"]["sha256"] == model.sha256
@@ -221,7 +226,7 @@ def test_after_a_kill_the_rest_is_done_and_the_result_is_the_same_to_the_byte(
     run_denoise("particles.star", "whole", options(weights))
     killed("particles.star", project / "out", limit, weights, how)
     assert not (project / "out" / "particles.star").exists()
-    summary = run_denoise("particles.star", "out", options(weights), resume=True)
+    summary = run_denoise("particles.star", "out", options(weights), earlier="resume")
     assert summary.n_resumed >= least_resumed
     expected = files(project / "whole")
     table = expected.pop("particles.star").replace(b"whole/", b"out/")
@@ -242,31 +247,31 @@ def test_what_is_finished_is_not_denoised_again(
         return denoise(self, images, **given)
 
     monkeypatch.setattr(Denoiser, "denoise", counted)
-    summary = run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights), resume=True)
+    summary = run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights), earlier="resume")
     assert sum(sizes) == 40 - summary.n_resumed <= 16
     sizes.clear()
-    again = run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights), resume=True)
+    again = run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights), earlier="resume")
     assert sizes == []
     assert again.n_resumed == 40
 
 
-def stop_after(images: int) -> tuple[dict[str, Any], list[int]]:
-    """Return arguments of `run_denoise` that stop it, and the list of what was done."""
+def stop_after(images: int) -> tuple[JobContext, list[int]]:
+    """Return what stops a run, and the list of what was done."""
     seen: list[int] = []
-    return {
-        "progress": lambda done, total: seen.append(done),
-        "should_stop": lambda: bool(seen) and seen[-1] >= images,
-    }, seen
+    return JobContext(
+        progress=lambda done, total: seen.append(done),
+        should_stop=lambda: bool(seen) and seen[-1] >= images,
+    ), seen
 
 
 def test_a_run_that_is_asked_to_stop_can_be_resumed(tmp_path: Path, weights: Path) -> None:
     write_stack(tmp_path / "x.mrcs", noise(40, 16, 16))
     given, seen = stop_after(12)
     with pytest.raises(Aborted):
-        run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights), **given)
+        run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights), given)
     assert seen[-1] == 12
     assert not (tmp_path / "out" / "x.mrcs").exists()
-    summary = run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights), resume=True)
+    summary = run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights), earlier="resume")
     assert summary.n_resumed == 12
     run_denoise(tmp_path / "x.mrcs", tmp_path / "whole", options(weights))
     assert files(tmp_path / "out") == files(tmp_path / "whole")
@@ -281,10 +286,10 @@ def test_what_auto_chose_is_kept_by_a_resumed_run(
     monkeypatch.setattr(engine, "choose_precision", lambda *_: ("bf16", "so said the test"))
     given, _ = stop_after(10)
     with pytest.raises(Aborted):
-        run_denoise(tmp_path / "x.mrcs", tmp_path / "out", auto, **given)
+        run_denoise(tmp_path / "x.mrcs", tmp_path / "out", auto, given)
     monkeypatch.setattr(devices, "CPU_BATCH_PX", 8 * 16 * 16)
     monkeypatch.setattr(engine, "choose_precision", lambda *_: ("fp32", "so said the test"))
-    summary = run_denoise(tmp_path / "x.mrcs", tmp_path / "out", auto, resume=True)
+    summary = run_denoise(tmp_path / "x.mrcs", tmp_path / "out", auto, earlier="resume")
     assert (summary.precision, summary.batch_sizes) == ("bf16", {"16x16": 5})
 
 
@@ -327,9 +332,9 @@ def test_bad_images_of_the_finished_part_are_still_counted_after_a_resume(
 ) -> None:
     given, _ = stop_after(done)
     with pytest.raises(Aborted):
-        run_denoise(spoiled, tmp_path / "out", options(weights, skip_bad=True), **given)
+        run_denoise(spoiled, tmp_path / "out", options(weights, skip_bad=True), given)
     for _ in range(2):  # the second time everything is finished
-        summary = run_denoise(spoiled, tmp_path / "out", options(weights, skip_bad=True), resume=True)
+        summary = run_denoise(spoiled, tmp_path / "out", options(weights, skip_bad=True), earlier="resume")
         assert [image.image for image in summary.skipped] == [3, 7, 8]
 
 
@@ -348,8 +353,8 @@ def earlier(tmp_path: Path, weights: Path) -> Path:
     return tmp_path / "out"
 
 
-def run_again(earlier: Path, weights: Path, blend: float = 0.5, **given: Any) -> Summary:
-    return run_denoise(earlier.parent / "x.mrcs", earlier, options(weights, blend=blend), **given)
+def run_again(folder: Path, weights: Path, blend: float = 0.5, **given: Any) -> Summary:
+    return run_denoise(folder.parent / "x.mrcs", folder, options(weights, blend=blend), **given)
 
 
 def test_a_directory_with_another_run_is_left_alone(earlier: Path, weights: Path) -> None:
@@ -364,44 +369,47 @@ def test_a_directory_with_another_run_is_left_alone(earlier: Path, weights: Path
 
 def test_overwrite_replaces_an_earlier_run(earlier: Path, weights: Path) -> None:
     before = read_stack(earlier / "x.mrcs")
-    assert run_again(earlier, weights, overwrite=True).n_resumed == 0
+    assert run_again(earlier, weights, earlier="replace").n_resumed == 0
     assert not np.allclose(read_stack(earlier / "x.mrcs"), before)
 
 
 def test_a_run_with_other_options_is_not_resumed_on_the_command_line(earlier: Path, weights: Path) -> None:
     before = files(earlier)
     with pytest.raises(OutputError, match=r"other settings \(blend\)"):
-        run_again(earlier, weights, resume=True)
+        run_again(earlier, weights, earlier="resume")
     assert files(earlier) == before
 
 
 def test_a_host_begins_anew_when_an_option_was_changed(earlier: Path, weights: Path) -> None:
     lines: list[str] = []
-    summary = run_again(earlier, weights, resume=True, on_mismatch="anew", log=lines.append)
+    summary = run_again(earlier, weights, earlier="anew", context=JobContext(log=lines.append))
     assert summary.n_resumed == 0
     assert any("starting anew" in line for line in lines)
-    assert run_again(earlier, weights, resume=True, on_mismatch="anew").n_resumed == 8
+    assert run_again(earlier, weights, earlier="anew").n_resumed == 8
 
 
-@pytest.mark.parametrize("change", ["stack", "weights"])
-def test_a_changed_input_or_model_is_another_run(earlier: Path, weights: Path, change: str) -> None:
-    if change == "stack":
-        write_stack(earlier.parent / "x.mrcs", noise(8, 16, 16, seed=2))
-        os.utime(earlier.parent / "x.mrcs", ns=(0, 0))
-    else:
-        from cryohush.core.models.weights import save_model
+def test_another_model_is_another_run(earlier: Path, weights: Path) -> None:
+    from cryohush.core.models.weights import save_model
 
-        loaded = load_model(weights)
-        save_model(weights, loaded.module.half(), "shuffle_unet", loaded.card["model"]["arguments"], {})
-    with pytest.raises(OutputError, match="other settings"):
-        run_again(earlier, weights, blend=0.0, resume=True)
+    loaded = load_model(weights)
+    save_model(weights, loaded.module.half(), "shuffle_unet", loaded.card["model"]["arguments"], {})
+    with pytest.raises(OutputError, match=r"other settings \(model\)"):
+        run_again(earlier, weights, blend=0.0, earlier="resume")
+
+
+def test_what_was_made_of_a_stack_that_has_changed_is_made_again(earlier: Path, weights: Path) -> None:
+    write_stack(earlier.parent / "x.mrcs", noise(8, 16, 16, seed=2))
+    os.utime(earlier.parent / "x.mrcs", ns=(0, 0))
+    assert run_again(earlier, weights, blend=0.0, earlier="resume").n_resumed == 0
+    run_denoise(earlier.parent / "x.mrcs", earlier.parent / "fresh", options(weights))
+    assert files(earlier) == files(earlier.parent / "fresh")
 
 
 def test_an_interrupted_new_run_leaves_no_table_of_the_old_one(project: Path, weights: Path) -> None:
     run_denoise("particles.star", "out", options(weights))
     given, _ = stop_after(4)
     with pytest.raises(Aborted):
-        run_denoise("particles.star", "out", options(weights, blend=0.5), overwrite=True, **given)
+        run_denoise("particles.star", "out", options(weights, blend=0.5), given, earlier="replace")
     assert {path for path in files(project / "out") if path.endswith((".star", ".mrcs"))} <= {"B/x.mrcs"}
 
 
@@ -428,7 +436,7 @@ def test_a_write_that_fails_is_an_error_and_leaves_nothing_under_a_final_name(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not (tmp_path / "out" / "x.mrcs").exists()
-    summary = run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights), resume=True)
+    summary = run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights), earlier="resume")
     run_denoise(tmp_path / "x.mrcs", tmp_path / "whole", options(weights))
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert summary.n_images == 40
@@ -467,3 +475,147 @@ def test_the_number_of_threads_is_given_back(tmp_path: Path, weights: Path) -> N
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def table_of(names: Sequence[str], images: int = 4) -> None:
+    """Write `particles.star` of the first images of stacks."""
+    write_table(Path("particles.star"), [f"{i:06d}@{name}" for name in names for i in range(1, images + 1)])
+
+
+@pytest.mark.parametrize("earlier", ["resume", "anew"])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_table_that_has_grown_costs_only_what_is_new(
+    project: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, earlier: Earlier, complete: bool
+) -> None:
+    table_of(["A/x.mrcs", "B/x.mrcs"])
+    given, _ = stop_after(8 if complete else 4)
+    context = JobContext() if complete else given
+    with contextlib.nullcontext() if complete else pytest.raises(Aborted):
+        run_denoise("particles.star", "out", options(weights), context)
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.mrcs")}
+    assert before
+    table_of(["A/x.mrcs", "B/x.mrcs", "B/y.mrcs"])
+    denoise, sizes = Denoiser.denoise, list[int]()
+
+    def counted(self: Denoiser, images: Any, **given: Any) -> Any:
+        sizes.append(len(images))
+        return denoise(self, images, **given)
+
+    monkeypatch.setattr(Denoiser, "denoise", counted)
+    summary = run_denoise("particles.star", "out", options(weights), earlier=earlier)
+    assert sum(sizes) == summary.n_images - summary.n_resumed == (4 if complete else 8)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    run_denoise("particles.star", "whole", options(weights))
+    whole = files(project / "whole")
+    whole["particles.star"] = whole["particles.star"].replace(b"whole/", b"out/")
+    assert files(project / "out") == whole
+
+
+def test_a_stack_whose_images_in_the_table_are_others_now_is_made_again(project: Path, weights: Path) -> None:
+    table_of(["A/x.mrcs", "B/x.mrcs"])
+    run_denoise("particles.star", "out", options(weights))
+    table_of(["A/x.mrcs", "B/x.mrcs"], images=5)
+    assert run_denoise("particles.star", "out", options(weights), earlier="resume").n_resumed == 0
+    assert len(read_stack(Path("out/A/x.mrcs"))) == 5
+
+
+def test_a_complete_run_is_left_as_it_is(project: Path, weights: Path) -> None:
+    lines: list[str] = []
+    first = run_denoise("particles.star", "out", options(weights))
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
+    again = run_denoise(
+        "particles.star", "out", options(weights), JobContext(log=lines.append), earlier="resume"
+    )
+    assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
+    assert again.was_complete
+    assert (again.n_images, again.n_resumed, again.stacks) == (11, 11, first.stacks)
+    assert (again.precision, again.batch_sizes) == (first.precision, first.batch_sizes)
+    assert any("nothing is left to do" in line for line in lines)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_own_stack_that_was_damaged_is_made_again(
+    project: Path, weights: Path, damage: str, finished: bool
+) -> None:
+    run_denoise("particles.star", "whole", options(weights))
+    if finished:
+        run_denoise("particles.star", "out", options(weights))
+    else:
+        killed("particles.star", project / "out", 8, weights)
+    (path, *_) = sorted(Path("out").rglob("*.mrcs" if finished else "*.mrcs.part"))
+    if damage == "gone":
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size - 700)
+    run_denoise("particles.star", "out", options(weights), earlier="resume")
+    expected = files(project / "whole")
+    expected["particles.star"] = expected["particles.star"].replace(b"whole/", b"out/")
+    assert files(project / "out") == expected
+
+
+def rewritten(how: str) -> None:
+    """Do to the input what another job or a script may do during hours of denoising."""
+    table = Path("particles.star")
+    lines = table.read_text().splitlines(keepends=True)
+    rows = [number for number, line in enumerate(lines) if "@" in line]
+    if how == "re-sorted":
+        for number, line in zip(rows, [lines[number] for number in reversed(rows)], strict=True):
+            lines[number] = line
+    elif how == "grown":
+        lines.insert(rows[-1], lines[rows[-1]])
+    elif how == "stack replaced":
+        write_stack(Path("A/x.mrcs"), noise(9, 16, 16, seed=7))
+        os.utime("A/x.mrcs", ns=(0, 0))
+    table.write_text("".join(lines))
+
+
+@pytest.mark.parametrize("how", ["re-sorted", "grown", "stack replaced"])
+def test_an_input_that_changes_while_it_is_in_use_is_refused_and_then_done(
+    project: Path, weights: Path, how: str
+) -> None:
+    def change(done: int, total: int) -> None:
+        if done == total:
+            rewritten(how)
+
+    name = r"A/x\.mrcs" if how == "stack replaced" else r"particles\.star"
+    with pytest.raises(InputError, match=rf"{name}: the file was changed while it was in use.*--resume"):
+        run_denoise("particles.star", "out", options(weights), JobContext(change))
+    assert not Path("out/particles.star").exists()
+    summary = run_denoise("particles.star", "out", options(weights), earlier="resume")
+    assert summary.table is not None
+    raw = images_of(Path("particles.star"), project)
+    np.testing.assert_allclose(
+        images_of(summary.table, project), Denoiser(load_model(weights).module)(raw), rtol=0, atol=1e-3
+    )
+
+
+def test_a_row_that_names_another_image_than_it_did_is_never_renamed(project: Path) -> None:
+    particles = ParticleSet.read("particles.star")
+    rewritten("re-sorted")
+    with pytest.raises(StarError, match="the file was changed while it was in use"):
+        particles.write("new.star", (f"{row:06d}@new.mrcs" for row in range(1, 14)))
+    assert not Path("new.star").exists()
+
+
+def test_a_second_resume_leaves_a_running_one_alone(project: Path, weights: Path) -> None:
+    def resume_too(done: int, total: int) -> None:
+        with pytest.raises(OutputError, match="another run is writing to this directory"):
+            run_denoise("particles.star", "out", options(weights), earlier="resume")
+
+    run_denoise("particles.star", "out", options(weights), JobContext(resume_too))
+    run_denoise("particles.star", "whole", options(weights))
+    assert files(project / "out").keys() == files(project / "whole").keys()
+
+
+def test_the_journal_of_many_bad_images_does_not_grow_with_their_square(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "CHECKPOINT_SECONDS", 0.0)
+
+    def journal_bytes(n: int) -> int:
+        write_stack(tmp_path / f"{n}.mrcs", np.zeros((n, 16, 16), dtype=np.float32))
+        run_denoise(tmp_path / f"{n}.mrcs", tmp_path / str(n), options(weights, skip_bad=True))
+        return (tmp_path / str(n) / JOURNAL_NAME).stat().st_size
+
+    assert journal_bytes(80) < 2.1 * journal_bytes(40)

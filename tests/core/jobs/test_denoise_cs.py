@@ -17,6 +17,7 @@ from cryohush.core.errors import Aborted, OutputError
 from cryohush.core.inference import stream
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.io.particles import ParticleSet
+from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.models.weights import load_model
 
@@ -112,11 +113,11 @@ def test_a_stopped_run_is_resumed_to_the_same_bytes(
     monkeypatch.setattr(stream, "CHECKPOINT_SECONDS", 0.0)
     answers = iter([False, True])
     with pytest.raises(Aborted):
-        run_denoise("extracted.cs", "J9", options(weights), should_stop=lambda: next(answers))
+        run_denoise("extracted.cs", "J9", options(weights), JobContext(should_stop=lambda: next(answers)))
     assert not list(Path("J9").glob("particles*"))
     with pytest.raises(OutputError, match=r"other settings \(input\)"):
-        run_denoise("extracted.cs", "J9", options(weights), passthrough=["ctf.cs"], resume=True)
-    summary = run_denoise("extracted.cs", "J9", options(weights), resume=True)
+        run_denoise("extracted.cs", "J9", options(weights), passthrough=["ctf.cs"], earlier="resume")
+    summary = run_denoise("extracted.cs", "J9", options(weights), earlier="resume")
     assert summary.n_resumed == 2
     for name in ("particles.cs", "A/x.mrcs", "B/x.mrcs", "C/y.mrcs"):
         assert (project / "J9" / name).read_bytes() == (project / "whole" / name).read_bytes(), name
@@ -125,4 +126,4 @@ def test_a_stopped_run_is_resumed_to_the_same_bytes(
 def test_neither_table_is_ever_written_over(project: Path, weights: Path) -> None:
     (project / "ctf.cs").rename(project / "particles.csg")
     with pytest.raises(OutputError, match=r"particles\.csg is an input of this run"):
-        run_denoise("extracted.cs", ".", options(weights), passthrough=["particles.csg"], overwrite=True)
+        run_denoise("extracted.cs", ".", options(weights), passthrough=["particles.csg"], earlier="replace")

@@ -26,7 +26,7 @@ from cryohush.core.inference.plan import output_names
 from cryohush.core.io.journal import JOURNAL_NAME
 from cryohush.core.io.micrographs import MicrographSet
 from cryohush.core.io.mrc import StackReader
-from cryohush.core.jobs import denoise as run
+from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.models.weights import LoadedModel
 
@@ -143,14 +143,13 @@ def test_a_stopped_run_goes_on_where_it_was(project: Path, weights: Path) -> Non
             "m.star",
             "out",
             options(weights),
-            progress=lambda n, total: done.append(n),
-            should_stop=lambda: bool(done) and done[-1] == 2,
+            JobContext(lambda n, total: done.append(n), lambda: bool(done) and done[-1] == 2),
         )
     assert not Path("out/micrographs.star").exists()
     assert sorted(path.name for path in Path("out/Movies").iterdir()) == ["b.mrc", "c.mrc"]
     with pytest.raises(OutputError, match="holds another run"):
         run_denoise("m.star", "out", options(weights))
-    summary = run_denoise("m.star", "out", options(weights), resume=True)
+    summary = run_denoise("m.star", "out", options(weights), earlier="resume")
     assert summary.n_resumed == 2
     run_denoise("m.star", "whole", options(weights))
     resumed, whole = outputs(Path("out")), outputs(Path("whole"))
@@ -168,7 +167,7 @@ def test_a_bad_micrograph_stops_the_run_or_goes_through(project: Path, weights: 
     write_micrograph(Path(NAMES[1]), image)
     with pytest.raises(ImageError, match=r"c\.mrc, image 1: the micrograph"):
         run_denoise("m.star", "out", options(weights))
-    summary = run_denoise("m.star", "out", options(weights, skip_bad=True), overwrite=True)
+    summary = run_denoise("m.star", "out", options(weights, skip_bad=True), earlier="replace")
     assert [Path(note.stack).name for note in summary.skipped] == ["c.mrc"]
     np.testing.assert_array_equal(read("out/Movies/c.mrc"), image)
 
@@ -178,8 +177,13 @@ def test_a_conspicuous_micrograph_is_counted_and_remembered(project: Path, weigh
     image[:, 50] += 30
     write_micrograph(Path(NAMES[0]), image)
     with pytest.raises(Aborted):
-        run_denoise("m.star", "out", options(weights), should_stop=lambda: Path("out/Movies/b.mrc").exists())
-    summary = run_denoise("m.star", "out", options(weights), resume=True)
+        run_denoise(
+            "m.star",
+            "out",
+            options(weights),
+            JobContext(should_stop=lambda: Path("out/Movies/b.mrc").exists()),
+        )
+    summary = run_denoise("m.star", "out", options(weights), earlier="resume")
     (note,) = summary.remarks
     assert Path(note.stack).name == "b.mrc"
     assert "a row or column stands out" in note.problem
@@ -232,7 +236,7 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
     with pytest.raises(OutputError, match="the disk is too small"):
         run_denoise("m.star", "out", options(weights))
 
@@ -241,4 +245,22 @@ def test_an_input_is_never_written_to(project: Path, weights: Path) -> None:
     (project / "plain.star").write_text(table_of(["x.mrc"]))
     write_micrograph(project / "x.mrc", micrograph())
     with pytest.raises(OutputError, match=r"x\.mrc is an input of this run"):
-        run_denoise("plain.star", ".", options(weights), overwrite=True)
+        run_denoise("plain.star", ".", options(weights), earlier="replace")
+
+
+def test_a_table_that_has_grown_costs_only_the_new_micrographs_whatever_their_size(
+    project: Path, weights: Path
+) -> None:
+    automatic = options(weights, batch_size="auto")
+    (project / "m.star").write_text(table_of([NAMES[0], NAMES[2]], [1, 1]))
+    first = run_denoise("m.star", "out", automatic)
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in first.stacks}
+    (project / "m.star").write_text(table_of(NAMES, [1, 2, 1, 1]))
+    summary = run_denoise("m.star", "out", automatic, earlier="anew")
+    assert (summary.n_images, summary.n_resumed) == (4, 2)
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in first.stacks} == before
+    assert summary.batch_sizes.items() > first.batch_sizes.items()
+    run_denoise("m.star", "whole", automatic)
+    whole, grown = outputs(Path("whole")), outputs(Path("out"))
+    assert grown.pop("micrographs.star") == whole.pop("micrographs.star").replace(b"whole/", b"out/")
+    assert grown == whole

@@ -21,7 +21,10 @@ from cryohush.core.errors import Aborted, CryohushError, OutputError
 from cryohush.core.evaluation import comparison
 from cryohush.core.evaluation.comparison import RingSums, Sources, compare
 from cryohush.core.evaluation.image_rows import batches
+from cryohush.core.io.journal import JOURNAL_NAME
+from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.evaluate import run_evaluate
+from cryohush.core.jobs.folder import Earlier
 from cryohush.core.metrics import image
 from cryohush.core.metrics.clustering import EMBEDDINGS
 from cryohush.core.metrics.fourier import pooled_fourier_ring_correlation
@@ -42,7 +45,7 @@ def evaluated(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
         denoised=files["denoised"], reference=files["clean"], twin=files["twin"], raw=files["raw"],
         baselines=("gaussian",), clustering=ClusteringSection(neighbours=5), threads=1,
     )  # fmt: skip
-    run_evaluate(config, output, command="cryohush evaluate <everything>")
+    run_evaluate(config, output, JobContext(command="cryohush evaluate <everything>"))
     return output
 
 
@@ -201,7 +204,7 @@ def test_the_report_is_one_well_formed_file_with_its_pictures_inside(evaluated: 
     prefix = "data:image/png;base64,"
     pictures = [base64.b64decode(source.removeprefix(prefix)) for source in reader.sources]
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
-    written = {path.name for path in evaluated.iterdir()}
+    written = {path.name for path in evaluated.iterdir()} - {JOURNAL_NAME}
     assert written == {
         "evaluation.html", "evaluation.json", "evaluation_images.csv", "logfile.pdf",
         *(f"evaluation_{name}.png" for name in (
@@ -274,21 +277,40 @@ def test_unit_range_is_the_scale_of_the_papers(files: Files) -> None:
 def test_a_stop_leaves_nothing_behind(files: Files, tmp_path: Path) -> None:
     config = EvaluateConfig(denoised=files["denoised"], twin=files["twin"], threads=1)
     with pytest.raises(Aborted):
-        run_evaluate(config, tmp_path / "out", should_stop=lambda: True)
+        run_evaluate(config, tmp_path / "out", JobContext(should_stop=lambda: True))
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_an_earlier_evaluation_is_replaced_only_when_asked(files: Files, tmp_path: Path) -> None:
+    config = EvaluateConfig(denoised=files["denoised"], raw=files["raw"], twin=files["twin"], threads=1)
+    folder = tmp_path / "report"
+    run_evaluate(config, folder)
+    drawn = {path.name for path in folder.glob("*.png")}
+    with pytest.raises(OutputError, match=r"holds another run \(evaluation.*\).*--overwrite"):
+        run_evaluate(config, folder)
+    run_evaluate(config.model_copy(update={"twin": None}), folder, earlier="replace")
+    assert {path.name for path in folder.glob("*.png")} < drawn
+
+
+def test_what_belongs_to_somebody_else_is_never_replaced(files: Files, tmp_path: Path) -> None:
     config = EvaluateConfig(denoised=files["denoised"], raw=files["raw"], threads=1)
-    (tmp_path / "evaluation_old.png").touch()
-    (tmp_path / "logfile.pdf").touch()
-    with pytest.raises(OutputError, match=r"earlier evaluation \(logfile\.pdf\).*--overwrite"):
-        run_evaluate(config, tmp_path)
-    run_evaluate(config, tmp_path, overwrite=True)
-    assert not (tmp_path / "evaluation_old.png").exists()
-    (tmp_path / "cryohush.json").touch()
-    with pytest.raises(OutputError, match=r"another run \(cryohush\.json\)"):
-        run_evaluate(config, tmp_path, overwrite=True)
+    (tmp_path / "logfile.pdf").write_text("of another job")
+    for earlier in get_args(Earlier):
+        with pytest.raises(OutputError, match=r"holds another run, or files of your own \(logfile\.pdf\)"):
+            run_evaluate(config, tmp_path, earlier=earlier)
+    assert (tmp_path / "logfile.pdf").read_text() == "of another job"
+    assert not (tmp_path / JOURNAL_NAME).exists()
+
+
+def test_a_finished_evaluation_is_not_made_again_on_resuming(files: Files, tmp_path: Path) -> None:
+    config = EvaluateConfig(denoised=files["denoised"], raw=files["raw"], threads=1)
+    first = run_evaluate(config, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    lines: list[str] = []
+    again = run_evaluate(config, tmp_path / "out", JobContext(log=lines.append), earlier="resume")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    assert (set(again.files), again.numbers["facts"]) == (set(first.files), first.numbers["facts"])
+    assert any("nothing is left to do" in line for line in lines)
 
 
 def run(*arguments: str | Path) -> int:

@@ -22,8 +22,10 @@ from cryohush.core.errors import (
     InputError,
     OutputError,
 )
+from cryohush.core.io.journal import JOURNAL_NAME
 from cryohush.core.io.star import read_tables, unquote
-from cryohush.core.jobs.extract_noise import extract_noise
+from cryohush.core.job_context import JobContext
+from cryohush.core.jobs.extract_noise import run_extract_noise
 from cryohush.core.noise.patches import undo_whitening
 from cryohush.core.noise.summary import NoiseSummary
 from cryohush.core.report.overlays import write_overlay
@@ -46,7 +48,7 @@ def with_objects(seed: int = 1, scale: float = 3.0, offset: float = 100.0) -> ND
 def options(**changes: object) -> ExtractNoiseOptions:
     # the network knows real noise, not white noise: half and half is strict enough here
     given = {
-        "least_background": 0.5,
+        "min_background": 0.5,
         "window_px": WINDOW,
         "stride_px": STRIDE,
         "device": "cpu",
@@ -93,7 +95,7 @@ def distance_to_objects(y: int, x: int) -> float:
 
 
 def test_segmentation_takes_blocks_of_the_original_where_nothing_is(table: Path, tmp_path: Path) -> None:
-    summary = extract_noise(table, tmp_path / "out", options(), draw=write_overlay)
+    summary = run_extract_noise(table, tmp_path / "out", options(), draw=write_overlay)
     rows = rows_of(summary)
     stack = read_stack(summary.stack)
     assert len(rows) == len(stack) == summary.n_blocks > 40
@@ -116,8 +118,8 @@ def test_segmentation_takes_blocks_of_the_original_where_nothing_is(table: Path,
 
 def test_similarity_alone_overlooks_corners_and_the_check_does_not(table: Path, tmp_path: Path) -> None:
     given = {"method": "similarity", "similarity_threshold": 0.5}
-    published = extract_noise(table, tmp_path / "published", options(**given, least_p_value=0))
-    checked = extract_noise(table, tmp_path / "checked", options(**given))
+    published = run_extract_noise(table, tmp_path / "published", options(**given, min_noise_probability=0))
+    checked = run_extract_noise(table, tmp_path / "checked", options(**given))
     rows, of_published = rows_of(checked), origins(rows_of(published))
     assert len(rows) > 5
     assert set(origins(rows)) < set(of_published)
@@ -138,9 +140,11 @@ def test_blocks_with_more_energy_than_noise_are_not_taken(tmp_path: Path) -> Non
     image[:200, :200] += 0.3 * np.sin(2 * np.pi * np.arange(200) * 1.5 / 50)
     write_stack(tmp_path / "a.mrc", image[None].astype(np.float32), 1.5)
     # everything is background to this threshold
-    free = {"least_background": 1e-6}
-    every = extract_noise(tmp_path / "a.mrc", tmp_path / "every", options(**free, least_p_value=0))
-    noise = extract_noise(tmp_path / "a.mrc", tmp_path / "noise", options(**free))
+    free = {"min_background": 1e-6}
+    every = run_extract_noise(
+        tmp_path / "a.mrc", tmp_path / "every", options(**free, min_noise_probability=0)
+    )
+    noise = run_extract_noise(tmp_path / "a.mrc", tmp_path / "noise", options(**free))
 
     def in_the_corner(summary: NoiseSummary) -> int:
         return sum(y < 136 and x < 136 for y, x in origins(rows_of(summary)))
@@ -151,12 +155,12 @@ def test_blocks_with_more_energy_than_noise_are_not_taken(tmp_path: Path) -> Non
     assert excluded is not None
     # 36 windows touch the corner by half and more; of the others, noise, few are lost
     assert 25 <= excluded["noise"] < 90
-    assert "have more energy than noise (least_p_value)" in noise.explanation
+    assert "have more energy than noise (min_noise_probability)" in noise.explanation
 
 
 def test_what_was_normalised_can_be_brought_back(table: Path, tmp_path: Path) -> None:
-    raw = extract_noise(table, tmp_path / "raw", options())
-    white = extract_noise(table, tmp_path / "white", options(normalisation="whiten"))
+    raw = run_extract_noise(table, tmp_path / "raw", options())
+    white = run_extract_noise(table, tmp_path / "white", options(normalisation="whiten"))
     rows, amplitudes = rows_of(white), {}
     for entry in rows_of(white, "whitening"):
         amplitudes.setdefault(entry["rlnMicrographName"], []).append(float(entry["rlnCryohushAmplitude"]))
@@ -183,16 +187,17 @@ def test_scale_and_number_format_of_the_micrograph_do_not_matter(
     ) as file:
         file.voxel_size = 1.5
     one, other = (
-        extract_noise(tmp_path / f"{name}.mrc", tmp_path / name, options()) for name in ("reference", "other")
+        run_extract_noise(tmp_path / f"{name}.mrc", tmp_path / name, options())
+        for name in ("reference", "other")
     )
     # rounding to whole numbers, a third of a standard deviation apart, may move a pixel of the label map
     assert len(set(origins(rows_of(one))) ^ set(origins(rows_of(other)))) <= 3
 
 
 def test_the_cap_draws_the_same_blocks_again(table: Path, tmp_path: Path) -> None:
-    everything = extract_noise(table, tmp_path / "all", options())
+    everything = run_extract_noise(table, tmp_path / "all", options())
     first, second = (
-        extract_noise(table, tmp_path / name, options(most_per_micrograph=7)) for name in ("x", "y")
+        run_extract_noise(table, tmp_path / name, options(max_per_micrograph=7)) for name in ("x", "y")
     )
     assert first.n_blocks == 14
     assert origins(rows_of(first)) == origins(rows_of(second))
@@ -201,34 +206,37 @@ def test_the_cap_draws_the_same_blocks_again(table: Path, tmp_path: Path) -> Non
 
 
 def test_an_interrupted_run_goes_on_to_the_same_result(table: Path, tmp_path: Path) -> None:
-    whole = extract_noise(table, tmp_path / "whole", options())
+    whole = run_extract_noise(table, tmp_path / "whole", options())
     calls = iter([False, True])
     with pytest.raises(Aborted, match="--resume"):
-        extract_noise(table, tmp_path / "torn", options(), should_stop=lambda: next(calls))
+        run_extract_noise(table, tmp_path / "torn", options(), JobContext(should_stop=lambda: next(calls)))
     assert not (tmp_path / "torn/noise.star").exists()
     with pytest.raises(OutputError, match="holds another run"):
-        extract_noise(table, tmp_path / "torn", options())
+        run_extract_noise(table, tmp_path / "torn", options())
     with pytest.raises(OutputError, match="window_px"):
-        extract_noise(table, tmp_path / "torn", options(window_px=48), resume=True)
-    resumed = extract_noise(table, tmp_path / "torn", options(), resume=True)
+        run_extract_noise(table, tmp_path / "torn", options(window_px=48), earlier="resume")
+    resumed = run_extract_noise(table, tmp_path / "torn", options(), earlier="resume")
     assert resumed.n_resumed == 1
     assert resumed.stack.read_bytes() == whole.stack.read_bytes()
     assert resumed.table.read_text().replace("torn", "whole") == whole.table.read_text()
     assert sorted(path.name for path in (tmp_path / "torn").iterdir()) == [
-        "cryohush.json", "labels", "noise.mrcs", "noise.star",
+        JOURNAL_NAME, "cryohush.json", "labels", "noise.mrcs", "noise.star",
     ]  # fmt: skip
-    with pytest.raises(OutputError, match="complete"):
-        extract_noise(table, tmp_path / "torn", options(), resume=True)
-    extract_noise(table, tmp_path / "torn", options(), overwrite=True)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "torn").rglob("*")}
+    again = run_extract_noise(table, tmp_path / "torn", options(), earlier="resume")
+    assert again.was_complete
+    assert (again.counts, again.n_blocks) == (whole.counts, whole.n_blocks)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "torn").rglob("*")} == before
+    run_extract_noise(table, tmp_path / "torn", options(), earlier="replace")
 
 
 def test_no_block_says_what_excluded_how_many(table: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"0 blocks .* 722 windows .*touch particles.*exceed largest_streak"):
-        extract_noise(table, tmp_path / "out", options(largest_streak=0.1))
+    with pytest.raises(InputError, match=r"0 blocks .* 722 windows .*touch particles.*exceed max_streak"):
+        run_extract_noise(table, tmp_path / "out", options(max_streak=0.1))
     with pytest.raises(InputError, match=r"0 blocks .* 722 are not alike.*best similarity is 0\.\d\d"):
-        extract_noise(table, tmp_path / "other", options(method="similarity", similarity_threshold=0.999))
+        run_extract_noise(table, tmp_path / "other", options(method="similarity", similarity_threshold=0.999))
     with pytest.raises(InputError, match=r"1000 are needed"):
-        extract_noise(table, tmp_path / "many", options(minimum_blocks=1000))
+        run_extract_noise(table, tmp_path / "many", options(min_blocks=1000))
 
 
 def test_carbon_and_its_rim_are_no_noise(tmp_path: Path) -> None:
@@ -236,7 +244,7 @@ def test_carbon_and_its_rim_are_no_noise(tmp_path: Path) -> None:
     image = np.random.default_rng(1).normal(0, 1, (SIDE, SIDE)).astype(np.float32)
     image[:, 440:] -= 4.0
     write_stack(tmp_path / "carbon.mrc", image[None], 1.5)
-    summary = extract_noise(tmp_path / "carbon.mrc", tmp_path / "out", options())
+    summary = run_extract_noise(tmp_path / "carbon.mrc", tmp_path / "out", options())
     assert len(rows_of(summary)) > 20
     assert max(x for _, x in origins(rows_of(summary))) + WINDOW <= 440
     excluded = summary.counts[0].excluded
@@ -248,7 +256,7 @@ def test_streaks_are_rejected_and_named(tmp_path: Path) -> None:
     image = np.random.default_rng(1).normal(0, 1, (SIDE, SIDE)).astype(np.float32)
     image[:, 300] += 3.0
     write_stack(tmp_path / "gain.mrc", image[None], 1.5)
-    summary = extract_noise(tmp_path / "gain.mrc", tmp_path / "out", options())
+    summary = run_extract_noise(tmp_path / "gain.mrc", tmp_path / "out", options())
     assert summary.counts[0].remark is not None
     assert "gain" in summary.counts[0].remark
     assert all(not x <= 300 < x + WINDOW for _, x in origins(rows_of(summary)))
@@ -262,29 +270,31 @@ def test_bad_micrographs_stop_the_run_or_are_left_out(defect: str, table: Path, 
         bad[3, 4] = np.nan
     write_stack(tmp_path / "mics/b.mrc", bad[None], 1.5)
     with pytest.raises(ImageError, match=r"b\.mrc.*(constant|NaN)"):
-        extract_noise(table, tmp_path / "out", options())
-    summary = extract_noise(table, tmp_path / "out", options(skip_bad=True), overwrite=True)
+        run_extract_noise(table, tmp_path / "out", options())
+    summary = run_extract_noise(table, tmp_path / "out", options(skip_bad=True), earlier="replace")
     assert [count.kept > 0 for count in summary.counts] == [True, False]
 
 
 def test_windows_have_to_suit_the_micrographs(table: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="larger than the 640 x 640 px"):
-        extract_noise(table, tmp_path / "out", options(window_px=700))
+        run_extract_noise(table, tmp_path / "out", options(window_px=700))
     with pytest.raises(ConfigurationError, match="at least 22 px"):
-        extract_noise(table, tmp_path / "out", options(method="similarity", window_px=20))
+        run_extract_noise(table, tmp_path / "out", options(method="similarity", window_px=20))
     with pytest.raises(CryohushError, match="exclude each other"):
         options(window_angstrom=100)
 
 
 def test_sets_of_different_sizes_and_pixel_sizes(table: Path, tmp_path: Path) -> None:
     write_stack(tmp_path / "mics/b.mrc", with_objects(2)[None, :50, :300], 1.5)
-    summary = extract_noise(table, tmp_path / "out", options())
+    summary = run_extract_noise(table, tmp_path / "out", options())
     assert "larger than the 300 x 50 px" in str(summary.counts[1].remark)
     write_stack(tmp_path / "mics/b.mrc", with_objects(2)[None], 2.25)
     table.write_text(table_of(["mics/a.mrc", "mics/b.mrc"], [1, 2]))
     with pytest.raises(ConfigurationError, match="from 43 to 64 px"):
-        extract_noise(table, tmp_path / "out", options(window_px=None, window_angstrom=96), overwrite=True)
-    mixed = extract_noise(table, tmp_path / "out", options(), overwrite=True)
+        run_extract_noise(
+            table, tmp_path / "out", options(window_px=None, window_angstrom=96), earlier="replace"
+        )
+    mixed = run_extract_noise(table, tmp_path / "out", options(), earlier="replace")
     assert {row["rlnOpticsGroup"] for row in rows_of(mixed)} == {"1", "2"}
     assert [row["rlnImagePixelSize"] for row in rows_of(mixed, "optics")] == ["1.500000", "2.250000"]
 
@@ -292,5 +302,5 @@ def test_sets_of_different_sizes_and_pixel_sizes(table: Path, tmp_path: Path) ->
 def test_an_unknown_pixel_size_is_asked_for(tmp_path: Path) -> None:
     write_stack(tmp_path / "a.mrc", with_objects()[None], None)
     with pytest.raises(ConfigurationError, match="Give pixel_size_angstrom"):
-        extract_noise(tmp_path / "a.mrc", tmp_path / "out", options())
-    assert extract_noise(tmp_path / "a.mrc", tmp_path / "out", options(pixel_size_angstrom=1.5)).n_blocks
+        run_extract_noise(tmp_path / "a.mrc", tmp_path / "out", options())
+    assert run_extract_noise(tmp_path / "a.mrc", tmp_path / "out", options(pixel_size_angstrom=1.5)).n_blocks

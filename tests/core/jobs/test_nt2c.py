@@ -12,6 +12,7 @@ from cryohush.core.config.nt2c import Nt2cConfig
 from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import Aborted, ConfigurationError, OutputError, StarError
 from cryohush.core.imaging.ctf import read_ctf_table
+from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.nt2c import session_ctf, train
 from cryohush.core.models import MODELS
 from cryohush.core.models.weights import load_model
@@ -87,7 +88,7 @@ def chain(tmp_path):
         "extraction": {
             "method": "similarity",
             "similarity_threshold": -1,
-            "least_p_value": 0,
+            "min_noise_probability": 0,
             "device": "cpu",
             "threads": 1,
         },
@@ -112,8 +113,12 @@ def test_chain_runs_through_and_goes_on_after_a_stop(chain, tmp_path):
     config, output = Nt2cConfig.model_validate(chain), tmp_path / "run"
     lines: list[str] = []
     with pytest.raises(Aborted, match="before stage 3"):
-        train(config, output, log=lines.append, should_stop=lambda: (output / "blocks/noise.mrcs").exists())
-    weights = train(config, output, log=lines.append, resume=True)
+        train(
+            config,
+            output,
+            JobContext(should_stop=lambda: (output / "blocks/noise.mrcs").exists(), log=lines.append),
+        )
+    weights = train(config, output, JobContext(log=lines.append), earlier="resume")
     assert weights == output / "fine/weights.safetensors"
     assert sum("done before" in line for line in lines) == 2
     load_model(weights)
@@ -132,11 +137,11 @@ def test_chain_runs_through_and_goes_on_after_a_stop(chain, tmp_path):
         "other real blocks",
         "Gaussian field",
     }
-    with pytest.raises(OutputError, match="holds another chain"):
-        train(config, output, log=quiet)
+    with pytest.raises(OutputError, match="holds another run"):
+        train(config, output)
     other = Nt2cConfig.model_validate({**chain, "seed": 2})
-    with pytest.raises(OutputError, match="another configuration"):
-        train(other, output, log=quiet, resume=True)
+    with pytest.raises(OutputError, match="other settings"):
+        train(other, output, earlier="resume")
 
 
 def test_chain_begins_with_a_shipped_model(chain, tmp_path, monkeypatch):
@@ -149,7 +154,7 @@ def test_chain_begins_with_a_shipped_model(chain, tmp_path, monkeypatch):
     chain |= {"coarse": None, "coarse_model": str(tmp_path / "given.safetensors")}
     chain["synthesiser"] = {"kind": "gaussian"}
     lines: list[str] = []
-    weights = train(Nt2cConfig.model_validate(chain), tmp_path / "run", log=lines.append)
+    weights = train(Nt2cConfig.model_validate(chain), tmp_path / "run", JobContext(log=lines.append))
     assert "stage 1 of 5, coarse denoiser: " + chain["coarse_model"] in lines
     assert not (tmp_path / "run/coarse").exists()
     assert load_model(weights).card["model"] == network
@@ -235,7 +240,7 @@ def test_structure_larger_than_the_box_is_refused(chain, tmp_path):
     path = chain["session"]["structures"] / "rod.pdb"
     path.write_text("\n".join([atom.format(1, 0.0), atom.format(2, 300.0), "END", ""]))
     with pytest.raises(ConfigurationError, match=r"rod is 30\d Å across, the box 256 Å"):
-        train(Nt2cConfig.model_validate(chain), tmp_path / "run", log=quiet)
+        train(Nt2cConfig.model_validate(chain), tmp_path / "run")
 
 
 def test_table_without_defocus_is_refused(chain, tmp_path):
@@ -279,19 +284,19 @@ def test_command_line_finds_the_chain(chain, tmp_path, capsys):
 def test_extracted_blocks_take_the_place_of_simulated_noise(chain, tmp_path):
     """The paired set of the segmentation method: `extract-noise`, then `data.noise_blocks`."""
     from cryohush.core.config.extract_noise import ExtractNoiseOptions
-    from cryohush.core.jobs.extract_noise import extract_noise
+    from cryohush.core.jobs.extract_noise import run_extract_noise
     from cryohush.core.training.data import SimulatedParticles
 
     options = ExtractNoiseOptions(
         method="similarity",
         window_px=64,
         similarity_threshold=-1,
-        least_p_value=0,
+        min_noise_probability=0,
         device="cpu",
         precision="fp32",
         threads=1,
     )
-    summary = extract_noise(chain["session"]["micrographs"], tmp_path / "noise", options)
+    summary = run_extract_noise(chain["session"]["micrographs"], tmp_path / "noise", options)
     config = load_yaml(PRESET_FOLDER / "noise_blocks.yaml", TrainingConfig).data
     assert config is not None
     np.save(tmp_path / "ctf.npy", session_ctf(chain["session"]["micrographs"], 64, 4.0))

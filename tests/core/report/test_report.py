@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from cryohush.core.errors import OutputError
-from cryohush.core.report.figures import bar_length, draw_montage, draw_spectra, grey_range, shorten
-from cryohush.core.report.pdf import model_facts, write_report
+from cryohush.core.report.figures import (
+    bar_length,
+    column_title,
+    contrast,
+    draw_montage,
+    draw_spectra,
+    grey_range,
+)
+from cryohush.core.report.html import Picture, Section
+from cryohush.core.report.pages import write_pages
+from cryohush.core.report.paper import PAGE_HEIGHT, PAGE_WIDTH, Paper
+from cryohush.core.report.pdf import write_report
+from cryohush.core.report.text import width
+from cryohush.core.report.verdict import like_low_pass
 
 
 def particles(n: int = 4, side: int = 32) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -24,30 +40,43 @@ def particles(n: int = 4, side: int = 32) -> tuple[NDArray[np.float32], NDArray[
     return clean + generator.normal(0, 3, clean.shape).astype(np.float32), clean
 
 
-def draw(n: int = 4) -> Figure:
+def draw(n: int = 4, title: str = "stack.mrcs") -> Figure:
     raw, clean = particles(n)
-    figure = Figure()
-    draw_montage(figure, raw, clean, titles=[str(i) for i in range(n)], pixel_size_angstrom=2.0)
+    figure = Figure(figsize=(2.0 * n, 6.0))
+    titles = [f"{i}@{title}" for i in range(n)]
+    draw_montage(
+        figure,
+        raw,
+        clean,
+        titles=titles,
+        pixel_size_angstrom=2.0,
+        filtered=like_low_pass(raw, clean, 2.0),
+    )
     return figure
 
 
-def test_each_column_holds_raw_denoised_and_their_difference() -> None:
+def gaussian(images: NDArray[np.float32], half_at: float) -> NDArray[np.float32]:
+    """Return images after a filter that passes half of the amplitude at `half_at` cycles per pixel."""
+    y, x = images.shape[-2:]
+    squared = np.fft.fftfreq(y)[:, None] ** 2 + np.fft.fftfreq(x)[None] ** 2
+    passed = 2.0 ** -(squared / half_at**2)
+    return np.fft.ifft2(np.fft.fft2(images) * passed).real.astype(np.float32)
+
+
+def test_each_column_holds_raw_low_pass_denoised_and_their_difference() -> None:
     raw, clean = particles()
     shown = [np.asarray(axes.images[0].get_array()) for axes in draw().axes]
-    for row, expected in enumerate((raw, clean, raw - clean)):
+    for row, expected in ((0, raw), (2, clean), (3, raw - clean)):
         np.testing.assert_array_equal(shown[4 * row : 4 * row + 4], expected)
+    labels = [draw().axes[4 * row].get_ylabel() for row in range(4)]
+    assert [text.split("\n")[0] for text in labels] == ["raw", "raw, plain", "denoised", "residual"]
 
 
-def test_the_images_of_a_row_share_one_grey_scale() -> None:
+def test_the_residual_is_shown_with_the_contrast_of_the_raw_image_above_it() -> None:
     limits = [axes.images[0].get_clim() for axes in draw().axes]
-    for row in range(3):
-        assert len(set(limits[4 * row : 4 * row + 4])) == 1
-
-
-def test_the_residual_is_shown_with_the_contrast_of_the_raw_images() -> None:
-    limits = [axes.images[0].get_clim() for axes in draw().axes]
-    assert np.ptp(limits[8]) == pytest.approx(np.ptp(limits[0]))
-    assert np.ptp(limits[4]) < 0.5 * np.ptp(limits[0])
+    for column in range(4):
+        assert np.ptp(limits[12 + column]) == pytest.approx(np.ptp(limits[column]))
+        assert np.ptp(limits[8 + column]) < 0.5 * np.ptp(limits[column])
 
 
 def test_one_hot_pixel_does_not_change_the_grey_scale() -> None:
@@ -58,8 +87,29 @@ def test_one_hot_pixel_does_not_change_the_grey_scale() -> None:
     np.testing.assert_allclose(grey_range(hot), grey_range(raw), atol=0.1)
 
 
-def test_an_image_of_one_value_can_be_drawn() -> None:
-    low, high = grey_range(np.full((1, 8, 8), 3.0, dtype=np.float32))
+def test_white_noise_is_shown_to_three_standard_deviations() -> None:
+    noise = np.random.default_rng(5).normal(10, 2, (256, 256)).astype(np.float32)
+    # the 95th percentile lies at 1.645 sd, known here to 0.01 sd
+    np.testing.assert_allclose(contrast(noise), (10 - 6.58, 10 + 6.58), atol=0.15)
+
+
+@pytest.mark.parametrize("value", [-50.0, 50.0])
+def test_an_ice_crystal_does_not_wash_out_the_rest(value: float) -> None:
+    noise = np.random.default_rng(5).normal(0, 1, (200, 200)).astype(np.float32)
+    crystal = noise.copy()
+    crystal[:40, :40] = value
+    # four per cent of the area move the percentiles of a normal distribution by up to 0.55 sd
+    assert np.ptp(contrast(crystal)) < 1.6 * np.ptp(contrast(noise))
+
+
+def test_a_dark_particle_on_flat_ice_keeps_its_grey_values() -> None:
+    _, clean = particles(1)
+    assert contrast(clean[0]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("scale", [grey_range, contrast])
+def test_an_image_of_one_value_can_be_drawn(scale: object) -> None:
+    low, high = scale(np.full((8, 8), 3.0, dtype=np.float32))  # type: ignore[operator]
     assert low == 3.0 < high
 
 
@@ -71,7 +121,7 @@ def test_the_scale_bar_is_round_and_at_most_two_fifths_of_the_box(box: float, ex
 
 
 def test_the_scale_bar_has_its_length_in_pixels_of_the_image() -> None:
-    panel = draw().axes[8]
+    panel = draw().axes[12]
     (bar,) = panel.lines
     assert np.ptp(np.asarray(bar.get_xdata())) == pytest.approx(20 / 2.0)
     assert panel.texts[0].get_text() == "20 Å"
@@ -88,25 +138,139 @@ def test_the_spectrum_of_white_noise_is_its_variance() -> None:
     assert axes.lines[0].get_xdata()[-1] == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("resolution", [8.0, 15.0, 30.0])
+def test_a_plain_filter_is_recognised_as_what_it_is(resolution: float) -> None:
+    noise = np.random.default_rng(2).normal(0, 1, (6, 96, 96)).astype(np.float32)
+    filtered = like_low_pass(noise, 0.7 * gaussian(noise, 2.0 / resolution), 2.0)
+    assert filtered is not None
+    # resolutions are tried in steps of 3 %; another factor changes nothing
+    assert filtered.resolution == pytest.approx(resolution, rel=0.03)
+    # the curve is sampled at the rings: within the 3rd one it falls by a tenth
+    assert filtered.correlation > 0.998
+    assert "nearly the same" in filtered.verdict
+
+
+def test_what_no_plain_filter_does_is_not_called_the_same() -> None:
+    raw, clean = particles(8)
+    filtered = like_low_pass(raw, clean, None)
+    assert filtered is not None
+    # a disc out of noise of three times its contrast: no radial filter can do that
+    assert filtered.correlation < 0.8
+    assert "beyond that filter" in filtered.verdict
+    assert filtered.unit == "px"
+
+
+@pytest.mark.parametrize("images", [np.zeros((0, 32, 32)), np.zeros((3, 32, 32)), np.ones((1, 4, 4))])
+def test_where_nothing_can_be_compared_there_is_no_filter(images: NDArray[np.float64]) -> None:
+    assert like_low_pass(images.astype(np.float32), images.astype(np.float32), 1.0) is None
+
+
+AWKWARD = "$x_1^{$ a/very_long_path" * 20 + " \udcff\n日本 <b>"
+
+
+@pytest.mark.parametrize("kind", ["particles", "micrographs"])
 @pytest.mark.parametrize("pixel_size_angstrom", [1.5, None])
 @pytest.mark.parametrize("n", [1, 8])
 def test_the_report_is_written_under_constant_names(
-    tmp_path: Path, n: int, pixel_size_angstrom: float | None
+    tmp_path: Path, n: int, pixel_size_angstrom: float | None, kind: str
 ) -> None:
     raw, clean = particles(n)
     written = write_report(
         tmp_path,
         raw,
         clean,
-        titles=[f"particle {i + 1}" for i in range(n)],
+        titles=[f"{i + 1}@{AWKWARD}" for i in range(n)],
         pixel_size_angstrom=pixel_size_angstrom,
-        headline="8 particles",
-        facts={"model": "general", "command": "a long command " * 20, "nothing": ""},
+        headline=f"8 {AWKWARD}",
+        facts={"model": "general", AWKWARD: "a long command " * 20, "nothing": "", "name": AWKWARD},
+        kind=kind,  # type: ignore[arg-type]
+        remarks=[AWKWARD] * 70,
     )
-    assert {path.name for path in tmp_path.iterdir()} == {"logfile.pdf", "montage.png"}
-    assert written == (tmp_path / "logfile.pdf", tmp_path / "montage.png")
-    assert (tmp_path / "logfile.pdf").read_bytes().startswith(b"%PDF")
-    assert (tmp_path / "montage.png").read_bytes().startswith(b"\x89PNG")
+    names = ("logfile.pdf", "montage.png", "view.html")
+    assert written == tuple(tmp_path / name for name in names)
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    assert written[0].read_bytes().startswith(b"%PDF")
+    assert written[1].read_bytes().startswith(b"\x89PNG")
+
+
+def sizes(path: Path) -> set[tuple[float, float]]:
+    """Return the sizes of the pages of a PDF, in points."""
+    boxes = re.findall(rb"/MediaBox \[\s*0 0 ([\d.]+) ([\d.]+)\s*\]", path.read_bytes())
+    return {(float(width), float(height)) for width, height in boxes}
+
+
+def test_every_page_is_a4_however_much_there_is_to_say(tmp_path: Path) -> None:
+    figures = [Figure(figsize=size) for size in ((3.0, 2.0), (20.0, 4.0), (4.0, 20.0))]
+    sections = [
+        Section(
+            "A title",
+            ["A note. " * 100],
+            ["name", "a column", "another", "more", "psnr"],
+            [["method", "1.00 ± 0.01", "2", "3", "4"]] * 90,
+            [Picture("p", "What it shows. " * 20, figure) for figure in figures],
+        )
+    ]
+    write_pages(tmp_path / "x.pdf", "h", "w", {"command": "c" * 3000}, sections, "Better.")
+    ((page_width, page_height),) = sizes(tmp_path / "x.pdf")
+    # A4 is 210 x 297 mm
+    assert page_width == pytest.approx(210 / 25.4 * 72, abs=0.5)
+    assert page_height == pytest.approx(297 / 25.4 * 72, abs=0.5)
+
+
+def texts(page: Figure) -> list[tuple[str, float, float, float, float]]:
+    """Return the texts of a page with left, bottom, right and top edge in inches, as they are drawn."""
+    # at the resolution of a screen letters are moved to whole pixels, in a PDF they are not
+    page.set_dpi(600)
+    renderer = FigureCanvasAgg(page).get_renderer()
+    found = []
+    for text in page.findobj(Text):
+        assert isinstance(text, Text)
+        if text.get_text().strip() and text.get_visible():
+            box = text.get_window_extent(renderer)
+            found.append((text.get_text(), *(edge / page.dpi for edge in box.extents.tolist())))
+    return found
+
+
+def test_no_text_leaves_its_page_or_lies_on_another() -> None:
+    paper = Paper(f"A headline that is long enough to need a second line, as {AWKWARD[:120]}")
+    paper.note("A note about what is to be seen. " * 12, "bad")
+    paper.facts({f"name {number}": AWKWARD for number in range(9)})
+    for columns in (2, 5, 9):
+        paper.heading(f"{columns} columns")
+        header = ["method", *(f"column {number}" for number in range(1, columns))]
+        paper.table(header, [["covariance Wiener filter, oracle", *["0.0123 ± 0.0012"] * (columns - 1)]] * 12)
+        paper.paragraph("What the table says. " * 30)
+    assert len(paper.pages) > 1
+    for page in paper.pages:
+        shown = texts(page)
+        for text, left, bottom, right, top in shown:
+            assert min(left, PAGE_WIDTH - right) >= 0.5, text
+            assert min(bottom, PAGE_HEIGHT - top) >= 0.4, text
+        for number, (text, left, bottom, right, top) in enumerate(shown):
+            for other, other_left, other_bottom, other_right, other_top in shown[number + 1 :]:
+                # the boxes of lines below each other touch: half a point is no overlap
+                apart = min(right, other_right) - max(left, other_left) < 0.01
+                apart |= min(top, other_top) - max(bottom, other_bottom) < 0.03
+                assert apart, f"{text!r} lies on {other!r}"
+
+
+@pytest.mark.parametrize("name", ["s.mrcs", "May08_03.15.02_noDW_a_long_name_of_a_micrograph.mrcs", AWKWARD])
+def test_the_titles_of_a_montage_never_run_into_each_other(name: str) -> None:
+    figure = draw(4, name)
+    FigureCanvasAgg(figure).draw()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [axes.title.get_window_extent(renderer) for axes in figure.axes[:4]]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_a_title_that_is_too_long_keeps_both_ends_and_its_number() -> None:
+    short = column_title("123456@May08_03.15.02_a_very_long_name_of_a_stack_0042.mrcs", 1.2)
+    name, number = short.split("\n")
+    assert number == "no. 123456"
+    assert name.startswith("May")
+    assert name.endswith("0042.mrcs")
+    assert "…" in name
+    assert width(name, 7.0) <= 1.2
 
 
 def test_a_directory_that_is_gone_is_named(tmp_path: Path) -> None:
@@ -125,20 +289,26 @@ def test_pyplot_is_never_imported() -> None:
 def test_a_report_of_nothing_but_skipped_images_is_written_all_the_same(tmp_path: Path) -> None:
     none = np.zeros((0, 32, 32), dtype=np.float32)
     write_report(tmp_path, none, none, titles=[], pixel_size_angstrom=1.0, headline="none", facts={})
-    assert {path.name for path in tmp_path.iterdir()} == {"logfile.pdf", "montage.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"logfile.pdf", "montage.png", "view.html"}
 
 
-def test_what_a_model_card_says_is_put_into_words() -> None:
-    card = {"measured": {"gain": 2.5, "test_set": ["a", "b"]}, "description": "A  model.\n", "training": {}}
-    assert model_facts(card) == {"description": "A model.", "measured": "gain: 2.5; test set: a, b"}
-    assert model_facts({"description": None}) == {}
-
-
-@pytest.mark.parametrize(
-    "title", ["1@particles.mrcs", "123456@a_very_long_name_of_a_stack_of_particles.mrcs"]
-)
-def test_a_title_fits_its_column(title: str) -> None:
-    short = shorten(title)
-    assert len(short) <= 22
-    assert short[:7] == title[:7]
-    assert short[-5:] == ".mrcs"
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_matplotlib_says_nothing_where_the_home_folder_cannot_be_written_to(
+    tmp_path: Path, is_writable: bool
+) -> None:
+    home = tmp_path / "home"
+    if is_writable:
+        home.mkdir()
+    else:
+        # also root cannot make a folder below a file
+        home.write_text("")
+    program = (
+        "from cryohush.core.report import quiet_matplotlib; quiet_matplotlib();"
+        "import matplotlib; print(matplotlib.get_configdir())"
+    )
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith(str(home) if is_writable else str(tmp_path / "cryohush-matplotlib"))

@@ -17,6 +17,8 @@ from cryohush.core.imaging.exposure import interaction_parameter
 from cryohush.core.imaging.projection import Projector
 from cryohush.core.io.micrographs import MicrographSet
 from cryohush.core.io.star import read_tables
+from cryohush.core.job_context import JobContext
+from cryohush.core.jobs.simulate import simulate_micrographs
 from cryohush.core.metrics.fourier import radial_power_spectrum
 from cryohush.core.simulation.micrograph import (
     BACKGROUND,
@@ -26,7 +28,6 @@ from cryohush.core.simulation.micrograph import (
     noise_power,
     simulate_micrograph,
 )
-from cryohush.core.simulation.micrograph_set import simulate_micrographs
 from cryohush.core.simulation.placement import place_particles
 
 SHAPE = (160, 224)
@@ -118,7 +119,7 @@ def test_particles_keep_their_distance_and_have_the_wanted_density():
     micrograph = simulate(
         species=species,
         shape_px=(600, 600),
-        minimum_distance=0.0,
+        min_distance=0.0,
         particles_per_square_micrometre=(400.0, 400.0),
     )
     n = len(micrograph.particles)
@@ -126,7 +127,7 @@ def test_particles_keep_their_distance_and_have_the_wanted_density():
     assert n == pytest.approx(expected, abs=4 * math.sqrt(expected))
     first = (micrograph.particles.species == 0).mean()
     assert first == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / n))
-    tight = simulate(minimum_distance=0.9).particles
+    tight = simulate(min_distance=0.9).particles
     assert pdist(np.stack([tight.y_px, tight.x_px], axis=1)).min() >= 0.9 * 20
 
 
@@ -185,7 +186,7 @@ def test_particle_reaches_in_from_outside():
 
 def test_large_particle_may_reach_in_from_outside():
     # a radius beyond the margin that the rings of the CTF need
-    micrograph = simulate(species=(ball(70.0, 144),), minimum_distance=0.0)
+    micrograph = simulate(species=(ball(70.0, 144),), min_distance=0.0)
     assert (micrograph.labels == PARTICLE).any()
 
 
@@ -230,10 +231,9 @@ def config(tmp_path: Path) -> Path:
 def test_written_set_is_what_was_simulated_with_dark_protein(config, tmp_path):
     settings = load_yaml(config, MicrographsConfig)
     folder, steps = tmp_path / "out", []
-    table = simulate_micrographs(
-        settings, folder, log=lambda line: None, progress=lambda *step: steps.append(step)
-    )
-    assert steps == [(1, 2), (2, 2)]
+    summary = simulate_micrographs(settings, folder, JobContext(lambda *step: steps.append(step)))
+    assert steps == [(0, 2), (1, 2), (2, 2)]
+    (table,) = summary.tables
     micrographs = MicrographSet.read(table)
     assert micrographs.check_images() == [(96, 128)] * 2
     assert micrographs.pixel_size_angstrom(0) == 2.0
@@ -260,16 +260,15 @@ def test_written_set_is_what_was_simulated_with_dark_protein(config, tmp_path):
 
 def test_stopped_or_repeated_run_says_so(config, tmp_path):
     settings = load_yaml(config, MicrographsConfig)
-    quiet = {"log": lambda line: None}
     with pytest.raises(Aborted, match="after 0 of 2"):
-        simulate_micrographs(settings, tmp_path / "out", should_stop=lambda: True, **quiet)
+        simulate_micrographs(settings, tmp_path / "out", JobContext(should_stop=lambda: True))
     assert not (tmp_path / "out/micrographs.star").exists()
-    simulate_micrographs(settings, tmp_path / "out", **quiet)
-    with pytest.raises(OutputError, match="there already"):
-        simulate_micrographs(settings, tmp_path / "out", **quiet)
+    simulate_micrographs(settings, tmp_path / "out")
+    with pytest.raises(OutputError, match="holds another run"):
+        simulate_micrographs(settings, tmp_path / "out")
 
 
 def test_particle_larger_than_the_micrograph_is_refused_by_name(config, tmp_path):
     settings = load_yaml(config, MicrographsConfig, ["settings.pixel_size_angstrom=0.4"])
     with pytest.raises(ConfigurationError, match="small needs"):
-        simulate_micrographs(settings, tmp_path / "out", log=lambda line: None)
+        simulate_micrographs(settings, tmp_path / "out")

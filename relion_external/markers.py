@@ -4,7 +4,8 @@ RELION never looks at the exit code of an External job. It waits, for ever if ne
 empty files ``RELION_JOB_EXIT_SUCCESS``, ``_FAILURE`` or ``_ABORTED`` appears in the job directory. So a
 parent process that imports nothing but the standard library runs the work in a child and turns the child's
 fate into exactly one of these files. The parent survives whatever ends the child: a broken import, a
-segmentation fault, the kernel's out-of-memory killer.
+segmentation fault, the kernel's out-of-memory killer. Should the parent itself be killed, the child notices,
+stops and leaves the marker in its place.
 """
 
 from __future__ import annotations
@@ -103,20 +104,27 @@ def run_as_external_job(directory: Path, work: Work) -> int:
         code = 1
         try:
             code = _run_child(work, lambda: stop.raised or os.getppid() != parent)
+            if os.getppid() != parent:
+                code = _orphaned(directory, code, was_asked_to_stop=stop.raised)
         finally:
             # Whatever happens, the child never returns into the parent's caller.
             os._exit(code)
     status, was_asked_to_stop = _wait(child, stop, directory / ABORT_NOW)
     code = os.waitstatus_to_exitcode(status)
+    if code < 0 and not was_asked_to_stop:
+        _complain(_why_killed(-code))
+    return _mark(directory, code, was_stopped=was_asked_to_stop or code == _CHILD_ABORTED)
+
+
+def _mark(directory: Path, code: int, *, was_stopped: bool) -> int:
+    """Leave the marker for the exit status of the work, and return the job's own."""
     if code == 0:
         marker, result = EXIT_SUCCESS, 0
-    elif was_asked_to_stop or code == _CHILD_ABORTED:
+    elif was_stopped:
         # Obeyed: the next run of the same command must not stop at once.
         (directory / ABORT_NOW).unlink(missing_ok=True)
         marker, result = EXIT_ABORTED, 2
     else:
-        if code < 0:
-            _complain(_why_killed(-code))
         marker, result = EXIT_FAILURE, 2 if code == 2 else 1
     try:
         (directory / marker).touch()
@@ -124,6 +132,16 @@ def run_as_external_job(directory: Path, work: Work) -> int:
         _complain(f"cannot write {directory / marker}: {error.strerror}. Mark the job as failed by hand.")
         return 1
     return result
+
+
+def _orphaned(directory: Path, code: int, *, was_asked_to_stop: bool) -> int:
+    """Leave the marker that the parent, which is no more, would have left."""
+    if code == _CHILD_ABORTED and not was_asked_to_stop:
+        _complain(
+            "the process that watched over this job was killed, so the job has stopped. Continue it: what is "
+            "finished is kept."
+        )
+    return _mark(directory, code, was_stopped=was_asked_to_stop)
 
 
 def _wait(child: int, stop: _StopFlag, abort_file: Path) -> tuple[int, bool]:

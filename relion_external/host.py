@@ -1,39 +1,122 @@
-"""RELION projects as sources of a batch: each becomes an External job that the GUI shows from begin to end.
+"""RELION as a host: what it is given when a job has ended, and how a batch makes jobs in its projects.
 
-Where RELION is installed, `relion_pipeliner` makes the job and runs it; its command only follows the batch.
-Where it is not, the job is written into the pipeline as RELION would write it, and RELION takes its outputs
-in when it next looks.
+Where RELION is installed, `relion_pipeliner` makes a batch's job and runs it; its command only follows the
+batch. Where it is not, the job is written into the pipeline as RELION would write it, and RELION takes its
+outputs in when it next looks. Either way the GUI shows it from begin to end.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import re
 import shutil
 import subprocess
 import threading
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..core.batch.kinds import Result
 from ..core.batch.sources import item_names, matching
 from ..core.batch.state import Item, log_path
 from ..core.config.batch import Source
 from ..core.config.denoise import DenoiseOptions
 from ..core.errors import ConfigurationError, HostError, InputError, OutputError
+from ..core.inference.plan import MICROGRAPH_TABLE_NAME, TABLE_NAME
 from ..core.io.micrographs import lists_micrographs
 from ..core.noise.output import TABLE_NAME as NOISE_TABLE_NAME
 from ..core.report import PDF_NAME
-from .denoise import TABLE_NAMES, WAY_BACK
 from .follow import BATCH_NAME, END_NAME, write_note
-from .job import ABORT_NOW, EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
-from .pipeline import add_running_job, processes, read_pipeline, refuse_if_busy
+from .markers import ABORT_NOW, EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
+from .pipeline import add_running_job, processes, read_pipeline, refuse_if_busy, relion_version
 from .project import Kind, Project, write_output_nodes
+
+if TYPE_CHECKING:
+    from ..core.batch.kinds import Result
+    from ..core.jobs.evaluate import Evaluation
 
 PIPELINER = "relion_pipeliner"
 COMMAND = "relion_cryohush follow"
 # The pipeliner sees the end of a job after its own interval.
 PIPELINER_SECONDS = 120.0
+# What RELION leaves in the project's folder for each job that a batch runs, by the name of the schedule.
+_PIPELINER_LOG = "pipeline_{}.log"
+# What RELION's GUI fills the External form with next time.
+_REMEMBERED = ".gui_externaljob.star"
 _TABLES = ("particles.star", "micrographs_ctf.star", "corrected_micrographs.star", "micrographs.star")
+
+
+def way_back(kind: Kind, version: str | None) -> str:
+    """Return what the user can do with denoised images, and how to go back to the raw ones.
+
+    Parameters
+    ----------
+    version
+        Of RELION; None outside of a project: of all versions then.
+    """
+    if kind == "particles":
+        return (
+            "Look at these and sort them by eye; classify, refine and measure resolution with the raw "
+            "images. 2D classes of denoised particles look better than those of raw ones, but where it was "
+            "measured they mixed more views (docs/relion.md). Back to the raw images: job type Particle "
+            "subtraction, 'OR revert to original particles?' Yes, with the selected denoised particles as "
+            "'revert this particle star file'. Particles that are extracted again after that are raw "
+            "already: do not revert those."
+        )
+    in_31 = "The extraction job takes the raw micrographs and the picked coordinates as they are."
+    since_4 = (
+        "Give the picked coordinates to an External job `relion_cryohush raw-picks`; the extraction job "
+        "takes the raw micrographs and the raw_picks.star that it makes."
+    )
+    texts = {"3.1": in_31, None: f"RELION 3.1: {in_31} RELION 4 and 5: {since_4}"}
+    return f"Pick on these; extract particles from the raw micrographs. {texts.get(version, since_4)}"
+
+
+def finish(
+    result: Result | Evaluation,
+    directory: Path,
+    project: Project,
+    kind: Kind,
+    command: str,
+    warnings: Sequence[str] = (),
+    root: Path = Path(),
+) -> str:
+    """Write the report of a job and the table of its outputs, and return the way back to the raw images.
+
+    Parameters
+    ----------
+    result
+        What the job came to; an evaluation has written its own report.
+    directory
+        The job's, as RELION names it: relative to `root`, the project's folder.
+    kind
+        What it worked on.
+    warnings
+        What the user was warned of.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
+    from ..core.inference.summary import Summary
+    from ..core.noise.summary import NoiseSummary
+    from ..core.report.noise import report_noise
+    from ..core.report.pdf import report_run
+
+    back, table = "", None
+    if isinstance(result, Summary):
+        back = way_back(kind, project.version)
+        table = {"particles": TABLE_NAME, "micrographs": MICROGRAPH_TABLE_NAME}[kind]
+        report_run(result, command, way_back=back, warnings=warnings)
+    elif isinstance(result, NoiseSummary):
+        report_noise(result, command, warnings)
+        # the blocks are a stack with a table of its own, which RELION knows as particles
+        kind, project, table = "particles", project.listing("particles"), NOISE_TABLE_NAME
+    write_output_nodes(directory, project, table=table, pdf=PDF_NAME, kind=kind, root=root)
+    return back
 
 
 class RelionProjects:
@@ -78,6 +161,7 @@ class RelionProjects:
         """Raise when RELION is at work in the project, or cannot take the result."""
         project = _project(item)
         refuse_if_busy(project)
+        _refuse_other_version(project)
         if not item.source.is_relative_to(project):
             raise ConfigurationError(f"{item.source} lies outside of the project {project}.")
         job = f"{'/'.join(_relative(item).split('/')[:2])}/"
@@ -87,7 +171,7 @@ class RelionProjects:
         if " " in _relative(item):
             raise ConfigurationError(f"{item.source}: RELION takes no paths with blanks.")
         is_float16 = isinstance(item.options, DenoiseOptions) and item.options.output_dtype == "float16"
-        if is_float16 and "_rlnPipeLineProcessType " in read_pipeline(project):
+        if is_float16 and relion_version(read_pipeline(project)) == "3.1":
             raise ConfigurationError("output_dtype float16: RELION 3.1 cannot read float16 images.")
 
     def open(self, item: Item) -> Path:
@@ -119,10 +203,9 @@ class RelionProjects:
         if item.output is None:
             return
         if summary is not None:
-            from ..core.batch.evaluate_kind import report_result
-
-            report_result(summary, self._command, WAY_BACK[_kind(item)])
-            _write_output_nodes(item, item.output)
+            kind, root = _kind(item), _project(item)
+            project = Project.of_job(item.output, _relative(item), kind)
+            finish(summary, item.output.relative_to(root), project, kind, self._command, root=root)
         state = "done" if summary is not None else item.state
         write_note(item.output / END_NAME, {"state": state, "error": item.error})
         running = self._running.pop(item.name, None)
@@ -132,6 +215,7 @@ class RelionProjects:
             return
         try:
             running.wait(PIPELINER_SECONDS)
+            _tidy(_project(item), item.output)
         except subprocess.TimeoutExpired as error:
             running.kill()
             running.wait()
@@ -150,9 +234,10 @@ class RelionProjects:
         words = [PIPELINER, "--addJob", "External", "--addJobOptions", options]
         words += ["--setJobAlias", item.alias] if item.alias else []
         try:
-            done = subprocess.run(
-                words, cwd=project, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180
-            )
+            with _remembering(project):
+                done = subprocess.run(
+                    words, cwd=project, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180
+                )
         except subprocess.TimeoutExpired as error:
             raise HostError(f"{project}: {PIPELINER} did not answer. Is the pipeline locked?") from error
         new = [p.name for p in processes(read_pipeline(project)) if p.name not in before]
@@ -174,7 +259,7 @@ class RelionProjects:
             "--RunJobs",
             job,
             "--schedule",
-            f"cryohush_{item.output.name}",
+            _schedule(item.output),
             "--sec_wait_after",
             "1",
         ]
@@ -191,6 +276,65 @@ class RelionProjects:
             raise OutputError(f"{PIPELINER} cannot be started: {os.strerror(error.errno or 0)}.") from error
 
 
+@functools.cache
+def _installed_version(program: str) -> str | None:
+    """Return the version of RELION that a program on the PATH is of: 3.1, 4 or 5; None if it does not say."""
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"version:?\s*(\d+)\.(\d+)", done.stdout)
+    if found is None:
+        return None
+    return f"{found[1]}.{found[2]}" if found[1] == "3" else found[1]
+
+
+def _refuse_other_version(project: Path) -> None:
+    """Raise when the pipeliner on the PATH is of another RELION than the project.
+
+    An older one cannot read the pipeline, ends with its lock in place, and the GUI waits for that for ever; a
+    newer one rewrites the pipeline so that the older GUI cannot read it.
+
+    Raises
+    ------
+    HostError
+        Says both versions.
+    """
+    program, wanted = shutil.which(PIPELINER), relion_version(read_pipeline(project))
+    installed = None if program is None else _installed_version(program)
+    if wanted is not None and installed is not None and wanted != installed:
+        raise HostError(
+            f"{project}: expected the {PIPELINER} of RELION {wanted}, of which the project is, found that of "
+            f"{installed} ({program}). Put RELION {wanted} first on the PATH, or none at all: the jobs are "
+            "then written into the pipeline without it."
+        )
+
+
+@contextlib.contextmanager
+def _remembering(project: Path) -> Iterator[None]:
+    """Keep what the GUI has remembered of its External form: a job that is made here is not the user's."""
+    form = project / _REMEMBERED
+    before = form.read_bytes() if form.exists() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            form.write_bytes(before)
+        else:
+            form.unlink(missing_ok=True)
+
+
+def _schedule(job: Path) -> str:
+    return f"cryohush_{job.name}"
+
+
+def _tidy(project: Path, job: Path) -> None:
+    """Move the pipeliner's log out of the project's folder, into that of its job."""
+    log = project / _PIPELINER_LOG.format(_schedule(job))
+    with contextlib.suppress(FileNotFoundError):
+        log.replace(job / log.name)
+
+
 def newest_table(project: Path, pipeline: str, kind: str) -> Path:
     """Return the table of particles or micrographs of the newest finished job of a kind.
 
@@ -205,17 +349,6 @@ def newest_table(project: Path, pipeline: str, kind: str) -> Path:
                 if (path := project / process.name / name).exists():
                     return path
     raise InputError(f"no finished job {kind} has one of {', '.join(_TABLES)}.", path=project)
-
-
-def _write_output_nodes(item: Item, output: Path) -> None:
-    kind = _kind(item)
-    project = Project.of_job(output, _relative(item), kind)
-    table = TABLE_NAMES[kind] if item.job == "denoise" else None
-    if item.job == "extract-noise":
-        # the blocks are a stack with a table of its own, which RELION knows as particles
-        kind, project, table = "particles", project.listing("particles"), NOISE_TABLE_NAME
-    job = output.relative_to(_project(item))
-    write_output_nodes(job, project, table=table, pdf=PDF_NAME, kind=kind, root=_project(item))
 
 
 def _kind(item: Item) -> Kind:

@@ -1,4 +1,4 @@
-"""The work of `relion_cryohush train`: particles and a map (or their twins) in, a model of one's own out."""
+"""What `relion_cryohush train` makes of RELION's inputs: a configuration for each model."""
 
 from __future__ import annotations
 
@@ -13,17 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..core.config.load import find_preset, read_yaml, validate
 from ..core.config.training import TrainingConfig
 from ..core.errors import ConfigurationError, DeviceError
-from ..core.io.journal import is_continued
-from ..core.report import PDF_NAME
-from .log import begin_log, say, warn
-from .project import Project, write_output_nodes
-from .request import Request, find_input, read_values
+from .log import say
+from .request import read_values
 
 CONFIGURATION_NAME = "configuration.json"
-# A good model is changed with small steps, and the best of its states on held-out particles is kept.
-FINE_TUNING = {"steps": 2000, "batch_size": 16, "learning_rate": 3e-4, "warmup_steps": 100, "ema_decay": 0.99}
-PATIENCE = 6
-VALIDATIONS = 20
+# What is trained where the form says nothing else.
+PRESET = "reference"
 # Tells the halves of RELION's maps: run_half1_class001_unfil.mrc beside run_class001.mrc
 _HALF = re.compile(r"(half_?)[12]")
 
@@ -64,50 +59,6 @@ class TrainOptions(BaseModel):
     threads: int | None = Field(None, gt=0)
 
 
-def train(request: Request) -> None:
-    """Train a model on `in_parts` with `in_3dref`, or with their twins, and leave RELION's table of outputs.
-
-    `weights.safetensors` lies in the job directory; with `half_sets` in its folders `half1` and `half2`. A
-    continued job goes on from its last checkpoint, or begins anew where a parameter has changed.
-
-    Raises
-    ------
-    CryohushError
-        Whatever the user should know; `Aborted` when it was asked to stop.
-    """
-    directory, given = request.directory, request.given
-    options = read_train_options(given)
-    kind, source = find_input(given)
-    if kind != "particles":
-        raise ConfigurationError(
-            "training needs particles: fill in 'Input particles' on the Input tab of the External job."
-        )
-    runs = plan_runs(directory, options, given, source)
-    project = Project.of_job(directory, source)
-    begin_log(project, request.command)
-    _set_device(options)
-    # Heavy: torch. Nothing that a user can mistype is still unread by now, but for the model's name.
-    from ..core.inference.devices import keep_freed_memory
-    from ..core.report.training import write_training_report
-    from ..core.training.run import train as run_training
-    from ..core.training.run import with_network
-
-    keep_freed_memory()
-    facts = {"particles": source, "counterparts": str(options.twin or _reference(given))}
-    for folder, values in runs.items():
-        config = with_network(validate(values, TrainingConfig, "parameters"))
-        facts["begun with"] = str(config.initial_weights or "random weights")
-        folder.mkdir(parents=True, exist_ok=True)
-        resume = is_continued(folder / CONFIGURATION_NAME, config.model_dump_json(indent=2), say)
-        weights = run_training(config, folder, resume=resume, log=say, should_stop=request.should_stop)
-        for name, value in _held_out_scores(config, folder, weights).items():
-            facts[" ".join(filter(None, (_part(directory, folder), name)))] = value
-        say(f"wrote {weights}; the next job takes it as model {folder}")
-    facts |= {"model": " and ".join(map(str, runs)), "command": request.command}
-    write_training_report(directory, list(runs), headline="A model trained on your particles", facts=facts)
-    write_output_nodes(directory, project, table=None, pdf=PDF_NAME)
-
-
 def read_train_options(given: Mapping[str, str | None]) -> TrainOptions:
     """Return the parameters. A flag without a value is as good as none, but `half_sets` is turned on by it.
 
@@ -142,15 +93,16 @@ def plan_runs(
 
 def _settings(options: TrainOptions) -> dict[str, Any]:
     """All of a configuration but the images."""
-    values: dict[str, Any] = {"name": "own"}
-    if options.config is None:
-        steps = options.steps or int(FINE_TUNING["steps"])
-        values["optimisation"] = {**FINE_TUNING, "patience": PATIENCE}
-        values["validate_every"] = max(1, steps // VALIDATIONS)
-        values["initial_weights"] = "general"
-    else:
-        values |= read_yaml(find_preset(options.config))
+    values = read_yaml(find_preset(options.config or PRESET))
     optimisation = dict(values.get("optimisation") or {})
+    if options.config is None:
+        values["name"] = "own"
+        if options.twin is not None:
+            values["description"] = "The general model, fine-tuned on pairs of images of the same particles."
+        if options.steps is not None:
+            # as often as the preset does in all
+            share = values["validate_every"] / optimisation["steps"]
+            values["validate_every"] = max(1, int(options.steps * share))
     # more would start this job again; `cryohush train` under torchrun takes them
     optimisation |= {"devices": 1, "nodes": 1}
     for name in ("steps", "batch_size", "learning_rate"):
@@ -165,7 +117,7 @@ def _images(
     options: TrainOptions, given: Mapping[str, str | None], source: str, half_set: int | None
 ) -> dict[str, Any]:
     """The section `reference` or `pairs`, and the others empty."""
-    reference = _reference(given)
+    reference = reference_map(given)
     if (reference is None) == (options.twin is None):
         raise ConfigurationError(
             "expected what the particles are to be compared with: either 'Input 3D reference', the map that "
@@ -185,7 +137,8 @@ def _images(
     return nothing | {"reference": section}
 
 
-def _reference(given: Mapping[str, str | None]) -> Path | None:
+def reference_map(given: Mapping[str, str | None]) -> Path | None:
+    """Return the map that the form names, in either spelling of its flag."""
     name = given.get("in_3dref") or given.get("in_3Dref")
     return Path(name) if name else None
 
@@ -212,7 +165,7 @@ def half_map(reference: Path, half_set: int) -> Path:
     return path
 
 
-def _set_device(options: TrainOptions) -> None:
+def set_device(options: TrainOptions) -> None:
     """Leave only the chosen GPU visible; before torch looks for one.
 
     Raises
@@ -247,30 +200,21 @@ def _set_device(options: TrainOptions) -> None:
         )
 
 
-def _held_out_scores(config: TrainingConfig, folder: Path, weights: Path) -> dict[str, str]:
-    """What the model makes of held-out particles, and what the one that it began with did."""
+def held_out_scores(config: TrainingConfig, folder: Path, weights: Path) -> tuple[float | None, float]:
+    """Return the error on held-out particles before the training, None for random weights, and after it.
+
+    It is the score by which the training chose the best of its states, the normalised mean squared error.
+    """
     import torch
 
     from ..core.models.weights import load_model
-    from ..core.training.session import open_data, validate
+    from ..core.training.session import open_data
+    from ..core.training.session import validate as score
 
     _, held_out = open_data(config, folder, lambda line: None, torch.device("cpu"))
 
-    def scores(model: str | Path) -> dict[str, float]:
-        return validate(load_model(model).module, held_out, config.validation_images)[0]
+    def error(model: str | Path) -> float:
+        return float(score(load_model(model).module, held_out, config.validation_images)[0]["score"])
 
-    after = scores(weights)
-    if config.initial_weights is None:
-        lines = {name: f"{value:.4f}" for name, value in after.items()}
-    else:
-        before = scores(config.initial_weights)
-        lines = {name: f"{before[name]:.4f} before, {value:.4f} after" for name, value in after.items()}
-        if after["score"] >= before["score"]:
-            warn(["on held-out particles the model is no better than the one it began with: use that"])
-    for name, line in lines.items():
-        say(f"held-out particles, {name}: {line}")
-    return lines
-
-
-def _part(directory: Path, folder: Path) -> str:
-    return "" if folder == directory else folder.name
+    before = None if config.initial_weights is None else error(config.initial_weights)
+    return before, error(weights)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cryohush.relion_external.job import (
+from cryohush.relion_external.markers import (
     ABORT_NOW,
     EXIT_ABORTED,
     EXIT_FAILURE,
@@ -31,7 +31,7 @@ def start(directory: Path, work: str, ignored: str = "") -> subprocess.Popen[str
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"
         "from cryohush.core.errors import Aborted, CryohushError\n"
-        "from cryohush.relion_external.job import run_as_external_job\n"
+        "from cryohush.relion_external.markers import run_as_external_job\n"
         "def work(should_stop):\n"
         f"{textwrap.indent(textwrap.dedent(work), '    ')}\n"
         "def ready():\n"
@@ -175,7 +175,7 @@ def test_a_job_directory_that_cannot_be_made(tmp_path: Path) -> None:
 def test_the_marker_is_written_when_no_message_can_be(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
-        "from cryohush.relion_external.job import run_as_external_job\n"
+        "from cryohush.relion_external.markers import run_as_external_job\n"
         "def work(should_stop): raise ValueError('anything')\n"
         f"sys.exit(run_as_external_job(Path({str(tmp_path)!r}), work))"
     )

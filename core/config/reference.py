@@ -1,0 +1,114 @@
+"""Every option and key of every command, as text: the reference page and `--print-config`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from .base import limits_text, options_of, type_text
+from .batch import BatchPlan
+from .denoise import DenoiseOptions
+from .evaluate import EvaluateConfig
+from .extract_noise import ExtractNoiseOptions
+from .micrographs import MicrographsConfig
+from .nt2c import Nt2cConfig
+from .segmentation import SegmentationConfig
+from .simulate import ParticlesConfig
+from .training import TrainingConfig
+
+PAGES: dict[str, type[BaseModel]] = {
+    "denoise": DenoiseOptions,
+    "extract-noise": ExtractNoiseOptions,
+    "evaluate": EvaluateConfig,
+    "simulate: particles": ParticlesConfig,
+    "simulate: micrographs": MicrographsConfig,
+    "train": TrainingConfig,
+    "train: segmentation": SegmentationConfig,
+    "train: NT2C": Nt2cConfig,
+    "batch": BatchPlan,
+}
+
+
+def reference_page() -> str:
+    """Return docs/reference.md."""
+    lines = [
+        "# Reference",
+        "",
+        "All options and keys, as the program has them (`python -m cryohush.core.config.reference`). A key",
+        "with a flag is an option of `cryohush` and `cryosparc_cryohush`; in RELION's form its label is",
+        "the flag without dashes and with underscores (`keep_above`). All keys stand in YAML files: of",
+        "`--config`, of a plan's `options`, of `simulate` and `train`. `--print-config` shows the values",
+        "of a command.",
+    ]
+    for title, model in PAGES.items():
+        lines += ["", f"## {title}", "", _first_line(model)]
+        lines += _table(model)
+        for section in _sections(model):
+            lines += ["", f"### {title}: {section.__name__}", "", _first_line(section), *_table(section)]
+    return "\n".join(lines) + "\n"
+
+
+def _first_line(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").strip().partition("\n")[0]
+
+
+def _table(model: type[BaseModel]) -> Iterator[str]:
+    flags = {option.name: f"`--{option.flag}`" for option in options_of(model)}
+    yield from ("", "| key | flag | type | default | meaning |", "|---|---|---|---|---|")
+    for name, field in model.model_fields.items():
+        limits = limits_text(field)
+        kind = type_text(field) + (f"; {limits}" if limits else "")
+        meaning = (field.description or "").replace("|", "\\|")
+        cells = [f"`{name}`", flags.get(name, ""), kind, _default(field), meaning]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _default(field: FieldInfo) -> str:
+    default = field.default
+    if default is PydanticUndefined:
+        return "needed"
+    if isinstance(default, BaseModel):
+        return "the section's own"
+    if default is None or default in ((), {}, ""):
+        return "none"
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return f"`{list(default) if isinstance(default, tuple) else default}`"
+
+
+def _sections(model: type[BaseModel], seen: set[type[BaseModel]] | None = None) -> Iterator[type[BaseModel]]:
+    """Yield the models of the sections below `model`, each once."""
+    seen = set() if seen is None else seen
+    for field in model.model_fields.values():
+        for found in _models_in(field.annotation):
+            if found not in seen:
+                seen.add(found)
+                yield found
+                yield from _sections(found, seen)
+
+
+def _models_in(kind: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for one in get_args(kind):
+        yield from _models_in(one)
+
+
+def as_yaml(config: BaseModel) -> str:
+    """Return the values of a configuration as a YAML file that gives them again, each with its meaning."""
+    import yaml
+
+    meanings = {name: field.description or "" for name, field in type(config).model_fields.items()}
+    parts = []
+    for name, value in config.model_dump(mode="json").items():
+        comment = f"# {meanings[name]}\n" if meanings[name] else ""
+        parts.append(comment + yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True))
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    print(reference_page(), end="")

@@ -1,0 +1,126 @@
+"""Whatever a YAML file holds, it is read or refused in one line."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from cryohush.core.config.batch import BatchPlan
+from cryohush.core.config.denoise import DenoiseOptions
+from cryohush.core.config.load import load_kind, load_yaml
+from cryohush.core.config.simulate import ParticlesConfig
+from cryohush.core.config.training import TrainingConfig
+from cryohush.core.errors import ConfigurationError
+
+MODELS: tuple[type[BaseModel], ...] = (BatchPlan, DenoiseOptions, ParticlesConfig, TrainingConfig)
+KEYS = sorted({name for model in MODELS for name in model.model_fields})
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**40), 10**40),
+    st.floats(),
+    st.dates(),
+    st.text(max_size=8),
+    st.sampled_from(
+        ["2020-13-41", "9" * 5000, "[x]", "{", "auto", "12:99:99", "!!python/object:os.system x"]
+    ),
+)
+keys = st.one_of(st.sampled_from(KEYS), st.sampled_from(KEYS).map(lambda k: k.replace("_", "-")), scalars)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("batch-size: 4", ["batch-size", "did you mean 'batch_size'?"]),
+        ("keep-above: 4", ["did you mean 'keep_above_angstrom'?"]),
+        ("keep_above: 4", ["did you mean 'keep_above_angstrom'?"]),
+        ("blend: 2020-13-41", ["cannot be read"]),
+        ("blend: " + "9" * 5000, ["line 1", "cannot be read"]),
+        ("blend: [[" * 3000, ["nested too deeply"]),
+        ("blend: " + "[" * 3000 + "]" * 3000, ["nested too deeply"]),
+        ("blend: 0.1\nblend: 0.2", ["line 2", "'blend' is given twice"]),
+        ("blend: 0.1\n\tx: 1", ["line 2", "not valid YAML"]),
+        ("- blend", ["expected `key: value` lines, found a list"]),
+        ("just text", ["found a str"]),
+        ("5: 4", ["expected names as keys, found 5"]),
+        (b"model: caf\xe9", ["UTF-8", "0xe9"]),
+        ("model: !!python/object:os.system x", ["not valid YAML"]),
+        ("&a [*a]", ["found a list"]),
+    ],
+)
+def test_a_file_is_refused_in_one_line(tmp_path: Path, text: str | bytes, words: list[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_yaml(write(tmp_path / "options.yaml", text), DenoiseOptions)
+    message = str(caught.value)
+    assert "options.yaml" in message
+    assert "\n" not in message
+    assert len(message) < 600
+    assert all(word in message for word in words), message
+
+
+def test_a_hyphen_one_level_down_is_told_as_well(tmp_path: Path) -> None:
+    path = write(tmp_path / "plan.yaml", "output: o\nsources: [{file: a.star}]\nengine: {range-mb: 4}\n")
+    with pytest.raises(ConfigurationError, match=r"engine.range-mb.*did you mean 'range_mb'"):
+        load_yaml(path, BatchPlan)
+
+
+@pytest.mark.parametrize("kind", ["[x]", "{a: b}", "3", "null", "nt3c"])
+def test_a_kind_that_is_none_is_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ConfigurationError, match="kind: expected particles or other"):
+        load_kind(
+            write(tmp_path / "c.yaml", f"kind: {kind}"),
+            {"particles": ParticlesConfig, "other": DenoiseOptions},
+        )
+
+
+def test_an_empty_file_leaves_the_defaults(tmp_path: Path) -> None:
+    assert load_yaml(write(tmp_path / "empty.yaml", ""), DenoiseOptions) == DenoiseOptions()
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    model=st.sampled_from(MODELS), content=st.dictionaries(keys, values, max_size=5), cut=st.integers(0, 60)
+)
+def test_any_yaml_is_read_or_refused(
+    tmp_path: Path, model: type[BaseModel], content: dict[object, object], cut: int
+) -> None:
+    text = yaml.safe_dump(content, allow_unicode=True)
+    for version in (text, text[: len(text) - cut]):
+        with contextlib.suppress(ConfigurationError):
+            assert isinstance(load_yaml(write(tmp_path / "any.yaml", version), model), model)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(key=st.text(max_size=12), value=st.text(max_size=20))
+def test_any_override_is_taken_or_refused(tmp_path: Path, key: str, value: str) -> None:
+    path = write(tmp_path / "empty.yaml", "")
+    for text in (f"{key}={value}", f"blend={value}", f"{key}.a={value}", value):
+        with contextlib.suppress(ConfigurationError):
+            assert isinstance(load_yaml(path, DenoiseOptions, [text]), DenoiseOptions)

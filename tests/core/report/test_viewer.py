@@ -1,0 +1,142 @@
+"""The page to look through the images works in a real browser, and asks nothing of a network."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from numpy.typing import NDArray
+
+from cryohush.core.report.verdict import like_low_pass
+from cryohush.core.report.viewer import MAX_PIXELS, write_viewer
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+in_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium: Debian's package of that name has one")
+TITLES = ["1@plain.mrcs", "2@</script><script>alert(1)</script>.mrcs", "3@$x$ & é.mrcs"]
+
+
+def images() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return three images of noise, and discs that keep more and more of their variance."""
+    noise = np.random.default_rng(1).normal(0, 1, (3, 64, 64)).astype(np.float32)
+    y, x = np.mgrid[:64, :64] - 32
+    disc = (y**2 + x**2 < 200).astype(np.float32)
+    return noise, disc * np.array([0.2, 0.8, 0.5], np.float32)[:, None, None]
+
+
+def write(folder: Path, *, trust: NDArray[np.float32] | None = None) -> Path:
+    raw, denoised = images()
+    return write_viewer(
+        folder / "view.html",
+        raw,
+        denoised,
+        titles=TITLES,
+        pixel_size_angstrom=2.0,
+        headline="3 <b>particles</b>",
+        note="look",
+        filtered=like_low_pass(raw, denoised, 2.0),
+        trust=trust,
+    )
+
+
+def data_of(page: Path) -> dict[str, object]:
+    text = page.read_text(encoding="utf-8")
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    values: dict[str, object] = json.loads(found)
+    return values
+
+
+def browse(page: Path, view: str, *more: str) -> str:
+    """Open a view of the page, and return the document as it is after the page's program has run."""
+    assert BROWSER is not None
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={page.parent / 'browser'}",
+        "--window-size=1000,700",
+        "--virtual-time-budget=2000",
+        "--enable-logging=stderr",
+        *more,
+        f"{page.absolute().as_uri()}#{view}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    # what the page's program complains of
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def test_the_page_is_one_file_that_names_no_address() -> None:
+    page = (Path(__file__).parents[3] / "core" / "report" / "view.html").read_text()
+    assert not re.search(r"https?:|//[a-z]+\.|@import|\bfetch\(|XMLHttp|<link|src=\"[^\"]", page)
+    assert "default-src 'none'" in page
+
+
+def test_what_an_image_is_called_cannot_end_the_data(tmp_path: Path) -> None:
+    page = write(tmp_path)
+    assert [image["title"] for image in data_of(page)["images"]] == TITLES  # type: ignore[index,attr-defined]
+    assert page.read_text().count("</script>") == 2
+
+
+def test_many_large_images_do_not_make_a_huge_file(tmp_path: Path) -> None:
+    raw = np.random.default_rng(1).normal(0, 1, (12, 900, 900)).astype(np.float32)
+    titles = [str(number) for number in range(12)]
+    page = write_viewer(
+        tmp_path / "v.html", raw, raw, titles=titles, pixel_size_angstrom=None, headline="", note=""
+    )
+    shown = [image["title"] for image in data_of(page)["images"]]  # type: ignore[index,attr-defined]
+    assert len(shown) == MAX_PIXELS // 900**2
+    assert (shown[0], shown[-1]) == ("0", "11")
+    assert page.stat().st_size < 20e6
+
+
+@in_browser
+def test_the_images_are_sorted_by_what_was_kept_of_them(tmp_path: Path) -> None:
+    page = write(tmp_path)
+    for sort, expected in (("order", "123"), ("most kept", "231"), ("least kept", "132")):
+        document = browse(page, f"sort={sort}", "--dump-dom")
+        assert "".join(re.findall(r'data-image="(\d)"', document)) == expected
+
+
+@in_browser
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    document = browse(write(tmp_path), "image=2", "--dump-dom")
+    (title,) = re.findall(r'<div id="title">(.*?)</div>', document)
+    assert html.unescape(title) == TITLES[1]
+    assert "3 &lt;b&gt;particles" in document
+
+
+@in_browser
+def test_a_trust_map_is_one_more_layer_and_one_more_order(tmp_path: Path) -> None:
+    trust = np.ones((3, 64, 64), np.float32) * np.array([0.9, 0.5, 0.1], np.float32)[:, None, None]
+    document = browse(write(tmp_path, trust=trust), "right=trust&sort=least trusted", "--dump-dom")
+    assert re.findall(r'data-image="(\d)"', document) == ["3", "2", "1"]
+    assert '<div class="tag" id="tag-right">trust</div>' in document
+    assert '<option value="trust">' not in browse(write(tmp_path), "", "--dump-dom")
+
+
+@in_browser
+@pytest.mark.parametrize("at", [25, 75])
+def test_the_slider_parts_raw_and_denoised(tmp_path: Path, at: int) -> None:
+    page, shot = write(tmp_path), tmp_path / "shot.png"
+    browse(page, f"image=2&left=raw&right=denoised&at={at}", f"--screenshot={shot}")
+    picture = imread(shot)
+    # the orange line between the two
+    line = np.abs(picture[..., :3] - np.array([0xE0, 0x8A, 0x1E]) / 255).max(-1) < 0.02
+    rows = np.flatnonzero(line.sum(1))
+    columns = np.flatnonzero(line.sum(0) > 200)
+    assert len(columns)
+    middle = (rows[0] + rows[-1]) // 2
+    strip = picture[middle - 5 : middle + 5, :, :3]
+    # noise of one pixel stands on many others, 8 screen pixels wide; a disc has two edges at most
+    left = strip[:, columns[0] - 60 : columns[0] - 10]
+    right = strip[:, columns[-1] + 14 : columns[-1] + 64]
+    assert left.std() > 3 * right.std()
