@@ -24,6 +24,7 @@ LAYERS = (
     "metrics",
     "models",
     "losses",
+    "context",
     "inference",
     "noise",
     "training",

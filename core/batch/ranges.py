@@ -28,6 +28,7 @@ import numpy as np
 from torch import nn
 
 from ..config.denoise import DenoiseOptions
+from ..context.contexts import StackContexts, load_contexts
 from ..errors import ModelError, OutputError
 from ..inference.denoiser import Denoiser
 from ..inference.devices import Precision, resolve_devices
@@ -139,6 +140,8 @@ class RangeWork:
         The weights file.
     options, choices, are_micrographs, label
         See `Task`.
+    contexts
+        The file of the run's contexts; None where there are none.
     """
 
     range: Range
@@ -149,6 +152,7 @@ class RangeWork:
     choices: Choices
     are_micrographs: bool
     label: str
+    contexts: Path | None = None
 
 
 def denoise_range(work: RangeWork, device: str, threads: int | None) -> None:
@@ -160,7 +164,12 @@ def denoise_range(work: RangeWork, device: str, threads: int | None) -> None:
         As `denoise_stacks`; nothing stays behind.
     """
     model, engine, denoisers = _at_hand(work.model, work.sha256, work.choices.precision, device, threads)
-    task = Task(model, work.options, work.choices, work.range.stacks, work.are_micrographs, work.label)
+    contexts = None
+    if work.contexts is not None:
+        contexts = _contexts_at_hand(work.contexts, work.contexts.stat().st_mtime_ns)
+    task = Task(
+        *(model, work.options, work.choices, work.range.stacks, work.are_micrographs, work.label, contexts)
+    )
     attempt = work.folder.with_name(f"{work.folder.name}.{uuid.uuid4().hex}")
     try:
         try:
@@ -186,6 +195,12 @@ def _at_hand(
     model = load_same_model(path, sha256)
     engine = LocalDevices(resolve_devices(device), threads)
     return model, engine, engine.denoisers(model, precision)
+
+
+@functools.lru_cache(maxsize=2)
+def _contexts_at_hand(path: Path, written_ns: int) -> StackContexts:
+    """Return the contexts of a run: read for the first range, kept for the next ones."""
+    return load_contexts(path)
 
 
 def load_same_model(

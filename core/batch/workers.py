@@ -18,6 +18,7 @@ import torch
 
 from ..config.batch import EngineConfig
 from ..config.denoise import DenoiseOptions
+from ..config.denoise import CONTEXT_NAME
 from ..errors import ConfigurationError, HostError, missing_package
 from ..inference.devices import available_threads, resolve_devices
 from ..inference.engine import Choices, LocalDevices, Task
@@ -194,6 +195,7 @@ class Pool:
                     task.choices,
                     task.are_micrographs,
                     task.label,
+                    None if task.contexts is None else (output_dir / CONTEXT_NAME).absolute(),
                 )
 
             n_images = sum(part.n_images for part in ranges)

@@ -30,6 +30,8 @@ class FourierBesselBasis:
 
     Attributes
     ----------
+    box_px, radius_px
+        As given, or what they came to.
     angular
         `(functions,)` angular frequency `k >= 0` of each function, ascending. Those with `-k` belong to them
         and have the conjugate coefficients (up to sign).
@@ -47,6 +49,7 @@ class FourierBesselBasis:
             raise ValueError(f"the band limit must lie above 0 and at most at 0.5, found {band_limit}")
         self.box_px = box_px
         radius_px = min(radius_px or box_px / 2, box_px / 2)
+        self.radius_px = radius_px
         edge = band_limit * box_px  # radius of the disc in Fourier pixels
         orders, roots = _bessel_roots(2 * math.pi * band_limit * radius_px)
         self.angular = orders

@@ -13,6 +13,8 @@ PARTICLE_SHARE_OF_BOX = 0.75
 
 Protein = Literal["auto", "dark", "white"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+CONTEXT_NAME = "context.safetensors"
+"""What a run keeps of its stacks' context, in its folder."""
 
 
 class DenoiseOptions(Section):
@@ -59,6 +61,11 @@ class DenoiseOptions(Section):
         "whether protein is dark or white",
         metavar="SHADE",
         shown="dark in micrographs, white in particles, or as particles.cs says",
+    )
+    context: Literal["auto", "none"] = option(
+        "auto",
+        "auto: the rest of the stack helps with each image where it is large enough; none: each by itself",
+        metavar="USE",
     )
     output_dtype: Literal["float32", "float16"] = option(
         "float32", "pixel format of the output: float32, or float16 (not for RELION 3.1)", metavar="TYPE"

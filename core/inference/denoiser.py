@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -75,6 +76,7 @@ class Denoiser:
         blend: float = 0.0,
         keep_above_px: float | None = None,
         protein_dark: bool = False,
+        context: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[NDArray[np.float32], dict[int, str]]:
         """Denoise what can be denoised, and say what cannot.
 
@@ -91,6 +93,9 @@ class Denoiser:
             Period in pixels (resolution over pixel size); beyond it the Fourier coefficients stay raw.
         protein_dark
             Whether protein is dark. Networks know it as white: they then get the negative.
+        context
+            Makes of `(n, y, x)` normalised images on the CPU, protein white, the further channels
+            `(n, channels, y, x)` that a network with context sees; None is no context.
 
         Returns
         -------
@@ -110,7 +115,13 @@ class Denoiser:
                 normalised[bad] = 0.0
             if protein_dark:
                 normalised.neg_()
-            denoised = self._mirrored_to_stride(normalised)
+            shown = normalised[:, None]
+            if context is not None:
+                channels = context(normalised.cpu()).to(self.device)
+                if problems:
+                    channels[bad] = 0.0
+                shown = torch.cat([shown, channels], 1)
+            denoised = self._mirrored_to_stride(shown)
             if protein_dark:
                 denoised.neg_()
             denoised = denormalise(denoised, mean, std)
@@ -123,17 +134,20 @@ class Denoiser:
             return download(denoised), problems
 
     def run(self, images: Tensor) -> Tensor:
-        """`(n, y, x)` on the normalised scale through the network; y and x are multiples of `stride`."""
-        return self._in_memory(images[:, None])[:, 0]
+        """`(n, y, x)` on the normalised scale through the network; y and x are multiples of `stride`.
+
+        Or `(n, channels, y, x)`, the image and its context.
+        """
+        return self._in_memory(images[:, None] if images.ndim == 3 else images)[:, 0]
 
     def _mirrored_to_stride(self, images: Tensor) -> Tensor:
-        """`(n, y, x)` on the normalised scale, mirrored at the borders to a size that the network takes."""
+        """`(n, channels, y, x)` to `(n, y, x)`; borders are mirrored to a size that the network takes."""
         y, x = images.shape[-2:]
         top, left = (-y % self.stride) // 2, (-x % self.stride) // 2
         if y % self.stride:
-            images = images.index_select(1, _mirrored(y, self.stride, self.device))
+            images = images.index_select(2, _mirrored(y, self.stride, self.device))
         if x % self.stride:
-            images = images.index_select(2, _mirrored(x, self.stride, self.device))
+            images = images.index_select(3, _mirrored(x, self.stride, self.device))
         return self.run(images)[:, top : top + y, left : left + x]
 
     def _in_memory(self, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from ..config.denoise import DenoiseOptions
+from ..context.contexts import StackContexts
 from ..errors import DeviceError
 from ..io.journal import Journal
 from ..models.weights import LoadedModel
@@ -19,7 +20,7 @@ from .denoiser import Denoiser
 from .devices import Precision, available_threads, choose_batch_size, choose_precision, keep_freed_memory
 from .feeding import Denoised, Feeding, Images, Worker
 from .micrograph_denoiser import MicrographDenoiser
-from .plan import StackPlan
+from .plan import Piece, StackPlan
 from .stream import (
     BATCHES_PER_WORKER,
     MICROGRAPHS_PER_WORKER,
@@ -67,6 +68,8 @@ class Task:
         Whether each is one whole micrograph.
     label
         Goes into the headers.
+    contexts
+        What the stacks know of their particles; None for networks without context.
     """
 
     model: LoadedModel
@@ -75,6 +78,7 @@ class Task:
     stacks: Sequence[StackPlan]
     are_micrographs: bool
     label: str
+    contexts: StackContexts | None = None
 
 
 class Engine(Protocol):
@@ -207,7 +211,7 @@ class LocalDevices:
         )
         if not task.are_micrographs:
             yield [
-                on_device(particle_worker(denoiser, options), denoiser.device)
+                on_device(particle_worker(denoiser, options, task.stacks, task.contexts), denoiser.device)
                 for _ in range(max(1, self.threads // len(denoisers)))
                 for denoiser in denoisers
             ]
@@ -236,10 +240,10 @@ def on_device(worker: Worker, device: torch.device) -> Worker:
     name = _device_name(device)
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def work(images: Images, stack: StackPlan) -> Denoised:
+    def work(images: Images, stack: StackPlan, pieces: Sequence[Piece]) -> Denoised:
         try:
             with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
-                return worker(images, stack)
+                return worker(images, stack, pieces)
         except RuntimeError as error:  # all that torch raises about devices and their memory
             problem = str(error).partition("\n")[0]
             raise DeviceError(

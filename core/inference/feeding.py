@@ -36,8 +36,9 @@ class Denoised(NamedTuple):
     remarks: Mapping[int, str]
 
 
-Worker = Callable[[Images, StackPlan], Denoised]
-"""Denoises a batch of images of one kind; called in a thread of its own."""
+Worker = Callable[[Images, StackPlan, Sequence[Piece]], Denoised]
+"""Denoises a batch of images of one kind, that of the stack, cut into pieces of stacks; called in a thread of
+its own."""
 
 
 _Timed = tuple[Denoised, float, float]
@@ -97,6 +98,7 @@ class _Job:
     """A batch on its way through a worker."""
 
     stack: StackPlan
+    pieces: Sequence[Piece]
     reading: Future[tuple[Images, float]]
     future: Future[_Timed]
 
@@ -106,7 +108,7 @@ class _Job:
         try:
             raw, seconds_reading = self.reading.result()
             begin = time.perf_counter()
-            batch = worker(raw, self.stack)
+            batch = worker(raw, self.stack, self.pieces)
             self.future.set_result((batch, seconds_reading, time.perf_counter() - begin))
         except BaseException as error:  # raised where the batch is waited for
             self.future.set_exception(error)
@@ -135,9 +137,11 @@ class _Crew:
             job.run(worker)
             del job  # it holds the images
 
-    def submit(self, stack: StackPlan, reading: Future[tuple[Images, float]]) -> Future[_Timed]:
+    def submit(
+        self, stack: StackPlan, pieces: Sequence[Piece], reading: Future[tuple[Images, float]]
+    ) -> Future[_Timed]:
         """Have a batch denoised once it was read."""
-        job = _Job(stack, reading, Future())
+        job = _Job(stack, pieces, reading, Future())
         self._todo.put(job)
         return job.future
 
@@ -189,7 +193,7 @@ def denoised_batches(
                 waiting, feeding.batches_per_worker * len(workers) - len(under_way)
             ):
                 stack = stacks[pieces[0].stack]
-                under_way.append((pieces, crew.submit(stack, reading.submit(read, pieces))))
+                under_way.append((pieces, crew.submit(stack, pieces, reading.submit(read, pieces))))
             if not under_way:
                 return
             pieces, future = under_way.popleft()

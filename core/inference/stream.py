@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+from ..context.contexts import StackContexts
 from ..errors import Aborted, ImageError
 from ..io.files import make_folder
 from ..io.journal import Journal
@@ -68,10 +69,19 @@ class ImageOptions:
     keep_above_angstrom: float | None
 
 
-def particle_worker(denoiser: Denoiser, options: ImageOptions) -> Worker:
-    """Return a worker for particles; what the options need of a pixel size was checked before."""
+def particle_worker(
+    denoiser: Denoiser,
+    options: ImageOptions,
+    stacks: Sequence[StackPlan],
+    contexts: StackContexts | None = None,
+) -> Worker:
+    """Return a worker for particles; what the options need of a pixel size was checked before.
 
-    def work(images: Images, stack: StackPlan) -> Denoised:
+    `contexts` are those of the images of `stacks`.
+    """
+
+    def work(images: Images, stack: StackPlan, pieces: Sequence[Piece]) -> Denoised:
+        places = [(stacks[p.stack].source, stacks[p.stack].indices[p.begin : p.end]) for p in pieces]
         diameter_px = _pixels(options.particle_diameter_angstrom, stack)
         denoised, problems = denoiser.denoise(
             images,
@@ -79,6 +89,7 @@ def particle_worker(denoiser: Denoiser, options: ImageOptions) -> Worker:
             blend=options.blend,
             keep_above_px=_pixels(options.keep_above_angstrom, stack),
             protein_dark=stack.protein_dark,
+            context=None if contexts is None else lambda shown: contexts.channels(shown, places),
         )
         return Denoised(denoised, problems, {})
 
@@ -91,7 +102,7 @@ def micrograph_worker(denoiser: MicrographDenoiser, options: ImageOptions) -> Wo
     Networks know protein as white: where it is dark they get the negative, and theirs is returned.
     """
 
-    def work(images: Images, stack: StackPlan) -> Denoised:
+    def work(images: Images, stack: StackPlan, pieces: Sequence[Piece]) -> Denoised:
         (image,) = images
         denoised, problem, remark = denoiser.denoise(
             -image if stack.protein_dark else image,

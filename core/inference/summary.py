@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -85,6 +85,8 @@ class Summary:
         Images that were denoised though something is conspicuous about them.
     seconds
         `total`, and of it `reading`, `denoising` (summed over the workers) and `writing`, which overlap.
+    context
+        What the stacks knew of their particles, as it stands in the record.
     samples
         Pairs for the report; empty when every image was skipped.
     was_complete
@@ -111,6 +113,7 @@ class Summary:
     seconds: dict[str, float]
     samples: Samples
     was_complete: bool = False
+    context: dict[str, Any] = field(default_factory=dict)
 
     @property
     def noun(self) -> str:
@@ -130,12 +133,18 @@ class Summary:
             "unchanged": f"{len(self.skipped)} images that could not be denoised" if self.skipped else "",
             "conspicuous": f"{len(self.remarks)} images, see {RECORD_NAME}" if self.remarks else "",
             "model": f"{self.model.name}, SHA-256 {self.model.sha256}",
+            "context": self._context(),
             "output": f"{', '.join(output)}; {self.options.output_dtype}",
             "device": f"{', '.join(self.devices)}, {self.precision}, {self.threads} workers",
             "time": f"{self.seconds['total']:.1f} s, {self.speed}",
             "version": f"cryohush {__version__}",
         }
         return {name: value for name, value in facts.items() if value}
+
+    def _context(self) -> str:
+        if not self.context.get("used"):
+            return f"none: {self.context['why']}" if self.context.get("why") else ""
+        return "; ".join(self.context["groups"])
 
     @property
     def images_per_second(self) -> float:
@@ -214,6 +223,7 @@ def write_record(summary: Summary, command: str | None, started: float) -> None:
         "options": summary.options.model_dump(mode="json"),
         "device": summary.devices,
         "precision": summary.precision,
+        "context": summary.context,
         "batch_size": summary.batch_sizes,
         "threads": summary.threads,
         "torch": torch.__version__,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ... import __version__
-from ..config.denoise import PARTICLE_SHARE_OF_BOX, DenoiseOptions
+from ..config.denoise import CONTEXT_NAME, PARTICLE_SHARE_OF_BOX, DenoiseOptions
 from ..errors import ConfigurationError, InputError
 from ..imaging.normalise import background_mask
 from ..inference.devices import resolve_devices
@@ -42,6 +42,7 @@ from ..io.particles import ParticleSet
 from ..job_context import QUIET, JobContext
 from ..models.weights import LoadedModel, load_model
 from ..report import PDF_NAME, PNG_NAME
+from .contexts import contexts_of
 from .folder import Earlier, JobFolder
 
 # Conspicuous images that are named one by one.
@@ -134,8 +135,9 @@ def run_denoise(
         else:
             _check_room(folder, images, stacks, options)
             choices = _choose(journal, engine, options, model, stacks, log, is_micrographs=is_micrographs)
+            known = contexts_of(images, stacks, model, options, output_dir, goes_on=folder.goes_on, log=log)
             label = f"cryohush {__version__}: denoised by {Path(model.name).name}, not raw data"
-            task = Task(model, options, choices, stacks, is_micrographs, label)
+            task = Task(model, options, choices, stacks, is_micrographs, label, known.contexts)
             result = engine.denoise(task, output_dir, journal, context.progress, context.should_stop)
             _refuse_changed_inputs(images, stacks, undertaking)
             _write_table(images, stacks, output_dir)
@@ -161,6 +163,7 @@ def run_denoise(
             seconds={"total": time.monotonic() - begin, **result.seconds},
             samples=read_samples(stacks, output_dir, result.skipped, are_micrographs=is_micrographs),
             was_complete=was_complete,
+            context={} if was_complete else known.record,
         )
         if not was_complete:
             write_record(summary, context.command, started)
@@ -300,7 +303,7 @@ def _undertaking(
         "device": engine.types,
         **result_of,
     }
-    others = [*_table_files(images)[1:], RECORD_NAME, PDF_NAME, PNG_NAME]
+    others = [*_table_files(images)[1:], RECORD_NAME, PDF_NAME, PNG_NAME, CONTEXT_NAME]
     return Undertaking("denoise", fingerprint, _digests(images, stacks), others, [RANGES_FOLDER])
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from .context_unet import ContextUNet
 from .diffusion import DiffusionDenoiser
 from .dncnn import DnCNN
 from .pix2pix import ConvolutionalCritic, ConvolutionalGenerator, ResidualPix2Pix
@@ -21,6 +22,7 @@ from .unet import ShuffleUNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "shuffle_unet": ShuffleUNet,
+    "context_unet": ContextUNet,
     "dncnn": DnCNN,
     "resnet_autoencoder": ResNetAutoencoder,
     "convolutional_generator": ConvolutionalGenerator,

@@ -200,8 +200,8 @@ def simulate_pairs(
     n, box = batch_size, box_px or bank.images.shape[-1]
     pick = _integers(len(bank), n, generator)
     pixel_size = bank.pixel_size_angstrom[pick] * (bank.images.shape[-1] / box)
-    specimen = fourier_resample(_place(bank, pick, ranges, generator), box)
-    specimen = _random_dihedral(specimen, generator)
+    specimen = fourier_resample(place_particles(bank, pick, ranges, generator), box)
+    specimen = random_dihedral(specimen, generator)
 
     frequency = frequency_grid((box, box), generator.device)  # cycles per pixel
     clean, transfer = specimen, torch.ones(n, *frequency.shape, device=generator.device)
@@ -279,12 +279,23 @@ def fourier_resample(images: Tensor, box_px: int) -> Tensor:
     return images * (box_px / old) ** 2
 
 
-def _place(bank: ProjectionBank, pick: Tensor, ranges: ImagingRanges, generator: torch.Generator) -> Tensor:
-    """Shifted particles, some with neighbours or scattered ones of their own species."""
+def place_particles(
+    bank: ProjectionBank,
+    pick: Tensor,
+    ranges: ImagingRanges,
+    generator: torch.Generator,
+    central: Tensor | None = None,
+) -> Tensor:
+    """Shifted particles, some with neighbours or scattered ones of their own species.
+
+    `central` `(n,)` says which of the places hold a particle in their centre: all, unless it is given.
+    """
     n, box = len(pick), bank.images.shape[-1]
     largest = round(ranges.shift_share * box)
     shifts = _integers(2 * largest + 1, 2 * n, generator).view(n, 2) - largest
     images = bank.images[pick].float()
+    if central is not None:
+        images *= central[:, None, None]
     if largest:
         images = _roll(images, shifts)
     if ranges.neighbour_probability:
@@ -357,7 +368,7 @@ def _shift_without_wrap(images: Tensor, shifts: Tensor) -> Tensor:
     return _roll(images, shifts) * inside_y[:, :, None] * inside_x[:, None, :]
 
 
-def _random_dihedral(images: Tensor, generator: torch.Generator) -> Tensor:
+def random_dihedral(images: Tensor, generator: torch.Generator) -> Tensor:
     """One of the eight symmetries of the square for the whole batch: a free augmentation."""
     turn = int(_integers(4, 1, generator))
     images = torch.rot90(images, turn, dims=(-2, -1))

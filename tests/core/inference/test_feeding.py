@@ -19,7 +19,7 @@ from cryohush.core.inference import devices
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.engine import LocalDevices
 from cryohush.core.inference.feeding import Denoised, Feeding, Images, Worker
-from cryohush.core.inference.plan import StackPlan
+from cryohush.core.inference.plan import Piece, StackPlan
 from cryohush.core.inference.stream import BATCHES_PER_WORKER, StreamResult, denoise_stacks
 from cryohush.core.io.journal import JOURNAL_NAME, Journal, Undertaking
 from cryohush.core.jobs.denoise import run_denoise
@@ -111,7 +111,7 @@ def test_all_devices_work_at_the_same_time(source: Path) -> None:
     done = [0] * 4
 
     def on(device: int) -> Worker:
-        def work(images: Images, stack: StackPlan) -> Denoised:
+        def work(images: Images, stack: StackPlan, pieces: Sequence[Piece]) -> Denoised:
             meeting.wait()
             done[device] += 1
             return Denoised(2 * images, {}, {})
@@ -126,12 +126,12 @@ def test_all_devices_work_at_the_same_time(source: Path) -> None:
 def test_a_device_that_never_answers_does_not_hang_the_run(source: Path) -> None:
     taken, repaired = threading.Event(), threading.Event()
 
-    def hang(images: Images, stack: StackPlan) -> Denoised:
+    def hang(images: Images, stack: StackPlan, pieces: Sequence[Piece]) -> Denoised:
         taken.set()
         repaired.wait()
         return Denoised(images, {}, {})
 
-    def work(images: Images, stack: StackPlan) -> Denoised:
+    def work(images: Images, stack: StackPlan, pieces: Sequence[Piece]) -> Denoised:
         taken.wait()  # else it might do all of the work before the other begins
         return Denoised(images, {}, {})
 

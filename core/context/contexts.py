@@ -1,0 +1,376 @@
+"""The contexts of a run: one for each optics group and half set, found in a first pass and kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..classical.covariance import ImageCovariance
+from ..errors import CryohushError, InputError
+from ..imaging.ctf import CtfParameters, ctf_parameters_of
+from ..imaging.normalise import default_radius_px, normalise
+from ..io.cs import CsTable
+from ..io.files import writing
+from ..io.mrc import StackReader
+from ..io.particles import ParticleSet
+from ..io.star import read_tables, unquote
+from .stack_context import FEWEST_IMAGES, MOST_IMAGES, StackContext, fit_context, working_basis
+
+_HALF_SET, _SPLIT = "rlnRandomSubset", "alignments3D/split"
+_METADATA_KEY = "cryohush_context"
+_SEED = 0
+#: what has to be equal within a context; its images may differ in the rest
+_COMMON = ("voltage_kv", "cs_mm", "amplitude_contrast", "phase_shift_degrees")
+_OPTICS = tuple(field.name for field in fields(CtfParameters))
+
+
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """Of one stack, in ascending order of `index`: 0-based image, context (-1: none), and CTF."""
+
+    index: NDArray[np.int32]
+    context: Tensor
+    optics: CtfParameters
+
+
+@dataclass(frozen=True, eq=False)
+class StackContexts:
+    """Contexts, and which of them an image belongs to.
+
+    Attributes
+    ----------
+    contexts
+        One for each optics group and half set that has enough images.
+    names
+        Of their groups.
+    images
+        By the absolute path of a stack.
+    notes
+        For the log and the record: a line for each group, by its name.
+    """
+
+    contexts: tuple[StackContext, ...]
+    names: tuple[str, ...]
+    images: Mapping[str, _Images]
+    notes: Mapping[str, str]
+
+    def channels(self, images: Tensor, places: Sequence[tuple[Path, NDArray[np.int32]]]) -> Tensor:
+        """The context of `(n, y, x)` normalised images, see `StackContext.channels`; 0 for those without.
+
+        `places` are their stacks and 0-based numbers there, in order.
+        """
+        found = [self._look_up(path, index) for path, index in places]
+        of_image = torch.cat([context for context, _ in found])
+        optics = CtfParameters(*(torch.cat([getattr(part, name) for _, part in found]) for name in _OPTICS))
+        channels = images.new_zeros(len(images), 3, *images.shape[-2:])
+        for number, context in enumerate(self.contexts):
+            members = (of_image == number).nonzero().squeeze(1)
+            if len(members):
+                known = optics[members] if context.group_optics is not None else None
+                channels[members] = context.channels(images[members], known)
+        return channels
+
+    def _look_up(self, path: Path, index: NDArray[np.int32]) -> tuple[Tensor, CtfParameters]:
+        of_stack = self.images[str(path.absolute())]
+        place = torch.from_numpy(np.searchsorted(of_stack.index, index))
+        return of_stack.context[place], of_stack.optics[place]
+
+    def save(self, path: Path) -> str:
+        """Write to a `.safetensors` file and return its SHA-256."""
+        tensors: dict[str, Tensor] = {}
+        entries = []
+        for number, context in enumerate(self.contexts):
+            tensors[f"{number}.signal_power"] = context.signal_power
+            tensors[f"{number}.mean"] = torch.view_as_real(context.covariance.mean).contiguous()
+            for order, (vectors, values) in enumerate(
+                zip(context.covariance.vectors, context.covariance.eigenvalues, strict=True)
+            ):
+                tensors[f"{number}.vectors.{order}"] = vectors.contiguous()
+                tensors[f"{number}.eigenvalues.{order}"] = values.contiguous()
+            if context.group_optics is not None:
+                tensors[f"{number}.optics"] = _stacked(context.group_optics)
+            entries.append(
+                {
+                    "name": self.names[number],
+                    "box_px": context.box_px,
+                    "radius_px": context.radius_px,
+                    "pixel_size_angstrom": context.pixel_size_angstrom,
+                    "noise_variance": context.noise_variance,
+                    "n_images": context.n_images,
+                    "working_box_px": context.working_box_px,
+                    "basis_radius_px": context.covariance.basis.radius_px,
+                    "orders": len(context.covariance.vectors),
+                }
+            )
+        for number, of_stack in enumerate(self.images.values()):
+            tensors[f"stack.{number}.index"] = torch.from_numpy(of_stack.index.copy())
+            tensors[f"stack.{number}.context"] = of_stack.context
+            tensors[f"stack.{number}.optics"] = _stacked(of_stack.optics)
+        metadata = {"contexts": entries, "stacks": list(self.images), "notes": dict(self.notes)}
+        data = safetensors.torch.save(tensors, metadata={_METADATA_KEY: json.dumps(metadata)})
+        with writing(path, len(data)) as part:
+            part.write_bytes(data)
+        return hashlib.sha256(data).hexdigest()
+
+
+def load_contexts(path: Path) -> StackContexts:
+    """What `StackContexts.save` wrote.
+
+    Raises
+    ------
+    InputError
+        It is no such file, or cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = json.loads(header["__metadata__"][_METADATA_KEY])
+        contexts = tuple(
+            _context(tensors, number, entry) for number, entry in enumerate(metadata["contexts"])
+        )
+        images = {
+            name: _Images(
+                tensors[f"stack.{number}.index"].numpy(),
+                tensors[f"stack.{number}.context"],
+                CtfParameters(*tensors[f"stack.{number}.optics"]),
+            )
+            for number, name in enumerate(metadata["stacks"])
+        }
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise InputError(
+            f"the context of an earlier run cannot be read: {error}.",
+            path=path,
+            remedy="Remove the file; it is found anew.",
+        ) from error
+    names = tuple(entry["name"] for entry in metadata["contexts"])
+    return StackContexts(contexts, names, images, metadata["notes"])
+
+
+def _context(tensors: Mapping[str, Tensor], number: int, entry: Mapping[str, Any]) -> StackContext:
+    basis = working_basis(entry["working_box_px"], entry["basis_radius_px"])
+    orders = range(entry["orders"])
+    optics = tensors.get(f"{number}.optics")
+    return StackContext(
+        entry["box_px"],
+        entry["radius_px"],
+        entry["pixel_size_angstrom"],
+        entry["noise_variance"],
+        tensors[f"{number}.signal_power"],
+        ImageCovariance(
+            basis,
+            torch.view_as_complex(tensors[f"{number}.mean"]),
+            [tensors[f"{number}.vectors.{order}"] for order in orders],
+            [tensors[f"{number}.eigenvalues.{order}"] for order in orders],
+        ),
+        None if optics is None else CtfParameters(*optics),
+        entry["n_images"],
+    )
+
+
+def _stacked(optics: CtfParameters) -> Tensor:
+    return torch.stack([getattr(optics, name) for name in _OPTICS]).contiguous()
+
+
+def find_contexts(
+    particles: ParticleSet,
+    *,
+    dark_stacks: frozenset[int] = frozenset(),
+    pixel_sizes_angstrom: Sequence[float | None] | None = None,
+    diameter_angstrom: float | None = None,
+    most_images: int = MOST_IMAGES,
+    known: StackContexts | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> StackContexts:
+    """First pass: the contexts of a particle set, from a sample of each optics group and half set.
+
+    The sample is a fixed function of the table. Groups of fewer than `FEWEST_IMAGES` usable images, those
+    without a pixel size, and those whose images differ in more than defocus have no context. A bare stack is
+    one group whose CTF is not known.
+
+    Parameters
+    ----------
+    dark_stacks
+        Numbers of the stacks in which protein is dark.
+    diameter_angstrom
+        Of the particle; None is three quarters of the box.
+    pixel_sizes_angstrom
+        Of each stack; None takes those of the table.
+    most_images
+        Of a sample.
+    known
+        Contexts of an earlier part of the set, which stay as they are.
+
+    Raises
+    ------
+    MrcError
+        A stack cannot be read.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums depend on the number of threads in their last bits
+    try:
+        sizes = pixel_sizes_angstrom
+        if sizes is None:
+            sizes = [particles.pixel_size_angstrom(number) for number in range(len(particles.stacks))]
+        return _find(particles, _Wanted(dark_stacks, sizes, diameter_angstrom, most_images), known, log)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """What `find_contexts` was told."""
+
+    dark_stacks: frozenset[int]
+    pixel_sizes_angstrom: Sequence[float | None]
+    diameter_angstrom: float | None
+    most_images: int
+
+
+def _find(
+    particles: ParticleSet,
+    wanted: _Wanted,
+    known: StackContexts | None,
+    log: Callable[[str], None],
+) -> StackContexts:
+    n = len(particles)
+    try:
+        optics = ctf_parameters_of(particles)
+    except (CryohushError, ValueError):  # a table without CTFs, or with impossible ones
+        optics = None
+    rows_of = _groups(particles)
+    of_row = torch.full((n,), -1, dtype=torch.int64)
+    contexts: list[StackContext] = []
+    names, notes = [], {}
+    for name, rows in rows_of.items():
+        if known is not None and name in known.names:
+            context: StackContext | None = known.contexts[known.names.index(name)]
+            notes[name] = known.notes[name]
+            log(f"context of {notes[name]}; as when the run began")
+        else:
+            context, note = _fit(particles, rows, optics, wanted)
+            notes[name] = f"{name}: {note}"
+            log(f"context of {notes[name]}")
+        if context is not None:
+            of_row[torch.from_numpy(rows)] = len(contexts)
+            contexts.append(context)
+            names.append(name)
+    if optics is None:
+        optics = CtfParameters(*torch.zeros(len(_OPTICS), n))
+    images = {}
+    # the first row of an image speaks for the others
+    keys = (particles.stack.astype(np.int64) << 32) | particles.image
+    _, first = np.unique(keys, return_index=True)
+    bounds = np.searchsorted(particles.stack[first], np.arange(len(particles.stacks) + 1))
+    for number, path in enumerate(particles.stacks):
+        rows = first[bounds[number] : bounds[number + 1]]
+        chosen = torch.from_numpy(rows)
+        images[str(path.absolute())] = _Images(particles.image[rows], of_row[chosen], optics[chosen])
+    return StackContexts(tuple(contexts), tuple(names), images, notes)
+
+
+def _groups(particles: ParticleSet) -> dict[str, NDArray[np.int64]]:
+    """Rows of each optics group and half set, by a name for them."""
+    halves = half_sets_of(particles)
+    groups = {}
+    for number in np.unique(particles.optics_group).tolist():
+        of_group = particles.optics_group == number
+        if halves is None:
+            groups[f"optics group {number}"] = np.flatnonzero(of_group)
+            continue
+        for half in np.unique(halves[of_group]).tolist():
+            groups[f"optics group {number}, half set {half}"] = np.flatnonzero(of_group & (halves == half))
+    return groups
+
+
+def half_sets_of(particles: ParticleSet) -> NDArray[np.str_] | None:
+    """The half set of each row as the table names it; None where there are none."""
+    if not particles.has_table:
+        return None
+    if particles.is_cs:
+        table = CsTable(particles.source, particles.passthrough)
+        return table.column(_SPLIT).astype(str) if _SPLIT in table.fields else None
+    for block in read_tables(particles.source):
+        if "rlnImageName" in block.labels and _HALF_SET in block.labels:
+            place = block.column(_HALF_SET)
+            return np.array([unquote(tokens[place]) for _, _, tokens in block.rows() if tokens])
+    return None
+
+
+def _fit(
+    particles: ParticleSet,
+    rows: NDArray[np.int64],
+    optics: CtfParameters | None,
+    wanted: _Wanted,
+) -> tuple[StackContext | None, str]:
+    """The context of some rows, and a line about it."""
+    if len(rows) < FEWEST_IMAGES:
+        return None, f"none: {len(rows)} images, at least {FEWEST_IMAGES} are needed"
+    sizes = {wanted.pixel_sizes_angstrom[number] for number in np.unique(particles.stack[rows]).tolist()}
+    if len(sizes) > 1:
+        return None, "none: the images have several pixel sizes"
+    (pixel_size,) = sizes
+    if len(rows) > wanted.most_images:
+        rows = np.sort(np.random.default_rng(_SEED).choice(rows, wanted.most_images, replace=False))
+    rows, images = _read(particles, rows, wanted.dark_stacks)
+    box = images.shape[-1]
+    if images.shape[-2] != box or box % 2 or box < 32:
+        return None, f"none: boxes of {images.shape[-2]} x {box} px, square and even ones are needed"
+    of_sample = None if optics is None or not pixel_size else optics[torch.from_numpy(rows)]
+    if of_sample is not None and _differ(of_sample):
+        return None, "none: the images differ in more than their defocus"
+    radius = default_radius_px((box, box))
+    if wanted.diameter_angstrom is not None and pixel_size:
+        radius = min(wanted.diameter_angstrom / pixel_size / 2, 0.47 * box)
+    normalised, _, std = normalise(images, radius)
+    usable = torch.isfinite(normalised.sum((1, 2))) & (std > 0)
+    chosen = usable.nonzero().squeeze(1)
+    if len(chosen) < FEWEST_IMAGES:
+        return None, f"none: {len(chosen)} usable images, at least {FEWEST_IMAGES} are needed"
+    try:
+        context = fit_context(
+            normalised[chosen],
+            None if of_sample is None else of_sample[chosen],
+            pixel_size_angstrom=pixel_size or 1.0,
+            radius_px=radius,
+        )
+    except ValueError as error:
+        return None, f"none: {error}"
+    groups = "CTF not known" if of_sample is None else f"{len(context.group_optics or ())} groups of CTF"
+    return context, (
+        f"{len(chosen)} images, {groups}, {100 * float(context.explained.mean()):.0f} % of the particles' "
+        "variance explained"
+    )
+
+
+def _differ(optics: CtfParameters) -> bool:
+    for name in _COMMON:
+        values = getattr(optics, name)
+        if not math.isclose(float(values.min()), float(values.max()), rel_tol=1e-4, abs_tol=1e-4):
+            return True
+    return False
+
+
+def _read(
+    particles: ParticleSet, rows: NDArray[np.int64], dark_stacks: frozenset[int]
+) -> tuple[NDArray[np.int64], Tensor]:
+    """Rows in the order of their stacks, and their images `(n, y, x)`, protein white."""
+    rows = rows[np.lexsort((particles.image[rows], particles.stack[rows]))]
+    parts = []
+    for number in np.unique(particles.stack[rows]).tolist():
+        with StackReader(particles.stacks[number]) as reader:
+            images = reader.read(particles.image[rows[particles.stack[rows] == number]])
+        parts.append(-images if number in dark_stacks else images)
+    return rows, torch.from_numpy(np.concatenate(parts))

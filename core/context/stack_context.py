@@ -1,0 +1,297 @@
+"""The context of an image: what the other images of its stack say about it.
+
+A first pass over a sample of the stack estimates the level of the noise, the spectrum of the particles and
+the steerable covariance of their images, all with the CTF taken back. The second pass streams: each image
+comes with what these linear estimates make of it, as further channels for a network that was trained with
+them.
+
+Everything happens on a working grid of at most `WORKING_BOX_PX` pixels a side, so that the cost hardly grows
+with the box. It holds the band in which single particles carry signal.
+
+References
+----------
+.. [1] Bhamre, Zhang & Singer (2016) J. Struct. Biol. 195, 72-81, doi:10.1016/j.jsb.2016.04.013: covariance
+   Wiener filter through the CTF.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..classical.covariance import ImageCovariance, estimate_covariance_through_ctf
+from ..classical.fourier_bessel import FourierBesselBasis
+from ..imaging.ctf import CtfParameters, ctf, defocus_groups
+from ..imaging.filters import background_power
+from ..imaging.rings import ring_index, ring_mean
+from ..simulation.image_formation import fourier_resample
+
+WORKING_BOX_PX = 64
+#: cycles per working pixel, of the covariance
+BAND_LIMIT = 0.35
+#: below it a covariance is mostly noise
+FEWEST_IMAGES = 100
+MOST_IMAGES = 2048
+N_CHANNELS = 3
+_MOST_GROUPS, _FEWEST_OF_GROUP = 100, 20
+#: rings, as shares of the working grid's Nyquist frequency, whose power is that of the noise alone
+_NOISE_RINGS = (0.7, 0.95)
+_EDGE_PX = 6.0
+_SMALLEST_BOX_PX = 32
+
+
+class _Filters(NamedTuple):
+    """Wiener filters of each CTF group.
+
+    `gains`: of each angular frequency the place of its coefficients and `(g, q, q)`; `seen_means` `(g, q)`:
+    the mean image's coefficients of angular frequency 0 through the CTF; `explained` `(g,)`.
+    """
+
+    gains: list[tuple[tuple[int, int], Tensor]]
+    seen_means: Tensor
+    explained: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class StackContext:
+    """What the sample said.
+
+    Attributes
+    ----------
+    box_px, radius_px
+        Side of the images and radius of the particle, pixels.
+    pixel_size_angstrom
+        Of the images.
+    noise_variance
+        Per pixel of the working grid: the white floor of the background, so that whatever else is uneven in
+        it (the structure of the ice) counts as signal.
+    signal_power
+        `(rings,)` of the particles and the ice without CTF, working grid.
+    covariance
+        Of the images without CTF, particle masked, in units of `noise_variance`.
+    group_optics
+        CTF of each group of like defocus; None where the CTF is not known, which then counts as the
+        particles' own.
+    n_images
+        Images of the sample.
+    """
+
+    box_px: int
+    radius_px: float
+    pixel_size_angstrom: float
+    noise_variance: float
+    signal_power: Tensor
+    covariance: ImageCovariance
+    group_optics: CtfParameters | None
+    n_images: int
+
+    @property
+    def working_box_px(self) -> int:
+        return self.covariance.basis.box_px
+
+    def channels(self, images: Tensor, optics: CtfParameters | None = None) -> Tensor:
+        """The context of `(n, y, x)` normalised images (background mean 0 and sd 1, protein white).
+
+        Parameters
+        ----------
+        optics
+            Of the n images; None exactly where the context has no CTF.
+
+        Returns
+        -------
+        `(n, 3, y, x)`: the covariance Wiener filter's image, which shows the particle alone; the image
+        filtered by its own CTF and the stack's signal-to-noise ratio; and, inside the particle's circle, the
+        share of the particle's variance that the first explains. Both images are seen through the CTF.
+        """
+        n, box, working = len(images), self.box_px, self.working_box_px
+        transform = _cropped(torch.fft.rfft2(images.float()), working) * (working / box) ** 2
+        if optics is None:
+            own = torch.ones(1, working, working // 2 + 1)
+            group = torch.zeros(n, dtype=torch.int64)
+        else:
+            own = ctf(optics, torch.full((n,), self.working_pixel_size_angstrom), working)
+            group = self._nearest_group(optics)
+        squared = own.square() * self.signal_power[ring_index((working, working))]
+        wiener = transform * (squared / (squared + self.noise_variance))
+        small = torch.fft.irfft2(transform, s=(working, working)) * (
+            circle(working, self.working_radius_px) / self.noise_variance**0.5
+        )
+        restored = self._restored(small, group) * self.noise_variance**0.5
+        restored = torch.fft.rfft2(restored) * own
+        both = _padded(torch.stack([restored, wiener], 1), box) * (box / working) ** 2
+        shown: Tensor = torch.fft.irfft2(both, s=(box, box))
+        trusted = self.explained[group, None, None] * circle(box, self.radius_px)
+        return torch.cat([shown, trusted[:, None]], 1)
+
+    @property
+    def working_pixel_size_angstrom(self) -> float:
+        return self.pixel_size_angstrom * self.box_px / self.working_box_px
+
+    @property
+    def working_radius_px(self) -> float:
+        return self.radius_px * self.working_box_px / self.box_px
+
+    def _nearest_group(self, optics: CtfParameters) -> Tensor:
+        assert self.group_optics is not None
+        defocus = (optics.defocus_u_angstrom + optics.defocus_v_angstrom) / 2
+        return (defocus[:, None] - self.group_optics.defocus_u_angstrom[None]).abs().argmin(1)
+
+    def _restored(self, images: Tensor, group: Tensor) -> Tensor:
+        """`(n, y, x)` images of noise 1 on the working grid, to what the covariance makes of them."""
+        covariance, basis = self.covariance, self.covariance.basis
+        coefficients = basis.analyse(images)
+        zeroth = basis.angular == 0
+        coefficients[:, zeroth] -= self._filters.seen_means[group]
+        filtered = torch.zeros_like(coefficients)
+        for (first, last), gain in self._filters.gains:
+            # row vector times matrix, real and imaginary part at once
+            values = torch.view_as_real(coefficients[:, first:last])
+            product = gain[group].mT @ values
+            filtered[:, first:last] = torch.view_as_complex(product.contiguous())
+        return basis.synthesise(filtered + covariance.mean)
+
+    @property
+    def explained(self) -> Tensor:
+        """`(g,)` share of the variance of each group's particles that their covariance explains, 0 to 1."""
+        return self._filters.explained
+
+    @cached_property
+    def _filters(self) -> _Filters:
+        covariance, basis = self.covariance, self.covariance.basis
+        operators = basis.radial_operators(self.group_transfer())
+        seen_means = operators[0] @ covariance.mean[basis.angular == 0].real
+        gains = []
+        total = torch.zeros(len(operators[0]))
+        left = torch.zeros(len(operators[0]))
+        first = 0
+        for order, (vectors, values) in enumerate(
+            zip(covariance.vectors, covariance.eigenvalues, strict=True)
+        ):
+            last = first + len(values)
+            root = vectors * values.sqrt()
+            spread = operators[order] @ root
+            prior = spread @ spread.mT
+            seen = prior.clone()
+            seen.diagonal(dim1=-2, dim2=-1).add_(1.0)
+            if bool(values.any()):
+                gains.append(((first, last), torch.linalg.solve(seen, spread @ root.T)))
+            times = 1 if order == 0 else 2
+            total += times * prior.diagonal(dim1=-2, dim2=-1).sum(-1)
+            left += times * (prior * torch.linalg.solve(seen, prior)).sum((-2, -1))
+            first = last
+        return _Filters(gains, seen_means, (left / total.clamp_min(1e-6)).clamp(0, 1))
+
+    def group_transfer(self) -> Tensor:
+        """`(g, y, x // 2 + 1)` CTF of each group on the working grid."""
+        working = self.working_box_px
+        if self.group_optics is None:
+            return torch.ones(1, working, working // 2 + 1)
+        size = torch.full((len(self.group_optics),), self.working_pixel_size_angstrom)
+        return ctf(self.group_optics, size, working)
+
+
+def fit_context(
+    images: Tensor,
+    optics: CtfParameters | None,
+    *,
+    pixel_size_angstrom: float,
+    radius_px: float,
+) -> StackContext:
+    """First pass: what a sample of a stack says.
+
+    Parameters
+    ----------
+    images
+        `(n, y, x)` normalised, square, of even side; at least `FEWEST_IMAGES`.
+    optics
+        Their CTFs, which differ in nothing but defocus and astigmatism; None where they are not known.
+    radius_px
+        Of the particle.
+
+    Raises
+    ------
+    ValueError
+        Too few images, or they show no noise.
+    """
+    n, box = len(images), images.shape[-1]
+    if n < FEWEST_IMAGES or box % 2 or box < _SMALLEST_BOX_PX or images.shape[-2] != box:
+        raise ValueError(
+            f"expected {FEWEST_IMAGES} square images or more, of an even side of at least "
+            f"{_SMALLEST_BOX_PX} px, found {tuple(images.shape)}"
+        )
+    working = min(box, WORKING_BOX_PX)
+    ratio = working / box
+    small = torch.cat([fourier_resample(block, working) for block in images.float().split(256)])
+    power = background_power(small, radius_px * ratio)
+    nyquist = working // 2
+    noise = float(power[int(_NOISE_RINGS[0] * nyquist) : int(_NOISE_RINGS[1] * nyquist)].median())
+    if not noise > 0:
+        raise ValueError("the images' background holds no noise")
+    working_size = pixel_size_angstrom / ratio
+    if optics is None:
+        group, group_optics = torch.zeros(n, dtype=torch.int64), None
+        transfer = torch.ones(1, working, working // 2 + 1)
+    else:
+        group, group_optics = defocus_groups(optics, max(1, min(_MOST_GROUPS, n // _FEWEST_OF_GROUP)))
+        transfer = ctf(group_optics, torch.full((len(group_optics),), working_size), working)
+    basis = working_basis(working, radius_px * ratio + _EDGE_PX / 2 + 1)
+    masked = small * (circle(working, radius_px * ratio) / noise**0.5)
+    covariance = estimate_covariance_through_ctf(masked, 1.0, basis, transfer, group)
+    # as a file of it is read again: products depend on the layout in their last bits
+    covariance = replace(covariance, vectors=[vectors.contiguous() for vectors in covariance.vectors])
+    signal = _signal_power(small, noise, optics, working_size)
+    return StackContext(box, radius_px, pixel_size_angstrom, noise, signal, covariance, group_optics, n)
+
+
+def _signal_power(
+    images: Tensor, noise: float, optics: CtfParameters | None, pixel_size_angstrom: float
+) -> Tensor:
+    """`(rings,)` power without CTF, by least squares over the images: power = CTF² signal + noise."""
+    shape = (images.shape[-2], images.shape[-1])
+    top = bottom = torch.zeros(())
+    for members in torch.arange(len(images)).split(256):
+        power = torch.fft.rfft2(images[members], norm="ortho").abs().square()
+        if optics is None:
+            squared = torch.ones_like(power)
+        else:
+            size = torch.full((len(members),), pixel_size_angstrom)
+            squared = ctf(optics[members], size, shape[0]).square()
+        top = top + ring_mean((squared * (power - noise)).sum(0), shape)
+        bottom = bottom + ring_mean(squared.square().sum(0), shape)
+    return (top / bottom.clamp_min(1e-6)).clamp_min(0.0)
+
+
+@lru_cache(maxsize=4)
+def working_basis(box_px: int, radius_px: float) -> FourierBesselBasis:
+    return FourierBesselBasis(box_px, radius_px, BAND_LIMIT)
+
+
+@lru_cache(maxsize=8)
+def circle(box_px: int, radius_px: float) -> Tensor:
+    """`(y, x)` 1 inside the particle's circle and 0 outside, with a soft edge of `_EDGE_PX` at 64 px."""
+    axis = (torch.arange(box_px) - box_px // 2).float()
+    edge = _EDGE_PX * box_px / WORKING_BOX_PX
+    beyond = (torch.hypot(axis[:, None], axis[None]) - radius_px) / edge + 0.5
+    return 0.5 + 0.5 * torch.cos(torch.pi * beyond.clamp(0, 1))
+
+
+def _cropped(transform: Tensor, box_px: int) -> Tensor:
+    """Transforms of `rfft2` on the grid of a smaller (or equal) box, without its Nyquist frequency."""
+    half = box_px // 2
+    small = transform.new_zeros(*transform.shape[:-2], box_px, half + 1)
+    small[..., :half, :half] = transform[..., :half, :half]
+    small[..., 1 - half :, :half] = transform[..., 1 - half :, :half]
+    return small
+
+
+def _padded(transform: Tensor, box_px: int) -> Tensor:
+    """Transforms of `rfft2` on the grid of a larger (or equal) box."""
+    half = transform.shape[-2] // 2
+    large = transform.new_zeros(*transform.shape[:-2], box_px, box_px // 2 + 1)
+    large[..., :half, :half] = transform[..., :half, :half]
+    large[..., 1 - half :, :half] = transform[..., 1 - half :, :half]
+    return large

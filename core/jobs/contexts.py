@@ -1,0 +1,68 @@
+"""The contexts of a denoising run: found once, kept in its folder, and taken from there when it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config.denoise import CONTEXT_NAME, DenoiseOptions
+from ..context.contexts import StackContexts, find_contexts, load_contexts
+from ..inference.plan import ImageSet, StackPlan
+from ..io.particles import ParticleSet
+from ..models.weights import LoadedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class RunContexts:
+    """What a run knows of its stacks.
+
+    Attributes
+    ----------
+    contexts
+        None where each image is denoised by itself.
+    record
+        What the run's record says of it.
+    """
+
+    contexts: StackContexts | None
+    record: dict[str, Any]
+
+
+def contexts_of(
+    images: ImageSet,
+    stacks: Sequence[StackPlan],
+    model: LoadedModel,
+    options: DenoiseOptions,
+    output_dir: Path,
+    *,
+    goes_on: bool,
+    log: Callable[[str], None],
+) -> RunContexts:
+    """Find the contexts of a run, and write them to its folder.
+
+    Parameters
+    ----------
+    goes_on
+        Whether a run is gone on with: the contexts that it has found then stay as they are, and only groups of
+        images that are new get one.
+    """
+    if not getattr(model.module, "context_channels", 0):
+        return RunContexts(None, {"used": False, "why": "this model sees single images"})
+    if not isinstance(images, ParticleSet):
+        return RunContexts(None, {"used": False, "why": "micrographs have none"})
+    if options.context == "none":
+        return RunContexts(None, {"used": False, "why": "not wanted"})
+    path = output_dir / CONTEXT_NAME
+    contexts = find_contexts(
+        images,
+        dark_stacks=frozenset(number for number, stack in enumerate(stacks) if stack.protein_dark),
+        pixel_sizes_angstrom=[stack.pixel_size_angstrom for stack in stacks],
+        diameter_angstrom=options.particle_diameter_angstrom,
+        known=load_contexts(path) if goes_on and path.exists() else None,
+        log=log,
+    )
+    sha256 = contexts.save(path)
+    record = {"used": bool(contexts.contexts), "sha256": sha256, "groups": list(contexts.notes.values())}
+    return RunContexts(contexts if contexts.contexts else None, record)

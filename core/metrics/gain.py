@@ -1,0 +1,197 @@
+"""What a denoiser knows beyond any spectrum: correlation with independent images, ring by Fourier ring.
+
+A filter that is the same for all images and depends on the frequency alone (blur, low-pass, Wiener) scales
+whole rings, and leaves the correlation of a ring with an independent image as it was. So the ratio of the
+denoised to the raw image's correlation there, the gain, is 1 for every such filter, and above 1 only where a
+denoiser knows more.
+
+Without an independent exposure one is made of the image itself [1]_: `y + a z` and `y - z / a` have
+independent noise where `z` has the spectrum of the noise of `y`. If that spectrum is off by d, the two share
+`d`, which counts as signal in both correlations: the gain is drawn towards 1 where the noise is stronger than
+assumed. `least_signal` bounds it: rings in which the signal does not exceed the uncertainty of the noise are
+not reported.
+
+References
+----------
+.. [1] Pang, Zheng, Quan & Ji (2021) CVPR, 2043-2052, doi:10.1109/CVPR46437.2021.00208: Recorrupted-to-
+   Recorrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..imaging.noise import gaussian
+from ..imaging.rings import hermitian_weight, ring_index, ring_mean
+
+BANDS_ANGSTROM = ((65.0, 47.0), (39.0, 32.0), (28.0, 24.0), (21.5, 19.0), (17.5, 14.7), (14.0, 11.0))
+#: all of what single particles usually show
+WHOLE_BAND_ANGSTROM = (32.0, 11.0)
+_EDGE_SHARE = 0.07
+#: a raw correlation has to be so many standard errors away from 0 for a gain over it
+_SIGNIFICANT = 3.0
+
+
+@dataclass(frozen=True)
+class BandGain:
+    """The gain of a band.
+
+    Attributes
+    ----------
+    coarsest_angstrom, finest_angstrom
+        Its limits.
+    raw
+        Mean correlation of the raw images with the independent ones.
+    gain, standard_error
+        Ratio of the denoised images' mean correlation to it; NaN where `raw` is not significant.
+    """
+
+    coarsest_angstrom: float
+    finest_angstrom: float
+    raw: float
+    gain: float
+    standard_error: float
+
+
+class RingGain:
+    """Gains over raw images, with one independent image for each.
+
+    Parameters
+    ----------
+    raw, twin
+        `(n, y, x)`: images and independent ones of the same particles.
+    radius_px
+        Of the particle: the rest is masked, with a soft edge of 7 % of the box.
+    pixel_size_angstrom
+        Of both.
+    """
+
+    def __init__(self, raw: Tensor, twin: Tensor, *, radius_px: float, pixel_size_angstrom: float) -> None:
+        if raw.shape != twin.shape or raw.ndim != 3:
+            raise ValueError(f"expected two stacks of one shape, found {raw.shape} and {twin.shape}")
+        self._shape = (raw.shape[-2], raw.shape[-1])
+        self._length = min(self._shape) * pixel_size_angstrom
+        self._mask = _soft_disc(self._shape, radius_px)
+        self._ring = ring_index(self._shape)
+        self._weight = hermitian_weight(self._shape).expand(self._shape[0], -1)
+        self._twin = self._transform(twin)
+        self._raw = self._transform(raw)
+
+    def bands(
+        self, denoised: Tensor, bands: Sequence[tuple[float, float]] = BANDS_ANGSTROM
+    ) -> list[BandGain]:
+        """The gain in each band, Å."""
+        transform = self._transform(denoised)
+        return [self._gain(transform, self._raw, self._twin, band) for band in bands if self._rings(band)]
+
+    def whole(self, denoised: Tensor, band: tuple[float, float] = WHOLE_BAND_ANGSTROM) -> BandGain:
+        """The gain over one wide band, with every ring brought to equal power first.
+
+        So that the power of its rings, which a filter may change, does not matter.
+        """
+        parts = (self._transform(denoised), self._raw, self._twin)
+        return self._gain(*(self._whitened(part) for part in parts), band)  # type: ignore[misc]
+
+    def _gain(self, denoised: Tensor, raw: Tensor, twin: Tensor, band: tuple[float, float]) -> BandGain:
+        members = self._rings(band)
+        before = self._correlation(raw, twin, members)
+        change = self._correlation(denoised, twin, members) - before
+        mean, root = float(before.mean()), len(before) ** 0.5
+        gain = error = float("nan")
+        if mean > _SIGNIFICANT * float(before.std()) / root:
+            gain, error = 1 + float(change.mean()) / mean, float(change.std()) / root / mean
+        return BandGain(*band, mean, gain, error)
+
+    def _rings(self, band: tuple[float, float]) -> list[int]:
+        rings = range(1, min(self._shape) // 2)
+        return [ring for ring in rings if band[1] <= self._length / ring <= band[0]]
+
+    def _correlation(self, first: Tensor, second: Tensor, rings: list[int]) -> Tensor:
+        """`(n,)` correlation of each pair of images over some rings."""
+        chosen = torch.isin(self._ring, torch.tensor(rings))
+        weight = self._weight[chosen]
+        a, b = first[:, chosen], second[:, chosen]
+        cross = ((a * b.conj()).real * weight).sum(1)
+        power = (a.abs().square() * weight).sum(1) * (b.abs().square() * weight).sum(1)
+        return cross / power.clamp_min(1e-30).sqrt()
+
+    def _transform(self, images: Tensor) -> Tensor:
+        centred = images.float() - images.float().mean((1, 2), keepdim=True)
+        return torch.fft.rfft2(centred * self._mask, norm="ortho")
+
+    def _whitened(self, transform: Tensor) -> Tensor:
+        power = ring_mean(transform.abs().square().mean(0), self._shape)
+        return transform * power.clamp_min(1e-30).rsqrt()[self._ring]
+
+
+def recorrupted(
+    images: Tensor, noise_power: Tensor, generator: torch.Generator, strength: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """Two images of each, with independent noise: `y + a z` and `y - z / a`.
+
+    Parameters
+    ----------
+    images
+        `(n, y, x)`.
+    noise_power
+        `(rings,)` of the images' noise, as `ring_mean` of `rfft2(..., norm="ortho")` gives it.
+    strength
+        The factor a. The first has `1 + a²` times the noise: the smaller, the closer to what is denoised; the
+        second `1 + 1 / a²` times.
+    """
+    shape = (images.shape[-2], images.shape[-1])
+    last = len(noise_power) - 1
+    amplitude = noise_power.clamp_min(0).sqrt()[ring_index(shape).clamp_max(last)]
+    white = gaussian(images.shape, generator)
+    noise = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, s=shape)
+    return images + strength * noise, images - noise / strength
+
+
+def least_signal(images: Tensor, noise_power: Tensor, other_noise_power: Tensor) -> Tensor:
+    """`(rings,)` whether a ring's signal exceeds what two estimates of the noise differ by.
+
+    Only there a gain measured on recorrupted images can be believed.
+    """
+    shape = (images.shape[-2], images.shape[-1])
+    total = ring_mean(torch.fft.rfft2(images, norm="ortho").abs().square().mean(0), shape)
+    n = min(len(total), len(noise_power), len(other_noise_power))
+    strongest = torch.maximum(noise_power[:n], other_noise_power[:n])
+    uncertain = (noise_power[:n] - other_noise_power[:n]).abs()
+    return total[:n] - strongest > uncertain
+
+
+def verdict(gains: Sequence[BandGain]) -> str:
+    """One sentence on what a denoiser adds, for the head of a report."""
+    sure = [band for band in gains if band.gain == band.gain]
+    if not sure:
+        return "The images are too noisy, or too few, to tell whether denoising adds anything."
+    better = [band for band in sure if band.gain - 1 > 2 * band.standard_error]
+    worse = [band for band in sure if 1 - band.gain > 2 * band.standard_error]
+    finest = min(band.finest_angstrom for band in sure)
+    tail = f"; nothing finer than {finest:g} Å could be measured."
+    if worse:
+        band = min(worse, key=lambda one: one.gain)
+        return (
+            f"Denoising loses {100 * (1 - band.gain):.0f} % of the correlation between "
+            f"{band.coarsest_angstrom:g} and {band.finest_angstrom:g} Å: prefer a low-pass filter{tail}"
+        )
+    if not better:
+        return f"Denoising adds nothing over a low-pass filter that could be measured{tail}"
+    lowest, highest = (100 * (pick(band.gain for band in better) - 1) for pick in (min, max))
+    share = f"{lowest:.0f}" if round(lowest) == round(highest) else f"{lowest:.0f} to {highest:.0f}"
+    limits = max(b.coarsest_angstrom for b in better), min(b.finest_angstrom for b in better)
+    return (
+        f"Denoising adds {share} % of correlation with independent images over any low-pass filter between "
+        f"{limits[0]:g} and {limits[1]:g} Å{tail}"
+    )
+
+
+def _soft_disc(shape: tuple[int, int], radius_px: float) -> Tensor:
+    y, x = (torch.arange(side).float() - side // 2 for side in shape)
+    edge = _EDGE_SHARE * min(shape)
+    inside = (radius_px - torch.hypot(y[:, None], x[None])) / edge + 0.5
+    return 0.5 - 0.5 * torch.cos(torch.pi * inside.clamp(0, 1))

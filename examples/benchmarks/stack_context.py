@@ -1,0 +1,312 @@
+"""What the rest of a stack adds: gain over raw images in Fourier rings, and hallucination, of several ways.
+
+    python stack_context.py real --raw particles_rest.star --twin particles_frame.star --output DIR
+        [--models general FILE ...] [--topaz-python PYTHON]
+    python stack_context.py cut --micrographs FOLDER --output DIR
+    python stack_context.py hallucination --structures PDB PDB --ctf-tables TABLE.npy ... --output DIR
+        [--model general]
+
+`real`: two tables of the same boxes whose noise is independent. `--raw` is denoised by each way, and the
+ratio of its correlation with the twin to that of the raw image, in bands of Fourier rings, is the gain: 1 for
+a radial filter that is the same for all images. The last column is the same over 32 to 11 Å with every ring
+brought to equal power. The twin judges and chooses nothing. Beside the models: each model without its
+context, and the linear estimates that are its context. The verdict that each job can give without a twin is
+measured, too.
+
+`cut`: all whole boxes of picked micrographs whose frames were summed in two parts, as `*_rest.mrc` and
+`*_frame.mrc` with `*_rest_manualpick.star` and micrographs_rest.star (protein dark).
+
+`hallucination`: what a stack makes of images that are unlike the rest of it. A stack of pure noise; one of
+which a tenth is another structure: how like the majority the minority becomes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import starfile
+import torch
+from torch import Tensor
+
+from cryohush.core.context.stack_context import StackContext, fit_context
+from cryohush.core.imaging.ctf import CtfParameters, ctf_parameters_of, read_ctf_table
+from cryohush.core.imaging.filters import background_power
+from cryohush.core.imaging.noise import image_generator
+from cryohush.core.imaging.normalise import default_radius_px, normalise
+from cryohush.core.io.mrc import StackReader, StackWriter
+from cryohush.core.io.particles import ParticleSet
+from cryohush.core.metrics.gain import BandGain, RingGain, recorrupted, verdict
+from cryohush.core.models.weights import load_model
+from cryohush.core.simulation.image_formation import make_projection_bank
+from cryohush.core.simulation.stacks import StackRanges, simulate_stack
+
+BATCH = 64
+BOX_PX = 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what the rest of a stack adds.")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    commands = parser.add_subparsers(dest="command", required=True)
+    real = commands.add_parser("real")
+    real.add_argument("--raw", type=Path, required=True, help="particles to denoise (.star)")
+    real.add_argument(
+        "--twin", type=Path, required=True, help="the same boxes with independent noise (.mrcs)"
+    )
+    real.add_argument("--models", nargs="*", default=["general"])
+    real.add_argument("--topaz-python", help="python of an environment with topaz-em 0.3.20")
+    real.add_argument("--radius-angstrom", type=float, default=66.5, help="of the disc that is scored")
+    cut = commands.add_parser("cut")
+    cut.add_argument("--micrographs", type=Path, required=True)
+    hallucination = commands.add_parser("hallucination")
+    hallucination.add_argument("--model", default="general")
+    hallucination.add_argument("--structures", type=Path, nargs=2, required=True, metavar="PDB")
+    hallucination.add_argument("--ctf-tables", type=Path, nargs="+", required=True)
+    for command in (real, cut, hallucination):
+        command.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    {"real": measure_real, "cut": cut_boxes, "hallucination": measure_hallucination}[arguments.command](
+        arguments
+    )
+
+
+def read(path: Path) -> tuple[Tensor, float]:
+    with StackReader(path) as reader:
+        return torch.from_numpy(reader.read(range(reader.n_images))), float(reader.pixel_size_angstrom or 1)
+
+
+def run(network: Any, images: Tensor, channels: Tensor | None) -> Tensor:
+    """`(n, y, x)` images and their context through a network in bf16, as the command does on this machine."""
+    parts = []
+    with torch.inference_mode():
+        for members in torch.arange(len(images)).split(BATCH):
+            shown = images[members, None]
+            if channels is not None:
+                shown = torch.cat([shown, channels[members]], 1)
+            shown = shown.bfloat16().contiguous(memory_format=torch.channels_last)
+            parts.append(network(shown).float()[:, 0])
+    return torch.cat(parts)
+
+
+def channels_of(context: StackContext, images: Tensor, optics: CtfParameters | None) -> Tensor:
+    return torch.cat(
+        [
+            context.channels(images[members], None if optics is None else optics[members])
+            for members in torch.arange(len(images)).split(BATCH)
+        ]
+    )
+
+
+def measure_real(arguments: argparse.Namespace) -> None:
+    particles = ParticleSet.read(arguments.raw)
+    raw, _ = read(particles.stacks[0])
+    twin, _ = read(arguments.twin)
+    pixel_size = float(particles.optics[int(particles.optics_group[0])].pixel_size_angstrom or 1)
+    optics, radius = ctf_parameters_of(particles), default_radius_px((raw.shape[-2], raw.shape[-1]))
+    raw = normalise(raw, radius)[0]
+    context = fit_context(raw, optics, pixel_size_angstrom=pixel_size, radius_px=radius)
+    channels = channels_of(context, raw, optics)
+    denoised = {"covariance Wiener filter through CTF": channels[:, 0], "CTF Wiener filter": channels[:, 1]}
+    verdicts = {}
+    if arguments.topaz_python:
+        denoised["Topaz unet"] = topaz(arguments.topaz_python, raw, arguments.threads)
+    for name in arguments.models:
+        network = load_model(name).module.bfloat16().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        label = Path(name).stem
+        if not getattr(network, "context_channels", 0):
+            denoised[label] = run(network, raw, None)
+            continue
+        denoised[f"{label}, no context"] = run(network, raw, None)
+        denoised[label] = run(network, raw, channels)
+        verdicts[label] = without_twin(network, raw, optics, pixel_size, radius, arguments.radius_angstrom)
+    judge = RingGain(
+        raw, twin, radius_px=arguments.radius_angstrom / pixel_size, pixel_size_angstrom=pixel_size
+    )
+    rows = {name: [*judge.bands(images), judge.whole(images)] for name, images in denoised.items()}
+    table = markdown(rows, len(raw))
+    for label, gains in verdicts.items():
+        table += f"\n{label}, measured without the twin: {verdict(gains)}\n\n"
+        table += markdown({f"{label}, recorrupted": gains}, len(raw))
+        table += f"\nWith the twin: {verdict(rows[label][:-1])}\n"
+    print(table)
+    (arguments.output / "gain.md").write_text(table, encoding="utf-8")
+    result = {name: [vars(gain) for gain in gains] for name, gains in rows.items()}
+    (arguments.output / "gain.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def without_twin(
+    network: Any,
+    raw: Tensor,
+    optics: CtfParameters,
+    pixel_size: float,
+    radius: float,
+    radius_angstrom: float,
+) -> list[BandGain]:
+    """The gain on recorrupted pairs; the context is found anew on the first of them."""
+    power = background_power(raw, radius)
+    nyquist = raw.shape[-1] // 2
+    floor = power[int(0.35 * nyquist) : int(0.475 * nyquist)].median().expand(len(power))
+    first, second = recorrupted(raw, floor, image_generator(0, 0, "recorrupted"))
+    scale = normalise(first, radius)
+    context = fit_context(scale[0], optics, pixel_size_angstrom=pixel_size, radius_px=radius)
+    denoised = run(network, scale[0], channels_of(context, scale[0], optics))
+    judge = RingGain(first, second, radius_px=radius_angstrom / pixel_size, pixel_size_angstrom=pixel_size)
+    return [*judge.bands(denoised), judge.whole(denoised)]
+
+
+def markdown(rows: dict[str, list[BandGain]], n: int) -> str:
+    first = next(iter(rows.values()))
+    heads = [f"{gain.coarsest_angstrom:g}-{gain.finest_angstrom:g} Å" for gain in first]
+    lines = [f"Gain over the raw images, {n} particles, ± standard error.", ""]
+    lines += ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines.append("| raw correlation | " + " | ".join(f"{gain.raw:.4f}" for gain in first) + " |")
+    for name, gains in rows.items():
+        cells = [f"{gain.gain:.3f} ± {gain.standard_error:.3f}" for gain in gains]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def topaz(python: str, images: Tensor, threads: int) -> Tensor:
+    """Topaz was trained on micrographs, in which protein is dark."""
+    runner = Path(__file__).with_name("topaz_runner.py")
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "in.npy", Path(folder) / "out.npy"
+        np.save(source, -images.numpy())
+        command = [python, str(runner), str(source), str(target), "--arch", "unet", "--threads", str(threads)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return -torch.from_numpy(np.load(target))
+
+
+def cut_boxes(arguments: argparse.Namespace) -> None:
+    """All whole boxes of both halves: two stacks and a table."""
+    table = starfile.read(arguments.micrographs / "micrographs_rest.star")
+    halves: dict[str, list[np.ndarray[Any, Any]]] = {"rest": [], "frame": []}
+    rows = []
+    for _, micrograph in table["micrographs"].iterrows():
+        stem = Path(micrograph.rlnMicrographName).name.replace("_rest.mrc", "")
+        images = {}
+        for half in halves:
+            with StackReader(arguments.micrographs / "Micrographs" / f"{stem}_{half}.mrc") as reader:
+                images[half] = reader.read([0])[0]
+        picks = starfile.read(arguments.micrographs / "Picks" / f"{stem}_rest_manualpick.star")
+        y_size, x_size = images["rest"].shape
+        for x, y in zip(picks.rlnCoordinateX, picks.rlnCoordinateY, strict=True):
+            left, top = round(x) - BOX_PX // 2, round(y) - BOX_PX // 2
+            if left < 0 or top < 0 or left + BOX_PX > x_size or top + BOX_PX > y_size:
+                continue
+            for half, image in images.items():
+                halves[half].append(-image[top : top + BOX_PX, left : left + BOX_PX])
+            defocus = (micrograph.rlnDefocusU, micrograph.rlnDefocusV, micrograph.rlnDefocusAngle)
+            name = f"{len(halves['rest']):06d}@particles_rest.mrcs"
+            rows.append((name, micrograph.rlnMicrographName, *defocus, 1))
+    pixel_size = float(table["optics"]["rlnMicrographPixelSize"].iloc[0])
+    for half, boxes in halves.items():
+        images_of_half = normalise(torch.from_numpy(np.stack(boxes)), default_radius_px((BOX_PX, BOX_PX)))[0]
+        path = arguments.output / f"particles_{half}.mrcs"
+        shape = (len(boxes), BOX_PX, BOX_PX)
+        with StackWriter(path, shape, pixel_size_angstrom=pixel_size, label="cut for a benchmark") as writer:
+            writer.write(images_of_half.numpy())
+    import pandas
+
+    optics = table["optics"].assign(
+        rlnImagePixelSize=pixel_size, rlnImageSize=BOX_PX, rlnImageDimensionality=2
+    )
+    labels = ("ImageName", "MicrographName", "DefocusU", "DefocusV", "DefocusAngle", "OpticsGroup")
+    particles = pandas.DataFrame(rows, columns=[f"rln{label}" for label in labels])
+    starfile.write(
+        {"optics": optics, "particles": particles}, arguments.output / "particles_rest.star", overwrite=True
+    )
+    print(f"{len(rows)} boxes")
+
+
+def measure_hallucination(arguments: argparse.Namespace) -> None:
+    generator = torch.Generator().manual_seed(1)
+    bank = make_projection_bank(
+        arguments.structures,
+        box_px=BOX_PX,
+        volumes_per_structure=1,
+        projections_per_volume=256,
+        diameter_share=(0.55, 0.55),
+        pixel_size_angstrom=(0.8, 6.0),
+        generator=generator,
+    )
+    volumes = [
+        type(bank)(**{name: value[bank.volume == number] for name, value in vars(bank).items()})
+        for number in (0, 1)
+    ]
+    tables = [read_ctf_table(path) for path in arguments.ctf_tables]
+    network = load_model(arguments.model).module.bfloat16().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    result: dict[str, Any] = {"pure noise": noise_alone(network)}
+    for snr in (0.1, 0.03):
+        result[f"a tenth of another structure, SNR {snr:g}"] = minority(network, volumes, tables, snr)
+    text = json.dumps(result, indent=1)
+    print(text)
+    (arguments.output / "hallucination.json").write_text(text + "\n", encoding="utf-8")
+
+
+def noise_alone(network: Any, n: int = 500) -> dict[str, float]:
+    """Share of the variance of white noise that is left, and how alike two halves of it become."""
+    noise = torch.randn(n, BOX_PX, BOX_PX, generator=torch.Generator().manual_seed(2))
+    radius = default_radius_px((BOX_PX, BOX_PX))
+    context = fit_context(noise, None, pixel_size_angstrom=2.0, radius_px=radius)
+    kept = {}
+    for name, channels in (("context", channels_of(context, noise, None)), ("no context", None)):
+        out = run(network, noise, channels)
+        kept[f"variance kept, {name}"] = float(out.var())
+        mean = out.mean(0)
+        expected = out.var(0).mean() / n
+        kept[f"power of the mean image over that of independent ones, {name}"] = float(
+            mean.var() / expected.clamp_min(1e-12)
+        )
+    return kept
+
+
+def minority(
+    network: Any, volumes: list[Any], tables: list[CtfParameters], snr: float, n: int = 1000
+) -> dict[str, float]:
+    """NMSE of nine tenths of a stack and of the tenth that is another structure, with and without context."""
+    ranges = StackRanges(
+        snr=(snr, snr),
+        crowded_probability=0.0,
+        other_share=0.0,
+        empty_share=0.0,
+        no_ctf_probability=0.0,
+        unknown_ctf_probability=0.0,
+    )
+    parts = [
+        simulate_stack([volume], tables, ranges, torch.Generator().manual_seed(5), BOX_PX, count)
+        for volume, count in zip(volumes, (9 * n // 10, n // 10), strict=True)
+    ]
+    noisy, clean = (torch.cat([getattr(part, name) for part in parts]) for name in ("noisy", "clean"))
+    first, second = (part.optics for part in parts)
+    assert first is not None
+    assert second is not None
+    optics = CtfParameters(
+        *(torch.cat([getattr(first, name), getattr(second, name)]) for name in vars(first))
+    )
+    radius = default_radius_px((BOX_PX, BOX_PX))
+    context = fit_context(noisy, optics, pixel_size_angstrom=parts[0].pixel_size_angstrom, radius_px=radius)
+    # the minority in a stack of its own kind: what it loses by the company
+    out = {
+        "context": run(network, noisy, channels_of(context, noisy, optics)),
+        "no context": run(network, noisy, None),
+    }
+    found = {}
+    for kind, members in (("majority", slice(0, len(first))), ("minority", slice(len(first), n))):
+        variance = clean[members].var(dim=(1, 2)).mean()
+        for name, images in out.items():
+            error = (images[members] - clean[members]).square().mean() / variance
+            found[f"NMSE of the {kind}, {name}"] = float(error)
+    return found
+
+
+if __name__ == "__main__":
+    main()
