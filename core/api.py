@@ -9,6 +9,7 @@ True
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -101,6 +102,11 @@ def denoise(
     ModelError, DeviceError
         If there is no such model or device.
 
+    Warns
+    -----
+    UserWarning
+        If a part of an image went round the network, such as a mask or hot pixels; it stays as it was.
+
     Notes
     -----
     The result is for looking, picking and sorting. Refine and reconstruct from the raw images: what a
@@ -115,9 +121,10 @@ def denoise(
     denoiser = _denoiser(model, device, precision)
     size = batch_size or max(1, _BATCH_PX // (stack.shape[1] * stack.shape[2]))
     result = np.empty_like(stack)
+    conspicuous: dict[int, str] = {}
     for first in range(0, len(stack), size):
         some = slice(first, first + size)
-        result[some], problems = denoiser.denoise(
+        result[some], problems, remarks = denoiser.denoise(
             stack[some],
             radius_px=None if diameter_px is None else diameter_px / 2,
             blend=blend,
@@ -126,6 +133,9 @@ def denoise(
         )
         for index, problem in problems.items():
             raise ImageError(problem, image=first + index + 1)
+        conspicuous |= {first + index + 1: remark for index, remark in remarks.items()}
+    for number, remark in list(conspicuous.items())[:1]:
+        warnings.warn(f"{len(conspicuous)} images, first image {number}: {remark}", stacklevel=2)
     return result[0] if was_one else result
 
 
@@ -142,7 +152,7 @@ def denoise_micrograph(
 ) -> NDArray[np.float32]:
     """Denoise one micrograph `(y, x)` of any size, with dark protein unless `protein` says otherwise.
 
-    Parameters, exceptions and notes as for `denoise`. Uneven ice is kept, and so is contamination.
+    Parameters, exceptions, warnings and notes as for `denoise`. Uneven ice is kept, and so is contamination.
     """
     stack, was_one = _as_stack(image)
     if not was_one:
@@ -151,9 +161,11 @@ def denoise_micrograph(
     _check(blend, protein)
     sign = np.float32(-1 if protein == "dark" else 1)
     micrographs = MicrographDenoiser(_denoiser(model, device, precision))
-    result, problem, _ = micrographs.denoise(sign * stack[0], blend=blend, keep_above_px=keep_above_px)
+    result, problem, remark = micrographs.denoise(sign * stack[0], blend=blend, keep_above_px=keep_above_px)
     if problem is not None:
         raise ImageError(problem)
+    if remark is not None:
+        warnings.warn(remark, stacklevel=2)
     return sign * result
 
 
@@ -295,5 +307,5 @@ def _check(blend: float, protein: str) -> None:
 def _denoiser(model: str | Path | LoadedModel, device: str, precision: Precision) -> Denoiser:
     loaded = model if isinstance(model, LoadedModel) else load_model(model)
     place: torch.device = resolve_devices(device)[0]
-    chosen, _ = choose_precision(place, precision, loaded.module)
+    chosen, _ = choose_precision(place, precision)
     return Denoiser(loaded.module, place, chosen)

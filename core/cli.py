@@ -133,7 +133,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
     parser.description = (
         "Measure denoised particles, micrographs or half maps against clean images or against independent "
-        "noisy ones, and write the figures as JSON, PNG, HTML and PDF. Tables go together row by row."
+        "noisy ones, and write the figures as JSON, PNG, HTML and PDF. Rows of tables are paired "
+        "by image, uid, or micrograph and coordinates."
     )
     parser.set_defaults(work=_evaluate)
 
@@ -442,8 +443,9 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
         raise missing_package(error) from error
 
     assert isinstance(config, TrainingConfig | SegmentationConfig | Nt2cConfig)  # one of the kinds
-    context = JobContext(should_stop=should_stop, log=say, command=arguments.command_line)
-    train(config, arguments.output, context, earlier=_earlier(arguments))
+    with _progress(lambda: "steps") as progress:
+        context = JobContext(progress, should_stop, say, command=arguments.command_line)
+        train(config, arguments.output, context, earlier=_earlier(arguments))
 
 
 def _evaluate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
@@ -525,7 +527,7 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
 
 
 def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
-    from .models import MODELS, SEGMENTERS
+    from .models import ALL_NETWORKS
     from .models.weights import list_models, load_model
 
     if arguments.action == "list":
@@ -534,7 +536,7 @@ def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> N
         return
     import yaml
 
-    model = load_model(arguments.name, {**MODELS, **SEGMENTERS})
+    model = load_model(arguments.name, ALL_NETWORKS)
     parameters = sum(tensor.numel() for tensor in model.module.parameters())
     facts = {"name": model.name, "file": str(model.path), "sha256": model.sha256, "parameters": parameters}
     say(yaml.safe_dump({**facts, **model.card}, sort_keys=False, allow_unicode=True).rstrip())

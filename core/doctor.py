@@ -121,13 +121,13 @@ def _machine() -> Iterator[Finding]:
 
 def _weights() -> Finding:
     from .errors import ModelError
-    from .models import MODELS, SEGMENTERS
+    from .models import ALL_NETWORKS
     from .models.weights import list_models, load_model
 
     names = list(list_models())
     try:
         for name in names:
-            load_model(name, {**MODELS, **SEGMENTERS})
+            load_model(name, ALL_NETWORKS)
     except ModelError as error:
         return Finding("problem", "models", str(error), "Install cryohush again.")
     return Finding("ok", "models", f"{', '.join(names)}: complete, by their SHA-256")

@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -86,6 +87,30 @@ class CsError(InputError):
 
 class ImageError(InputError):
     """Pixel values that cannot be denoised: NaN, Inf or a constant image."""
+
+
+# So many files are named; whoever mends these sees the next ones.
+_NAMED = 20
+
+
+def several(errors: Sequence[InputError], of: int, what: str) -> InputError:
+    """Return one error that names all files that cannot be used, up to twenty of them.
+
+    Parameters
+    ----------
+    errors
+        At least one.
+    of, what
+        Out of how many of what: `12`, `micrographs`.
+    """
+    if len(errors) == 1:
+        return errors[0]
+    kinds = {type(error) for error in errors}
+    kind = kinds.pop() if len(kinds) == 1 else InputError
+    more = f" And {len(errors) - _NAMED} more." if len(errors) > _NAMED else ""
+    return kind(
+        f"{len(errors)} of {of} {what} cannot be used. {' '.join(map(str, errors[:_NAMED]))}{more}",
+    )
 
 
 class OutputError(CryohushError):

@@ -29,6 +29,10 @@ class JobContext:
     log: Callable[[str], None] = lambda line: None
     command: str | None = None
 
+    def warn(self, line: str) -> None:
+        """Tell what the user should worry about; hosts know such a line by its first word."""
+        self.log(f"WARNING: {line}")
+
     def stop_if_asked(self, message: str) -> None:
         """
         Raises

@@ -23,10 +23,11 @@ class ProgressText:
         if seconds > 0 and done > self._first_done:
             speed = (done - self._first_done) / seconds
             pace = f"{speed:.0f} per second" if speed >= 1 else f"{1 / speed:.1f} s each"
-            text += f", {pace}, {_duration((total - done) / speed)} to go"
+            text += f", {pace}, {duration((total - done) / speed)} to go"
         return text
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return `3 min 20 s` or `2 h 5 min`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

@@ -9,7 +9,7 @@ import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,10 @@ from ..core.errors import Aborted, ConfigurationError, CryohushError
 
 if TYPE_CHECKING:
     from ..core.batch.sources import Host
-    from .command import Request
+    from .command import Command
     from .instance import Instance
+    from .job import ExternalJob
+    from .project import Project
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,10 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cryosparc_cryohush",
         description="Run cryohush as an external job of cryoSPARC 4.7 or 5.",
-        epilog="Sign in once with: python -m cryosparc.tools login",
+        epilog="Sign in once with: cryosparc_cryohush login --url https://host:39000",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_login(commands.add_parser("login", help="sign in to an instance of cryoSPARC 5"))
+    _add_list(commands.add_parser("list", help="list projects, or a project's outputs that can be worked on"))
     _add_denoise(commands.add_parser("denoise", help="denoise particles or micrographs"))
     _add_extract_noise(
         commands.add_parser("extract-noise", help="cut blocks of pure noise out of micrographs")
@@ -43,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train a model on particles with poses and their map"))
     _add_evaluate(commands.add_parser("evaluate", help="measure how good denoised particles are"))
     _add_restore(commands.add_parser("restore", help="give a selection of denoised particles its raw images"))
+    _add_watch(commands.add_parser("watch", help="do what is asked for in cryoSPARC's own pages"))
     batch = commands.add_parser("batch", help="run a plan of many sources")
     add_batch(batch)
     _add_signing_in(batch)
@@ -75,7 +80,24 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     """Add what says where a new job is made, which one to go on with, and where to work."""
     _add_instance(parser)
     parser.add_argument("--workspace", metavar="W1", help="where the job is made")
-    parser.add_argument("--resume", metavar="J57", help="go on in a job that failed or was killed")
+    parser.add_argument("--title", metavar="TEXT", help="of the job (default: the images and the model)")
+    there = parser.add_mutually_exclusive_group()
+    there.add_argument(
+        "--resume",
+        metavar="J57",
+        help="go on in a job of this command that failed or was killed, with its own options",
+    )
+    there.add_argument(
+        "--job",
+        metavar="J99",
+        help="work in this External job, which was built or cloned in cryoSPARC and has not run",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --resume: take other options than the job was made with, and begin anew (default: off)",
+    )
+    parser.add_argument("--watched", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--scratch",
         type=Path,
@@ -95,11 +117,16 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Denoise the particles or micrographs of a job's output. The result is an external job's."
     )
-    parser.set_defaults(work=_denoise)
+    parser.set_defaults(work=_run, make=_denoise)
     _add_job(parser)
     images = parser.add_mutually_exclusive_group()
-    images.add_argument("--particles", metavar="J42:particles", help="job and output with particles")
-    images.add_argument("--micrographs", metavar="J10:exposures", help="job and output with micrographs")
+    several = "; several get a job each"
+    images.add_argument(
+        "--particles", nargs="+", metavar="J42:particles", help=f"job and output with particles{several}"
+    )
+    images.add_argument(
+        "--micrographs", nargs="+", metavar="J10:exposures", help=f"job and output with micrographs{several}"
+    )
     add_options(parser, DenoiseOptions, describe=_with_jobs)
 
 
@@ -108,7 +135,7 @@ def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
         "Cut blocks that hold nothing but noise out of the micrographs of a job's output. They are files in "
         "the directory of an external job."
     )
-    parser.set_defaults(work=_extract_noise)
+    parser.set_defaults(work=_run, make=_extract_noise)
     _add_job(parser)
     parser.add_argument("--micrographs", metavar="J10:exposures", help="job and output with micrographs")
     add_options(parser, ExtractNoiseOptions)
@@ -119,7 +146,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "Measure denoised particles against clean ones, or against others of the same particles whose noise "
         "is independent. Particles belong together by their uids."
     )
-    parser.set_defaults(work=_evaluate)
+    parser.set_defaults(work=_run, make=_evaluate)
     _add_job(parser)
     parser.add_argument("--particles", metavar="J57:particles", help="job and output with denoised particles")
     parser.add_argument("--reference", metavar="J60:particles", help="the same without noise")
@@ -142,7 +169,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "Train a model on particles with poses and the map that they were refined to. The weights are in the "
         "directory of an external job; cryosparc_cryohush denoise --model J57 takes them."
     )
-    parser.set_defaults(work=_train)
+    parser.set_defaults(work=_run, make=_train)
     _add_job(parser)
     parser.add_argument("--particles", metavar="J50:particles", help="particles of a 3D refinement")
     parser.add_argument("--volume", metavar="J50:volume", help="the map of the same refinement")
@@ -175,14 +202,58 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def _add_restore(parser: argparse.ArgumentParser) -> None:
     parser.description = "Give particles that were selected by their denoised images the raw ones back."
-    parser.set_defaults(work=_restore)
-    _add_instance(parser)
-    parser.add_argument("--workspace", metavar="W1", required=True, help="where the job is made")
-    parser.add_argument("--particles", metavar="J80:particles_selected", required=True, help="the selection")
+    parser.set_defaults(work=_run, make=_restore)
+    _add_job(parser)
+    parser.add_argument("--particles", metavar="J80:particles_selected", help="the selection")
     parser.add_argument(
         "--raw",
         metavar="J42:particles",
-        help="the raw images (default: the input of the job that denoised them)",
+        nargs="+",
+        help="the raw images (default: the inputs of the jobs that denoised them)",
+    )
+
+
+def _add_login(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Sign in to an instance of cryoSPARC 5; only you can read the token that is stored."
+    parser.set_defaults(work=_login)
+    _add_signing_in(parser)
+    parser.add_argument("--email", help="of your account (default: asked for)")
+    parser.add_argument(
+        "--days", type=int, default=14, metavar="N", help="that it lasts, at most 365 (default: %(default)s)"
+    )
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.description = "List the projects, or the outputs of a project with particles or micrographs."
+    parser.set_defaults(work=_list)
+    _add_signing_in(parser)
+    parser.add_argument("--project", metavar="P3", help="the project (default: list the projects)")
+    parser.add_argument("--workspace", metavar="W1", help="only this workspace (default: all)")
+
+
+def _add_watch(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Watch projects of cryoSPARC 5, until stopped, and do what is asked for in its own pages: External "
+        "jobs of cryohush that were cloned and connected, and completed jobs with a tag such as "
+        "`cryohush: model=J60`."
+    )
+    parser.set_defaults(work=_watch)
+    _add_signing_in(parser)
+    parser.add_argument("--project", metavar="P3", nargs="+", required=True, help="the projects")
+    parser.add_argument(
+        "--gpus", metavar="N", nargs="+", help="GPUs to use, one job on each at a time (default: one job)"
+    )
+    parser.add_argument(
+        "--sbatch",
+        type=Path,
+        metavar="FILE",
+        help="submit each job with this SLURM script, which gets its command line (default: start them here)",
+    )
+    parser.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="SLURM jobs at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--every", type=float, default=30.0, metavar="S", help="seconds between looks (default: %(default)g)"
     )
 
 
@@ -220,37 +291,115 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sign_in(arguments: argparse.Namespace, secrets: list[str]) -> Instance:
-    from .instance import Instance
-    from .sign_in import connect, normalise_url, read_credentials
+    from .sign_in import normalise_url, read_credentials, sign_in
 
     if not arguments.url:
         raise ConfigurationError("--url is missing, as in --url https://host:39000.")
     url = normalise_url(arguments.url)
     credentials = read_credentials(arguments.credentials, os.environ)
     secrets += credentials.secrets
-    return Instance(*connect(url, credentials), credentials.secrets)
+    return sign_in(url, credentials)
 
 
-def _denoise(arguments: argparse.Namespace, secrets: list[str]) -> int:
-    from ..core.config.denoise import DenoiseOptions
+def _run(arguments: argparse.Namespace, secrets: list[str]) -> int:
+    """Do a command in a job of its own, or in the one that is named."""
+    try:
+        return _do(arguments, secrets)
+    except CryohushError as error:
+        if arguments.watched:  # nobody is at a terminal: the job is told what is wrong
+            from .project import Project
+            from .watch import fail_card
+
+            with contextlib.closing(_sign_in(arguments, secrets)) as instance:
+                uid = arguments.resume or arguments.job
+                fail_card(Project(instance, arguments.project), uid, arguments.command, str(error))
+        raise
+
+
+def _do(arguments: argparse.Namespace, secrets: list[str]) -> int:
+    named = arguments.resume or arguments.job
+    # what is wrong with the options is said before anything is asked of the server
+    made = None if named else arguments.make(arguments)
+    from .command import Request, run_command
+    from .project import Project
+    from .record import Record, new_mark
+
+    with contextlib.closing(_sign_in(arguments, secrets)) as instance:
+        instance.refusals_may_pass = arguments.watched
+        project, job = Project(instance, arguments.project), None
+        record = Record(arguments.command_line, "")
+        if made is None:
+            from .recall import recall
+
+            job, arguments, record = recall(build_parser, project, arguments)
+            if arguments.watched:
+                _refuse_files(arguments, project.directory())
+            made = arguments.make(arguments)
+        codes = []
+        for outputs, line in _each(arguments, job, record.command_line):
+            request = Request(
+                arguments.workspace,
+                outputs,
+                Record(line, record.mark or new_mark(), record.origin),
+                job,
+                arguments.scratch,
+                arguments.title,
+                arguments.watched,
+                may_begin_anew=arguments.force or not arguments.resume,
+            )
+            codes.append(run_command(project, request, made(project, job)))
+        return max(codes)
+
+
+def _refuse_files(arguments: argparse.Namespace, directory: Path) -> None:
+    """Raise if a card, which others than this user may have written, names a text outside of the project."""
+    value = str(getattr(arguments, "config", None) or "")
+    if "/" in value and not (directory / value).resolve().is_relative_to(directory.resolve()):
+        raise ConfigurationError(f"--config {value}: watch takes files of the project only.")
+
+
+def _each(
+    arguments: argparse.Namespace, job: ExternalJob | None, line: str
+) -> list[tuple[dict[str, str | None], str]]:
+    """Return the outputs that a command takes, and its line, for each job that it is done in."""
+    names = {"exposures": "micrographs"} | {
+        name: name for name in ("particles", "reference", "twin", "raw", "volume", "mask")
+    }
+    given = {name: getattr(arguments, option, None) for name, option in names.items()}
+    if arguments.command == "restore":
+        del given["raw"]  # it finds them itself
+    several, texts = next(
+        ((name, texts) for name, texts in given.items() if isinstance(texts, list)), ("", [])
+    )
+    if not texts:
+        return [(given, line)]
+    if job is not None and len(texts) > 1:
+        raise ConfigurationError(f"--{names[several]}: {job.uid} takes one output. Leave the others out.")
+    words = shlex.split(line)
+    lines = {text: [word for word in words if word == text or word not in texts] for text in texts}
+    return [({**given, several: text}, shlex.join(of)) for text, of in lines.items()]
+
+
+def _denoise(arguments: argparse.Namespace) -> Callable[[Project, ExternalJob | None], Command]:
     from ..core.config.load import validate
 
     options = validate(_given(arguments, DenoiseOptions.model_fields), DenoiseOptions, "command line")
-    from .denoise import Request, denoise
-    from .kinds import MICROGRAPHS, PARTICLES
 
-    request = Request(
-        project=arguments.project,
-        workspace=arguments.workspace,
-        source=arguments.particles or arguments.micrographs,
-        kind=PARTICLES if arguments.particles else MICROGRAPHS if arguments.micrographs else None,
-        resume=arguments.resume,
-        options=options,
-        scratch=arguments.scratch,
-        command=arguments.command_line,
-    )
-    with contextlib.closing(_sign_in(arguments, secrets)) as instance:
-        return denoise(instance, request)
+    def make(project: Project, job: ExternalJob | None) -> Command:
+        from .denoise import denoising
+        from .outputs import KINDS, MICROGRAPHS, PARTICLES
+
+        given = {PARTICLES: arguments.particles, MICROGRAPHS: arguments.micrographs}
+        kind = next((kind for kind, texts in given.items() if texts), None)
+        if job is not None:
+            kind = next((kind for kind in KINDS if job.connections(kind.name)), kind)
+        if kind is None:
+            raise ConfigurationError(
+                "neither --particles nor --micrographs is given, as in --particles J42:particles."
+            )
+        return denoising(project, kind, options)
+
+    return make
 
 
 def _given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -258,34 +407,21 @@ def _given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any
     return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 
-def _request(arguments: argparse.Namespace, **outputs: str | None) -> Request:
-    from .command import Request
-
-    return Request(
-        project=arguments.project,
-        workspace=arguments.workspace,
-        outputs=outputs,
-        resume=arguments.resume,
-        scratch=arguments.scratch,
-        command=arguments.command_line,
-    )
-
-
-def _extract_noise(arguments: argparse.Namespace, secrets: list[str]) -> int:
-    from ..core.config.extract_noise import ExtractNoiseOptions
+def _extract_noise(arguments: argparse.Namespace) -> Callable[[Project, ExternalJob | None], Command]:
     from ..core.config.load import validate
 
     given = _given(arguments, ExtractNoiseOptions.model_fields)
     options = validate(given, ExtractNoiseOptions, "command line")
-    from .extract_noise import extract_noise
 
-    request = _request(arguments, exposures=arguments.micrographs)
-    with contextlib.closing(_sign_in(arguments, secrets)) as instance:
-        return extract_noise(instance, request, options)
+    def make(project: Project, job: ExternalJob | None) -> Command:
+        from .extract_noise import extraction
+
+        return extraction(project, options)
+
+    return make
 
 
-def _evaluate(arguments: argparse.Namespace, secrets: list[str]) -> int:
-    from ..core.config.evaluate import EvaluateConfig
+def _evaluate(arguments: argparse.Namespace) -> Callable[[Project, ExternalJob | None], Command]:
     from ..core.config.load import read_yaml
 
     if arguments.overrides and not arguments.config:
@@ -293,22 +429,35 @@ def _evaluate(arguments: argparse.Namespace, secrets: list[str]) -> int:
     values = read_yaml(arguments.config, arguments.overrides) if arguments.config else {}
     images = ("particles", "reference", "twin", "raw")
     values |= _given(arguments, [name for name in EvaluateConfig.model_fields if name not in images])
-    from .evaluate import evaluate
 
-    request = _request(arguments, **{name: getattr(arguments, name) for name in images})
-    with contextlib.closing(_sign_in(arguments, secrets)) as instance:
-        return evaluate(instance, request, values)
+    def make(project: Project, job: ExternalJob | None) -> Command:
+        from .evaluate import evaluation
+
+        return evaluation(project, values)
+
+    return make
 
 
-def _train(arguments: argparse.Namespace, secrets: list[str]) -> int:
+def _train(arguments: argparse.Namespace) -> Callable[[Project, ExternalJob | None], Command]:
     from ..core.config.load import find_preset, read_yaml
 
     values = read_yaml(find_preset(arguments.config), arguments.overrides)
-    from .train import train
 
-    request = _request(arguments, particles=arguments.particles, volume=arguments.volume, mask=arguments.mask)
-    with contextlib.closing(_sign_in(arguments, secrets)) as instance:
-        return train(instance, request, values, arguments.half_set)
+    def make(project: Project, job: ExternalJob | None) -> Command:
+        from .train import training
+
+        return training(project, values, arguments.half_set)
+
+    return make
+
+
+def _restore(arguments: argparse.Namespace) -> Callable[[Project, ExternalJob | None], Command]:
+    def make(project: Project, job: ExternalJob | None) -> Command:
+        from .restore import restoring
+
+        return restoring(project, arguments.raw or ())
+
+    return make
 
 
 def _batch(arguments: argparse.Namespace, secrets: list[str]) -> int:
@@ -320,7 +469,7 @@ def _batch(arguments: argparse.Namespace, secrets: list[str]) -> int:
 
             if all(source.host != "cryosparc" for source in load_yaml(arguments.plan, BatchPlan).sources):
                 return {}
-            from .batch import CryosparcProjects
+            from .host import CryosparcProjects
             from .worker import without_secrets
 
             instance = exits.enter_context(contextlib.closing(_sign_in(arguments, secrets)))
@@ -339,18 +488,33 @@ def _batch(arguments: argparse.Namespace, secrets: list[str]) -> int:
     return 0
 
 
-def _restore(arguments: argparse.Namespace, secrets: list[str]) -> int:
-    from .restore import Request, restore
+def _login(arguments: argparse.Namespace, secrets: list[str]) -> int:
+    from .sign_in import login, normalise_url
 
-    request = Request(
-        project=arguments.project,
-        workspace=arguments.workspace,
-        particles=arguments.particles,
-        raw=arguments.raw,
-        command=arguments.command_line,
-    )
+    if not arguments.url:
+        raise ConfigurationError("--url is missing, as in --url https://host:39000.")
+    login(normalise_url(arguments.url), arguments.email, arguments.days, secrets)
+    return 0
+
+
+def _list(arguments: argparse.Namespace, secrets: list[str]) -> int:
+    from .listing import list_outputs, list_projects
+    from .project import Project
+
     with contextlib.closing(_sign_in(arguments, secrets)) as instance:
-        return restore(instance, request)
+        if arguments.project is None:
+            lines = list_projects(instance)
+        else:
+            lines = list_outputs(Project(instance, arguments.project), arguments.workspace)
+    print("\n".join(lines))
+    return 0
+
+
+def _watch(arguments: argparse.Namespace, secrets: list[str]) -> int:
+    from .watch import watch
+
+    with contextlib.closing(_sign_in(arguments, secrets)) as instance, stop_flag() as should_stop:
+        return watch(instance, arguments, build_parser, should_stop)
 
 
 if __name__ == "__main__":

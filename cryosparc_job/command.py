@@ -1,34 +1,65 @@
-"""Commands whose results are files and pictures, not an output of their job: one frame for all of them."""
+"""One frame for every command: outputs of jobs in, an external job with what was made of them out.
+
+A `Command` says what a command takes, what it does with it in a child process, and what it gives back. Single
+commands run it here; a batch takes it apart (`host`), and `watch` starts single commands.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigurationError
+from ..core.errors import ConfigurationError, HostError, OutputError
+from . import worker
 from .guard import run_guarded, stop_signals
-from .instance import Instance, Source
-from .job import ExternalJob
+from .job import ExternalJob, create_job
+from .lock import Holder, JobBusy, Lock, this_program
 from .place import Place, find_place
-from .run import JobRequest, JobRun, connected_output, find_job_to_resume, open_job
+from .project import Project, Source
+from .record import Record
+from .run import JobRun
 
 # Options that are not named as the inputs that they fill.
 OPTIONS = {"exposures": "micrographs"}
 
 
 @dataclass(frozen=True)
-class Request(JobRequest):
-    """What the command line asks for.
+class Request:
+    """Where a command line wants its work to be done.
 
     Attributes
     ----------
+    workspace
+        Where a new job is made, as in `W1`; None if there is a job.
     outputs
-        The output, as in `J42:particles`, for each input of the command; None where there is none.
+        The output for each input of the command, as in `J42:particles`; None where there is none.
+    record
+        What the job is made for.
+    job
+        The job to work in, if there is one.
+    scratch
+        A folder to work in if the project's directory is not mounted here.
+    title
+        Of a new job, instead of the command's own.
+    is_watched
+        Whether `watch` does this.
+    may_begin_anew
+        See `Work`.
     """
 
+    workspace: str | None
     outputs: Mapping[str, str | None]
+    record: Record
+    job: ExternalJob | None = None
+    scratch: Path | None = None
+    title: str | None = None
+    is_watched: bool = False
+    may_begin_anew: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,6 +96,26 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Given:
+    """An output that a command gives back; what it does not hold passes through from the input of its name.
+
+    Attributes
+    ----------
+    name, title
+        Of the output.
+    data
+        cryoSPARC's type.
+    slots
+        What it holds itself.
+    """
+
+    name: str
+    title: str
+    data: str
+    slots: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Work that nothing is wrong with as far as could be seen.
 
@@ -74,24 +125,39 @@ class Prepared:
         Files that it reads, relative to the project's directory.
     write
         Given the folder to work in, writes its tables and returns the task for `work.main`. The task's result
-        has the texts and files of `plots` and the `lines` for the event log.
+        has the texts and files of `plots`, and the `lines` and `warnings` for the event log. None if there is
+        no work for a child.
+    save
+        Given the job, the folder and the task's result, saves the output.
     remarks
         What is to be said of the input.
+    n_bytes
+        Room that the result takes.
+    also
+        More outputs that are connected, and to which inputs.
+    check
+        What a child looks for before a job is made; see `work.check`.
     """
 
     names: Sequence[str]
-    write: Callable[[Path], dict[str, Any]]
+    write: Callable[[Path], dict[str, Any]] | None
+    save: Callable[[ExternalJob, Path, Mapping[str, Any]], None] | None = None
     remarks: Sequence[str] = ()
+    n_bytes: int = 0
+    also: Sequence[tuple[Input, Source]] = ()
+    check: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command whose results are files and pictures, not an output of the job.
+    """What a command takes, does and gives back.
 
     Attributes
     ----------
-    title, description
-        Of the job; the description is also said in its log.
+    title
+        Of the job; `{source}` in it stands for the first input's output.
+    description
+        Of the job.
     folder
         In the job's own, with all that the command writes.
     noun
@@ -100,6 +166,12 @@ class Command:
         The first one says which images the work is about.
     prepare
         Given the place and the dataset of each input, checks what can be checked before a job is made.
+    output
+        What is given back, if that is more than files.
+    trust
+        What is said first, in the event log.
+    needs_files
+        Whether it reads or writes any: else the project's directory need not be here.
     """
 
     title: str
@@ -108,9 +180,12 @@ class Command:
     noun: str
     inputs: Sequence[Input]
     prepare: Callable[[Place, Mapping[str, Any]], Prepared]
+    output: Given | None = None
+    trust: str = ""
+    needs_files: bool = True
 
 
-def run_command(instance: Instance, request: Request, command: Command) -> int:
+def run_command(project: Project, request: Request, command: Command) -> int:
     """Do a command in an external job; the exit status.
 
     Raises
@@ -118,45 +193,114 @@ def run_command(instance: Instance, request: Request, command: Command) -> int:
     CryohushError
         If there is no job yet that could say what is wrong.
     """
-    project = request.project
-    directory = instance.project_directory(project)
-    job = find_job_to_resume(instance, project, request.resume)
-    sources = _sources(instance, request, command, job)
-    place = find_place(
-        directory, project, sources[command.inputs[0].name].job, request.scratch, command.folder
-    )
-    prepared = prepare_command(instance, project, command, place, sources)
-    with stop_signals() as signals:
-        if job is None:
-            job = open_command(instance, project, str(request.workspace), command, request.command)
-        run = JobRun(job, place, command.noun)
-        work = CommandWork(run, command, sources, prepared, request.command)
+    with contextlib.ExitStack() as held:
+        sources, place, prepared = _prepare(project, request, command, held)
+        with stop_signals() as signals:
+            job = request.job or open_command(
+                project,
+                str(request.workspace),
+                command,
+                sources[command.inputs[0].name],
+                request.record,
+                request.title,
+            )
+            run = JobRun(job, place, command.noun)
+            line, anew = request.record.command_line, request.may_begin_anew
+            work = Work(run, command, sources, prepared, line, anew)
+            holder = Holder(this_program(), watched=request.is_watched)
+            lock: Lock | None = None
 
-        def do() -> None:
-            folder = work.begin()
-            if not place.is_shared:
-                place.fetch(instance, project, prepared.names, run.say)
-            result = run.do({**prepared.write(folder), "job": run.job.uid, "command": request.command})
-            if not place.is_shared:
-                run.send([path for path in sorted(folder.rglob("[!.]*")) if path.is_file()], folder)
-            work.finish(result)
+            def do() -> None:
+                nonlocal lock
+                name = job.directory_name()
+                lock = held.enter_context(place.lock(name))
+                lock.note(holder)
+                if request.job is not None and job.status() == "completed":
+                    raise JobBusy(f"{job.uid} is completed: there is nothing to go on with.")
+                if request.job is not None:
+                    job.set_record(request.record)
+                try:
+                    work.do(place, lock)
+                finally:
+                    place.hand_over(name)
 
-        return run_guarded(job, signals, do)
+            code = run_guarded(job, signals, do)
+            if lock is not None and code != 0 and signals.received is not None:
+                lock.note(dataclasses.replace(holder, interrupted=True))
+            if code == 0:
+                place.drop(prepared.names)
+            return code
 
 
-def find_outputs(
-    instance: Instance, project: str, command: Command, texts: Mapping[str, str | None]
-) -> dict[str, Source]:
+def _prepare(
+    project: Project, request: Request, command: Command, held: contextlib.ExitStack
+) -> tuple[dict[str, Source], Place, Prepared]:
+    """Find the inputs, and look for all that can be wrong before a job is made."""
+    directory = project.directory()
+    sources = _sources(project, request, command)
+    scratch = request.scratch and request.scratch / project.instance.name
+    first = sources[command.inputs[0].name].job
+    try:
+        place = find_place(directory, project.uid, first, scratch, command.folder)
+    except OutputError:
+        if command.needs_files:
+            raise
+        scratch = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="cryohush-")))
+        place = find_place(directory, project.uid, first, scratch, command.folder)
+    prepared = prepare_command(project, command, place, sources)
+    if request.job is None and place.is_shared:
+        place.check_space(prepared.n_bytes)
+    if prepared.check is not None:
+        worker.check(prepared.check)
+    return sources, place, prepared
+
+
+def _sources(project: Project, request: Request, command: Command) -> dict[str, Source]:
+    """Return the output for each input, as the request names it, or as the job has it."""
+    texts = dict(request.outputs)
+    for kind in command.inputs:
+        if request.job is not None and (found := connected_output(request.job, kind.name)):
+            if texts.get(kind.name) not in (None, found, found.partition(":")[0]):
+                raise ConfigurationError(f"{texts[kind.name]}: {request.job.uid} has {found}. Leave it out.")
+            texts[kind.name] = found
+        if kind.needed and not texts.get(kind.name):
+            flag = OPTIONS.get(kind.name, kind.name)
+            raise ConfigurationError(f"--{flag} is missing, as in --{flag} J42:{kind.name}.")
+    if request.job is None:
+        if request.workspace is None:
+            raise ConfigurationError("--workspace is missing, as in --workspace W1.")
+        project.check_workspace(request.workspace)
+    return find_outputs(project, command, texts)
+
+
+def connected_output(job: ExternalJob, name: str) -> str | None:
+    """Return the output at an input of a job, as in `J42:particles`, if there is one.
+
+    Raises
+    ------
+    HostError
+        If there are several.
+    """
+    found = [":".join(pair) for pair in job.connections(name)]
+    if len(found) > 1:
+        raise HostError(
+            f"{job.uid} has {len(found)} outputs at its input {name}: {', '.join(found)}. Leave one; each of "
+            "the others takes a job of its own."
+        )
+    return found[0] if found else None
+
+
+def find_outputs(project: Project, command: Command, texts: Mapping[str, str | None]) -> dict[str, Source]:
     """Return the output for each input of a command that has one in `texts`; see `find_source`."""
     return {
-        kind.name: instance.find_source(project, text, kind.data, kind.slots + kind.unconnected)
+        kind.name: project.find_source(text, kind.data, kind.slots + kind.unconnected)
         for kind in command.inputs
         if (text := texts.get(kind.name))
     }
 
 
 def prepare_command(
-    instance: Instance, project: str, command: Command, place: Place, sources: Mapping[str, Source]
+    project: Project, command: Command, place: Place, sources: Mapping[str, Source]
 ) -> Prepared:
     """Load the outputs and check what can be checked before a job is made.
 
@@ -166,7 +310,7 @@ def prepare_command(
         If something is wrong with them.
     """
     datasets = {
-        kind.name: instance.load(project, sources[kind.name], kind.read(sources[kind.name]))
+        kind.name: project.load(sources[kind.name], kind.read(sources[kind.name]))
         for kind in command.inputs
         if kind.name in sources
     }
@@ -174,21 +318,24 @@ def prepare_command(
 
 
 def open_command(
-    instance: Instance,
-    project: str,
+    project: Project,
     workspace: str,
     command: Command,
-    line: str,
+    source: Source,
+    record: Record,
     title: str | None = None,
-    mark: str | None = None,
 ) -> ExternalJob:
-    """Create the job; see `open_job`."""
-    return open_job(instance, project, workspace, title or command.title, command.description, line, mark)
+    """Create the job of a command, for an output, and say its name; see `create_job`."""
+    title = title or command.title.replace("{source}", str(source))
+    job = create_job(project, workspace, title, command.description, record)
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        print(f"job {job.uid} of {project}", flush=True)
+    return job
 
 
 @dataclass(frozen=True)
-class CommandWork:
-    """The work on a job that there is, before and after that of the command.
+class Work:
+    """The work on a job that there is, before and after that of the child.
 
     Attributes
     ----------
@@ -198,6 +345,8 @@ class CommandWork:
         What is done, to which outputs.
     line
         Who says so: the command line.
+    may_begin_anew
+        Whether what an earlier run with other options or input has left may be replaced.
     """
 
     run: JobRun
@@ -205,38 +354,54 @@ class CommandWork:
     sources: Mapping[str, Source]
     prepared: Prepared
     line: str
+    may_begin_anew: bool = True
 
     def begin(self) -> Path:
         """Start the job, and return its folder."""
-        run = self.run
-        folder = run.begin(self._connect, self.line)
-        for line in (self.command.description, *self.prepared.remarks):
-            run.say(line)
+        folder = self.run.begin(self._build, self.line)
+        for line in (self.command.trust, *self.prepared.remarks):
+            if line:
+                self.run.say(line)
         return folder
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Show what was done: all but the end of the job."""
-        self.run.show({text: Path(path) for text, path in result["plots"].items()})
+    def do(self, place: Place, lock: Lock) -> None:
+        """Do all of it but the end of the job; `lock` is that of the job."""
+        run, prepared = self.run, self.prepared
+        folder = self.begin()
+        result: Mapping[str, Any] = {"plots": {}, "lines": ()}
+        if prepared.write is not None:
+            if not place.is_shared:
+                place.fetch(run.job.project, prepared.names, run.say)
+            task = {
+                **prepared.write(folder),
+                "job": run.job.uid,
+                "command": self.line,
+                "anew": self.may_begin_anew,
+            }
+            result = run.do(task, lock)
+            if not place.is_shared:
+                files = [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
+                run.send(files, folder)
+        self.finish(folder, result)
+
+    def finish(self, folder: Path, result: Mapping[str, Any]) -> None:
+        """Save the output and show what was done: all but the end of the job."""
+        run, output = self.run, self.command.output
+        if self.prepared.save is not None:
+            self.prepared.save(run.job, folder, result)
+        pictures = {text: Path(path) for text, path in result["plots"].items()}
+        run.show(pictures, output.name if output else None)
+        for line in result.get("warnings", ()):
+            run.say(line, "warning")
         for line in result["lines"]:
-            self.run.say(line)
+            run.say(line)
 
-    def _connect(self) -> None:
-        for kind in self.command.inputs:
-            if kind.name in self.sources:
-                self.run.job.connect(kind.name, self.sources[kind.name], kind.slots, kind.title)
-
-
-def _sources(
-    instance: Instance, request: Request, command: Command, job: ExternalJob | None
-) -> dict[str, Source]:
-    """Return the output for each input, as the request names it, or as the job to go on with has it."""
-    texts = dict(request.outputs)
-    for kind in command.inputs:
-        if job is not None and (found := connected_output(job, kind.name, texts.get(kind.name))):
-            texts[kind.name] = found
-        if kind.needed and not texts.get(kind.name):
-            flag = OPTIONS.get(kind.name, kind.name)
-            raise ConfigurationError(f"--{flag} is missing, as in --{flag} J42:{kind.name}.")
-    if job is None:
-        request.check_workspace(instance)
-    return find_outputs(instance, request.project, command, texts)
+    def _build(self) -> None:
+        """Connect the inputs and add the output."""
+        job, output = self.run.job, self.command.output
+        pairs = [(kind, self.sources[kind.name]) for kind in self.command.inputs if kind.name in self.sources]
+        for kind, source in (*pairs, *self.prepared.also):
+            job.connect(kind.name, source, kind.slots, kind.title)
+        if output is not None:
+            passthrough = self.command.inputs[0].name
+            job.add_output(output.data, output.name, output.slots, passthrough, output.title)

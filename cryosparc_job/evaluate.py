@@ -14,13 +14,13 @@ from ..core.config.evaluate import EvaluateConfig
 from ..core.config.load import validate
 from ..core.errors import ConfigurationError, HostError
 from ..core.io.particles import ParticleSet
-from .command import Command, Input, Prepared, Request, run_command
-from .instance import Instance
-from .kinds import PARTICLES, write_particles, write_table
-from .place import Place
-from .train import trained_model
+from .command import Command, Input, Prepared
+from .models import find_model
+from .outputs import PARTICLES, write_particles, write_table
+from .place import FOLDERS, Place
+from .project import Project
 
-FOLDER = "evaluation"
+FOLDER = FOLDERS["evaluate"]
 DESCRIPTION = (
     "How good denoised particles are, in figures that blur and invention cannot please alike. A figure says "
     "nothing of the resolution of a map."
@@ -39,38 +39,32 @@ INPUTS = tuple(
 )
 
 
-def evaluate(instance: Instance, request: Request, values: Mapping[str, Any]) -> int:
-    """Evaluate the particles of an output in an external job; the exit status.
+def evaluation(project: Project, values: Mapping[str, Any]) -> Command:
+    """Return the evaluation of particles of a project.
 
     Parameters
     ----------
-    instance, request
-        See `run_command`; `reference`, `twin` and `raw` belong to `particles` by their uids.
+    project
+        Where the particles are; `reference`, `twin` and `raw` belong to `particles` by their uids.
     values
         Entries of `EvaluateConfig` without the images.
 
     Raises
     ------
-    CryohushError
-        If there is no job yet that could say what is wrong.
+    ConfigurationError
+        If images are among them.
     """
     named = [entry for entry in ENTRIES.values() if entry in values]
     if named:
         raise ConfigurationError(
             f"{', '.join(named)}: the images are outputs of jobs. Leave them out of the configuration."
         )
-    return run_command(instance, request, evaluation(instance, request.project, values))
-
-
-def evaluation(instance: Instance, project: str, values: Mapping[str, Any]) -> Command:
-    """Return the evaluation of particles of a project; `values` as of `evaluate`."""
 
     def prepare(place: Place, datasets: Mapping[str, Any]) -> Prepared:
         files = {ENTRIES[name]: f"{ENTRIES[name]}.cs" for name in datasets}
         config = validate({**values, **files}, EvaluateConfig, "evaluate")
         if config.model is not None:
-            model = trained_model(instance, place, project, config.model)
-            config = config.model_copy(update={"model": model})
+            config = config.model_copy(update={"model": find_model(project, place, config.model)})
         names: list[str] = []
         with tempfile.TemporaryDirectory(prefix="cryohush-") as folder:
             for name, dataset in datasets.items():
@@ -95,10 +89,11 @@ def evaluation(instance: Instance, project: str, values: Mapping[str, Any]) -> C
         remarks = [f"{total - n} of {total} particles are left out: the other inputs lack them."] * (
             n < total
         )
-        return Prepared(list(dict.fromkeys(names)), write, remarks)
+        check = {"model": config.model, "device": config.device}
+        return Prepared(list(dict.fromkeys(names)), write, remarks=remarks, check=check)
 
-    title = "Evaluation of particles (cryohush)"
-    return Command(title, DESCRIPTION, FOLDER, PARTICLES.noun, INPUTS, prepare)
+    title = "Evaluation of {source}"
+    return Command(title, DESCRIPTION, FOLDER, PARTICLES.noun, INPUTS, prepare, trust=DESCRIPTION)
 
 
 def common_rows(uids: Mapping[str, NDArray[np.uint64]]) -> dict[str, NDArray[np.intp]]:

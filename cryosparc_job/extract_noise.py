@@ -9,39 +9,31 @@ from typing import Any
 
 from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.inference.plan import read_images
-from .command import Command, Input, Prepared, Request, run_command
-from .instance import Instance
-from .kinds import MICROGRAPHS, write_table
-from .place import Place
-from .train import trained_model
+from .command import Command, Input, Prepared
+from .models import find_model
+from .outputs import MICROGRAPHS, SCOPE, is_negative_stain, write_table
+from .place import FOLDERS, Place
+from .project import Project
 
-FOLDER = "noise"
+FOLDER = FOLDERS["extract-noise"]
 # Particles are the only type that could hold them, and whatever takes particles aligns and averages them.
 DESCRIPTION = (
     f"Blocks of pure noise out of micrographs, as files in the job's folder {FOLDER}. They are no output: "
     "cryoSPARC has no type for noise, and would treat them as particles."
 )
-EXPOSURES = Input(MICROGRAPHS.name, "Micrographs", MICROGRAPHS.data, (MICROGRAPHS.slot,))
+EXPOSURES = Input(MICROGRAPHS.name, "Micrographs", MICROGRAPHS.data, (MICROGRAPHS.slot,), also=(SCOPE,))
 
 
-def extract_noise(instance: Instance, request: Request, options: ExtractNoiseOptions) -> int:
-    """Cut blocks of noise out of the micrographs of an output in an external job; the exit status.
-
-    Raises
-    ------
-    CryohushError
-        If there is no job yet that could say what is wrong.
-    """
-    return run_command(instance, request, extraction(instance, request.project, options))
-
-
-def extraction(instance: Instance, project: str, options: ExtractNoiseOptions) -> Command:
+def extraction(project: Project, options: ExtractNoiseOptions) -> Command:
     """Return the extraction of noise from micrographs of a project."""
 
     def prepare(place: Place, datasets: Mapping[str, Any]) -> Prepared:
-        dataset, model = datasets[EXPOSURES.name], options.model
-        if model is not None:
-            model = trained_model(instance, place, project, model)
+        dataset, chosen = datasets[EXPOSURES.name], options
+        if options.model is not None:
+            model = find_model(project, place, options.model)
+            chosen = options.model_copy(update={"model": model})
+        if "protein" not in options.model_fields_set and is_negative_stain(dataset):
+            chosen = chosen.model_copy(update={"protein": "white"})
         with tempfile.TemporaryDirectory(prefix="cryohush-") as folder:
             table = Path(folder) / MICROGRAPHS.table
             names = write_table(MICROGRAPHS, dataset, table)
@@ -56,10 +48,12 @@ def extraction(instance: Instance, project: str, options: ExtractNoiseOptions) -
                 "source": str(table),
                 "output": str(folder),
                 "root": str(place.root),
-                "options": options.model_copy(update={"model": model}).model_dump(mode="json"),
+                "options": chosen.model_dump(mode="json"),
             }
 
-        return Prepared(names, write)
+        return Prepared(
+            names, write, check={"device": options.device, "noise": chosen.model_dump(mode="json")}
+        )
 
-    title = "Blocks of noise (cryohush)"
-    return Command(title, DESCRIPTION, FOLDER, MICROGRAPHS.noun, (EXPOSURES,), prepare)
+    title = "Blocks of noise of {source}"
+    return Command(title, DESCRIPTION, FOLDER, MICROGRAPHS.noun, (EXPOSURES,), prepare, trust=DESCRIPTION)

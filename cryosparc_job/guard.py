@@ -10,45 +10,44 @@ import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from ..core.errors import Aborted, CryohushError, HostError
+from ..core.errors import CryohushError, HostError
 from .instance import ConnectionLost
-from .job import ACTIVE, ExternalJob
+from .job import ExternalJob, JobEnded
+from .lock import JobBusy
 from .worker import SMALLER, WorkFailed
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # How often cryoSPARC is asked whether the job is still wanted.
 WATCH_SECONDS = 10.0
 # After a signal, a queue system allows half a minute in all.
-LAST_WORD_SECONDS = 10.0
+LAST_WORD_SECONDS = 6.0
+# An answer to one of those words is not waited for any longer.
+LAST_ANSWER_SECONDS = 3.0
 
 
 class StopSignal(BaseException):
     """A signal asked for the end; no `except Exception` on the way shall hold it up."""
 
 
-class JobEnded(Aborted):
-    """Somebody has cleared, killed or deleted the job in cryoSPARC."""
-
-
 class Signals:
     """Stop signals: noted at first, and raised as `StopSignal` within `raising()`."""
 
     def __init__(self) -> None:
-        self._received: str | None = None
+        self.received: str | None = None
         self._raising = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._received = signal.Signals(number).name
+        self.received = signal.Signals(number).name
         if self._raising:
-            raise StopSignal(self._received)
+            raise StopSignal(self.received)
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:
         """Raise at once what comes, or has come."""
         self._raising = True
         try:
-            if self._received:
-                raise StopSignal(self._received)
+            if self.received:
+                raise StopSignal(self.received)
             yield
         finally:
             self._raising = False
@@ -70,39 +69,27 @@ def stop_signals() -> Iterator[Signals]:
 
 
 class Watch:
-    """Asks cryoSPARC now and then whether the job is still wanted; a lost connection is no answer."""
+    """Looks now and then whether the job is still wanted; no answer, or an odd one, leaves it so."""
 
     def __init__(self, job: ExternalJob) -> None:
         self._job, self._next = job, time.monotonic() + WATCH_SECONDS
 
     def __call__(self) -> None:
-        """Ask if it is time to.
+        """Look if it is time to.
 
         Raises
         ------
         JobEnded
-            If the job is no longer running.
+            If the job was ended in cryoSPARC.
         """
         if time.monotonic() < self._next:
             return
         try:
-            check_active(self._job, patience_seconds=0.0)
-        except ConnectionLost:
+            self._job.check_wanted(patience_seconds=0.0)
+        except HostError:
             pass
         finally:
             self._next = time.monotonic() + WATCH_SECONDS
-
-
-def check_active(job: ExternalJob, patience_seconds: float | None = None) -> None:
-    """Raise `JobEnded` if the job was started and is no longer active."""
-    try:
-        status = job.status(patience_seconds)
-    except ConnectionLost:
-        raise
-    except HostError as error:
-        raise JobEnded(f"{job.uid} is no longer there ({error})") from error
-    if job.was_started and status not in ACTIVE:
-        raise JobEnded(f"{job.uid} was ended in cryoSPARC: its status is {status!r}. It stays as it is.")
 
 
 def run_guarded(job: ExternalJob, signals: Signals, work: Callable[[], None]) -> int:
@@ -123,26 +110,36 @@ def run_guarded(job: ExternalJob, signals: Signals, work: Callable[[], None]) ->
         Exit status: 0 if completed, 1 if failed, 2 if somebody wanted it to end.
     """
     again = f"Go on with --resume {job.uid}."
+    then = f"Then go on with --resume {job.uid}, or from the beginning with --force, too."
     try:
         with signals.raising():
             work()
         job.complete()
     except StopSignal as error:
+        job.instance.hurry(LAST_ANSWER_SECONDS)
         return _fail(job, f"stopped by {error}. {again}", code=2, patience_seconds=LAST_WORD_SECONDS)
     except JobEnded as error:
         _complain(str(error))
         return 2
+    except JobBusy as error:  # by a run that is well: the job is not this one's to end
+        _complain(str(error))
+        return 1
     except WorkFailed as error:
-        return _fail(job, str(error), error.details)
+        return _fail(job, _sentence(error, then), error.details)
     except ConnectionLost as error:
-        return _fail(job, f"{error} {again}", patience_seconds=LAST_WORD_SECONDS)
+        return _fail(job, _sentence(error, then), patience_seconds=LAST_WORD_SECONDS)
     except CryohushError as error:
-        return _fail(job, str(error))
+        return _fail(job, _sentence(error, then) if job.was_started else str(error))
     except MemoryError:
-        return _fail(job, f"out of memory. {SMALLER}", traceback.format_exc())
+        return _fail(job, f"out of memory. {SMALLER} {then}", traceback.format_exc())
     except BaseException as error:
         return _fail(job, f"unexpected {type(error).__name__}: {error}", traceback.format_exc())
     return 0
+
+
+def _sentence(error: Exception, then: str) -> str:
+    """Return what is wrong and what to do then."""
+    return f"{str(error).rstrip('.')}. {then}"
 
 
 def _fail(
@@ -151,7 +148,8 @@ def _fail(
     """End the job as failed, unless it is no longer ours to end."""
     message, details = job.instance.redact(message), job.instance.redact(details)
     if details:
-        print(details.rstrip(), file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(details.rstrip(), file=sys.stderr)
     _complain(message)
     try:
         end_as_failed(job, message, details, patience_seconds)
@@ -178,7 +176,8 @@ def end_as_failed(
     HostError
         If cryoSPARC cannot be told.
     """
-    check_active(job, patience_seconds)
+    with contextlib.suppress(HostError):  # what cannot be seen is no reason to leave it running
+        job.check_wanted(patience_seconds)
     if details:
         with contextlib.suppress(HostError):
             job.log(details, "error")
@@ -189,4 +188,5 @@ def end_as_failed(
 
 
 def _complain(message: str) -> None:
-    print(f"ERROR: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        print(f"ERROR: {message}", file=sys.stderr, flush=True)

@@ -4,35 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..core.errors import HostError
-from .instance import Instance, Source
-from .newest import find_marked
+from ..core.errors import Aborted, HostError
+from . import instance as requests
+from .instance import Refused
+from .project import Project, Source
+from .record import Record
 
 ACTIVE = ("running", "waiting")
+# Between two looks at a job that seems to be ended: one odd answer shall not end hours of work.
+CONFIRM_SECONDS = 5.0
 # The reason of a failure travels in the address of its request, which may not be long.
 _LONGEST_REASON = 2000
+# Side of a picture on a card or in the log.
+_PICTURE_PX = 1600
+_DELETED, _NOT_FOUND = "deleted", 404
 
 T = TypeVar("T")
 
 
-def create_job(
-    instance: Instance, project: str, workspace: str, title: str, description: str, mark: str
-) -> ExternalJob:
+class JobEnded(Aborted):
+    """Somebody has cleared, killed or deleted the job in cryoSPARC."""
+
+
+def create_job(project: Project, workspace: str, title: str, description: str, record: Record) -> ExternalJob:
     """Create an external job, once, however often the connection is lost.
 
     Parameters
     ----------
     project, workspace
-        As in `P3`, `W1`.
+        Where; the workspace as in `W1`.
     title, description
         As they are shown.
-    mark
-        Goes into the description, and into that of no other job.
+    record
+        What it is made for; goes into the description.
     """
+    instance = project.instance
 
     def arrived() -> Any:
         if not instance.is_5:
@@ -40,18 +51,19 @@ def create_job(
                 "the answer was lost while a job was created. If there is a new one in the workspace, go on "
                 "in it with --resume, else start again."
             )
-        made = find_marked(instance, project, workspace, mark)
-        return None if made is None else instance.client.find_external_job(project, made)
+        made = project.find_marked(workspace, record.mark)
+        return None if made is None else instance.client.find_external_job(project.uid, made)
 
+    text = f"{description}\n\n{record}"
     controller = instance.call(
         f"create a job in {project} {workspace}",
-        lambda: instance.client.create_external_job(project, workspace, title, f"{description}\n\n{mark}"),
+        lambda: instance.client.create_external_job(project.uid, workspace, title, text),
         arrived=arrived,
     )
-    return ExternalJob(instance, project, controller)
+    return ExternalJob(project, controller)
 
 
-def find_job(instance: Instance, project: str, uid: str) -> ExternalJob:
+def find_job(project: Project, uid: str) -> ExternalJob:
     """Return an external job that there is.
 
     Raises
@@ -59,25 +71,29 @@ def find_job(instance: Instance, project: str, uid: str) -> ExternalJob:
     HostError
         If there is none of this name, or it is not external.
     """
-    found = instance.call(
-        f"find the external job {uid} of {project}", lambda: instance.client.find_external_job(project, uid)
+    client = project.instance.client
+    found = project.instance.call(
+        f"find the external job {uid} of {project}", lambda: client.find_external_job(project.uid, uid)
     )
-    return ExternalJob(instance, project, found)
+    return ExternalJob(project, found)
 
 
 class ExternalJob:
     """An external job; each of its methods may raise a `HostError`.
 
+    Once it was started, a refusal is taken for something that may pass, unless the job was ended: then its
+    methods raise `JobEnded`.
+
     Attributes
     ----------
     project, uid
-        As in `P3`, `J57`.
+        Where, and as in `J57`.
     was_started
         Whether it has been active: what no longer is, somebody else has ended.
     """
 
-    def __init__(self, instance: Instance, project: str, controller: Any) -> None:
-        self.instance, self.project, self._job = instance, project, controller
+    def __init__(self, project: Project, controller: Any) -> None:
+        self.project, self.instance, self._job = project, project.instance, controller
         self.uid: str = controller.uid
         self.was_started = False
 
@@ -90,17 +106,83 @@ class ExternalJob:
         patience_seconds: float | None = None,
     ) -> T:
         return self.instance.call(
-            f"{doing} {self.uid}", action, arrived=arrived, patience_seconds=patience_seconds
+            f"{doing} {self.uid}",
+            action,
+            arrived=arrived,
+            patience_seconds=patience_seconds,
+            when_refused=self.check_wanted if self.was_started else None,
         )
 
     def status(self, patience_seconds: float | None = None) -> str:
-        """Return `building`, `running`, `waiting`, `completed`, `killed` or `failed`."""
+        """Return `building`, `running`, `waiting`, `completed`, `killed`, `failed` or `deleted`."""
 
         def ask() -> str:
             self._job.refresh()
-            return str(self._job.status)
+            return _DELETED if self.project.facts(self._job).get("deleted") else str(self._job.status)
 
-        return self._call("ask for the status of", ask, patience_seconds=patience_seconds)
+        return self.instance.call(f"ask for the status of {self.uid}", ask, patience_seconds=patience_seconds)
+
+    def check_wanted(self, patience_seconds: float | None = None) -> None:
+        """Look whether the job was ended in cryoSPARC.
+
+        What cannot be seen is no reason to end hours of work: only a state that says so, or that the server
+        has the project and not the job, and each of them twice.
+
+        Raises
+        ------
+        JobEnded
+            If it was, since it was started.
+        ConnectionLost
+            If the server stays away.
+        """
+        seen = self._end_seen(patience_seconds)
+        if seen is not None:
+            time.sleep(CONFIRM_SECONDS)
+            seen = self._end_seen(patience_seconds)
+        if seen is not None:
+            raise JobEnded(seen)
+
+    def _end_seen(self, patience_seconds: float | None) -> str | None:
+        """Return how the job looks to have been ended, if it does."""
+        try:
+            status = self.status(patience_seconds)
+        except Refused as error:
+            of_client_4 = not self.instance.is_5 and error.code == requests.INTERNAL_ERROR
+            if (error.code == _NOT_FOUND or of_client_4) and self.project.is_there():
+                return f"{self.uid} is no longer there ({error})"
+            return None
+        if status == _DELETED:
+            return f"{self.uid} was deleted in cryoSPARC."
+        if self.was_started and status not in ACTIVE:
+            return f"{self.uid} was ended in cryoSPARC: its status is {status!r}. It stays as it is."
+        return None
+
+    def record(self) -> Record | None:
+        """Return what the job says it was made for, or, of a clone, what the cloned one says."""
+        self.status()
+        facts = self.project.facts(self._job)
+        found = Record.read(str(facts.get("description", "")))
+        if found is None and facts.get("cloned_from"):
+            original = find_job(self.project, str(facts["cloned_from"]))
+            found = Record.read(original.description())
+        return found
+
+    def description(self) -> str:
+        """Return the description, as it was when the job was last looked at."""
+        return self.project.description(self._job)
+
+    def set_record(self, record: Record) -> None:
+        """Write into the description what the job is made for, unless it says so; version 4 cannot."""
+        self.status()
+        text = self.description()
+        if not self.instance.is_5 or Record.read(text) == record:
+            return
+        text = f"{Record.without(text)}\n\n{record}".strip()
+        self._call("describe", lambda: self._job.set_description(text))
+
+    def is_clone(self) -> bool:
+        """Tell whether it was cloned in cryoSPARC, as far as the client knows."""
+        return bool(self.project.facts(self._job).get("cloned_from"))
 
     def directory_name(self) -> str:
         """Return the name of the job's directory in that of the project."""
@@ -248,5 +330,18 @@ class ExternalJob:
 
 
 def _picture(path: Path) -> io.BytesIO:
-    """Return a picture from the start, for each try anew."""
-    return io.BytesIO(path.read_bytes())
+    """Return a picture from the start, for each try anew; one that is large on a screen is made smaller."""
+    from PIL import Image, UnidentifiedImageError
+
+    data = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if max(picture.size) <= _PICTURE_PX:
+                return io.BytesIO(data)
+            picture.thumbnail((_PICTURE_PX, _PICTURE_PX))
+            smaller = io.BytesIO()
+            picture.save(smaller, "png")
+    except (UnidentifiedImageError, OSError):
+        return io.BytesIO(data)
+    smaller.seek(0)
+    return smaller

@@ -2,124 +2,190 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
 from ..core.errors import HostError
-from .guard import run_guarded, stop_signals
-from .instance import Instance, Source
+from .command import Command, Given, Input, Prepared
 from .job import ExternalJob, find_job
-from .kinds import PARTICLES
-from .place import FOLDER
-from .run import open_job
+from .outputs import PARTICLES
+from .place import FOLDER, FOLDERS, Place
+from .project import Project, Source
 
-SELECTED, RAW, OUTPUT, SLOT = "particles", "raw", "particles", PARTICLES.slot
-TITLE = "Raw particles of a selection (cryohush)"
+SLOT = PARTICLES.slot
+SELECTED = Input("particles", "Selected denoised particles", PARTICLES.data, (SLOT,))
+RAW = Input("raw", "Raw particles", PARTICLES.data, (SLOT,))
 DESCRIPTION = "The selected particles with their raw images, for refinement and reconstruction."
+_REMEDY = "Name the outputs with the raw images: --raw J42:particles."
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for.
+def restoring(project: Project, raw: Sequence[str]) -> Command:
+    """Return the way back to raw images.
+
+    Parameters
+    ----------
+    project
+        Where the particles are.
+    raw
+        Outputs with the raw images, as in `J42:particles`; none to follow the jobs that denoised them.
+    """
+
+    def prepare(place: Place, datasets: Mapping[str, Any]) -> Prepared:
+        selected = datasets[SELECTED.name]
+        uids = np.asarray(selected["uid"])
+        found = _Found(project, uids)
+        if raw:
+            for text in raw:
+                found.take(project.find_source(text, RAW.data, RAW.slots), np.ones(len(uids), bool))
+        else:
+            found.follow(np.asarray(selected["blob/path"], dtype=object))
+        found.check()
+
+        def save(job: ExternalJob, folder: Any, result: Mapping[str, Any]) -> None:
+            job.save_output(PARTICLES.name, uids, found.fill)
+
+        names = ", ".join(map(str, found.sources))
+        remarks = [f"{len(uids)} particles get their raw images from {names}"]
+        return Prepared((), None, save, remarks=remarks, also=[(RAW, source) for source in found.sources])
+
+    return Command(
+        "Raw particles of {source}",
+        DESCRIPTION,
+        FOLDERS["restore"],
+        PARTICLES.noun,
+        (SELECTED,),
+        prepare,
+        Given(PARTICLES.name, "Raw particles of the selection", PARTICLES.data, (SLOT,)),
+        needs_files=False,
+    )
+
+
+class _Found:
+    """Where the raw images of some particles are.
 
     Attributes
     ----------
-    project, workspace, particles
-        As in `P3`, `W1`, `J80:particles_selected`.
-    raw
-        The output with the raw images, as in `J42:particles`; None to follow the job that denoised them.
-    command
-        The command line, for the record.
+    sources
+        The outputs that have them.
     """
 
-    project: str
-    workspace: str
-    particles: str
-    raw: str | None
-    command: str
+    def __init__(self, project: Project, uids: NDArray[np.uint64]) -> None:
+        self._project, self._uids = project, uids
+        self.sources: list[Source] = []
+        self._tables: list[Any] = []
+        # of each particle: in which table it is, and in which row
+        self._table = np.full(len(uids), -1)
+        self._row = np.zeros(len(uids), np.intp)
 
+    def take(self, source: Source, wanted: NDArray[np.bool_]) -> None:
+        """Take from an output those of the wanted particles that it has and that have none yet."""
+        table = self._project.load(source, RAW.slots)
+        known = np.asarray(table["uid"])
+        order = np.argsort(known, kind="stable")
+        places = np.minimum(np.searchsorted(known, self._uids, sorter=order), len(known) - 1)
+        rows = order[places]
+        taken = wanted & (self._table < 0) & (known[rows] == self._uids)
+        self._table[taken], self._row[taken] = len(self._tables), rows[taken]
+        self.sources.append(source)
+        self._tables.append(table)
 
-def restore(instance: Instance, request: Request) -> int:
-    """Give denoised particles their raw images back in an external job; the exit status.
+    def follow(self, paths: NDArray[Any]) -> None:
+        """Follow each particle to the input of the job that denoised it, and on, if that was denoised, too.
 
-    Raises
-    ------
-    CryohushError
-        If there is no job yet that could say what is wrong.
-    """
-    project = request.project
-    instance.project_directory(project)
-    instance.check_workspace(project, request.workspace)
-    selected = instance.find_source(project, request.particles, "particle", [SLOT])
-    dataset = instance.load(project, selected, [SLOT])
-    raw = instance.find_source(
-        project, request.raw or _raw_source(instance, project, selected, dataset), "particle", [SLOT]
-    )
-    raw_dataset = instance.load(project, raw, [SLOT])
-    uids = np.asarray(dataset["uid"])
-    rows = _rows(uids, np.asarray(raw_dataset["uid"]), selected, raw)
+        Raises
+        ------
+        HostError
+            If some are not from cryohush, or an input is gone.
+        """
+        open_paths: list[tuple[NDArray[np.bool_], NDArray[Any]]] = [(np.ones(len(paths), bool), paths)]
+        for depth in range(_DEEPEST):
+            following: list[tuple[NDArray[np.bool_], NDArray[Any]]] = []
+            for wanted, of in open_paths:
+                jobs = _jobs(of[wanted])
+                denoised = {job for job in jobs if self._is_ours(job)}
+                if depth == 0 and denoised != set(jobs):
+                    others = ", ".join(sorted({job.partition("/")[0] for job in set(jobs) - denoised}))
+                    raise HostError(
+                        f"not all of the images are from cryohush: some are in {others}. {_REMEDY}"
+                    )
+                for job in sorted(denoised):
+                    rows = wanted & np.array([_job(path) == job for path in of])
+                    source = self._input(job.partition("/")[0])
+                    again = self._again(source, rows)
+                    if again is None:
+                        self.take(source, rows)
+                    else:
+                        following.append((rows, again))
+            if not following:
+                return
+            open_paths = following
+        raise HostError(f"the particles were denoised more than {_DEEPEST} times over. {_REMEDY}")
 
-    def work() -> None:
-        job.connect(SELECTED, selected, [SLOT], "Selected denoised particles")
-        job.connect(RAW, raw, [SLOT], "Raw particles")
-        job.add_output("particle", OUTPUT, [SLOT], SELECTED, "Raw particles of the selection")
-        job.start()
-        job.log(f"cryohush {__version__}: {request.command}")
-        job.save_output(OUTPUT, uids, _fill(raw_dataset, rows))
-        job.log(f"{len(uids)} particles of {selected} with their raw images from {raw}")
+    def _again(self, source: Source, rows: NDArray[np.bool_]) -> NDArray[Any] | None:
+        """Return the paths of particles in an output whose images were denoised; None if they are raw."""
+        table = self._project.load(source, RAW.slots)
+        known = dict(zip(np.asarray(table["uid"]).tolist(), table["blob/path"], strict=True))
+        paths = np.array([known.get(uid, "") for uid in self._uids.tolist()], dtype=object)
+        if not any(self._is_ours(job) for job in _jobs(paths[rows])):
+            return None
+        return paths
 
-    with stop_signals() as signals:
-        job: ExternalJob = open_job(instance, project, request.workspace, TITLE, DESCRIPTION, request.command)
-        code = run_guarded(job, signals, work)
-    if code == 0:
-        print(f"{len(uids)} particles in {job.uid}:{OUTPUT}, with their raw images from {raw}")
-    return code
+    def _is_ours(self, folder: str) -> bool:
+        """Tell whether a folder, as in `J57/denoised`, is that of a job of cryohush's."""
+        job, _, name = folder.partition("/")
+        if name != FOLDER:
+            return False
+        try:
+            return find_job(self._project, job).record() is not None
+        except HostError:
+            return False
 
+    def _input(self, job: str) -> Source:
+        connected = find_job(self._project, job).connections(PARTICLES.name)
+        if not connected:
+            raise HostError(f"{job} has no input {PARTICLES.name!r} any more. {_REMEDY}")
+        return self._project.find_source(":".join(connected[0]), RAW.data, RAW.slots)
 
-def _raw_source(instance: Instance, project: str, selected: Source, dataset: Any) -> str:
-    """Return the input of the job in whose directory the selected particles' images are."""
-    remedy = "Name the output with the raw images: --raw J42:particles."
-    folders = {PurePosixPath(path.lstrip(">")).parts[:2] for path in set(dataset["blob/path"])}
-    jobs = sorted({parts[0] for parts in folders})
-    if any(parts[1:] != (FOLDER,) for parts in folders):
-        raise HostError(
-            f"not all images of {selected} are from cryohush: they are in {', '.join(jobs)}. {remedy}"
-        )
-    if len(jobs) != 1:
-        raise HostError(f"the images of {selected} are from several jobs: {', '.join(jobs)}. {remedy}")
-    connected = find_job(instance, project, jobs[0]).connections(PARTICLES.name)
-    if not connected:
-        raise HostError(f"{jobs[0]} has no input {PARTICLES.name!r} any more. {remedy}")
-    return ":".join(connected[0])
+    def check(self) -> None:
+        """
+        Raises
+        ------
+        HostError
+            If a particle was found nowhere.
+        """
+        missing = self._table < 0
+        if missing.any():
+            names = ", ".join(map(str, self.sources))
+            raise HostError(
+                f"{int(missing.sum())} of the {len(missing)} particles are not in {names}, first uid "
+                f"{self._uids[missing.argmax()]}. {_REMEDY}"
+            )
 
-
-def _rows(
-    uids: NDArray[np.uint64], raw_uids: NDArray[np.uint64], selected: Source, raw: Source
-) -> NDArray[np.intp]:
-    """Return the row of each uid among the raw ones."""
-    order = np.argsort(raw_uids, kind="stable")
-    place = np.minimum(np.searchsorted(raw_uids, uids, sorter=order), len(raw_uids) - 1)
-    rows: NDArray[np.intp] = order[place]
-    missing = raw_uids[rows] != uids
-    if missing.any():
-        raise HostError(
-            f"{int(missing.sum())} of the {len(uids)} particles of {selected} are not in {raw}, first uid "
-            f"{uids[missing.argmax()]}."
-        )
-    return rows
-
-
-def _fill(raw: Any, rows: NDArray[np.intp]) -> Callable[[Any], None]:
-    def fill(dataset: Any) -> None:
-        known = set(raw.fields())
+    def fill(self, dataset: Any) -> None:
+        """Fill a dataset of the particles with the raw images' entries."""
         for name in dataset.fields():
-            if name in known and name != "uid":
-                dataset[name] = np.asarray(raw[name])[rows]
+            if name == "uid":
+                continue
+            for number, table in enumerate(self._tables):
+                if name in table.fields():
+                    rows = self._table == number
+                    values = np.asarray(dataset[name])
+                    values[rows] = np.asarray(table[name])[self._row[rows]]
+                    dataset[name] = values
 
-    return fill
+
+# Particles that were denoised, and those denoised again.
+_DEEPEST = 8
+
+
+def _job(path: str) -> str:
+    """Return job and folder of a file, as in `J57/denoised`."""
+    return "/".join(PurePosixPath(str(path).lstrip(">")).parts[:2])
+
+
+def _jobs(paths: NDArray[Any]) -> list[str]:
+    return sorted({_job(path) for path in set(paths.tolist())})

@@ -1,119 +1,34 @@
-"""A job at work, whatever the command: made or found, begun, told of in its event log, its work done."""
+"""A job at work, whatever the command: begun, told of in its event log, its work done."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import time
-import uuid
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..core.errors import ConfigurationError, HostError
+from ..core.errors import HostError
 from ..core.progress import ProgressText
 from .guard import Watch
-from .instance import ConnectionLost, Instance
-from .job import ExternalJob, create_job, find_job
+from .instance import Refused
+from .job import ExternalJob
+from .lock import Lock
 from .place import Place
 from .worker import run_work
 
 # Version 4 gets a new line each time.
 PROGRESS_SECONDS, PROGRESS_SECONDS_4 = 5.0, 60.0
-
-
-@dataclass(frozen=True)
-class JobRequest:
-    """What every command line that works on images of other jobs asks for.
-
-    Attributes
-    ----------
-    project, workspace
-        As in `P3`, `W1`; the workspace may be None if `resume` is not.
-    resume
-        The job to go on with, as in `J57`.
-    scratch
-        A folder to work in if the project's directory is not mounted here.
-    command
-        The command line, for the record.
-    """
-
-    project: str
-    workspace: str | None
-    resume: str | None
-    scratch: Path | None
-    command: str
-
-    def check_workspace(self, instance: Instance) -> None:
-        """
-        Raises
-        ------
-        CryohushError
-            None is named, or there is no such.
-        """
-        if self.workspace is None:
-            raise ConfigurationError("--workspace is missing, as in --workspace W1.")
-        instance.check_workspace(self.project, self.workspace)
-
-
-def connected_output(job: ExternalJob, name: str, asked: str | None) -> str | None:
-    """Return the output at an input of a job to go on with, as in `J42:particles`, if there is one.
-
-    Raises
-    ------
-    ConfigurationError
-        Another one is asked for.
-    """
-    found = None
-    for pair in job.connections(name):
-        found = ":".join(pair)
-        if asked not in (None, found):
-            raise ConfigurationError(f"{asked}: {job.uid} has {found}. Leave it out.")
-        asked = found
-    return found
-
-
-def find_job_to_resume(instance: Instance, project: str, uid: str | None) -> ExternalJob | None:
-    """Return the job to go on with, if one is named.
-
-    Raises
-    ------
-    HostError
-        If there is none of this name, or it is completed.
-    """
-    if uid is None:
-        return None
-    job = find_job(instance, project, uid)
-    if job.status() == "completed":
-        raise HostError(f"{job.uid} is completed: there is nothing to go on with.")
-    return job
-
-
-def new_mark() -> str:
-    """Return what no other job has in its description."""
-    return f"cryohush {__version__}, run {uuid.uuid4()}"
-
-
-def open_job(
-    instance: Instance,
-    project: str,
-    workspace: str,
-    title: str,
-    description: str,
-    command: str,
-    mark: str | None = None,
-) -> ExternalJob:
-    """Create the job of a command line and say its name; `mark` is a `new_mark`, if it has to be known."""
-    mark = mark or new_mark()
-    job = create_job(instance, project, workspace, title, f"{description}\n\n    {command}", mark)
-    print(f"job {job.uid} of {project}", flush=True)
-    return job
+# Lines for the event log that could not be written, until they can be.
+_LINES_KEPT = 1000
 
 
 def _print(line: str) -> None:
-    print(line, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        print(line, flush=True)
 
 
 class JobRun:
@@ -138,6 +53,7 @@ class JobRun:
         self.watch = Watch(job)
         self._progress: ProgressText | None = None
         self._shown = float("-inf")
+        self._unsaid: deque[tuple[str, str]] = deque(maxlen=_LINES_KEPT)
 
     def begin(self, build: Callable[[], object], command: str) -> Path:
         """Bring the job, new or found, to where its work can begin, and return the folder for its files.
@@ -153,25 +69,36 @@ class JobRun:
         if self.job.status() in ("failed", "killed"):
             try:
                 self.job.start()
-            except ConnectionLost:
-                raise
-            except HostError:
+            except Refused:  # then it has to be cleared first
                 self._place.clear(self.job, directory)
         build()
         self.job.start()
         folder = self._place.folder(directory)
         self.say(f"cryohush {__version__}, cryosparc-tools {self.job.instance.tools_version}: {command}")
+        if (warning := self._place.hand_over(directory)) is not None:
+            self.say(warning, "warning")
         return folder
 
     def say(self, line: str, level: str = "text") -> None:
-        """Echo a line, and write it into the event log if it can be reached and the job is still wanted."""
+        """Echo a line, and write it into the event log; if that cannot be done now, with one of the next.
+
+        Raises
+        ------
+        JobEnded
+            If the job is no longer wanted.
+        """
         self._echo(self.job.instance.redact(line))
         self.watch()
-        with contextlib.suppress(ConnectionLost):
-            self.job.log(line, level)
+        self._unsaid.append((line, level))
+        try:
+            while self._unsaid:
+                self.job.log(*self._unsaid[0])
+                self._unsaid.popleft()
+        except HostError:
+            pass
 
-    def do(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        """Let a child do the work, and return its result."""
+    def do(self, task: Mapping[str, Any], lock: Lock) -> dict[str, Any]:
+        """Let a child do the work, which holds the lock as well, and return its result."""
 
         def hear(message: dict[str, Any]) -> None:
             if "log" in message:
@@ -180,7 +107,13 @@ class JobRun:
                 self.show_progress(message["done"], message["total"])
 
         self._progress = ProgressText(self._noun)
-        return run_work(task, on_message=hear, on_tick=self.watch)
+        return run_work(
+            task,
+            on_message=hear,
+            on_tick=self.watch,
+            umask=self._place.umask(self.job.directory_name()),
+            keep_open=[lock.descriptor],
+        )
 
     def show_progress(self, done: int, total: int) -> None:
         """Renew the line of progress, unless that was a moment ago."""
@@ -191,7 +124,7 @@ class JobRun:
             return
         self._shown = now
         self._echo(text)
-        with contextlib.suppress(ConnectionLost):
+        with contextlib.suppress(HostError):
             self.job.show_progress(text)
 
     def send(self, paths: Sequence[Path], folder: Path) -> None:
@@ -212,7 +145,5 @@ class JobRun:
         for picture in shown:
             try:
                 picture()
-            except ConnectionLost:
-                raise
             except HostError as error:
                 self.say(str(error), "warning")

@@ -1,13 +1,16 @@
 """Signing in to a cryoSPARC instance: the address, what proves who one is, and why it did not work.
 
-With cryosparc-tools 5 that is the token which `python -m cryosparc.tools login` has stored. Version 4 knows
-none: licence, email and password come from the environment or from a file that only its owner can read. They
-are never an argument, and no message of this module holds them.
+With cryosparc-tools 5 that is the token which `login` here, or `python -m cryosparc.tools login`, has stored.
+Version 4 knows none: licence, email and password come from the environment or from a file that only its owner
+can read. They are never an argument, and no message of this module holds them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
+import getpass
+import hashlib
 import json
 import os
 import stat
@@ -23,14 +26,17 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from ..core.errors import ConfigurationError, HostError
+from ..core.errors import ConfigurationError, HostError, OutputError, missing_package
+from .instance import Instance
 
 DEFAULT_PORT = 39000
 # Version 4 answers on three ports beside that of its pages.
 _COMMAND_PORT_OFFSET = 2
 _PROBE_SECONDS = 5.0
 _OWNER_ONLY = stat.S_IRWXG | stat.S_IRWXO
-LOGIN = "python -m cryosparc.tools login"
+_VERSION_4 = "the server is cryoSPARC 4. Install its client: pip install 'cryosparc-tools~=4.7.0'"
+LOGIN = "cryosparc_cryohush login"
+LONGEST_DAYS = 365
 
 
 @dataclass(frozen=True)
@@ -111,28 +117,116 @@ def read_credentials(path: Path | None, environ: Mapping[str, str]) -> Credentia
     return Credentials(**{name: values[name] for name in names if name in values})
 
 
-def connect(url: str, credentials: Credentials) -> tuple[Any, str]:
-    """Return the client, signed in, and what it says of its server and itself.
+def sign_in(url: str, credentials: Credentials) -> Instance:
+    """Return the instance at an address, signed in to.
 
     Raises
     ------
+    ConfigurationError
+        If cryosparc-tools is missing.
     HostError
-        If cryosparc-tools is missing, or the instance cannot be reached or does not let one in.
+        If the instance cannot be reached or does not let one in.
     """
     try:
         import cryosparc
     except ModuleNotFoundError as error:
-        raise HostError("cryosparc-tools is missing: pip install 'cryohush[cryosparc]'.") from error
+        raise missing_package(error) from error
     # A try that failed is announced by a warning before the next one. Made an error, it remains the only one:
     # the client repeats whatever it was, creates a job twice, or sends a body that the first try has used up.
     warnings.filterwarnings("error", message=r"(?s)\*\*\* .*attempt \d", category=UserWarning)
     warnings.filterwarnings("ignore", message=r"(?s)\*\*\* .*HTTP Error", category=UserWarning)
-    connect_version = _connect_5 if int(cryosparc.__version__.partition(".")[0]) >= 5 else _connect_4
+    version, secrets = cryosparc.__version__, credentials.secrets
     with _other_minor_versions() as noted:
-        client = connect_version(url, credentials)
+        if int(version.partition(".")[0]) >= 5:
+            client, address = _connect_5(url, credentials)
+            instance = Instance(
+                client,
+                version,
+                url,
+                remedy=f"Sign in again: {LOGIN} --url {url}",
+                secrets=secrets,
+                renew=lambda: _renew(client, address, credentials),
+            )
+        else:
+            instance = Instance(_connect_4(url, credentials), version, url, secrets=secrets)
     for line in noted:
         print(f"WARNING: {line}", file=sys.stderr)
-    return client, cryosparc.__version__
+    return instance
+
+
+def _renew(client: Any, address: str | None, credentials: Credentials) -> bool:
+    """Take up a token that was stored since, or sign in by password; tell whether either was possible."""
+    from cryosparc.auth import InstanceAuthSessions
+
+    headers = client.api._client.headers
+    before = headers.get("Authorization")
+    try:
+        if address is None:
+            password = hashlib.sha256(credentials.password.encode()).hexdigest()
+            client.api._authorize((credentials.email, password))
+        elif (session := InstanceAuthSessions.load().find(address)) is not None:
+            client.api._authorize(session.token.access_token)
+    except Exception:  # whatever it is, one is not signed in anew
+        return False
+    return bool(headers.get("Authorization") != before)
+
+
+def login(url: str, email: str | None, days: int, secrets: list[str]) -> None:
+    """Ask for a password and store the token that cryoSPARC 5 gives for it, for this user's eyes only.
+
+    Raises
+    ------
+    ConfigurationError
+        If the client is of version 4, or the time is too long.
+    HostError
+        If the instance cannot be reached or refuses.
+    """
+    try:
+        import cryosparc
+    except ModuleNotFoundError as error:
+        raise missing_package(error) from error
+    if int(cryosparc.__version__.partition(".")[0]) < 5:
+        raise ConfigurationError(
+            "cryoSPARC 4 has no tokens. Set CRYOSPARC_EMAIL, CRYOSPARC_PASSWORD and CRYOSPARC_LICENSE_ID, or "
+            "name a file that only you can read with --credentials."
+        )
+    from cryosparc.api import APIClient
+    from cryosparc.auth import InstanceAuthSessions, get_default_auth_config_path
+    from cryosparc.constants import API_SUFFIX
+
+    if not 1 <= days <= LONGEST_DAYS:
+        raise ConfigurationError(f"--days {days}: expected 1 to {LONGEST_DAYS}.")
+    email = email or input("Email: ").strip()
+    password = getpass.getpass("Password: ")
+    secrets.append(password)
+    warnings.filterwarnings("error", message=r"(?s)\*\*\* .*attempt \d", category=UserWarning)
+    seconds = days * 24 * 3600
+    try:
+        client = APIClient(f"{url}{API_SUFFIX}")
+        try:
+            token = client.login(
+                grant_type="password",
+                username=email,
+                password=hashlib.sha256(password.encode()).hexdigest(),
+                expires_in=seconds,
+            )
+        finally:
+            client._client.close()
+    except Exception as error:
+        raise HostError(_why_not_5(url, error, Credentials(), by_password=True)) from None
+    path = get_default_auth_config_path()
+    sessions = InstanceAuthSessions.load()
+    expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
+    sessions.insert(url, email, token, expires)
+    mask = os.umask(_OWNER_ONLY)
+    try:
+        sessions.save()
+        path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}.") from error
+    finally:
+        os.umask(mask)
+    print(f"signed in to {url} as {email} until {expires:%Y-%m-%d}")
 
 
 @contextlib.contextmanager
@@ -151,7 +245,8 @@ def _other_minor_versions() -> Iterator[list[str]]:
             warnings.showwarning = show
 
 
-def _connect_5(url: str, credentials: Credentials) -> Any:
+def _connect_5(url: str, credentials: Credentials) -> tuple[Any, str | None]:
+    """Return the client, and the address by which its token was found; None if it has one by a password."""
     from cryosparc.auth import InstanceAuthSessions
     from cryosparc.tools import CryoSPARC
 
@@ -163,6 +258,8 @@ def _connect_5(url: str, credentials: Credentials) -> Any:
     )
     by_password = bool(credentials.email and credentials.password)
     if address is None and not by_password:
+        if _speaks_version_4(url, credentials):
+            raise HostError(f"{url}: {_VERSION_4}")
         others = ", ".join(known for known in sessions if sessions[known].root)
         raise HostError(
             f"nobody is signed in to {url}, or the token has expired. {LOGIN} --url {url}"
@@ -170,19 +267,20 @@ def _connect_5(url: str, credentials: Credentials) -> Any:
         )
     by_password = by_password and address is None
     try:
-        return CryoSPARC(
+        client = CryoSPARC(
             address or url,
             host=None,
             base_port=None,
             email=credentials.email if by_password else None,
             password=credentials.password if by_password else None,
         )
+        return client, None if by_password else address
     except Exception as error:
         # Its text and those of its causes may hold what was sent.
-        raise HostError(_why_not_5(url, error, by_password=by_password)) from None
+        raise HostError(_why_not_5(url, error, credentials, by_password=by_password)) from None
 
 
-def _why_not_5(url: str, error: BaseException, *, by_password: bool) -> str:
+def _why_not_5(url: str, error: BaseException, credentials: Credentials, *, by_password: bool) -> str:
     """Return what kept one out of a server that should be of version 5."""
     response = getattr(_cause(error), "response", None)
     code = getattr(_cause(error), "code", None) or getattr(response, "status_code", None)
@@ -192,8 +290,8 @@ def _why_not_5(url: str, error: BaseException, *, by_password: bool) -> str:
     if response is not None and 300 <= response.status_code < 400:
         target = response.headers.get("location", "elsewhere").partition("/api/cmd")[0]
         return f"{url}: leads to {target}. Give that address as --url."
-    if _speaks_version_4(url):
-        return f"{url}: the server is cryoSPARC 4. Install its client: pip install 'cryosparc-tools~=4.7.0'"
+    if _speaks_version_4(url, credentials):
+        return f"{url}: {_VERSION_4}"
     return f"{url}: {_reason(error)}.{_hint(url, code)}"
 
 
@@ -223,9 +321,12 @@ def _connect_4(url: str, credentials: Credentials) -> Any:
             password=credentials.password,
         )
     except Exception as error:
+        code = getattr(_cause(error), "code", None) or getattr(error, "code", None)
         if "authentication" in str(error):
             # the text holds what was sent
             why = "email, password or licence were refused, or the connection was lost."
+        elif code in (401, 403):
+            why = f"the licence was refused (HTTP status {code}). It has to be that of this instance."
         elif _speaks_version_5(url):
             why = "the server is cryoSPARC 5. Install its client: pip install 'cryosparc-tools~=5.0.0'"
         else:
@@ -269,24 +370,33 @@ def _hint(url: str, code: int | None) -> str:
     return f" Is that the address of cryoSPARC (HTTP status {code})?"
 
 
-def _speaks_version_4(url: str) -> bool:
+def _speaks_version_4(url: str, credentials: Credentials) -> bool:
     parts = urlsplit(url)
     port = (parts.port or DEFAULT_PORT) + _COMMAND_PORT_OFFSET
     question = {"jsonrpc": "2.0", "method": "system.describe", "params": [], "id": "cryohush"}
-    answer = _ask(f"http://{parts.hostname}:{port}/api", json.dumps(question).encode())
-    return isinstance(answer, dict) and "jsonrpc" in answer
+    code, answer = _ask(
+        f"http://{parts.hostname}:{port}/api", json.dumps(question).encode(), credentials.license
+    )
+    if isinstance(answer, dict) and "jsonrpc" in answer:
+        return True
+    # without its licence, version 4 says no more than that; version 5 has nothing at this address
+    return code in (401, 403) and not _speaks_version_5(url)
 
 
 def _speaks_version_5(url: str) -> bool:
-    answer = _ask(f"{url}/api/cmd/openapi.json")
+    _, answer = _ask(f"{url}/api/cmd/openapi.json")
     return isinstance(answer, dict) and "paths" in answer
 
 
-def _ask(url: str, data: bytes | None = None) -> Any:
-    """Return the JSON that a server answers, or None."""
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+def _ask(url: str, data: bytes | None = None, licence: str = "") -> tuple[int | None, Any]:
+    """Return the status and the JSON that a server answers, or None for either."""
+    headers = {"Content-Type": "application/json", **({"License-ID": licence} if licence else {})}
+    request = urllib.request.Request(url, data, headers)
     try:
         with urllib.request.urlopen(request, timeout=_PROBE_SECONDS) as response:
-            return json.load(response)
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, None
     except (OSError, ValueError):
-        return None
+        return None, None

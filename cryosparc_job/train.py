@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +11,12 @@ from ..core.config.load import validate
 from ..core.config.training import TrainingConfig
 from ..core.errors import ConfigurationError, HostError
 from ..core.io.particles import ParticleSet
-from .command import Command, Input, Prepared, Request, run_command
-from .instance import Instance
-from .job import find_job
-from .kinds import PARTICLES, write_particles, write_table
+from .command import Command, Input, Prepared
+from .models import FOLDER, find_model
+from .outputs import PARTICLES, write_particles, write_table
 from .place import Place
+from .project import Project
 
-FOLDER, WEIGHTS = "training", "weights.safetensors"
-PRESET = "reference"
 DESCRIPTION = (
     "A denoiser for these particles, which learns the map that they were refined to, and with it what that "
     "map has wrong. What it has denoised is for looking and sorting, never for refinement or an FSC."
@@ -28,15 +25,13 @@ DESCRIPTION = (
 HALVES = {"A": 1, "B": 2}
 
 
-def train(
-    instance: Instance, request: Request, values: Mapping[str, Any], half: Literal["A", "B"] | None
-) -> int:
-    """Train on the particles and the map of two outputs in an external job; the exit status.
+def training(project: Project, values: Mapping[str, Any], half: Literal["A", "B"] | None) -> Command:
+    """Return the training on particles and their map.
 
     Parameters
     ----------
-    instance, request
-        See `run_command`; the inputs are `particles`, `volume` and `mask`.
+    project
+        Where they are; the inputs are `particles`, `volume` and `mask`.
     values
         Of a `TrainingConfig`. The section `reference` gets the particles and the map; `data` and `pairs`
         are left out.
@@ -45,8 +40,8 @@ def train(
 
     Raises
     ------
-    CryohushError
-        If there is no job yet that could say what is wrong.
+    ConfigurationError
+        If the values make no sense.
     """
     field = f"map_half_{half}" if half else "map"
     inputs = (
@@ -67,7 +62,7 @@ def train(
             half,
         )
         if config.initial_weights is not None:
-            initial = trained_model(instance, place, request.project, str(config.initial_weights))
+            initial = find_model(project, place, str(config.initial_weights))
             config = config.model_copy(update={"initial_weights": Path(initial)})
         with tempfile.TemporaryDirectory(prefix="cryohush-") as folder:
             table = Path(folder) / "particles.cs"
@@ -81,14 +76,22 @@ def train(
         def write(folder: Path) -> dict[str, Any]:
             table = folder / "particles.cs"
             write_particles(particles, table, place.root)
-            options = config.model_dump(mode="json")
-            options["reference"]["particles"] = str(table)
-            return {"task": "train", "output": str(folder), "options": options}
+            return {"task": "train", "output": str(folder), "options": as_given(str(table))}
 
-        return Prepared([*names, *maps.values()], write)
+        def as_given(table: str) -> dict[str, Any]:
+            # without the defaults: a network that nobody names is that of the weights to begin with
+            options = config.model_dump(mode="json", exclude_unset=True)
+            options["reference"]["particles"] = table
+            return options
 
-    title = f"Denoiser for particles{f' of half set {half}' if half else ''} (cryohush)"
-    return run_command(instance, request, Command(title, DESCRIPTION, FOLDER, "steps", inputs, prepare))
+        names = list(dict.fromkeys([*names, *maps.values()]))
+        return Prepared(names, write, check={"training": as_given("particles.cs")})
+
+    _read_config(
+        values, {"map": "map.mrc", "particles": "particles.cs"}, half
+    )  # before anything is asked for
+    title = f"Denoiser trained on {{source}}{f', half set {half}' if half else ''}"
+    return Command(title, DESCRIPTION, FOLDER, "steps", inputs, prepare, trust=DESCRIPTION)
 
 
 def _path_of(dataset: Any, field: str) -> str:
@@ -111,27 +114,3 @@ def _read_config(
             "the particles.cs of a job like this one."
         )
     return config
-
-
-def trained_model(instance: Instance, place: Place, project: str, name: str) -> str:
-    """Return the weights that a job's name, as in `J57`, stands for; any other name as it is.
-
-    Raises
-    ------
-    HostError
-        If the job has not trained a model, or not finished.
-    """
-    if not re.fullmatch(r"J\d+", name):
-        return name
-    job = find_job(instance, project, name)
-    status, weights = job.status(), f"{job.directory_name()}/{FOLDER}/{WEIGHTS}"
-    path = place.root / weights
-    if status == "completed" and not place.is_shared:
-        path.unlink(missing_ok=True)  # may be of an earlier training in the same job
-        place.fetch(instance, project, [weights], print)
-    if status != "completed" or not path.is_file():
-        raise HostError(
-            f"{name} is {status} and has no {FOLDER}/{WEIGHTS}: expected a completed job of "
-            "cryosparc_cryohush train."
-        )
-    return str(path)

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import CryohushError, missing_package
 from ..core.job_context import JobContext
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 PROGRESS_SECONDS = 2.0
 # Every how many-th pixel, in x and y, decides what is black and white.
 GREY_STEP = 4
-# Micrographs that an extraction of noise shows, and those that it says something of, one by one.
+# Micrographs that an extraction of noise shows, and images that something is said of, one by one.
 OVERLAYS, WARNINGS = 6, 8
+MONTAGE = "Raw, denoised and removed images."
 
 Say = Callable[[dict[str, Any]], None]
 ShouldStop = Callable[[], bool]
@@ -42,29 +43,29 @@ def denoise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str
         DenoiseOptions(**task["options"]),
         _context(task, say, should_stop),
         root=Path(task["root"]),
-        earlier="anew",
+        earlier=_earlier(task),
     )
     return describe_run(summary, task["command"], task["way_back"])
 
 
 def describe_run(summary: Summary, command: str, way_back: str) -> dict[str, Any]:
-    """Report on a run and draw what its job shows; the result for `Denoising.finish`."""
+    """Report on a run and draw what its job shows; the result for `Work.finish`."""
     from ..core.report.pdf import report_run
     from .plots import draw_plots
 
-    report, montage, _ = report_run(summary, command, way_back=way_back)
+    _, montage, _ = report_run(summary, command, way_back=way_back)
+    # the table is a copy for the run: the job's input says where it is from
+    facts = {name: text for name, text in summary.facts().items() if name != "input"}
+    unchanged = [f"unchanged: {image.image}@{image.stack}: {image.problem}" for image in summary.skipped]
+    if unchanged:
+        unchanged = [*unchanged[:WARNINGS], f"{len(unchanged)} images were passed through unchanged"]
     return {
-        "stacks": [str(path) for path in summary.stacks],
-        "record": str(summary.record),
-        "report": str(report),
-        "montage": str(montage),
-        "plots": {text: str(path) for text, path in draw_plots(summary).items()},
-        "facts": summary.facts(),
+        "plots": {MONTAGE: str(montage), **{text: str(path) for text, path in draw_plots(summary).items()}},
+        "warnings": unchanged,
+        "lines": [*(f"{name}: {text}" for name, text in facts.items()), way_back],
         "grey_ranges": [_grey_range(path) for path in summary.stacks]
         if summary.kind == "micrographs"
         else [],
-        "resumed": summary.n_resumed,
-        "skipped": [f"{image.image}@{image.stack}: {image.problem}" for image in summary.skipped],
     }
 
 
@@ -89,14 +90,14 @@ def extract_noise(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> di
         ExtractNoiseOptions(**task["options"]),
         _context(task, say, should_stop),
         root=Path(task["root"]),
-        earlier="anew",
+        earlier=_earlier(task),
         draw=write_overlay,
     )
     return describe_noise(summary, task["command"])
 
 
 def describe_noise(summary: NoiseSummary, command: str) -> dict[str, Any]:
-    """Report on an extraction; the result for `CommandWork.finish`."""
+    """Report on an extraction; the result for `Work.finish`."""
     from ..core.report.noise import LOOK, report_noise
 
     report_noise(summary, command)
@@ -128,7 +129,7 @@ def evaluate(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[st
 
 
 def describe_evaluation(tables: Sequence[str], pictures: Mapping[str, str], folder: Path) -> dict[str, Any]:
-    """Return the result for `CommandWork.finish`: tables and pictures as of `Evaluation`, in `folder`."""
+    """Return the result for `Work.finish`: tables and pictures as of `Evaluation`, in `folder`."""
     from ..core.jobs.evaluate import HTML_NAME
 
     return {
@@ -149,7 +150,7 @@ def train(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, 
         raise missing_package(error) from error
 
     output, config = Path(task["output"]), TrainingConfig(**task["options"])
-    weights = run_training(config, output, _context(task, say, should_stop), earlier="anew")
+    weights = run_training(config, output, _context(task, say, should_stop), earlier=_earlier(task))
     facts = {"weights": f"{weights}, SHA-256 {load_model(weights).sha256}", "command": task["command"]}
     write_training_report(output, [output], headline="A model trained on your particles", facts=facts)
     return {
@@ -166,6 +167,11 @@ def _context(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> JobCont
     return JobContext(_progress(say), should_stop, lambda line: say({"log": line}), task["command"])
 
 
+def _earlier(task: dict[str, Any]) -> Literal["resume", "anew"]:
+    """Return what to do with an earlier run in the job's folder."""
+    return "anew" if task["anew"] else "resume"
+
+
 def _progress(say: Say) -> Callable[[int, int], None]:
     """Return what tells the parent now and then how far the work is."""
     last = [0.0]
@@ -179,11 +185,38 @@ def _progress(say: Say) -> Callable[[int, int], None]:
     return progress
 
 
+def check(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[str, Any]:
+    """Look whether the model and the device of a task are there, and its training could begin."""
+    from ..core.inference.devices import resolve_devices
+    from ..core.models.weights import load_model
+
+    if task.get("model") is not None:
+        load_model(task["model"])
+    if task.get("noise") is not None:
+        from ..core.config.extract_noise import ExtractNoiseOptions
+        from ..core.noise.finders import load_noise_network
+
+        load_noise_network(ExtractNoiseOptions(**task["noise"]))
+    if task.get("device") is not None:
+        resolve_devices(task["device"])
+    if task.get("training") is not None:
+        from ..core.config.training import TrainingConfig
+
+        try:
+            from ..core.training.run import with_network
+        except ModuleNotFoundError as error:
+            raise missing_package(error) from error
+
+        with_network(TrainingConfig(**task["training"]))
+    return {}
+
+
 TASKS: dict[str, Callable[[dict[str, Any], Say, ShouldStop], dict[str, Any]]] = {
     "denoise": denoise,
     "extract-noise": extract_noise,
     "evaluate": evaluate,
     "train": train,
+    "check": check,
 }
 
 

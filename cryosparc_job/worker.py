@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..core.errors import CryohushError
@@ -47,6 +47,9 @@ def run_work(
     task: Mapping[str, Any],
     on_message: Callable[[dict[str, Any]], None],
     on_tick: Callable[[], None],
+    *,
+    umask: int = -1,
+    keep_open: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Run a task in a child and return its result.
 
@@ -58,6 +61,10 @@ def run_work(
         Gets what the child says while it works.
     on_tick
         Called every fraction of a second. What it raises stops the child.
+    umask
+        Of the child; -1 is that of this process.
+    keep_open
+        File descriptors that the child holds as long as it lives: locks.
 
     Raises
     ------
@@ -72,6 +79,8 @@ def run_work(
         env=without_secrets(os.environ),
         # Ctrl-C at the terminal reaches the parent only, which decides.
         start_new_session=True,
+        umask=umask,
+        pass_fds=tuple(keep_open),
     )
     try:
         return _follow(child, task, on_message, on_tick)
@@ -81,6 +90,17 @@ def run_work(
     finally:
         if child.stdout is not None:
             child.stdout.close()
+
+
+def check(task: Mapping[str, Any]) -> None:
+    """Let a child look whether what a task needs is there, before a job is made.
+
+    Raises
+    ------
+    WorkFailed
+        If it is not.
+    """
+    run_work({**task, "task": "check"}, lambda message: None, lambda: None)
 
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
@@ -119,7 +139,8 @@ def _follow(
                     message = _message(line)
                     if message is None:
                         output.append(line.decode(errors="replace"))
-                        print(output[-1], file=sys.stderr, flush=True)
+                        with contextlib.suppress(OSError):  # nobody reads it any more
+                            print(output[-1], file=sys.stderr, flush=True)
                     elif "result" in message or "error" in message:
                         answer = message
                     else:

@@ -260,7 +260,7 @@ def train(request: Request) -> None:
         part = "" if folder == directory else f"{folder.name}: "
         config = with_network(validate(values, TrainingConfig, "parameters"))
         facts["begun with"] = str(config.initial_weights or "random weights")
-        weights = run_training(config, folder, request.context("particles"), earlier="anew")
+        weights = run_training(config, folder, request.context("steps"), earlier="anew")
         before, after = held_out_scores(config, folder, weights)
         if before is not None and after >= before:
             request.warn(

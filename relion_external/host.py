@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,7 @@ PIPELINER_SECONDS = 120.0
 # What RELION leaves in the project's folder for each job that a batch runs, by the name of the schedule.
 _PIPELINER_LOG = "pipeline_{}.log"
 # What RELION's GUI fills the External form with next time.
-_REMEMBERED = ".gui_externaljob.star"
+_FORM = ".gui_externaljob.star"
 _TABLES = ("particles.star", "micrographs_ctf.star", "corrected_micrographs.star", "micrographs.star")
 
 
@@ -134,6 +134,7 @@ class RelionProjects:
         self._folder, self._command = folder.absolute(), command
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._adding: dict[Path, threading.Lock] = defaultdict(threading.Lock)
+        self._forms: dict[Path, bytes | None] = {}
 
     def find(self, source: Source) -> list[Item]:
         """Return an item for each table that the path or pattern names, or for that of the newest job."""
@@ -177,6 +178,8 @@ class RelionProjects:
     def open(self, item: Item) -> Path:
         """Make the job, or take up again the one that there is, and let RELION show it as running."""
         project, has_relion = _project(item), shutil.which(PIPELINER) is not None
+        with self._adding[project]:
+            self._forms[project] = _remembered(project) or self._forms.get(project)
         if item.output is None:
             with self._adding[project]:
                 item.output = project / (self._add(item) if has_relion else self._add_by_hand(item))
@@ -216,6 +219,7 @@ class RelionProjects:
         try:
             running.wait(PIPELINER_SECONDS)
             _tidy(_project(item), item.output)
+            _restore_form(_project(item), self._forms.get(_project(item)))
         except subprocess.TimeoutExpired as error:
             running.kill()
             running.wait()
@@ -234,10 +238,9 @@ class RelionProjects:
         words = [PIPELINER, "--addJob", "External", "--addJobOptions", options]
         words += ["--setJobAlias", item.alias] if item.alias else []
         try:
-            with _remembering(project):
-                done = subprocess.run(
-                    words, cwd=project, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180
-                )
+            done = subprocess.run(
+                words, cwd=project, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=180
+            )
         except subprocess.TimeoutExpired as error:
             raise HostError(f"{project}: {PIPELINER} did not answer. Is the pipeline locked?") from error
         new = [p.name for p in processes(read_pipeline(project)) if p.name not in before]
@@ -310,18 +313,20 @@ def _refuse_other_version(project: Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def _remembering(project: Path) -> Iterator[None]:
-    """Keep what the GUI has remembered of its External form: a job that is made here is not the user's."""
-    form = project / _REMEMBERED
-    before = form.read_bytes() if form.exists() else None
-    try:
-        yield
-    finally:
+def _remembered(project: Path) -> bytes | None:
+    """Return what the GUI is going to fill its External form with, unless a batch has left it."""
+    form = project / _FORM
+    text = form.read_bytes() if form.exists() else None
+    return None if text is None or COMMAND.encode() in text else text
+
+
+def _restore_form(project: Path, before: bytes | None) -> None:
+    """Take out of the GUI's External form what the pipeliner has filled it with: that was not the user."""
+    form = project / _FORM
+    if form.exists() and COMMAND.encode() in form.read_bytes():
+        form.unlink()
         if before is not None:
             form.write_bytes(before)
-        else:
-            form.unlink(missing_ok=True)
 
 
 def _schedule(job: Path) -> str:

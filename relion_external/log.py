@@ -9,7 +9,7 @@ from typing import TextIO
 
 from .. import __version__
 from ..core.progress import ProgressText
-from .project import Kind, Project
+from .project import Project
 
 PROGRESS_SECONDS = 2.0
 # Conspicuous images that are named one by one; RELION's GUI shows the last ten lines.
@@ -44,11 +44,11 @@ class ProgressLine:
 
     def __init__(
         self,
-        kind: Kind = "particles",
+        noun: str = "particles",
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._text, self._stream, self._clock = ProgressText(kind, clock), stream or sys.stdout, clock
+        self._text, self._stream, self._clock = ProgressText(noun, clock), stream or sys.stdout, clock
         self._last = clock()
 
     def __call__(self, done: int, total: int) -> None:

@@ -45,9 +45,9 @@ class Request:
     should_stop: Callable[[], bool] = lambda: False
     warnings: list[str] = field(default_factory=list)
 
-    def context(self, kind: Kind = "particles") -> JobContext:
+    def context(self, noun: str = "particles") -> JobContext:
         """Return whom the work tells: RELION's log, and its `run.err` of what is a warning."""
-        return JobContext(ProgressLine(kind), self.should_stop, self.log, self.command)
+        return JobContext(ProgressLine(noun), self.should_stop, self.log, self.command)
 
     def log(self, line: str) -> None:
         """Say a line; a warning goes to `run.err`, which RELION's GUI shows in red, and into the report."""

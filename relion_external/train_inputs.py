@@ -207,11 +207,12 @@ def held_out_scores(config: TrainingConfig, folder: Path, weights: Path) -> tupl
     """
     import torch
 
+    from ..core.job_context import QUIET
     from ..core.models.weights import load_model
     from ..core.training.session import open_data
     from ..core.training.session import validate as score
 
-    _, held_out = open_data(config, folder, lambda line: None, torch.device("cpu"))
+    _, held_out = open_data(config, folder, QUIET, torch.device("cpu"))
 
     def error(model: str | Path) -> float:
         return float(score(load_model(model).module, held_out, config.validation_images)[0]["score"])

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 # Lowest first: a layer imports only from itself and from those before it.
 LAYERS = (
     "errors",
+    "registry",
     "progress",
     "console",
     "job_context",
@@ -27,14 +28,15 @@ LAYERS = (
     "context",
     "inference",
     "noise",
-    "training",
     "report",
+    "training",
     "evaluation",
     "jobs",
     "batch",
     "api",
     "doctor",
     "cli",
+    "topaz_cli",
 )
 ADAPTERS = ("relion_external", "cryosparc_job")
 WITHOUT_TORCH = ("errors", "config", "io")

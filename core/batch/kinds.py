@@ -18,9 +18,9 @@ from ..inference.summary import Summary
 from ..io.micrographs import MicrographSet
 from ..job_context import JobContext
 from ..jobs.denoise import RunSize, measure_run, run_denoise
-from ..jobs.extract_noise import load_noise_model, plan_search, run_extract_noise
+from ..jobs.extract_noise import plan_search, run_extract_noise
 from ..models.weights import load_model
-from ..noise.finders import make_finder
+from ..noise.finders import finder_of, load_noise_network
 from ..noise.micrograph import Draw, extract_from
 from ..noise.output import PARTS_FOLDER
 from ..noise.summary import NoiseSummary
@@ -120,7 +120,7 @@ class ExtractNoiseJob:
     def measure(self, item: Item, output: Path) -> RunSize:
         """See `JobKind`; how many blocks there are cannot be known before."""
         options = _of_kind(item, ExtractNoiseOptions)
-        load_noise_model(options)
+        load_noise_network(options)
         images = MicrographSet.read(item.source, root=item.root)
         tasks, _ = plan_search(images, options)
         n_pixels = sum(task.shape[0] * task.shape[1] for task in tasks)
@@ -128,7 +128,7 @@ class ExtractNoiseJob:
             "micrographs",
             len(tasks),
             n_pixels,
-            (n_pixels if options.method == "segmentation" else 0) + _block_bytes(tasks[0].window_px),
+            (n_pixels if finder_of(options).makes_labels else 0) + _block_bytes(tasks[0].window_px),
             list(dict.fromkeys([images.source, *images.stacks])),
         )
 
@@ -137,11 +137,11 @@ class ExtractNoiseJob:
     ) -> tuple[RunSize, float]:
         """See `JobKind`; from a micrograph in the middle, searched twice: the first time sets up."""
         options = _of_kind(item, ExtractNoiseOptions)
-        model = load_noise_model(options)
+        model = load_noise_network(options)
         tasks, _ = plan_search(MicrographSet.read(item.source, root=item.root), options)
         task = tasks[len(tasks) // 2]
-        precision, _ = choose_precision(device, options.precision, model.module)
-        finder = make_finder(model, device, precision, options)
+        precision, _ = choose_precision(device, options.precision)
+        finder = finder_of(options).make(model, device, precision, options)
         kept, seconds = 0, 0.0
         with tempfile.TemporaryDirectory(prefix="cryohush-") as folder:
             (Path(folder) / PARTS_FOLDER).mkdir()
@@ -176,7 +176,7 @@ def _pixels_per_second(
     model: str, precision: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device
 ) -> float:
     module = load_model(model).module
-    chosen, _ = choose_precision(device, precision, module)
+    chosen, _ = choose_precision(device, precision)
     return pixels_per_second(module, device, chosen)
 
 

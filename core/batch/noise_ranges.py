@@ -19,15 +19,13 @@ from ..inference.devices import Precision, choose_precision, resolve_devices
 from ..io.files import writing_failed
 from ..io.journal import RANGES_FOLDER
 from ..jobs.extract_noise import LocalSearcher, Search
-from ..models import MODELS, SEGMENTERS
-from ..models.weights import LoadedModel, load_model
+from ..models import ALL_NETWORKS
+from ..models.weights import LoadedModel
 from ..noise.micrograph import Draw, MicrographCounts, MicrographTask
 from ..noise.output import PARTS_FOLDER
 from .ranges import limit_bytes, load_same_model, move_files, read_notes, write_notes
 from .retry import RangesFailed, Workload, describe_failed, do_parts
 from .workers import Pool
-
-_NETWORKS = {**MODELS, **SEGMENTERS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,13 +124,13 @@ def search_range(work: SearchWork, device: str, threads: int | None) -> None:
 
 @functools.lru_cache(maxsize=2)
 def _at_hand(path: Path, sha256: str) -> LoadedModel:
-    return load_same_model(path, sha256, _NETWORKS)
+    return load_same_model(path, sha256, ALL_NETWORKS)
 
 
 def _choose(
     path: Path, requested: Literal["auto", "fp32", "bf16", "fp16"], device: str, threads: int | None
 ) -> tuple[Precision, str]:
-    return choose_precision(resolve_devices(device)[0], requested, load_model(path, _NETWORKS).module)
+    return choose_precision(resolve_devices(device)[0], requested)
 
 
 class PoolSearcher:

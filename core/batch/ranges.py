@@ -18,14 +18,13 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from ..config.denoise import DenoiseOptions
 from ..context.contexts import StackContexts, load_contexts
@@ -38,7 +37,7 @@ from ..inference.stream import ImageNote, StreamResult, n_safely_written
 from ..io.files import make_folder, rename_complete, writing_failed
 from ..io.journal import JOURNAL_NAME, RANGES_FOLDER, Journal, Undertaking
 from ..io.mrc import StackReader, StackWriter, WriterState
-from ..models import MODELS
+from ..models import MODELS, Networks
 from ..models.weights import LoadedModel, load_model
 
 # A range has at least so many bytes, however small the run: less is not worth the way to a worker.
@@ -203,9 +202,7 @@ def _contexts_at_hand(path: Path, written_ns: int) -> StackContexts:
     return load_contexts(path)
 
 
-def load_same_model(
-    path: Path, sha256: str, networks: Mapping[str, Callable[..., nn.Module]] = MODELS
-) -> LoadedModel:
+def load_same_model(path: Path, sha256: str, networks: Networks = MODELS) -> LoadedModel:
     """Load the model that the driver has seen; for a worker.
 
     Raises

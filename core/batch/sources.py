@@ -296,7 +296,10 @@ def _overlaps(items: Sequence[Item], sizes: Sequence[RunSize]) -> list[str]:
     outputs: dict[str, str] = {}
     for item, size in zip(items, sizes, strict=True):
         options = f"{item.job} {item.options.model_dump_json()}"
-        for path in map(os.path.realpath, size.inputs):
+        # outputs of one job may share stacks, and each gets a job of its own
+        is_output = item.host == "cryosparc" and item.origin is not None
+        inputs = [str(item.origin)] if is_output else [os.path.realpath(path) for path in size.inputs]
+        for path in inputs:
             other = readers.setdefault((path, options), item.name)
             if other != item.name:
                 problems.append(f"{item.name}: overlaps with {other}: both read {path}, for the same job.")

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from ..config.batch import EngineConfig
-from ..config.denoise import DenoiseOptions
-from ..config.denoise import CONTEXT_NAME
+from ..config.denoise import CONTEXT_NAME, DenoiseOptions
 from ..errors import ConfigurationError, HostError, missing_package
 from ..inference.devices import available_threads, resolve_devices
 from ..inference.engine import Choices, LocalDevices, Task

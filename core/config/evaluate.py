@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from ..errors import ConfigurationError
+from ..registry import Registry
 from .base import Section, option
 from .load import read_yaml, validate
 
@@ -17,6 +18,7 @@ IMAGE_METRICS = (
     "correlation",
     "mse",
     "mae",
+    "rmse",
     "pmse",
     "nmse",
     "affine_nmse",
@@ -26,7 +28,11 @@ IMAGE_METRICS = (
     "affine_ssim",
     "ssim_uniform",
 )
-"""Figures of an image against its clean reference, in the order of the report."""
+"""Figures of an image against its clean reference that are cryohush's own, in the order of the report."""
+
+METRICS: Registry[Any] = Registry("metric", {}, "cryohush.metrics")
+"""Those of other packages: functions of images and reference `(n, y, x)`, and of a mask `(y, x)` or None,
+that return `(n,)`."""
 
 BASELINES = (
     "mean",
@@ -53,7 +59,8 @@ def _known(names: Sequence[str], valid: Sequence[str], what: str) -> None:
 
 
 def _metrics(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    _known(names or (), IMAGE_METRICS, "metric")
+    others = [name for name in names or () if name not in METRICS]
+    _known(others, IMAGE_METRICS, "metric")
     return names
 
 

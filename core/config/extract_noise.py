@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
 from ..errors import ConfigurationError
+from ..registry import Registry
 from .base import Section, option
 from .denoise import Precision, Protein
 
@@ -16,7 +17,16 @@ DEFAULT_WINDOW_PX = 320
 
 DEFAULT_COARSE_PIXEL_ANGSTROM = 4.0
 
-Method = Literal["similarity", "segmentation"]
+METHODS: Registry[Any] = Registry(
+    "noise finder",
+    {
+        "segmentation": "cryohush.core.noise.finders:SEGMENTATION",
+        "similarity": "cryohush.core.noise.finders:SIMILARITY",
+    },
+    "cryohush.noise_finders",
+)
+"""Ways to find noise, each a `noise.finders.NoiseFinder`."""
+
 Normalisation = Literal["none", "zscore", "whiten"]
 
 
@@ -26,10 +36,10 @@ class ExtractNoiseOptions(Section):
     Blocks are judged by `noise.patches.BlockLimits` and `noise.energy`.
     """
 
-    method: Method = option(
+    method: str = option(
         "segmentation",
         "segmentation: where a network sees neither particles nor contamination; similarity: where all parts "
-        "of the denoised micrograph look alike",
+        "of the denoised micrograph look alike; or another package's",
         metavar="NAME",
     )
     window_px: int | None = option(None, "side of a block, pixels", metavar="N", shown="320", ge=16)
@@ -58,6 +68,12 @@ class ExtractNoiseOptions(Section):
     )
     similarity_threshold: float = option(
         0.7, "similarity: SSIM that each two parts of a window must exceed", metavar="S", ge=-1, lt=1
+    )
+    ssim: Literal["windows", "parts"] = option(
+        "windows",
+        "similarity: pixels that SSIM takes means and variances of: small windows, or the whole parts, as "
+        "published, which needs coarse_pixel_angstrom 0",
+        metavar="OF",
     )
     coarse_pixel_angstrom: float | None = option(
         None,
@@ -141,6 +157,13 @@ class ExtractNoiseOptions(Section):
         shown="stop at the first",
     )
 
+    @field_validator("method")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(METHODS.expected(value).rstrip("."))
+        return value
+
     @field_validator("local_patches")
     @classmethod
     def _square(cls, value: int) -> int:
@@ -149,16 +172,17 @@ class ExtractNoiseOptions(Section):
         return value
 
     @model_validator(mode="after")
+    def _as_published(self) -> ExtractNoiseOptions:
+        if self.ssim == "parts" and self.coarse_pixel_angstrom != 0:
+            raise ValueError("ssim: of whole parts it needs coarse_pixel_angstrom 0, as it was published")
+        return self
+
+    @model_validator(mode="after")
     def _one_unit(self) -> ExtractNoiseOptions:
         for name in ("window", "stride"):
             if getattr(self, f"{name}_px") is not None and getattr(self, f"{name}_angstrom") is not None:
                 raise ValueError(f"{name}_px and {name}_angstrom exclude each other: leave one of them out")
         return self
-
-    @property
-    def model_name(self) -> str:
-        """The model, or the method's own."""
-        return self.model or {"similarity": "general", "segmentation": "segmentation"}[self.method]
 
     def coarse_bin(self, pixel_size_angstrom: float | None, most: int) -> int:
         """How many pixels a side, at most `most`, become one before a micrograph is denoised."""

@@ -32,6 +32,6 @@ EXTRACT_NOISE_OPTIONS = (
     ("--protein", "protein", "SHADE", "dark or white", "dark"),
     ("--seed", "seed", "N", "of the draw under --max-per-micrograph", "1"),
     ("--device", "device", "DEVICE", "auto, cpu, or GPUs such as cuda:0,1", "auto"),
-    ("--precision", "precision", "FORMAT", "auto (measured), fp32, bf16 or fp16", "auto"),
+    ("--precision", "precision", "FORMAT", "auto (by the device), fp32, bf16 or fp16", "auto"),
     ("--threads", "threads", "N", "micrographs at once on the CPU", "all that this process may use"),
 )

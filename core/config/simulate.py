@@ -41,6 +41,23 @@ class StructureConfig(Section):
     """One structure, or a series of conformations."""
 
     path: Path = Field(description="PDB or mmCIF file, or a map (`.mrc`, `.map`, gzipped or not).")
+    model: Path | None = Field(
+        default=None,
+        description=(
+            "Of a map: the atomic model fitted into it. Noisy images then show the map with its structural "
+            "noise, the others what `imaging.maps.clean_map` leaves of it within the model."
+        ),
+    )
+    resolution_angstrom: _Positive | None = Field(
+        default=None, description="Of a map with a `model`: what is finer is left out of all images."
+    )
+    amplitudes: Literal["map", "model"] = Field(
+        default="map",
+        description=(
+            "Of a map with a `model`: whether the cleaned map is the masked `map`, or the `model`'s "
+            "potential with the map's power in each shell."
+        ),
+    )
     to: Path | None = Field(
         default=None, description="A second conformation of the same atoms: with `path` the ends of a series."
     )
@@ -70,6 +87,8 @@ class StructureConfig(Section):
     def _series(self) -> StructureConfig:
         if self.to is None and "intermediates" in self.model_fields_set:
             raise ValueError("intermediates need a second conformation: set `to`")
+        if (self.model is None) != (self.resolution_angstrom is None):
+            raise ValueError("model and resolution_angstrom belong together: give both, or neither")
         return self
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -70,6 +70,17 @@ class SimulationConfig(Section):
             "the simulated noise and of the uneven ice."
         ),
     )
+    maps: Path | None = Field(
+        default=None,
+        description=(
+            "Folder of maps named like the structures that are fitted into them. Noisy images then show the "
+            "map, with its structural noise, and clean ones what `imaging.maps.clean_map` leaves of it "
+            "within the model. A structure without a map is used alone."
+        ),
+    )
+    map_resolution_angstrom: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Of the maps: what is finer is left out."
+    )
     box_px: int = Field(default=128, ge=32, multiple_of=2, description="Side of the projections.")
     other_boxes_px: tuple[int, ...] = Field(
         default=(),
@@ -97,6 +108,8 @@ class SimulationConfig(Section):
     def _check_ctf(self) -> SimulationConfig:
         if not self.ctf_tables and self.imaging.no_ctf_probability < 1:
             raise ValueError("data.ctf_tables is needed unless data.imaging.no_ctf_probability is 1")
+        if (self.maps is None) != (self.map_resolution_angstrom is None):
+            raise ValueError("data.maps and data.map_resolution_angstrom belong together")
         return self
 
 
@@ -146,7 +159,7 @@ class StoredSection(Section):
 
 
 class PairsConfig(StoredSection):
-    """Pairs of images on disk, row by row the same particles, or single noisy images."""
+    """Pairs of images on disk, whose rows are paired as `io.same_rows` does, or single noisy images."""
 
     noisy: Path = Field(
         description=(
@@ -181,6 +194,34 @@ class PairsConfig(StoredSection):
             "larger by the square of the inverse."
         ),
     )
+
+    box_px: int | None = Field(
+        default=None,
+        ge=32,
+        description=(
+            "Cut boxes of this side from the sums of even and of odd frames that `noisy`, a table of "
+            "micrographs, names (rlnMicrographNameEven, rlnMicrographNameOdd of RELION 4 and 5): the two of "
+            "them are the pair."
+        ),
+    )
+    coordinates: Path | None = Field(
+        default=None,
+        description=(
+            "With `box_px`: a STAR file with micrographs and coordinates of the particles to cut out. None "
+            "takes boxes at random, to train for whole micrographs."
+        ),
+    )
+    boxes_per_micrograph: int = Field(
+        default=64, ge=1, description="With `box_px` and without coordinates: boxes at random."
+    )
+
+    @model_validator(mode="after")
+    def _check_boxes(self) -> PairsConfig:
+        if self.box_px is None and self.coordinates is not None:
+            raise ValueError("coordinates need box_px, the side of the boxes to cut")
+        if self.box_px is not None and (self.target is not None or self.half_set is not None):
+            raise ValueError("box_px makes the pairs from noisy alone: leave target and half_set out")
+        return self
 
     @model_validator(mode="after")
     def _check_clean(self) -> PairsConfig:
@@ -223,10 +264,13 @@ class ReferenceConfig(StoredSection):
         return self
 
 
+PixelLoss = Literal["l1", "l2", "l1_sum", "l2_sum", "mean_grey_value", "coarse_l1"]
+
+
 class LossConfig(Section):
     """Weighted sum of losses between estimate and target."""
 
-    pixel: dict[Literal["l1", "l2", "mean_grey_value", "coarse_l1"], float] = Field(
+    pixel: dict[PixelLoss, float] = Field(
         default={"l2": 1.0}, description="Weights of the losses of `cryohush.core.losses.pixel`."
     )
     snr_weighted: bool = Field(
@@ -240,7 +284,7 @@ class LossConfig(Section):
         default=0.0, ge=0, description="Weight of the squared difference of features; 0 leaves it out."
     )
     features: str = Field(
-        default="general",
+        default="general-1",
         description=(
             "Whose: a shipped model or weights file of a `shuffle_unet`, or the ImageNet weights "
             "of VGG-19: a file named `vgg19*`, or `vgg19` to download them once (548 MB)."
@@ -268,7 +312,14 @@ class AdversarialConfig(Section):
             "(`coarse_l1` is meant for it)."
         ),
     )
-    weight: float = Field(default=1.0, gt=0, description="Of the adversarial loss beside those of `loss`.")
+    weight: float = Field(
+        default=1.0,
+        ge=0,
+        description=(
+            "Of the adversarial loss beside those of `loss`; 0 trains the network as often without it: a "
+            "control."
+        ),
+    )
     score: Literal["alpha_beta", "wasserstein"] = Field(
         default="alpha_beta",
         description="`alpha_beta` (cross entropy is 0, 0; squared error 1, 1) or `wasserstein`.",
@@ -301,12 +352,22 @@ class DiffusionConfig(Section):
     )
 
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimisationConfig(Section):
     """AdamW with linear warm-up and cosine decay, and an exponential moving average of the weights."""
 
     steps: int = Field(gt=0)
     batch_size: int = Field(32, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
+    betas: tuple[_Decay, _Decay] | None = Field(
+        default=None,
+        description=(
+            "Of Adam: decay of the moving means of gradient and squared gradient. None is 0.9 and 0.99, or "
+            "in an adversarial run, where they are the critic's as well, 0.5 and 0.9."
+        ),
+    )
     warmup_steps: int = Field(200, ge=0)
     weight_decay: float = Field(1e-4, ge=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)

@@ -355,6 +355,28 @@ def _fit(
     )
 
 
+def read_sample(
+    particles: ParticleSet, contexts: StackContexts | None, dark_stacks: frozenset[int], most_images: int
+) -> tuple[Tensor, CtfParameters | None] | None:
+    """Images `(n, y, x)`, protein white, and CTFs of the largest group of a set; None if it has no images.
+
+    With `contexts` the largest of those that have one. It is a fixed function of the table.
+    """
+    groups = _groups(particles)
+    if contexts is not None:
+        groups = {name: rows for name, rows in groups.items() if name in contexts.names}
+    if not groups:
+        return None
+    name = max(groups, key=lambda one: len(groups[one]))
+    rows = groups[name]
+    if len(rows) > most_images:
+        rows = np.sort(np.random.default_rng(_SEED).choice(rows, most_images, replace=False))
+    rows, images = _read(particles, rows, dark_stacks)
+    if contexts is None or contexts.contexts[contexts.names.index(name)].group_optics is None:
+        return images, None
+    return images, ctf_parameters_of(particles)[torch.from_numpy(rows)]
+
+
 def _differ(optics: CtfParameters) -> bool:
     for name in _COMMON:
         values = getattr(optics, name)

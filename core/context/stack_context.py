@@ -225,7 +225,8 @@ def fit_context(
         )
     working = min(box, WORKING_BOX_PX)
     ratio = working / box
-    small = torch.cat([fourier_resample(block, working) for block in images.float().split(256)])
+    blocks = images.float().split(256)  # type: ignore[no-untyped-call]
+    small = torch.cat([fourier_resample(block, working) for block in blocks])
     power = background_power(small, radius_px * ratio)
     nyquist = working // 2
     noise = float(power[int(_NOISE_RINGS[0] * nyquist) : int(_NOISE_RINGS[1] * nyquist)].median())
@@ -253,7 +254,7 @@ def _signal_power(
     """`(rings,)` power without CTF, by least squares over the images: power = CTF² signal + noise."""
     shape = (images.shape[-2], images.shape[-1])
     top = bottom = torch.zeros(())
-    for members in torch.arange(len(images)).split(256):
+    for members in torch.arange(len(images)).split(256):  # type: ignore[no-untyped-call]
         power = torch.fft.rfft2(images[members], norm="ortho").abs().square()
         if optics is None:
             squared = torch.ones_like(power)

@@ -19,7 +19,7 @@ from ..imaging.rings import hermitian_weight, ring_index
 from ..metrics import image as image_figures
 from ..metrics.fourier import ring_frequencies, ring_products
 from ..metrics.independent import Score, align_twin, bootstrap_score, independent_correlation
-from .image_rows import ImageRows, batches, require_same_rows
+from .image_rows import ImageRows, batches, bring_together
 
 DENOISED, RAW = "denoised", "raw"
 FINE = "correlation_fine"
@@ -44,6 +44,8 @@ class Sources:
     groups
         `(n,)` the part of the data that each row belongs to when a standard error is found: its micrograph,
         or without micrographs the row itself, several to a part when there are more than `MOST_GROUPS`.
+    notes
+        How rows were paired, for the user.
     """
 
     denoised: ImageRows
@@ -52,6 +54,7 @@ class Sources:
     raw: ImageRows | None
     micrographs: list[str] | None
     groups: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, config: EvaluateConfig) -> Sources:
@@ -68,10 +71,13 @@ class Sources:
         reference, twin, raw = (
             None if path is None else ImageRows(path) for path in (config.reference, config.twin, config.raw)
         )
-        present = [rows for rows in (reference, twin, raw) if rows is not None]
-        require_same_rows(denoised, present)
-        if denoised.path in [rows.path for rows in present if rows is not raw]:
+        if denoised.path in [rows.path for rows in (reference, twin) if rows is not None]:
             raise InputError("compared with itself.", path=denoised.path, remedy="Give other images.")
+        given = {"reference": reference, "twin": twin, "raw": raw}
+        names = [name for name, rows in given.items() if rows is not None]
+        (denoised, *present), notes = bring_together(denoised, [rows for rows in given.values() if rows])
+        given |= dict(zip(names, present, strict=True))
+        reference, twin, raw = given["reference"], given["twin"], given["raw"]
         micrographs = next(filter(None, (rows.micrographs() for rows in (denoised, *present))), None)
         if micrographs is None and config.align_twin:
             raise InputError(
@@ -82,7 +88,7 @@ class Sources:
             groups = np.arange(len(denoised))
         else:
             groups = np.unique(np.asarray(micrographs), return_inverse=True)[1].reshape(-1)
-        return cls(denoised, reference, twin, raw, micrographs, groups % MOST_GROUPS)
+        return cls(denoised, reference, twin, raw, micrographs, groups % MOST_GROUPS, tuple(notes))
 
     @property
     def pixel_size_angstrom(self) -> float | None:
@@ -307,13 +313,7 @@ def _image_figures(
         span = image_figures.grey_value_span(clean)
     else:
         span = config.data_range
-    plain = [name for name in names if name != "ssim_uniform"]
-    found = image_figures.image_metrics(images, clean, plain, data_range=span, mask=mask) if plain else {}
-    if "ssim_uniform" in names:
-        found["ssim_uniform"] = image_figures.structural_similarity(
-            images, clean, span, window="uniform", mask=mask
-        )
-    return {name: found[name] for name in names}
+    return image_figures.image_metrics(images, clean, names, data_range=span, mask=mask)
 
 
 def _against_twin(

@@ -1,7 +1,8 @@
-"""Images of tables and stacks, row by row: what is compared belongs together by its place in the tables."""
+"""Images of tables and stacks, row by row; what is compared is brought into one order."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ..inference.plan import ImageSet, read_images
 from ..io.cs import CsTable
 from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader
+from ..io.same_rows import match_rows
 from ..io.star import read_tables, unquote
 
 _MICROGRAPH, _MICROGRAPH_UID = "rlnMicrographName", "location/micrograph_uid"
@@ -28,12 +30,17 @@ class ImageRows:
     path
         `.star`, `.cs`, `.mrcs` or `.mrc`; particles or micrographs.
 
+    rows
+        Which of its rows, in which order; None is all as they are.
+
     Attributes
     ----------
     path
         The file.
     table
         What it lists.
+    rows
+        `(n,)` 0-based row of the table that each of these rows is.
     shape
         `(y, x)` of all images.
     pixel_size_angstrom
@@ -48,6 +55,7 @@ class ImageRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.table: ImageSet = read_images(path)
+        self.rows: NDArray[np.intp] = np.arange(len(self.table))
         shapes = {shape[-2:] for shape in self.table.check_images()}
         if len(shapes) != 1:
             sizes = ", ".join(f"{x} x {y} px" for y, x in sorted(shapes))
@@ -73,7 +81,13 @@ class ImageRows:
             self._index, self._dark_stacks = self.table.image, self.table.dark_stacks
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.rows)
+
+    def select(self, rows: NDArray[np.intp]) -> ImageRows:
+        """Return the same images, of these rows only and in this order."""
+        selected = copy.copy(self)
+        selected.rows = self.rows[rows]
+        return selected
 
     @property
     def kind(self) -> str:
@@ -90,6 +104,7 @@ class ImageRows:
         ImageError
             If a pixel is NaN or infinite.
         """
+        rows = self.rows[rows]
         images = np.empty((len(rows), *self.shape), dtype=np.float32)
         stacks = self.table.stack[rows]
         for stack in np.unique(stacks).tolist():
@@ -112,6 +127,7 @@ class ImageRows:
 
     def titles(self, rows: NDArray[np.int64]) -> list[str]:
         """Return number and stack of each image, or the name of the micrograph."""
+        rows = self.rows[rows]
         names = [self.table.stacks[stack].name for stack in self.table.stack[rows].tolist()]
         if isinstance(self.table, MicrographSet):
             return names
@@ -128,18 +144,19 @@ class ImageRows:
         if self.table.has_table and self.path.suffix.lower() == ".cs":
             cs = CsTable(self.path)
             if label in cs.fields:
-                return [str(value) for value in cs.column(label)]
+                return [str(value) for value in cs.column(label)[self.rows]]
         elif self.table.has_table:
             for table in read_tables(self.path):
                 if label in table.labels and table.name != "optics":
                     place = table.labels.index(label)
-                    return [unquote(tokens[place]) for _, _, tokens in table.rows() if tokens]
+                    values = [unquote(tokens[place]) for _, _, tokens in table.rows() if tokens]
+                    return [values[row] for row in self.rows.tolist()]
         raise InputError(f"there is no column {label}.", path=self.path)
 
     def micrographs(self) -> list[str] | None:
         """Return the micrograph of each row; None where nothing says it."""
         if isinstance(self.table, MicrographSet):
-            return [self.table.stack_names[stack] for stack in self.table.stack.tolist()]
+            return [self.table.stack_names[stack] for stack in self.table.stack[self.rows].tolist()]
         for label in (_MICROGRAPH, _MICROGRAPH_UID):
             try:
                 return self.column(label)
@@ -148,22 +165,51 @@ class ImageRows:
         return None
 
 
-def require_same_rows(first: ImageRows, others: Sequence[ImageRows]) -> None:
-    """Refuse tables that cannot go together row by row.
+def bring_together(first: ImageRows, others: Sequence[ImageRows]) -> tuple[list[ImageRows], list[str]]:
+    """Bring tables into the order of the first, with the rows that all of them have.
+
+    Returns
+    -------
+    list of ImageRows
+        The first and the others.
+    list of str
+        What to tell the user of it.
 
     Raises
     ------
     InputError
-        When their lengths, image sizes or pixel sizes differ; names both files.
+        When image sizes or pixel sizes differ, or rows do not belong together (`io.same_rows`); names both
+        files.
     """
+    _require_same_size(first, others)
+    partners = np.full((len(others), len(first)), -1, dtype=np.intp)
+    notes = []
+    for number, other in enumerate(others):
+        found = match_rows(first.table, other.table)
+        partners[number, found.first] = found.other
+        notes.append(f"{other.path}: {found.note}")
+    common = np.flatnonzero((partners >= 0).all(axis=0))
+    if not len(common):
+        raise InputError(
+            f"the {len(others)} other tables have no row in common.",
+            path=first.path,
+            remedy="Give tables of the same images.",
+        )
+    if len(common) < len(first):
+        notes.append(f"{len(common)} of {len(first)} rows of {first.path} are compared")
+    selected = [other.select(rows[common]) for other, rows in zip(others, partners, strict=True)]
+    return [first.select(common), *selected], notes
+
+
+def _require_same_size(first: ImageRows, others: Sequence[ImageRows]) -> None:
     for other in others:
-        for one, two in (f"{len(first)} rows", f"{len(other)} rows"), (_size(first), _size(other)):
-            if one != two:
-                raise InputError(
-                    f"{two}, but {first.path} has {one}.",
-                    path=other.path,
-                    remedy="Both have to list the same images in the same order.",
-                )
+        one, two = _size(first), _size(other)
+        if one != two:
+            raise InputError(
+                f"{two}, but {first.path} has {one}.",
+                path=other.path,
+                remedy="Both have to list the same images.",
+            )
         sizes = first.pixel_size_angstrom, other.pixel_size_angstrom
         # headers and tables round a pixel size differently
         if None not in sizes and abs(sizes[0] / sizes[1] - 1) > 1e-3:  # type: ignore[operator]

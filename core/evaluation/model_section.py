@@ -29,7 +29,7 @@ def model_figures(name: str, sources: Sources | None, n_noise: int, device: str,
     """What a model makes of pure noise; with raw and clean images also of a structure that is known."""
     model = load_model(name)
     where = resolve_devices(device)[0]
-    precision, _ = choose_precision(where, "auto", model.module)
+    precision, _ = choose_precision(where, "auto")
     denoiser = Denoiser(model.module, where, precision)
 
     def denoise(images: Tensor) -> Tensor:

@@ -150,8 +150,9 @@ def pose_accuracy(section: PoseSection, sources: Sources, check: Check) -> Found
     particles = sources.denoised.table
     if not isinstance(particles, ParticleSet) or pixel_size is None:
         raise InputError("poses need a table of particles with a pixel size.", path=sources.denoised.path)
-    chosen = torch.from_numpy(sample_rows(len(particles), section.images))
-    table = poses_of(particles)[chosen]
+    chosen = torch.from_numpy(sample_rows(len(sources.denoised), section.images))
+    rows_of_table = torch.from_numpy(sources.denoised.rows)[chosen]
+    table = poses_of(particles)[rows_of_table]
     true = Poses(table.rotations, table.shifts_angstrom / pixel_size, torch.ones(len(chosen)))
     density = resampled(read_map(section.map), pixel_size, box)
     shifts = section.shift_px
@@ -160,7 +161,9 @@ def pose_accuracy(section: PoseSection, sources: Sources, check: Check) -> Found
     matcher = PoseMatcher(density.volume, grid, finest_ring=finest)
     transfer = None
     if section.apply_ctf:
-        transfer = ctf(ctf_parameters_of(particles)[chosen], torch.full((len(chosen),), pixel_size), box)
+        transfer = ctf(
+            ctf_parameters_of(particles)[rows_of_table], torch.full((len(chosen),), pixel_size), box
+        )
     symmetry = symmetry_operators(section.symmetry)
     numbers: dict[str, Any] = {"images": len(chosen), "symmetry": section.symmetry, "order": section.order}
     angles, rows = {}, []

@@ -22,6 +22,9 @@ _STREAK_CLIP = 3.0
 _STREAK_NEIGHBOURS_PX = 16
 _STREAK_LEAST_SHARE = 0.1
 
+LARGEST_CONSTANT_SHARE = 0.4
+"""With more squares of a micrograph constant, the noise that `noise_statistics` measures is not the noise."""
+
 
 def background_level(image: Tensor) -> Tensor:
     """The level of the ice in an image `(y, x)`, undisturbed by particles and contamination.

@@ -77,7 +77,7 @@ def read_structure(path: Path | str, assembly: str | None = None) -> Structure:
     ----------
     assembly
         The biological assembly to build, by the file's name for it, usually "1"; None takes the atoms as they
-        are deposited. `assembly_names` lists them.
+        are deposited.
 
     Raises
     ------
@@ -110,17 +110,6 @@ def read_structure(path: Path | str, assembly: str | None = None) -> Structure:
     x, y, z = centroid.tolist()
     radius = float(np.linalg.norm(positions, axis=1).max())
     return Structure(path.name.split(".")[0], model, radius, len(positions), (x, y, z))
-
-
-def assembly_names(path: Path | str) -> list[str]:
-    """The biological assemblies that a PDB or mmCIF file describes, for `read_structure`.
-
-    Raises
-    ------
-    InputError
-        The file cannot be parsed.
-    """
-    return [assembly.name for assembly in _parse(Path(path)).assemblies]
 
 
 def _parse(path: Path) -> gemmi.Structure:

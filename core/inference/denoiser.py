@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ImageError
+from ..imaging.defects import Defects, fill_defects, find_defects
+from ..imaging.finer_grid import from_finer_grid, to_finer_grid, without_noise
 from ..imaging.normalise import default_radius_px, denormalise, normalise
 from ..imaging.rings import frequency_grid
+from ..models.base import DenoisingNetwork
 from .devices import DTYPES, Precision, download, prepare, run_network, upload
 
 EDGE_FOURIER_PX = 4
 """Width of the soft edge between denoised and raw coefficients, in Fourier pixels of the longer side."""
+
+MAX_NOISE_FREE_SHARE = 0.85
+"""With more of its area without noise, the noise of a particle image is unknown."""
+
+NOISE_FREE_REMARK = (
+    "an area has no noise (a mask, padding?): the network saw noise there; it stays as it was."
+)
+OUTLYING_REMARK = (
+    "outlying pixels (hot or dead ones, cosmic rays?): the network saw ordinary ones; they stay as they were."
+)
 
 # A background whose spread is below this share of its mean is constant but for rounding.
 _CONSTANT_SHARE = 1e-6
@@ -36,12 +49,12 @@ class Denoiser:
     """
 
     def __init__(
-        self, module: nn.Module, device: torch.device | str = "cpu", precision: Precision = "fp32"
+        self, module: DenoisingNetwork, device: torch.device | str = "cpu", precision: Precision = "fp32"
     ) -> None:
         self.device = torch.device(device)
         self.precision = precision
-        self.stride = int(module.stride)  # type: ignore[arg-type]
-        self.receptive_field_px = int(module.receptive_field_px)  # type: ignore[arg-type]
+        self.stride = module.stride
+        self.receptive_field_px = module.receptive_field_px
         self._network = prepare(module, self.device, precision)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # workers use the weights on streams of their own
@@ -61,7 +74,7 @@ class Denoiser:
         ImageError
             If an image holds NaN or Inf, or nothing but one value; names the first, counted from 1.
         """
-        denoised, problems = self.denoise(
+        denoised, problems, _ = self.denoise(
             images, radius_px=radius_px, blend=blend, keep_above_px=keep_above_px
         )
         for index, problem in problems.items():
@@ -77,8 +90,12 @@ class Denoiser:
         keep_above_px: float | None = None,
         protein_dark: bool = False,
         context: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[NDArray[np.float32], dict[int, str]]:
+        finer: int = 1,
+    ) -> tuple[NDArray[np.float32], dict[int, str], dict[int, str]]:
         """Denoise what can be denoised, and say what cannot.
+
+        Areas without noise and outlying pixels are filled for the network (`imaging.defects`), and what was
+        there is put back after it.
 
         Parameters
         ----------
@@ -96,6 +113,9 @@ class Denoiser:
         context
             Makes of `(n, y, x)` normalised images on the CPU, protein white, the further channels
             `(n, channels, y, x)` that a network with context sees; None is no context.
+        finer
+            How many times finer the grid is on which the network sees the images: pixels that are coarser
+            than those that it knows have to become smaller.
 
         Returns
         -------
@@ -103,13 +123,20 @@ class Denoiser:
             `(n, y, x)` float32 with the input's mean and spread of the background.
         problems
             0-based index of each image that cannot be denoised, and why; these are returned unchanged.
+        remarks
+            0-based index of each image of which a part was filled for the network, and why.
         """
         if radius_px is None:
             radius_px = default_radius_px((images.shape[-2], images.shape[-1]))
         with torch.inference_mode():
-            raw = upload(images, self.device)
+            original = raw = upload(images, self.device)
+            defects = find_defects(raw)
+            hopeless: dict[int, str] = {}
+            if defects is not None:
+                defects, hopeless = _without_hopeless(defects)
+                raw = fill_defects(raw, defects, radius_px)
             normalised, mean, std = normalise(raw, radius_px)
-            problems = _problems(raw, mean, std)
+            problems = hopeless | _problems(raw, mean, std)
             bad = torch.tensor(list(problems), dtype=torch.int64, device=self.device)
             if problems:
                 normalised[bad] = 0.0
@@ -121,7 +148,7 @@ class Denoiser:
                 if problems:
                     channels[bad] = 0.0
                 shown = torch.cat([shown, channels], 1)
-            denoised = self._mirrored_to_stride(shown)
+            denoised = self._on_finer_grid(shown, finer)
             if protein_dark:
                 denoised.neg_()
             denoised = denormalise(denoised, mean, std)
@@ -129,9 +156,11 @@ class Denoiser:
                 denoised = torch.lerp(denoised, raw, blend)
             if keep_above_px is not None:
                 denoised = keep_above(denoised, raw, keep_above_px)
+            if defects is not None:
+                denoised = torch.where(defects.anywhere, original, denoised)
             if problems:
-                denoised[bad] = raw[bad]
-            return download(denoised), problems
+                denoised[bad] = original[bad]
+            return download(denoised), problems, remarks_on(defects, without=problems)
 
     def run(self, images: Tensor) -> Tensor:
         """`(n, y, x)` on the normalised scale through the network; y and x are multiples of `stride`.
@@ -139,6 +168,19 @@ class Denoiser:
         Or `(n, channels, y, x)`, the image and its context.
         """
         return self._in_memory(images[:, None] if images.ndim == 3 else images)[:, 0]
+
+    def _on_finer_grid(self, images: Tensor, factor: int) -> Tensor:
+        """Run `(n, channels, y, x)`, the image first, through the network on a grid finer by `factor`."""
+        if factor == 1:
+            return self._mirrored_to_stride(images)
+        at_once = max(1, len(images) // factor**2)  # as many pixels as without
+        parts = []
+        for first in range(0, len(images), at_once):
+            some = images[first : first + at_once]
+            fine = to_finer_grid(some[:, 0], factor)[:, None]
+            fine = torch.cat([fine, without_noise(some[:, 1:], factor)], 1)
+            parts.append(from_finer_grid(self._mirrored_to_stride(fine), factor))
+        return torch.cat(parts)
 
     def _mirrored_to_stride(self, images: Tensor) -> Tensor:
         """`(n, channels, y, x)` to `(n, y, x)`; borders are mirrored to a size that the network takes."""
@@ -159,6 +201,29 @@ class Denoiser:
                 raise
         torch.cuda.empty_cache()
         return torch.cat([self._in_memory(half) for half in images.chunk(2)])
+
+
+def remarks_on(defects: Defects | None, without: Collection[int] = ()) -> dict[int, str]:
+    """Return what is to be said of each image with defects, by index, but of those in `without`."""
+    if defects is None:
+        return {}
+    remarks: dict[int, str] = {}
+    for text, parts in ((NOISE_FREE_REMARK, defects.noise_free), (OUTLYING_REMARK, defects.outlying)):
+        for index in torch.nonzero(parts.flatten(1).any(1))[:, 0].tolist():
+            remarks[index] = f"{remarks[index]} {text}" if index in remarks else text
+    return {index: text for index, text in sorted(remarks.items()) if index not in without}
+
+
+def _without_hopeless(defects: Defects) -> tuple[Defects, dict[int, str]]:
+    """Leave out images of which too little has noise; return also, by index, what is to be said of them."""
+    share = defects.noise_free.float().mean((1, 2))
+    hopeless = share > MAX_NOISE_FREE_SHARE
+    problems = {
+        index: f"only {100 * (1 - float(share[index])):.0f} % of it has noise: too little to measure."
+        for index in torch.nonzero(hopeless)[:, 0].tolist()
+    }
+    keep = ~hopeless[:, None, None]
+    return Defects(defects.noise_free & keep, defects.outlying & keep), problems
 
 
 def _problems(raw: Tensor, mean: Tensor, std: Tensor) -> dict[int, str]:

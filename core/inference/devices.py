@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError, DeviceError
+from ..models.base import DenoisingNetwork
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {
@@ -29,8 +31,8 @@ DTYPES: dict[Precision, torch.dtype] = {
 CPU_BATCH_PX = 2**18
 # Pixels at once beyond which a GPU gets no faster.
 GPU_BATCH_PX = 2**24
-# A lower precision must be this much faster before `auto` takes it: less is not worth the rounding.
-WORTHWHILE_GAIN = 1.15
+# Instructions that multiply in bf16: of x86 processors and of ARM's.
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def resolve_devices(text: str) -> list[torch.device]:
@@ -85,12 +87,13 @@ def prepare(module: nn.Module, device: torch.device, precision: Precision) -> nn
 
 
 def choose_precision(
-    device: torch.device, requested: Literal["auto", "fp32", "bf16", "fp16"], module: nn.Module
+    device: torch.device, requested: Literal["auto", "fp32", "bf16", "fp16"]
 ) -> tuple[Precision, str]:
-    """Return the number format to run `module` in on `device`, and why.
+    """Return the number format to run a network in on `device`, and why.
 
-    `auto` times the network itself in float32 and in the device's 16-bit format (bf16 where there is one: it
-    has float32's range), on one thread where the device is the CPU.
+    `auto` takes what the device computes natively, by its flags and not by a stopwatch, so that a machine
+    gives the same result under any load: bf16 (it has float32's range) on GPUs from compute capability
+    8.0 and on CPUs with instructions for it, fp16 on GPUs with tensor cores (7.0), else float32.
 
     Raises
     ------
@@ -98,8 +101,9 @@ def choose_precision(
         If the format is asked for and the device cannot calculate in it.
     """
     on_gpu = device.type == "cuda"
+    capability = torch.cuda.get_device_capability(device) if on_gpu else (0, 0)
     # Ampere is the first generation that calculates in bf16; older ones emulate it, slowly.
-    has_bf16 = not on_gpu or torch.cuda.get_device_capability(device) >= (8, 0)
+    has_bf16 = not on_gpu or capability >= (8, 0)
     if requested == "fp16" and not on_gpu:
         raise DeviceError("precision fp16 needs a GPU. Choose auto, bf16 or fp32 on the CPU.")
     if requested == "bf16" and not has_bf16:
@@ -108,21 +112,32 @@ def choose_precision(
         )
     if requested != "auto":
         return requested, "as asked for"
-    lower: Precision = "bf16" if has_bf16 else "fp16"
-    seconds_lower = _seconds_per_batch(module, device, lower)
-    gain = _seconds_per_batch(module, device, "fp32") / seconds_lower
-    return (
-        lower if gain >= WORTHWHILE_GAIN else "fp32"
-    ), f"{lower} measured {gain:.1f} times as fast as fp32"
+    if on_gpu:
+        precision: Precision = "bf16" if has_bf16 else "fp16" if capability >= (7, 0) else "fp32"
+        return precision, f"a GPU of compute capability {capability[0]}.{capability[1]}"
+    native = sorted(_BF16_FLAGS & cpu_flags())
+    if native:
+        return "bf16", f"the processor has {', '.join(native)}"
+    return "fp32", "the processor has no instructions for bf16"
 
 
-def pixels_per_second(module: nn.Module, device: torch.device, precision: Precision) -> float:
+def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Names of the instruction sets of this processor, as Linux lists them; empty elsewhere."""
+    try:
+        text = file.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return frozenset()
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return frozenset(found[1].split()) if found else frozenset()
+
+
+def pixels_per_second(module: DenoisingNetwork, device: torch.device, precision: Precision) -> float:
     """Return about how many pixels a GPU, or one thread of the CPU, takes through `module` in a second."""
     pixels = (4 if device.type == "cpu" else 128) * _multiple(128, module) ** 2
     return pixels / _seconds_per_batch(module, device, precision)
 
 
-def _seconds_per_batch(module: nn.Module, device: torch.device, precision: Precision) -> float:
+def _seconds_per_batch(module: DenoisingNetwork, device: torch.device, precision: Precision) -> float:
     """Shortest of a few runs over a small batch."""
     side = _multiple(128, module)
     images = torch.randn(4 if device.type == "cpu" else 128, 1, side, side, device=device)
@@ -144,9 +159,8 @@ def _seconds_per_batch(module: nn.Module, device: torch.device, precision: Preci
     return best
 
 
-def _multiple(side: int, module: nn.Module) -> int:
-    stride = int(module.stride)  # type: ignore[arg-type]
-    return -(-side // stride) * stride
+def _multiple(side: int, module: DenoisingNetwork) -> int:
+    return -(-side // module.stride) * module.stride
 
 
 def run_network(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -174,7 +188,7 @@ def download(images: Tensor) -> NDArray[np.float32]:
 
 
 def choose_batch_size(
-    device: torch.device, precision: Precision, module: nn.Module, shape: tuple[int, int]
+    device: torch.device, precision: Precision, module: DenoisingNetwork, shape: tuple[int, int]
 ) -> int:
     """Return how many images of `shape` `(y, x)` to take through `module` at once.
 

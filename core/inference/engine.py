@@ -140,7 +140,7 @@ class LocalDevices:
     ) -> tuple[Choices, str]:
         """Return the precision and the batch sizes that suit all the devices, and why this precision."""
         kinds = {_kind(device): device for device in self._devices}
-        chosen = [choose_precision(device, options.precision, model.module) for device in kinds.values()]
+        chosen = [choose_precision(device, options.precision) for device in kinds.values()]
         precision, reason = chosen[0]
         if len({name for name, _ in chosen}) > 1:
             precision, reason = "fp32", f"no other suits all of {', '.join(kinds)}"
@@ -256,7 +256,7 @@ def on_device(worker: Worker, device: torch.device) -> Worker:
 
 def tiling(model: LoadedModel, shape: tuple[int, int]) -> Tiling:
     """Return how a micrograph of `shape` `(y, x)` goes through the model."""
-    return plan_tiles(shape, int(model.module.stride), int(model.module.receptive_field_px))  # type: ignore[arg-type]
+    return plan_tiles(shape, model.module.stride, model.module.receptive_field_px)
 
 
 def _kind(device: torch.device) -> str:

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..imaging.background import NoiseStatistics, background_level, noise_statistics
+from ..imaging.defects import Defects, fill_defects, find_defects
 from ..imaging.filters import gaussian_filter
-from .denoiser import Denoiser, keep_above
+from ..imaging.finer_grid import from_finer_grid, to_finer_grid
+from .denoiser import Denoiser, keep_above, remarks_on
 from .devices import download, upload
 from .tiling import TILE_PX, plan_tiles, run_in_tiles
 
@@ -28,8 +30,8 @@ off before it, without the noise, and put back after it.
 """
 # Local means are Gaussian ones with a standard deviation of so many pixels.
 _LOCAL_PX = 4
-# With more of it constant, the noise that is measured is not the noise.
-LARGEST_CONSTANT_SHARE = 0.4
+# With more of its area without noise, the noise that is measured is not the noise.
+MAX_NOISE_FREE_SHARE = 0.6
 # A spread below this share of the mean is rounding.
 _CONSTANT_SPREAD = 1e-6
 
@@ -63,7 +65,12 @@ class MicrographDenoiser:
         self._denoiser, self._at_once, self._executor, self._tile_px = denoiser, at_once, executor, tile_px
 
     def denoise(
-        self, image: NDArray[np.float32], *, blend: float = 0.0, keep_above_px: float | None = None
+        self,
+        image: NDArray[np.float32],
+        *,
+        blend: float = 0.0,
+        keep_above_px: float | None = None,
+        finer: int = 1,
     ) -> tuple[NDArray[np.float32], str | None, str | None]:
         """Denoise a micrograph.
 
@@ -71,7 +78,7 @@ class MicrographDenoiser:
         ----------
         image
             `(y, x)`, any size, protein white.
-        blend, keep_above_px
+        blend, keep_above_px, finer
             As in `Denoiser.denoise`.
 
         Returns
@@ -84,28 +91,36 @@ class MicrographDenoiser:
             What is conspicuous about it.
         """
         with torch.inference_mode():
-            raw = upload(image, self._denoiser.device)
-            mean = raw.mean()
-            if not torch.isfinite(mean):
+            original = raw = upload(image, self._denoiser.device)
+            if not torch.isfinite(raw.mean()):
                 return image, _why_not_finite(raw), None
+            defects = find_defects(raw[None])
+            if defects is not None:
+                if defects.noise_free.float().mean() > MAX_NOISE_FREE_SHARE:
+                    return image, _why_constant(raw), None
+                raw = fill_defects(raw[None], defects)[0]
+            mean = raw.mean()
             centred = raw - mean
             level = background_level(centred)
             residual = centred - level
             noise = noise_statistics(residual, centred)
-            is_rounding = not noise.std > _CONSTANT_SPREAD * float(mean.abs())
-            if is_rounding or noise.constant_share > LARGEST_CONSTANT_SHARE:
+            if not noise.std > _CONSTANT_SPREAD * float(mean.abs()):  # what there is is rounding
                 return image, _why_constant(raw), None
             scaled = residual.div_(noise.std)
             excess = _excess(scaled)
-            denoised = self._network(scaled.sub_(excess)).add_(excess)
+            denoised = self._network(scaled.sub_(excess), finer).add_(excess)
             denoised = denoised.mul_(noise.std).add_(level).add_(mean)
             if blend:
                 denoised = torch.lerp(denoised, raw, blend)
             if keep_above_px is not None:
                 denoised = keep_above(denoised, raw, keep_above_px)
-            return download(denoised), None, _remark(noise)
+            if defects is not None:
+                denoised = torch.where(defects.anywhere[0], original, denoised)
+            return download(denoised), None, _remark(noise, defects)
 
-    def _network(self, image: Tensor) -> Tensor:
+    def _network(self, image: Tensor, finer: int) -> Tensor:
+        if finer > 1:
+            return from_finer_grid(self._network(to_finer_grid(image[None], finer)[0], 1)[None], finer)[0]
         stride, reach = self._denoiser.stride, self._denoiser.receptive_field_px
         tiling = plan_tiles((image.shape[0], image.shape[1]), stride, reach, self._tile_px)
         return run_in_tiles(image, tiling, self._denoiser.run, at_once=self._at_once, executor=self._executor)
@@ -134,13 +149,17 @@ def _why_constant(raw: Tensor) -> str:
     return "the micrograph is constant over about half of its area or more, so its noise is unknown."
 
 
-def _remark(noise: NoiseStatistics) -> str | None:
-    remarks = []
-    if noise.streak > STREAK:
-        remarks.append(
-            f"a row or column stands out by {noise.streak:.1f} standard deviations of the noise: "
-            "a wrong gain reference or a detector defect?"
-        )
+def _holds_a_line(pixels: Tensor) -> bool:
+    """Tell whether more than half of a row or column of bool `(y, x)` is true."""
+    return any(float(pixels.float().mean(dimension).max()) > 0.5 for dimension in (0, 1))
+
+
+def _remark(noise: NoiseStatistics, defects: Defects | None) -> str | None:
+    remarks = list(remarks_on(defects).values())
+    is_line = defects is not None and _holds_a_line(defects.outlying[0])
+    if noise.streak > STREAK or is_line:
+        by = "" if is_line else f" by {noise.streak:.1f} standard deviations of the noise"
+        remarks.append(f"a row or column stands out{by}: a wrong gain reference or a detector defect?")
     if noise.deviant_share > DEVIANT_SHARE:
         remarks.append(
             f"{100 * noise.deviant_share:.0f} % of the area differs much from the rest in brightness or "

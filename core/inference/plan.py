@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -13,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config.denoise import Protein
-from ..errors import ConfigurationError, InputError, OutputError
+from ..errors import ConfigurationError, InputError, MrcError, OutputError, several
+from ..io.image_set import Examined
 from ..io.micrographs import MICROGRAPH_SUFFIX, MOVIE_SUFFIXES, MicrographSet, lists_micrographs
 from ..io.mrc import StackReader
 from ..io.particles import STACK_SUFFIXES, ParticleSet
@@ -24,6 +26,12 @@ CSG_NAME = "particles.csg"
 MICROGRAPH_TABLE_NAME = "micrographs.star"
 # Whatever table a run may leave: cryoSPARC's comes with a group file.
 TABLE_NAMES = (TABLE_NAME, CS_TABLE_NAME, CSG_NAME, MICROGRAPH_TABLE_NAME)
+
+COARSE_SHARE = 0.75
+"""Pixels coarser than this share of the coarsest that a model knows are made finer for it."""
+
+DENOISED = "denoised by"
+"""In the labels of all files that a run writes."""
 
 ImageSet = ParticleSet | MicrographSet
 # RELION's job that a file comes from; its own jobs, too, name their outputs without it.
@@ -48,6 +56,14 @@ class StackPlan:
         None if unknown.
     protein_dark
         Whether protein is dark, so that the network has to see the negative.
+    pixel_size_source
+        What says the pixel size.
+    finer
+        How many times finer the grid is on which the network sees the images.
+    is_micrograph
+        Whether it is one whole micrograph.
+    remarks
+        What a user should know of how the file is read.
     """
 
     source: Path
@@ -56,6 +72,10 @@ class StackPlan:
     shape: tuple[int, int]
     pixel_size_angstrom: float | None
     protein_dark: bool = False
+    pixel_size_source: str = ""
+    finer: int = 1
+    is_micrograph: bool = False
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +139,13 @@ def holds_micrographs(source: Path) -> bool:
     return suffix == ".star" and lists_micrographs(source)
 
 
-def plan_stacks(images: ImageSet, protein: Protein = "auto") -> list[StackPlan]:
+def plan_stacks(
+    images: ImageSet,
+    protein: Protein = "auto",
+    *,
+    pixel_size_angstrom: float | None = None,
+    trained_angstrom: tuple[float, float] | None = None,
+) -> list[StackPlan]:
     """Plan one output file per input file; each image that the table uses is in it once.
 
     Parameters
@@ -128,30 +154,98 @@ def plan_stacks(images: ImageSet, protein: Protein = "auto") -> list[StackPlan]:
         The input.
     protein
         Whether protein is dark or white. `auto`: dark in micrographs, in particles as the table says.
+    pixel_size_angstrom
+        The user's own, before that of the table or header.
+    trained_angstrom
+        Smallest and largest pixel size that the model was trained on; None if that is not known.
 
     Raises
     ------
-    MrcError, ImageError
-        If a file cannot be read or contradicts the table.
+    InputError
+        If files cannot be read, contradict the table or were denoised before; names all of them.
     """
+    is_micrographs = isinstance(images, MicrographSet)
+    found = images.examine()
+    if found.damaged:
+        what = "micrographs" if is_micrographs else "stacks"
+        raise several(list(found.damaged.values()), len(images.stacks), what)
+    refuse_denoised(images, found)
+    n_stacks = len(images.stacks)
     if isinstance(images, MicrographSet):
-        shapes = images.check_images()
-        indices = [np.zeros(1, dtype=np.int32)] * len(shapes)
-        dark = frozenset(range(len(shapes)))
+        indices, dark = [np.zeros(1, dtype=np.int32)] * n_stacks, frozenset(range(n_stacks))
     else:
-        shapes = [shape[1:] for shape in images.check_images()]
+        images.check_boxes(found.shapes)
         indices, dark = images.distinct_images(), images.dark_stacks
-    return [
-        StackPlan(
-            source,
-            name,
-            indices[stack],
-            shapes[stack],
-            images.pixel_size_angstrom(stack),
-            stack in dark if protein == "auto" else protein == "dark",
+    plans = []
+    for stack, (source, name) in enumerate(zip(images.stacks, output_names(images), strict=True)):
+        size, size_source = images.pixel_size_angstrom(stack), images.pixel_size_source(stack)
+        if pixel_size_angstrom is not None:
+            instead = f", where {size_source} says {size:g} Å" if size and size != pixel_size_angstrom else ""
+            size, size_source = pixel_size_angstrom, f"the option --pixel-size{instead}"
+        elif size is None and size_source:
+            raise MrcError(
+                f"{size_source}: pixels of two sizes.",
+                path=source,
+                remedy="Give the right one with --pixel-size.",
+            )
+        plans.append(
+            StackPlan(
+                source,
+                name,
+                indices[stack],
+                found.shapes[stack][1:],
+                size,
+                stack in dark if protein == "auto" else protein == "dark",
+                size_source,
+                finer_grid(size, trained_angstrom),
+                is_micrographs,
+                tuple(found.remarks.get(stack, ())),
+            )
         )
-        for stack, (source, name) in enumerate(zip(images.stacks, output_names(images), strict=True))
-    ]
+    return plans
+
+
+def finer_grid(pixel_size_angstrom: float | None, trained_angstrom: tuple[float, float] | None) -> int:
+    """Return how many times finer a grid has to be for a model that knows pixels of a range of sizes.
+
+    Near the coarse end of what it was trained on it is no longer at its best: what is coarser than
+    `COARSE_SHARE` of that end is made finer.
+    """
+    if pixel_size_angstrom is None or trained_angstrom is None:
+        return 1
+    return max(1, math.ceil(pixel_size_angstrom / (COARSE_SHARE * trained_angstrom[1]) - 1e-9))
+
+
+def leave_out_damaged(images: ImageSet) -> tuple[ImageSet, list[InputError]]:
+    """Return the input without the rows of files that cannot be used, and what is wrong with these.
+
+    Raises
+    ------
+    InputError
+        If none is left.
+    """
+    damaged = images.examine().damaged
+    if len(damaged) == len(images.stacks):
+        raise several(list(damaged.values()), len(images.stacks), "files")
+    return (images.without(damaged), list(damaged.values())) if damaged else (images, [])
+
+
+def refuse_denoised(images: ImageSet, found: Examined) -> None:
+    """Raise when images were denoised by cryohush before: the result would pass for one of raw images.
+
+    Raises
+    ------
+    InputError
+        Names the first file.
+    """
+    for number, label in found.labels.items():
+        if DENOISED in label:
+            raise InputError(
+                f"these images were denoised already ({label.strip()}): {len(found.labels)} of "
+                f"{len(images.stacks)} files.",
+                path=images.stacks[number],
+                remedy="Give the raw images; docs/relion.md and docs/cryosparc.md tell how to get back.",
+            )
 
 
 def output_names(images: ImageSet) -> list[str]:

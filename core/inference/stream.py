@@ -83,15 +83,16 @@ def particle_worker(
     def work(images: Images, stack: StackPlan, pieces: Sequence[Piece]) -> Denoised:
         places = [(stacks[p.stack].source, stacks[p.stack].indices[p.begin : p.end]) for p in pieces]
         diameter_px = _pixels(options.particle_diameter_angstrom, stack)
-        denoised, problems = denoiser.denoise(
+        denoised, problems, remarks = denoiser.denoise(
             images,
             radius_px=None if diameter_px is None else diameter_px / 2,
             blend=options.blend,
             keep_above_px=_pixels(options.keep_above_angstrom, stack),
             protein_dark=stack.protein_dark,
             context=None if contexts is None else lambda shown: contexts.channels(shown, places),
+            finer=stack.finer,
         )
-        return Denoised(denoised, problems, {})
+        return Denoised(denoised, problems, remarks)
 
     return work
 
@@ -108,6 +109,7 @@ def micrograph_worker(denoiser: MicrographDenoiser, options: ImageOptions) -> Wo
             -image if stack.protein_dark else image,
             blend=options.blend,
             keep_above_px=_pixels(options.keep_above_angstrom, stack),
+            finer=stack.finer,
         )
         return Denoised(
             (-denoised if stack.protein_dark else denoised)[None],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from .devices import Precision
 from .plan import StackPlan
 from .stream import ImageNote
 
+# Of images that are conspicuous in the same way the record names so many.
+RECORDED_IMAGES = 100
 # Enough for a smooth mean power spectrum, few enough to read back in no time.
 SAMPLED_IMAGES, SAMPLED_MICROGRAPHS = 48, 6
 # Of a micrograph so much of its middle is shown: about ten particles across.
@@ -83,10 +86,18 @@ class Summary:
         Images that went through unchanged.
     remarks
         Images that were denoised though something is conspicuous about them.
+    damaged
+        Files that could not be read, and whose rows were left out.
+    warnings
+        What may be wrong with the input as a whole.
+    pixel_sizes
+        Each different pixel size in Å, None if unknown, and what says so.
     seconds
         `total`, and of it `reading`, `denoising` (summed over the workers) and `writing`, which overlap.
     context
         What the stacks knew of their particles, as it stands in the record.
+    gain
+        What denoising adds, measured on the particles themselves: `verdict` and numbers.
     samples
         Pairs for the report; empty when every image was skipped.
     was_complete
@@ -110,15 +121,26 @@ class Summary:
     n_resumed: int
     skipped: list[ImageNote]
     remarks: list[ImageNote]
+    damaged: list[str]
+    warnings: list[str]
+    pixel_sizes: list[tuple[float | None, str]]
     seconds: dict[str, float]
     samples: Samples
     was_complete: bool = False
     context: dict[str, Any] = field(default_factory=dict)
+    gain: dict[str, Any] = field(default_factory=dict)
 
     @property
     def noun(self) -> str:
         """What `n_images` counts."""
         return "micrographs" if self.kind == "micrographs" else "images"
+
+    def remarks_by_kind(self) -> list[tuple[str, list[ImageNote]]]:
+        """What is conspicuous, each once, and the images; a mask may be on all of a million."""
+        kinds: dict[str, list[ImageNote]] = {}
+        for note in self.remarks:
+            kinds.setdefault(note.problem, []).append(note)
+        return list(kinds.items())
 
     def facts(self) -> dict[str, str]:
         """What a report says of the run, as name and value."""
@@ -128,9 +150,15 @@ class Summary:
         if self.options.keep_above_angstrom is not None:
             output.append(f"raw beyond {self.options.keep_above_angstrom:g} Å")
         facts = {
+            "verdict": str(self.gain.get("verdict", "")),
             "input": str(self.source),
             self.kind: f"{self.n_rows} ({self.n_images} images in {len(self.stacks)} files)",
             "unchanged": f"{len(self.skipped)} images that could not be denoised" if self.skipped else "",
+            "left out": f"the rows of {len(self.damaged)} damaged files" if self.damaged else "",
+            "warning": " ".join(self.warnings),
+            "pixel size": "; ".join(
+                f"{size:g} Å, by {source}" for size, source in self.pixel_sizes[:5] if size is not None
+            ),
             "conspicuous": f"{len(self.remarks)} images, see {RECORD_NAME}" if self.remarks else "",
             "model": f"{self.model.name}, SHA-256 {self.model.sha256}",
             "context": self._context(),
@@ -196,8 +224,10 @@ def read_samples(
         with StackReader(stack.source) as source, StackReader(output_dir / stack.name) as output:
             raw.append(source.read(stack.indices[positions])[:, rows, columns].copy())
             denoised.append(output.read(positions)[:, rows, columns].copy())
-        names = [f"{index + 1}@{stack.source.name}" for index in stack.indices[positions].tolist()]
-        titles += [stack.source.name] * len(positions) if are_micrographs else names
+        # bytes of a name that are no text cannot be set in a figure
+        name = os.fsencode(stack.source.name).decode("utf-8", "replace")
+        names = [f"{index + 1}@{name}" for index in stack.indices[positions].tolist()]
+        titles += [name] * len(positions) if are_micrographs else names
     return Samples(np.concatenate(raw), np.concatenate(denoised), titles, first.pixel_size_angstrom)
 
 
@@ -224,6 +254,7 @@ def write_record(summary: Summary, command: str | None, started: float) -> None:
         "device": summary.devices,
         "precision": summary.precision,
         "context": summary.context,
+        "gain": summary.gain,
         "batch_size": summary.batch_sizes,
         "threads": summary.threads,
         "torch": torch.__version__,
@@ -233,7 +264,17 @@ def write_record(summary: Summary, command: str | None, started: float) -> None:
         summary.kind: summary.n_rows,
         "images": summary.n_images,
         "resumed_images": summary.n_resumed,
+        "pixel_sizes": [{"angstrom": size, "source": source or None} for size, source in summary.pixel_sizes],
+        "warnings": summary.warnings,
+        "damaged_files": summary.damaged,
         "skipped_images": [dataclasses.asdict(note) for note in summary.skipped],
-        "conspicuous_images": [dataclasses.asdict(note) for note in summary.remarks],
+        "conspicuous_images": [
+            {
+                "problem": problem,
+                "count": len(notes),
+                "first": [{"stack": note.stack, "image": note.image} for note in notes[:RECORDED_IMAGES]],
+            }
+            for problem, notes in summary.remarks_by_kind()
+        ],
     }
     write_json(summary.record, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def find_coordinates(folder: Path, micrograph: Path) -> Path | None:
     exact = folder / f"{micrograph.stem}.star"
     if exact.exists():
         return exact
-    found = sorted(folder.glob(f"{micrograph.stem}_*.star"))
+    found = sorted(folder.glob(f"{glob.escape(micrograph.stem)}_*.star"))
     # `mic_1_2_autopick.star` belongs to `mic_1_2`, not to `mic_1`
     found = [path for path in found if "_" not in path.stem[len(micrograph.stem) + 1 :]]
     if len(found) > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ _MAGIC = b"\x93NUMPY"
 # NumPy's own limit, 10,000 characters, is reached by tables of 300 fields.
 _LARGEST_HEADER = 2**20
 _BLOCK_ROWS = 16384
+# What NumPy raises for a damaged header.
+_DAMAGE = (ValueError, SyntaxError, TokenError, OverflowError, RecursionError, MemoryError, TypeError)
 _LARGEST_INDEX = 2**31 - 1
 _PATH, _INDEX, _SHAPE, _PIXEL_SIZE, _SIGN, _SIGNATURE = (
     f"blob/{name}" for name in ("path", "idx", "shape", "psize_A", "sign", "import_sig")
@@ -123,7 +126,7 @@ class CsTable:
         self._parts.append((rows, row))
         self.passthrough += (path,)
 
-    def column(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
+    def column(self, name: str, rows: slice | NDArray[np.intp] = slice(None)) -> NDArray[Any]:
         """Return a copy of a field, or of some rows of it."""
         values, joined = self._parts[self._part_of[name]]
         column: NDArray[Any] = values[name][rows if joined is None else joined[rows]]
@@ -141,6 +144,8 @@ def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
 def _open(path: Path) -> NDArray[Any]:
     """Map the rows of a file into memory; those of a stream, which lie there column by column, are read."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CsError("expected a .cs file, found a folder, a pipe or a device.", path=path)
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
         if magic == CSDAT_MAGIC:
@@ -151,8 +156,10 @@ def _open(path: Path) -> NDArray[Any]:
             raise CsError(f"is no .cs file: it begins with {magic!r}, expected {_MAGIC!r}.", path=path)
     except OSError as error:
         raise CsError(f"the file cannot be read: {error.strerror or error}.", path=path) from error
-    except (ValueError, SyntaxError, TokenError) as error:
-        raise CsError(f"the file is cut off or damaged ({error}).", path=path) from error
+    except _DAMAGE as error:
+        if "Python objects" in str(error):
+            raise CsError("its fields hold Python objects, which no .cs file does.", path=path) from error
+        raise CsError(f"the file is cut off or damaged ({str(error)[:100]}).", path=path) from error
     if rows.ndim != 1 or not rows.dtype.names:
         raise CsError(f"expected a table, found an array of {rows.shape} x {rows.dtype}.", path=path)
     if not len(rows):
@@ -237,11 +244,16 @@ def _check_fields(table: CsTable) -> None:
     missing = [name for name in _BLOB if name not in table.fields]
     if missing:
         found = sorted({_slot(name) for name in table.fields} - {"uid"})
-        kind = " It is a table of micrographs." if "micrograph_blob" in found else ""
+        if "micrograph_blob" in found and "blob" not in found:
+            raise CsError(
+                "It is a table of micrographs (exposures), which are not read from .cs files.",
+                path=table.path,
+                remedy="Give a STAR file of them, or run cryosparc_cryohush denoise on their job.",
+            )
         raise CsError(
             f"no field {', '.join(missing)}, so it is not known where the images are; the slots of "
             f"{' and '.join(path.name for path in (table.path, *table.passthrough))} are "
-            f"{', '.join(found)}.{kind}",
+            f"{', '.join(found)}.",
             path=table.path,
             remedy="Give the passthrough file of the same job that has the slot blob "
             "(--passthrough J12_passthrough_particles.cs), or the .cs file of an exported result group.",
@@ -323,6 +335,7 @@ def rewrite(
     stack_names: Sequence[str],
     stack: NDArray[np.int32],
     image: NDArray[np.int32],
+    kept: NDArray[np.bool_] | None = None,
 ) -> None:
     """Write all fields of all rows, in order, with other images, and the `.csg` file for their import.
 
@@ -339,7 +352,9 @@ def rewrite(
     stack_names
         The new stacks, relative to the new file's folder.
     stack, image
-        `(n,)`: position in `stack_names` and 0-based index in the stack, per row.
+        `(n,)`: position in `stack_names` and 0-based index in the stack, per row that is written.
+    kept
+        Which rows of the table are written; None is all of them.
 
     Raises
     ------
@@ -351,10 +366,10 @@ def rewrite(
         raise OutputError(f"{path}: is an input itself, which is never written to. Choose another name.")
     names = np.array([os.fsencode(_BESIDE + name) for name in stack_names])
     with writing(path) as part, part.open("wb") as file:
-        _write_header(file, _fields(table, names), len(table))
-        for block in _blocks(table, names, stack, image):
+        _write_header(file, _fields(table, names), len(stack))
+        for block in _blocks(table, names, stack, image, kept):
             file.write(block.view(np.uint8).data)
-    _write_group(table, path)
+    _write_group(table, path, len(stack))
 
 
 def _fields(table: CsTable, names: NDArray[np.bytes_]) -> np.dtype[Any]:
@@ -371,12 +386,16 @@ def _write_header(file: Any, fields: np.dtype[Any], n_rows: int) -> None:
 
 
 def _blocks(
-    table: CsTable, names: NDArray[np.bytes_], stack: NDArray[np.int32], image: NDArray[np.int32]
+    table: CsTable,
+    names: NDArray[np.bytes_],
+    stack: NDArray[np.int32],
+    image: NDArray[np.int32],
+    kept: NDArray[np.bool_] | None,
 ) -> Iterator[NDArray[Any]]:
     """Yield the new rows, some thousand at a time."""
-    fields = _fields(table, names)
-    for begin in range(0, len(table), _BLOCK_ROWS):
-        rows = slice(begin, min(begin + _BLOCK_ROWS, len(table)))
+    fields, chosen = _fields(table, names), None if kept is None else np.flatnonzero(kept)
+    for begin in range(0, len(stack), _BLOCK_ROWS):
+        rows = slice(begin, min(begin + _BLOCK_ROWS, len(stack)))
         block = np.zeros(rows.stop - rows.start, fields)
         for name in table.fields:
             if name == _PATH:
@@ -384,11 +403,11 @@ def _blocks(
             elif name == _INDEX:
                 block[name] = image[rows]
             elif name != _SIGNATURE:
-                block[name] = table.column(name, rows)
+                block[name] = table.column(name, rows if chosen is None else chosen[rows])
         yield block
 
 
-def _write_group(table: CsTable, path: Path) -> None:
+def _write_group(table: CsTable, path: Path, n_rows: int) -> None:
     slots = dict.fromkeys(_slot(name) for name in table.fields if "/" in name)
     group = {
         "created": datetime.datetime.now(),
@@ -399,7 +418,7 @@ def _write_group(table: CsTable, path: Path) -> None:
             "type": "particle",
         },
         "results": {
-            slot: {"metafile": f"{_BESIDE}{path.name}", "num_items": len(table), "type": f"particle.{slot}"}
+            slot: {"metafile": f"{_BESIDE}{path.name}", "num_items": n_rows, "type": f"particle.{slot}"}
             for slot in slots
         },
         "version": _GROUP_VERSION,

@@ -35,8 +35,17 @@ def read_csdat(path: Path) -> NDArray[Any]:
         file.seek(len(MAGIC))
         try:
             return _table(file, path)
-        except (ValueError, KeyError, TypeError, IndexError, EOFError) as error:
-            raise CsError(f"the file is cut off or damaged ({error}).", path=path) from error
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            IndexError,
+            EOFError,
+            OverflowError,
+            RecursionError,
+            MemoryError,
+        ) as error:
+            raise CsError(f"the file is cut off or damaged ({str(error)[:100]}).", path=path) from error
 
 
 def _table(file: BinaryIO, path: Path) -> NDArray[Any]:

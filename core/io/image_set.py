@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from array import array
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StarError
+from ..errors import InputError, StarError, several
+from .mrc import StackReader
 from .optics import OpticsGroup
 from .star import Table, decode, encode, free_label, quote, read_tables, rewrite, unquote
 
-_ORIGINAL, _PREVIOUS = "rlnImageOriginalName", "rlnCryohushPreviousOriginalName"
+if TYPE_CHECKING:
+    from typing_extensions import Self  # noqa: UP035 (Python 3.10 has none)
+
+_PREVIOUS = "rlnCryohushPreviousOriginalName"
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a look at the files of a set has found, by position in `ImageSet.stacks`.
+
+    Attributes
+    ----------
+    shapes
+        `(n, y, x)` of the sound files.
+    damaged
+        What is wrong with the others.
+    remarks
+        What a user should know of how a sound file is read.
+    labels
+        The first label of a sound file that cryohush wrote.
+    """
+
+    shapes: dict[int, tuple[int, int, int]]
+    damaged: dict[int, InputError]
+    remarks: dict[int, list[str]]
+    labels: dict[int, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +70,8 @@ class ImageSet:
         int32 `(n,)`: key into `optics`, per row.
     optics
         The optics groups by number.
+    kept
+        Which rows of the table are in the set; None is all of them. Those of damaged files can be left out.
     """
 
     source: Path
@@ -53,43 +83,114 @@ class ImageSet:
     line: NDArray[np.int32]
     optics_group: NDArray[np.int32]
     optics: dict[int, OpticsGroup]
+    kept: NDArray[np.bool_] | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.stack)
 
     def pixel_size_angstrom(self, stack_index: int) -> float | None:
         """Return the pixel size of a file in Å, by the optics group of its first row; None if unknown."""
+        return self._optics_of(stack_index).pixel_size_angstrom
+
+    def pixel_size_source(self, stack_index: int) -> str:
+        """Return what says the pixel size of a file; empty if nothing does."""
+        return self._optics_of(stack_index).pixel_size_source
+
+    def _optics_of(self, stack_index: int) -> OpticsGroup:
         first_row = int(np.argmax(self.stack == stack_index))
-        return self.optics[int(self.optics_group[first_row])].pixel_size_angstrom
+        return self.optics[int(self.optics_group[first_row])]
+
+    def without(self, stacks: Collection[int]) -> Self:
+        """Return the set without the rows of some files, by their positions in `stacks`."""
+        left = [position for position in range(len(self.stacks)) if position not in stacks]
+        number = np.full(len(self.stacks), -1, dtype=np.int32)
+        number[left] = np.arange(len(left), dtype=np.int32)
+        kept = number[self.stack] >= 0
+        rows = np.ones(len(self), dtype=np.bool_) if self.kept is None else self.kept.copy()
+        rows[np.flatnonzero(rows)] = kept
+        return dataclasses.replace(
+            self,
+            stacks=[self.stacks[position] for position in left],
+            stack_names=[self.stack_names[position] for position in left],
+            stack=number[self.stack[kept]],
+            line=self.line[kept],
+            optics_group=self.optics_group[kept],
+            kept=rows,
+            **self._rows_without(kept, number),
+        )
+
+    def _rows_without(self, kept: NDArray[np.bool_], number: NDArray[np.int32]) -> dict[str, Any]:
+        """Return what `without` changes beyond the attributes of every set."""
+        return {}
+
+    def examine(self) -> Examined:
+        """Open each file once, and tell the sound ones from the others."""
+        found = Examined({}, {}, {}, {})
+        for number, path in enumerate(self.stacks):
+            try:
+                with StackReader(path) as reader:
+                    self._check_file(number, reader)
+                    found.shapes[number] = reader.shape
+                    if reader.header.label.startswith("cryohush"):
+                        found.labels[number] = reader.header.label
+                    if reader.remarks:
+                        found.remarks[number] = reader.remarks
+            except InputError as error:
+                found.damaged[number] = error
+        return found
+
+    def _check_file(self, number: int, reader: StackReader) -> None:
+        """Raise when an open file is not what the rows that name it need."""
+
+    def _sound_shapes(self, what: str) -> list[tuple[int, int, int]]:
+        """Open each file and return the shapes `(n, y, x)`.
+
+        Raises
+        ------
+        InputError
+            If files cannot be used; it names all of them.
+        """
+        found = self.examine()
+        if found.damaged:
+            raise several(list(found.damaged.values()), len(self.stacks), what)
+        return list(found.shapes.values())
 
     def _rename(
         self,
         path: str | Path,
         is_target: Callable[[Table], bool],
         label: str,
+        original_label: str,
         names: Iterable[str],
         *,
         absolute_originals: bool,
     ) -> None:
-        """Write the table with other names in column `label`, and the old ones in `rlnImageOriginalName`."""
+        """Write the table with other names in column `label`, and the old ones in `original_label`."""
         table = next(table for table in read_tables(self.source) if is_target(table))
         column = table.column(label)
-        labels = [label, _ORIGINAL]
-        original_column = table.labels.index(_ORIGINAL) if _ORIGINAL in table.labels else None
+        labels = [label, original_label]
+        original_column = table.labels.index(original_label) if original_label in table.labels else None
         if original_column is not None:
             labels.append(free_label(_PREVIOUS, table.labels))
-        left, n_rows, n_expected = iter(names), 0, len(self)
+        left, n_rows, n_kept = iter(names), 0, 0
+        is_kept = [True] * len(self) if self.kept is None else self.kept.tolist()
+        n_expected = len(is_kept)
         stacks, numbers, stack_of = self.stack.tolist(), self._numbers(), self._stack_finder()
 
-        def edit(tokens: list[bytes]) -> tuple[bytes, ...]:
-            nonlocal n_rows
+        def edit(tokens: list[bytes]) -> tuple[bytes, ...] | None:
+            nonlocal n_rows, n_kept
             n_rows += 1
-            # the names are for the rows that were read: each must still name the image that it did
-            if n_rows > n_expected or stack_of(tokens[column]) != (stacks[n_rows - 1], numbers[n_rows - 1]):
+            if n_rows > n_expected:
                 raise self._changed()
+            if not is_kept[n_rows - 1]:
+                return None
+            # the names are for the rows that were read: each must still name the image that it did
+            if stack_of(tokens[column]) != (stacks[n_kept], numbers[n_kept]):
+                raise self._changed()
+            n_kept += 1
             name = next(left, None)
             if name is None:
-                raise ValueError(f"{n_rows - 1} image names were given for {n_expected} rows")
+                raise ValueError(f"fewer image names were given than the {len(self)} rows")
             raw = self._absolute(tokens[column]) if absolute_originals else tokens[column]
             if original_column is None:
                 return quote(name), raw
@@ -99,7 +200,7 @@ class ImageSet:
             if n_rows != n_expected:
                 raise self._changed()
             if next(left, None) is not None:
-                raise ValueError(f"more image names were given than the {n_expected} rows")
+                raise ValueError(f"more image names were given than the {len(self)} rows")
 
         rewrite(self.source, path, is_target, labels, edit, before_rename=complete)
 
@@ -132,6 +233,16 @@ class ImageSet:
 
     def _changed(self) -> StarError:
         return StarError("the file was changed while it was in use.", path=self.source)
+
+
+def header_pixel_size(reader: StackReader) -> tuple[float | None, str]:
+    """Return the pixel size, Å, that a bare file's header says, and what is to be said of it."""
+    y, x = reader.header.pixel_size_angstrom
+    if reader.pixel_size_angstrom is None:
+        if x is not None and y is not None:
+            return None, f"the header of {reader.path.name} says {x:g} along x and {y:g} Å along y"
+        return None, ""
+    return reader.pixel_size_angstrom, f"the header of {reader.path.name}"
 
 
 class Rows:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MrcError, StarError
-from .image_set import ImageSet, Rows
+from .image_set import ImageSet, Rows, header_pixel_size
 from .mrc import StackReader
 from .optics import MICROGRAPH_PIXEL_SIZES, OpticsGroup, check_groups, grouping, read_optics
 from .roots import find_root
@@ -18,7 +18,9 @@ from .star import Table, encode, read_tables, unquote
 MICROGRAPH_SUFFIX = ".mrc"
 MOVIE_SUFFIXES = (".tif", ".tiff", ".eer", ".gz", ".bz2", ".xz", ".zst")
 _NAME, _PARTICLE, _MOVIE = "rlnMicrographName", "rlnImageName", "rlnMicrographMovieName"
-_TABLES = ("micrographs", "")
+_COORDINATE = "rlnCoordinateX"
+RAW_LABEL = "rlnCryohushRawMicrographName"
+"""Column of the raw micrographs in the table of denoised ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,24 +75,23 @@ class MicrographSet(ImageSet):
         MrcError
             If a file cannot be read, or holds several images.
         """
-        shapes = []
-        for path in self.stacks:
-            with StackReader(path) as reader:
-                if reader.n_images != 1:
-                    raise MrcError(
-                        f"expected a micrograph, found {reader.n_images} images: a movie or a stack.",
-                        path=path,
-                        remedy="Correct movies for motion first; stacks of particles have the suffix .mrcs.",
-                    )
-                shapes.append((reader.shape[1], reader.shape[2]))
-        return shapes
+        return [shape[1:] for shape in self._sound_shapes("micrographs")]
+
+    def _check_file(self, number: int, reader: StackReader) -> None:
+        if reader.n_images != 1:
+            raise MrcError(
+                f"expected a micrograph, found {reader.n_images} images: a movie or a stack.",
+                path=reader.path,
+                remedy="Correct movies for motion first; stacks of particles have the suffix .mrcs.",
+            )
 
     def write(self, path: str | Path, names: Iterable[str], *, absolute_originals: bool = False) -> None:
         """Write the table with other micrographs: the source's text with only the names changed.
 
-        `rlnMicrographName` becomes the given name and `rlnImageOriginalName` the raw micrograph's, which
-        RELION has no column for. If the table already has original names, they move to
-        `rlnCryohushPreviousOriginalName` (`…2`, `…3` when taken).
+        `rlnMicrographName` becomes the given name and `rlnCryohushRawMicrographName` the raw micrograph's:
+        RELION has no column for it, and its Display shows what is in `rlnImageOriginalName` first. If the
+        table has such a column already, its values move to `rlnCryohushPreviousOriginalName` (`…2`, `…3` when
+        taken).
 
         Parameters
         ----------
@@ -109,7 +110,9 @@ class MicrographSet(ImageSet):
         OutputError
             If the file cannot be written, or is the source.
         """
-        self._rename(path, _is_micrograph_table, _NAME, names, absolute_originals=absolute_originals)
+        self._rename(
+            path, _is_micrograph_table, _NAME, RAW_LABEL, names, absolute_originals=absolute_originals
+        )
 
 
 def lists_micrographs(path: str | Path) -> bool:
@@ -121,7 +124,7 @@ def lists_micrographs(path: str | Path) -> bool:
         If the file cannot be read as far as its first table that holds either.
     """
     for table in read_tables(path):
-        if _PARTICLE in table.labels:
+        if _PARTICLE in table.labels or _COORDINATE in table.labels:
             return False
         if _NAME in table.labels or _MOVIE in table.labels:
             return True
@@ -129,7 +132,8 @@ def lists_micrographs(path: str | Path) -> bool:
 
 
 def _is_micrograph_table(table: Table) -> bool:
-    return table.name in _TABLES and _NAME in table.labels and _PARTICLE not in table.labels
+    """Tell a table of micrographs by its columns, whatever it is called."""
+    return _NAME in table.labels and not {_PARTICLE, _COORDINATE, _MOVIE} & set(table.labels)
 
 
 def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
@@ -189,7 +193,7 @@ def _read_rows(table: Table, rows: Rows, group_of: Callable[[list[bytes], int], 
 
 def _single(path: Path) -> MicrographSet:
     with StackReader(path) as reader:
-        pixel_size = reader.pixel_size_angstrom
+        pixel_size, size_source = header_pixel_size(reader)
     zero = np.zeros(1, dtype=np.int32)
     return MicrographSet(
         source=path,
@@ -200,5 +204,5 @@ def _single(path: Path) -> MicrographSet:
         stack=zero,
         line=zero,
         optics_group=zero + 1,
-        optics={1: OpticsGroup(1, "opticsGroup1", pixel_size, None, None, None, None)},
+        optics={1: OpticsGroup(1, "opticsGroup1", pixel_size, None, None, None, None, size_source)},
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,21 +17,28 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ImageError, MrcError, OutputError
 from .files import has_part, new_part, part_path, rename_complete, writing, writing_failed
+from .mrc_header import (
+    CONVERT_BYTES,
+    DTYPE_OF_MODE,
+    HEADER_BYTES,
+    bytes_look_signed,
+    isotropic,
+    looks_like_map,
+    open_regular,
+    parse_header,
+)
 
-HEADER_BYTES = 1024
-# Mode 0 is signed, as the format's 2014 revision says.
-_DTYPE_OF_MODE = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _MODE_OF_DTYPE = {"float32": 2, "float16": 12}
-_COMPRESSED = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd"}
-_LARGEST_SIDE_PX = 65535
+# What is converted at once: enough for full speed, little beside the images themselves.
+_CHUNK_BYTES = 1 << 24
 
 
 class StackReader:
     """Random access to the images of an MRC stack.
 
     A volume-style header (space group 1, as many sections as images) reads the same as a stack's: the
-    sections are the images. The file is memory-mapped, and the pages of an image are given back once it was
-    copied, so that memory does not grow with the stack. Reading from several threads is safe.
+    sections are the images. Only what is asked for is read, so that neither memory nor address space grows
+    with the stack. Reading from several threads is safe.
 
     Parameters
     ----------
@@ -49,60 +55,92 @@ class StackReader:
         `(n, y, x)`.
     mode
         MRC mode.
+    header
+        What else the header says.
     pixel_size_angstrom
-        The header's pixel size along x in Å; None when the header does not say. RELION never reads it and
-        often leaves it unset or wrong: prefer the table's.
+        The header's pixel size in Å; None when the header does not say, or differs along x and y. RELION
+        never reads it and often leaves it unset or wrong: prefer the table's.
+    remarks
+        What a user should know of how the file was read.
 
     Raises
     ------
     MrcError
-        If the file is missing, compressed, truncated, not an MRC file or of another mode.
+        If the file is missing, compressed, truncated, not an MRC file or of another mode, or if its header
+        contradicts itself or its pixels.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if self.path.suffix.lower() in _COMPRESSED:
-            raise _compressed(self.path)
-        try:
-            self._file = self.path.open("rb")
-        except OSError as error:
-            raise MrcError(
-                f"the stack cannot be opened: {error.strerror or error}.", path=self.path
-            ) from error
+        self.remarks: list[str] = []
+        self._descriptor = open_regular(self.path)
         try:
             self._open()
         except OSError as error:
-            self._file.close()
+            self.close()
             raise MrcError(f"cannot be read: {error.strerror or error}.", path=self.path) from error
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def _open(self) -> None:
-        header, byte_order = _parse_header(self.path, self._file.read(HEADER_BYTES))
-        self.mode = int(header["mode"])
-        self.n_images = int(header["nz"])
-        self.shape = (self.n_images, int(header["ny"]), int(header["nx"]))
-        self.pixel_size_angstrom = _pixel_size(header)
-        dtype = np.dtype(byte_order + _DTYPE_OF_MODE[self.mode])
-        self._offset = HEADER_BYTES + int(header["nsymbt"])
-        self._image_bytes = self.shape[1] * self.shape[2] * dtype.itemsize
+        self.header = parse_header(self.path, _read_all(self._descriptor, HEADER_BYTES, 0))
+        self.mode, self.shape = self.header.mode, self.header.shape
+        self.n_images = self.shape[0]
+        y, x = self.header.pixel_size_angstrom
+        self.pixel_size_angstrom = (x if y is None else y) if isotropic((y, x)) else None
+        self._dtype = self.header.dtype
+        self._image_bytes = self.shape[1] * self.shape[2] * self._dtype.itemsize
         self._check_size()
-        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._images: NDArray[Any] = np.ndarray(self.shape, dtype, buffer=self._map, offset=self._offset)
+        if self.mode == 0:
+            self._decide_bytes()
 
     def _check_size(self) -> None:
-        """Raise when the file is shorter than its header says, or became so: touching the map would crash."""
-        size = os.fstat(self._file.fileno()).st_size
-        expected = self._offset + self.n_images * self._image_bytes
-        if size < expected:
-            whole = max(0, size - self._offset) // self._image_bytes
+        """Raise when the file is shorter than its header says, or became so."""
+        size, offset = os.fstat(self._descriptor).st_size, self.header.offset
+        expected = offset + self.n_images * self._image_bytes
+        if size >= expected:
+            return
+        if offset > HEADER_BYTES and size == expected - (offset - HEADER_BYTES):
             raise MrcError(
-                f"truncated: {self.n_images} images of {self.shape[2]} x {self.shape[1]} px need {expected} "
-                f"bytes, the file has {size}, which holds {whole} whole images.",
+                f"the header counts {offset - HEADER_BYTES} bytes of an extended header, which is not there: "
+                f"the file holds {self.n_images} whole images right behind the header.",
                 path=self.path,
-                remedy="Copy or extract it again.",
+                remedy="Set NSYMBT (bytes 93 to 96 of the file) to 0.",
             )
+        whole = max(0, size - offset) // self._image_bytes
+        raise MrcError(
+            f"truncated: {self.n_images} images of {self.shape[2]} x {self.shape[1]} px need {expected} "
+            f"bytes, the file has {size}, which holds {whole} whole images.",
+            path=self.path,
+            remedy="Copy or extract it again.",
+        )
+
+    def _decide_bytes(self) -> None:
+        """Decide whether the bytes of mode 0 are signed: by the header, the pixels, else by the format."""
+        some = np.unique(np.linspace(0, self.n_images - 1, 4).astype(np.int64))
+        rows = max(1, min(self.shape[1], _CHUNK_BYTES // self.shape[2] // 8))
+        sample = np.stack([self._raw(index, rows) for index in some.tolist()])
+        by_header, reason = self.header.bytes_signed, self.header.bytes_reason
+        by_pixels = bytes_look_signed(sample)
+        if by_header is not None and by_pixels is not None and by_header != by_pixels:
+            raise MrcError(
+                f"8-bit pixels that are signed or unsigned: {reason}, but the pixels look "
+                f"{'signed' if by_pixels else 'unsigned'}.",
+                path=self.path,
+                remedy=CONVERT_BYTES,
+            )
+        decided = by_pixels if by_header is None else by_header
+        if decided is False:
+            self._dtype = np.dtype("u1")
+            reason = reason or "neighbouring pixels are alike only so, and the header does not say"
+            self.remarks.append(f"8-bit pixels are read as unsigned, 0 to 255: {reason}.")
+
+    def _raw(self, index: int, rows: int) -> NDArray[Any]:
+        """Return the first rows of an image as they are in the file."""
+        begin = self.header.offset + index * self._image_bytes
+        data = _read_all(self._descriptor, rows * self.shape[2] * self._dtype.itemsize, begin)
+        return np.frombuffer(data, self._dtype).reshape(-1, self.shape[2])
 
     def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Return the images at 0-based `indices`, in that order, as float32 `(k, y, x)`.
@@ -110,7 +148,8 @@ class StackReader:
         Raises
         ------
         MrcError
-            If an index lies beyond the stack, or the file has become shorter since it was opened.
+            If an index lies beyond the stack, the file has become shorter since it was opened, or the disk
+            fails.
         """
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
         outside = wanted[(wanted < 0) | (wanted >= self.n_images)]
@@ -118,20 +157,50 @@ class StackReader:
             raise MrcError(
                 f"image {outside[0] + 1} was asked for, the stack has {self.n_images}.", path=self.path
             )
-        self._check_size()
         images = np.empty((wanted.size, *self.shape[1:]), dtype=np.float32)
         for begin, end in _runs(wanted):
-            images[begin:end] = self._images[wanted[begin] : wanted[end - 1] + 1]
-        # Give the pages back: they stay in the system's cache, but no longer count as this process's memory.
-        self._map.madvise(mmap.MADV_DONTNEED)
+            first = int(wanted[begin])
+            try:
+                complete = self._read_run(images[begin:end], first)
+            except OSError as error:
+                raise MrcError(
+                    f"images {first + 1} to {first + end - begin} cannot be read: {error.strerror or error}.",
+                    path=self.path,
+                    remedy="Is the disk or the file server well? Copy the file elsewhere, if it can be.",
+                ) from error
+            if not complete:
+                self._check_size()
+                raise MrcError(f"image {first + 1} ends too early.", path=self.path)
         return images
+
+    def _read_run(self, images: NDArray[np.float32], first: int) -> bool:
+        """Read consecutive images from the 0-based index `first` on; False if the file ends."""
+        offset = self.header.offset + first * self._image_bytes
+        if self._dtype == images.dtype:
+            return _read_into(self._descriptor, images.reshape(-1).view(np.uint8), offset)
+        step = max(1, _CHUNK_BYTES // self._image_bytes)
+        buffer = np.empty((min(step, len(images)), *self.shape[1:]), self._dtype)
+        for begin in range(0, len(images), step):
+            part = buffer[: len(images) - begin]
+            if not _read_into(self._descriptor, part.reshape(-1).view(np.uint8), offset):
+                return False
+            images[begin : begin + len(part)] = part
+            offset += part.nbytes
+        return True
+
+    def looks_like_map(self) -> bool:
+        """Tell whether the images are sections of a 3D map, by some of them."""
+        n = self.n_images
+        if n < 8:
+            return False
+        some = np.unique(np.linspace(0.35 * n, 0.65 * n, 4).astype(np.int64))
+        return looks_like_map(self.read(some), self.read(some + 1), self.read((some + n // 3) % n))
 
     def close(self) -> None:
         """Close the file; closing twice does nothing."""
-        if not self._file.closed:
-            del self._images
-            self._map.close()
-            self._file.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def __enter__(self) -> StackReader:
         return self
@@ -140,6 +209,29 @@ class StackReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            self.close()
+
+
+def _read_into(descriptor: int, target: NDArray[np.uint8], offset: int) -> bool:
+    """Fill an array from a place in a file; False if the file ends before."""
+    view = memoryview(target)  # type: ignore[arg-type]  # numpy's arrays are buffers
+    while view:
+        n = os.preadv(descriptor, [view], offset)
+        if not n:
+            return False
+        view, offset = view[n:], offset + n
+    return True
+
+
+def _read_all(descriptor: int, size: int, offset: int) -> bytes:
+    """Return up to `size` bytes from a place in a file: fewer only where it ends."""
+    data = bytearray()
+    while len(data) < size and (block := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += block
+    return bytes(data)
 
 
 def _runs(indices: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
@@ -151,49 +243,6 @@ def _runs(indices: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
     for end in ends:
         yield begin, end
         begin = end
-
-
-def _compressed(path: Path) -> MrcError:
-    return MrcError("compressed stacks are not supported.", path=path, remedy="Uncompress it first.")
-
-
-def _parse_header(path: Path, raw: bytes) -> tuple[NDArray[np.void], str]:
-    """Return the header (a 0-d record) and its byte order, `<` or `>`."""
-    if raw.startswith(tuple(_COMPRESSED.values())):
-        raise _compressed(path)
-    if len(raw) < HEADER_BYTES:
-        raise MrcError(
-            f"not an MRC file: {len(raw)} bytes, an MRC header alone has {HEADER_BYTES}.", path=path
-        )
-    # Machine stamps are missing or wrong in many real files. The number of columns tells the order without
-    # doubt: of an integer between 1 and 65535, the other order makes one that is above 65535.
-    for byte_order in "<>":
-        header: NDArray[np.void] = np.frombuffer(raw, dtype=HEADER_DTYPE.newbyteorder(byte_order)).reshape(())
-        if 0 < header["nx"] <= _LARGEST_SIDE_PX:
-            break
-    else:
-        raise MrcError("not an MRC file: the header holds no plausible image size.", path=path)
-    if not 0 < header["ny"] <= _LARGEST_SIDE_PX or header["nz"] <= 0 or header["nsymbt"] < 0:
-        raise MrcError(
-            f"not a usable MRC file: the header says {header['nx']} x {header['ny']} px, "
-            f"{header['nz']} images, {header['nsymbt']} bytes of extended header.",
-            path=path,
-        )
-    if int(header["mode"]) not in _DTYPE_OF_MODE:
-        raise MrcError(
-            f"MRC mode {header['mode']} is not supported: expected 0 (int8), 1 (int16), 2 (float32), "
-            "6 (uint16) or 12 (float16).",
-            path=path,
-        )
-    return header, byte_order
-
-
-def _pixel_size(header: NDArray[np.void]) -> float | None:
-    length, intervals = float(header["cella"]["x"]), int(header["mx"])
-    if intervals <= 0 or not np.isfinite(length) or length <= 0:
-        return None
-    # The header is single precision: 1.35 px must not become 1.3500000238.
-    return float(f"{length / intervals:.6g}")
 
 
 @dataclass(frozen=True)
@@ -275,7 +324,7 @@ class StackWriter:
         self.part = part_path(self.path)
         self.state = state or WriterState()
         self._pixel_size_angstrom, self._label, self._mode = pixel_size_angstrom, label, _MODE_OF_DTYPE[dtype]
-        self._dtype = np.dtype("<" + _DTYPE_OF_MODE[self._mode])
+        self._dtype = np.dtype("<" + DTYPE_OF_MODE[self._mode])
         self._image_bytes = shape[1] * shape[2] * self._dtype.itemsize
         self._bytes = HEADER_BYTES + shape[0] * self._image_bytes
         try:

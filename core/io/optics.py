@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,8 @@ class OpticsGroup:
         Side of the particle images, pixels.
     voltage_kv, cs_mm, amplitude_contrast
         Of the microscope: kV, mm, a fraction.
+    pixel_size_source
+        What says the pixel size; empty where nothing does.
     """
 
     number: int
@@ -59,6 +61,7 @@ class OpticsGroup:
     voltage_kv: float | None
     cs_mm: float | None
     amplitude_contrast: float | None
+    pixel_size_source: str = field(default="", compare=False)
 
 
 def grouping(
@@ -116,10 +119,10 @@ def _optics_group(
     def real(label: str) -> float | None:
         return _real(path, line, label, values[label]) if label in values else None
 
-    pixel_size = next((size for size in map(real, pixel_sizes) if size), None)
+    pixel_size, label = next(((size, label) for label in pixel_sizes if (size := real(label))), (None, ""))
     detector_um, magnification = real("rlnDetectorPixelSize"), real("rlnMagnification")
     if pixel_size is None and detector_um and magnification:
-        pixel_size = detector_um * 1e4 / magnification
+        pixel_size, label = detector_um * 1e4 / magnification, "rlnDetectorPixelSize and rlnMagnification"
     if pixel_size is not None and pixel_size <= 0:
         raise StarError(f"expected a positive pixel size, found {pixel_size} Å.", path=path, line=line)
     box = real("rlnImageSize")
@@ -131,6 +134,7 @@ def _optics_group(
         real("rlnVoltage"),
         real("rlnSphericalAberration"),
         real("rlnAmplitudeContrast"),
+        f"{label} of {path.name}" if label else "",
     )
 
 

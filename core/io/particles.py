@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigurationError, CsError, ImageError, MrcError, StarError
 from .cs import CS_SUFFIX, CsTable, read_images
 from .cs import rewrite as rewrite_cs
-from .image_set import ImageSet, Rows
+from .image_set import ImageSet, Rows, header_pixel_size
 from .mrc import StackReader
 from .optics import LARGEST_INDEX, OpticsGroup, check_groups, grouping, read_optics
 from .roots import find_root
@@ -21,6 +23,7 @@ from .star import Table, decode, encode, read_tables, unquote
 STACK_SUFFIXES = (".mrcs", ".mrc")
 _IMAGE = "rlnImageName"
 _PARTICLE_TABLES = ("particles", "images", "")
+_NO_TABLE = "Give the particles.star of an extraction, selection or refinement job."
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,28 +136,52 @@ class ParticleSet(ImageSet):
             If an image is not square, its size disagrees with the table, or sizes differ inside one optics
             group.
         """
-        shapes = []
-        largest = np.full(len(self.stacks), -1, dtype=np.int32)
-        np.maximum.at(largest, self.stack, self.image)
-        for stack, path in enumerate(self.stacks):
-            with StackReader(path) as reader:
-                shapes.append(reader.shape)
-            if largest[stack] >= reader.n_images:
-                row = int(np.argmax((self.stack == stack) & (self.image >= reader.n_images)))
-                raise MrcError(
-                    f"the stack has {reader.n_images} images, but image {self.image[row] + 1} is wanted by "
-                    f"{self._row(row)}.",
-                    path=path,
-                )
-        self._check_boxes(shapes)
+        shapes = self._sound_shapes("stacks")
+        self.check_boxes(dict(enumerate(shapes)))
         return shapes
 
-    def _check_boxes(self, shapes: list[tuple[int, int, int]]) -> None:
+    def _check_file(self, number: int, reader: StackReader) -> None:
+        if (problem := _why_map(reader)) is not None:
+            raise MrcError(
+                f"{problem}, not a stack of particles.",
+                path=reader.path,
+                remedy="Give the particles that it was made from.",
+            )
+        if self._last_image[number] >= reader.n_images:
+            row = int(np.argmax((self.stack == number) & (self.image >= reader.n_images)))
+            raise MrcError(
+                f"the stack has {reader.n_images} images, but image {self.image[row] + 1} is wanted by "
+                f"{self._row(row)}.",
+                path=reader.path,
+            )
+
+    @functools.cached_property
+    def _last_image(self) -> NDArray[np.int32]:
+        """The largest 0-based index that a row wants, by position in `stacks`."""
+        largest = np.full(len(self.stacks), -1, dtype=np.int32)
+        np.maximum.at(largest, self.stack, self.image)
+        return largest
+
+    def _rows_without(self, kept: NDArray[np.bool_], number: NDArray[np.int32]) -> dict[str, Any]:
+        dark = frozenset(int(number[stack]) for stack in self.dark_stacks if number[stack] >= 0)
+        return {"image": self.image[kept], "dark_stacks": dark}
+
+    def check_boxes(self, shapes: Mapping[int, tuple[int, int, int]]) -> None:
+        """Compare the stacks' shapes `(n, y, x)`, by position in `stacks`, with the optics groups.
+
+        Raises
+        ------
+        ImageError
+            If an image is not square, its size disagrees with the table, or sizes differ inside one optics
+            group.
+        """
         pairs = (self.optics_group.astype(np.int64) << 32) | self.stack
         _, first_rows = np.unique(pairs, return_index=True)
         first_of_group: dict[int, tuple[int, Path]] = {}
         for row in first_rows.tolist():
             stack, optics = int(self.stack[row]), self.optics[int(self.optics_group[row])]
+            if stack not in shapes:
+                continue
             path, (_, y, x) = self.stacks[stack], shapes[stack]
             if x != y:
                 raise ImageError(f"expected square particle images, found {x} x {y} px.", path=path)
@@ -211,7 +238,14 @@ class ParticleSet(ImageSet):
         """
         if not self.has_table or self.is_cs:
             raise ValueError(f"{self.source} is no STAR file: it has no table to rewrite")
-        self._rename(path, _is_particle_table, _IMAGE, image_names, absolute_originals=absolute_originals)
+        self._rename(
+            path,
+            _is_particle_table,
+            _IMAGE,
+            "rlnImageOriginalName",
+            image_names,
+            absolute_originals=absolute_originals,
+        )
 
     def write_cs(self, path: str | Path, stack_names: Sequence[str]) -> None:
         """Write a `.cs` table with other stacks, and the `.csg` file with which cryoSPARC imports it.
@@ -234,17 +268,38 @@ class ParticleSet(ImageSet):
         """
         table = CsTable(self.source, self.passthrough)
         now = read_images(table)
+        known = {name: position for position, name in enumerate(self.stack_names)}
+        number = np.array([known.get(name, -1) for name in now.stack_names], dtype=np.int32)
+        rows = slice(None) if self.kept is None else self.kept
         if not (
-            now.stack_names == self.stack_names
-            and np.array_equal(now.stack, self.stack)
-            and np.array_equal(now.image, self.image)
+            (self.kept is None or len(self.kept) == len(table))
+            and np.array_equal(number[now.stack][rows], self.stack)
+            and np.array_equal(now.image[rows], self.image)
         ):
             raise CsError("the file was changed while it was in use.", path=self.source)
-        rewrite_cs(table, path, stack_names, self.stack, self.output_positions())
+        rewrite_cs(table, path, stack_names, self.stack, self.output_positions(), self.kept)
+
+
+def _why_map(reader: StackReader) -> str | None:
+    """Return what tells that a file holds a 3D map; None for a stack.
+
+    Many programs write the header of a map for stacks, too: then the images decide.
+    """
+    n, y, x = reader.shape
+    size = f"a 3D map of {x} x {y} x {n} voxels"
+    if n == y == x > 1 and reader.header.is_volume and reader.path.suffix.lower() != ".mrcs":
+        return f"{size}, as its header says"
+    if not (reader.header.is_volume or n == y == x) or not reader.looks_like_map():
+        return None
+    if reader.header.is_volume:
+        return f"{size}: each section is nearly the same as the next"
+    reader.remarks.append(f"{size}? Each image is nearly the same as the next.")
+    return None
 
 
 def _is_particle_table(table: Table) -> bool:
-    return table.name in _PARTICLE_TABLES and bool(table.labels)
+    """Tell a table of particles: by its name, or, whatever it is called, by its column of images."""
+    return bool(table.labels) and (table.name in _PARTICLE_TABLES or _IMAGE in table.labels)
 
 
 def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
@@ -260,13 +315,18 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
             optics = read_optics(table)
         elif _is_particle_table(table):
             if rows is not None:
-                raise StarError("a second table of particles.", path=path, line=table.line)
+                raise StarError(
+                    f"a second table of particles, data_{table.name}.",
+                    path=path,
+                    line=table.line,
+                    remedy="Leave one of them in the file.",
+                )
             rows, row_optics = _read_rows(table)
     if rows is None:
         raise StarError(
-            f"no table of particles (data_particles, data_images or data_) found, only {', '.join(met)}.",
+            f"no table of particles (data_particles, or any with _{_IMAGE}) found, only {', '.join(met)}.",
             path=path,
-            remedy="Give the particles.star of an extraction, selection or refinement job.",
+            remedy=_NO_TABLE,
         )
     if not rows.stack:
         raise StarError("the table of particles has no rows.", path=path)
@@ -289,12 +349,15 @@ def _refuse_tomography(table: Table) -> None:
 def _read_rows(table: Table) -> tuple[Rows, dict[int, OpticsGroup]]:
     """Read the table of particles; return also the optics that its rows themselves tell."""
     if _IMAGE not in table.labels:
-        kind = " It is a table of micrographs." if "rlnMicrographName" in table.labels else ""
+        where = "rlnCoordinateX" in table.labels
+        is_micrographs = "rlnMicrographName" in table.labels and not where
+        kind = "these are coordinates of particles, without images" if where else "it names no images"
         raise StarError(
-            f"data_{table.name} has no column _{_IMAGE}.{kind}",
+            f"data_{table.name} has no column _{_IMAGE}: {kind}."
+            f"{' It is a table of micrographs.' if is_micrographs else ''}",
             path=table.path,
             line=table.line,
-            remedy="Give a table of extracted particles.",
+            remedy="Extract the particles first, and give that table." if where else _NO_TABLE,
         )
     rows, image_column = Rows(), table.column(_IMAGE)
     group_of, optics = grouping(table)
@@ -339,7 +402,7 @@ def _read_cs(path: Path, root: Path | None, passthrough: Sequence[str | Path]) -
         line=np.zeros(len(table), dtype=np.int32),
         optics_group=images.optics_group + np.int32(1),
         optics={
-            number: OpticsGroup(number, f"opticsGroup{number}", *values)
+            number: OpticsGroup(number, f"opticsGroup{number}", *values, f"blob/psize_A of {path.name}")
             for number, values in enumerate(images.optics, start=1)
         },
         dark_stacks=images.dark_stacks,
@@ -349,7 +412,8 @@ def _read_cs(path: Path, root: Path | None, passthrough: Sequence[str | Path]) -
 
 def _whole_stack(path: Path) -> ParticleSet:
     with StackReader(path) as reader:
-        n, pixel_size, box = reader.n_images, reader.pixel_size_angstrom, reader.shape[2]
+        n, box = reader.n_images, reader.shape[2]
+        pixel_size, source = header_pixel_size(reader)
     zeros = np.zeros(n, dtype=np.int32)
     return ParticleSet(
         source=path,
@@ -361,5 +425,5 @@ def _whole_stack(path: Path) -> ParticleSet:
         image=np.arange(n, dtype=np.int32),
         line=zeros,
         optics_group=zeros + 1,
-        optics={1: OpticsGroup(1, "opticsGroup1", pixel_size, box, None, None, None)},
+        optics={1: OpticsGroup(1, "opticsGroup1", pixel_size, box, None, None, None, source)},
     )

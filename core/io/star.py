@@ -7,6 +7,7 @@ double quotes; a `#` at the start of a value begins a comment; lines end in LF.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,8 @@ from ..errors import OutputError, StarError
 from .files import writing
 
 # A quoted value ends at the same quote followed by white space; a comment runs to the end of the line.
-_TOKEN = re.compile(
-    rb"""(?P<comment>\#.*)|"(?:[^"]|"(?=\S))*"(?!\S)|'(?:[^']|'(?=\S))*'(?!\S)|\S+""", re.DOTALL
-)
+_WORD = re.compile(rb"\S+")
+_CLOSING = {b'"': re.compile(rb'"(?!\S)'), b"'": re.compile(rb"'(?!\S)")}
 _BLOCK_BYTES = 1 << 20
 
 
@@ -34,7 +34,21 @@ def tokenise(line: bytes) -> list[bytes]:
 
 
 def _spans(line: bytes) -> list[tuple[int, int]]:
-    return [match.span() for match in _TOKEN.finditer(line) if match["comment"] is None]
+    spans: list[tuple[int, int]] = []
+    end, never_closed = 0, set[bytes]()
+    while (word := _WORD.search(line, end)) is not None:
+        begin, end = word.span()
+        first = line[begin : begin + 1]
+        if first == b"#":
+            break
+        if first in _CLOSING and first not in never_closed:
+            closing = _CLOSING[first].search(line, begin + 1)
+            if closing is None:
+                never_closed.add(first)  # looked for once: a line of many such quotes takes no longer
+            else:
+                end = closing.end()
+        spans.append((begin, end))
+    return spans
 
 
 def decode(raw: bytes) -> str:
@@ -201,7 +215,7 @@ def read_tables(path: str | Path) -> Iterator[Table]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_text(path) as file:
             lines, found = _Lines(path, file), False
             while True:
                 table = _read_header(lines)
@@ -219,6 +233,36 @@ def read_tables(path: str | Path) -> Iterator[Table]:
                     pass
     except OSError as error:
         raise StarError(f"the STAR file cannot be read: {error.strerror or error}.", path=path) from error
+
+
+def open_text(path: Path) -> BinaryIO:
+    """Open a STAR file; what would be waited for in vain, or is easily mistaken for one, is refused.
+
+    Raises
+    ------
+    StarError
+        If it is a folder, a pipe or a device, a group file of cryoSPARC, or a web page.
+    OSError
+        If it cannot be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise StarError("expected a STAR file, found a folder, a pipe or a device.", path=path)
+    file = path.open("rb")
+    begin = file.read(200).lstrip().lower()
+    file.seek(0)
+    if path.suffix.lower() == ".csg":
+        file.close()
+        raise StarError(
+            "a .csg file only lists .cs files.", path=path, remedy="Give the .cs file that lies beside it."
+        )
+    if begin.startswith((b"<!doctype", b"<html", b"<?xml")):
+        file.close()
+        raise StarError(
+            "this is a web page, not a STAR file.",
+            path=path,
+            remedy="Download the file itself, by its link for raw data.",
+        )
+    return file
 
 
 def _read_header(lines: _Lines) -> Table:
@@ -281,7 +325,7 @@ def rewrite(
     destination: str | Path,
     is_target: Callable[[Table], bool],
     labels: Sequence[str],
-    edit: Callable[[list[bytes]], Sequence[bytes]],
+    edit: Callable[[list[bytes]], Sequence[bytes] | None],
     before_rename: Callable[[], None],
 ) -> None:
     """Copy a STAR file, changing only the named columns of one table.
@@ -298,7 +342,8 @@ def rewrite(
     labels
         The columns to replace or append.
     edit
-        Given the values of a row as written, returns the new values for `labels`, ready to write (`quote`).
+        Given the values of a row as written, returns the new values for `labels`, ready to write (`quote`),
+        or None to leave the row out.
     before_rename
         Called once all rows were edited; what it raises leaves nothing under `destination`.
 
@@ -324,7 +369,7 @@ def _copied(
     table: Table,
     is_target: Callable[[Table], bool],
     labels: Sequence[str],
-    edit: Callable[[list[bytes]], Sequence[bytes]],
+    edit: Callable[[list[bytes]], Sequence[bytes] | None],
 ) -> Iterator[bytes]:
     """Yield the lines of one table, edited when it is the target."""
     if not is_target(table):
@@ -342,6 +387,8 @@ def _copied(
             yield line
             continue
         values = edit(tokens)
+        if values is None:
+            continue
         replaced = [(column, values[k]) for column, k in present]
         yield _edited(line, tokens, replaced, b"".join([b" " + values[k] for k in appended]))
 

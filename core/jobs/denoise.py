@@ -14,10 +14,12 @@ import numpy as np
 
 from ... import __version__
 from ..config.denoise import CONTEXT_NAME, PARTICLE_SHARE_OF_BOX, DenoiseOptions
-from ..errors import ConfigurationError, InputError
+from ..context.contexts import StackContexts
+from ..errors import ConfigurationError, InputError, several
 from ..imaging.normalise import background_mask
 from ..inference.devices import resolve_devices
 from ..inference.engine import Choices, Engine, LocalDevices, Task, tiling
+from ..inference.inputs import look_at_inputs
 from ..inference.plan import (
     CS_TABLE_NAME,
     CSG_NAME,
@@ -25,6 +27,7 @@ from ..inference.plan import (
     TABLE_NAME,
     ImageSet,
     StackPlan,
+    leave_out_damaged,
     path_below,
     plan_stacks,
     read_images,
@@ -44,6 +47,7 @@ from ..models.weights import LoadedModel, load_model
 from ..report import PDF_NAME, PNG_NAME
 from .contexts import contexts_of
 from .folder import Earlier, JobFolder
+from .self_measurement import measure_gain
 
 # Conspicuous images that are named one by one.
 WARNINGS = 8
@@ -111,8 +115,24 @@ def run_denoise(
         engine = LocalDevices(resolve_devices(options.device), options.threads)
     images = read_images(source, root=root, passthrough=passthrough)
     is_micrographs = isinstance(images, MicrographSet)
-    stacks = plan_stacks(images, options.protein)
+    damaged: list[InputError] = []
+    if options.skip_bad and images.has_table:
+        images, damaged = leave_out_damaged(images)
+    trained_angstrom = model.trained_pixel_sizes_angstrom
+    stacks = plan_stacks(
+        images,
+        options.protein,
+        pixel_size_angstrom=options.pixel_size_angstrom,
+        trained_angstrom=trained_angstrom,
+    )
     _check_options(options, stacks, images)
+    notes = look_at_inputs(images, stacks, trained_angstrom)
+    for fact in notes.facts:
+        log(fact)
+    if damaged:
+        log(f"warning: {several(damaged, len(damaged) + len(stacks), 'files')} Their rows are left out.")
+    for warning in notes.warnings:
+        log(f"warning: {warning}")
     undertaking = _undertaking(images, stacks, model, engine, options)
     log(f"model {model.name}, SHA-256 {model.sha256[:16]}…")
     for path in source_files(images)[1:]:
@@ -135,10 +155,11 @@ def run_denoise(
         else:
             _check_room(folder, images, stacks, options)
             choices = _choose(journal, engine, options, model, stacks, log, is_micrographs=is_micrographs)
-            known = contexts_of(images, stacks, model, options, output_dir, goes_on=folder.goes_on, log=log)
+            found = contexts_of(images, stacks, model, options, output_dir, goes_on=folder.goes_on, log=log)
             label = f"cryohush {__version__}: denoised by {Path(model.name).name}, not raw data"
-            task = Task(model, options, choices, stacks, is_micrographs, label, known.contexts)
+            task = Task(model, options, choices, stacks, is_micrographs, label, found.contexts)
             result = engine.denoise(task, output_dir, journal, context.progress, context.should_stop)
+            gain = _measure(images, stacks, model, options, choices, found.contexts, log)
             _refuse_changed_inputs(images, stacks, undertaking)
             _write_table(images, stacks, output_dir)
         table = _table_files(images)
@@ -160,10 +181,14 @@ def run_denoise(
             n_resumed=n_images - result.n_written,
             skipped=result.skipped,
             remarks=result.remarks,
+            damaged=[str(error) for error in damaged],
+            warnings=notes.warnings,
+            pixel_sizes=notes.pixel_sizes,
             seconds={"total": time.monotonic() - begin, **result.seconds},
             samples=read_samples(stacks, output_dir, result.skipped, are_micrographs=is_micrographs),
             was_complete=was_complete,
-            context={} if was_complete else known.record,
+            context={} if was_complete else found.record,
+            gain={} if was_complete else gain,
         )
         if not was_complete:
             write_record(summary, context.command, started)
@@ -192,8 +217,9 @@ def denoise(
     log(f"{summary.n_images} {summary.noun} in {summary.seconds['total']:.1f} s, {summary.speed}")
     if summary.skipped:
         log(f"{len(summary.skipped)} bad images went through unchanged: see {summary.record}")
-    for note in summary.remarks[:WARNINGS]:
-        log(f"warning: {note.stack}: {note.problem}")
+    for problem, notes in summary.remarks_by_kind()[:WARNINGS]:
+        first = f"{notes[0].stack}, image {notes[0].image}" if summary.kind == "particles" else notes[0].stack
+        log(f"warning: {first}{f' and {len(notes) - 1} more' if len(notes) > 1 else ''}: {problem}")
     if summary.remarks:
         log(f"{len(summary.remarks)} conspicuous images: see {summary.record}")
     paths = [summary.table] if summary.table else summary.stacks
@@ -250,7 +276,9 @@ def measure_run(
     """
     load_model(options.model)
     images = read_images(source, root=root, passthrough=passthrough)
-    stacks = plan_stacks(images, options.protein)
+    if options.skip_bad and images.has_table:
+        images, _ = leave_out_damaged(images)
+    stacks = plan_stacks(images, options.protein, pixel_size_angstrom=options.pixel_size_angstrom)
     _check_options(options, stacks, images)
     refuse_to_replace_inputs(images, stacks, output_dir)
     n_pixels = sum(len(stack.indices) * stack.shape[0] * stack.shape[1] for stack in stacks)
@@ -418,6 +446,32 @@ def _choose(
     else:
         log("batches of " + ", ".join(f"{size} images of {_box(shape)} px" for shape, size in sizes.items()))
     return choices
+
+
+def _measure(
+    images: ImageSet,
+    stacks: Sequence[StackPlan],
+    model: LoadedModel,
+    options: DenoiseOptions,
+    choices: Choices,
+    contexts: StackContexts | None,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """Return what the particles themselves say of the gain, for the record."""
+    if not isinstance(images, ParticleSet):
+        return {}
+    sizes = {stack.pixel_size_angstrom for stack in stacks}
+    found = measure_gain(
+        images,
+        model,
+        options,
+        choices.precision,
+        contexts,
+        frozenset(number for number, stack in enumerate(stacks) if stack.protein_dark),
+        sizes.pop() if len(sizes) == 1 else None,
+    )
+    log(found["verdict"])
+    return found
 
 
 def _box(shape: tuple[int, int]) -> str:

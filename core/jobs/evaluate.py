@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ... import __version__
@@ -170,6 +171,8 @@ def _compute(
         result = None
         if sources is not None:
             context.log(f"{len(sources.denoised)} {sources.denoised.kind}, {_box(sources)}")
+            for note in sources.notes:
+                context.log(note)
             result = compare(sources, config, progress=context.progress, should_stop=context.should_stop)
             numbers["frequency"] = result.frequency.tolist()
             sections.append(sample_section(sources))
@@ -279,7 +282,7 @@ def _write(
     folder.add_files(list(pictures))
     files = [write_bytes(folder.path / name, picture.png) for name, picture in pictures.items()]
     if sources is not None and result is not None and (result.reference or result.twin):
-        files.append(write_bytes(folder.path / TABLE_NAME, _image_table(result, len(sources.denoised))))
+        files.append(write_bytes(folder.path / TABLE_NAME, _image_table(result, sources.denoised.rows)))
     return [
         *files,
         write_pages(folder.path / PDF_NAME, HEADLINE, TRUST, facts, sections),
@@ -288,9 +291,9 @@ def _write(
     ]
 
 
-def _image_table(result: Result, n: int) -> bytes:
-    """Figures of the single images, a row each as in the tables, so that the worst ones can be looked up."""
-    columns: dict[str, Any] = {"row": np.arange(1, n + 1)}
+def _image_table(result: Result, rows: NDArray[np.intp]) -> bytes:
+    """Figures of the single images, by row of the denoised table, so that the worst can be looked up."""
+    columns: dict[str, Any] = {"row": rows + 1}
     for target, comparisons in (("clean", result.reference), ("twin", result.twin)):
         for name, comparison in comparisons.items():
             for metric, values in comparison.values.items():

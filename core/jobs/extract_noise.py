@@ -31,9 +31,8 @@ from ..io.journal import RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.mrc import WriterState
 from ..job_context import QUIET, JobContext
-from ..models import MODELS, SEGMENTERS
-from ..models.weights import LoadedModel, load_model
-from ..noise.finders import WindowFinder, make_finder, smallest_window_px
+from ..models.weights import LoadedModel
+from ..noise.finders import WindowFinder, finder_of, load_noise_network
 from ..noise.micrograph import Draw, MicrographCounts, MicrographTask, extract_from, overlay_file, part_file
 from ..noise.output import LABELS_FOLDER, PARTS_FOLDER, STACK_NAME, TABLE_NAME, write_noise
 from ..noise.summary import NoiseSummary, explain
@@ -115,7 +114,7 @@ class LocalSearcher:
         self, model: LoadedModel, requested: Literal["auto", "fp32", "bf16", "fp16"]
     ) -> tuple[Precision, str]:
         """See `Searcher`."""
-        return choose_precision(self._devices[0], requested, model.module)
+        return choose_precision(self._devices[0], requested)
 
     def search(
         self,
@@ -133,7 +132,7 @@ class LocalSearcher:
     def _finders(self, search: Search) -> list[WindowFinder]:
         """One for each micrograph that is worked on at once; on the CPU they share the threads."""
         model, precision, options = search.model, search.precision, search.options
-        finders = [make_finder(model, device, precision, options) for device in self._devices]
+        finders = [finder_of(options).make(model, device, precision, options) for device in self._devices]
         n_tasks = max(1, len(search.tasks))
         if self.types == ["cpu"]:
             workers = min(self._threads, n_tasks)
@@ -194,7 +193,7 @@ def run_extract_noise(
         If `context.should_stop` said so; the run can be resumed.
     """
     begin, output_dir = time.monotonic(), Path(output_dir)
-    model = load_noise_model(options)
+    model = load_noise_network(options)
     searcher = searcher or LocalSearcher(resolve_devices(options.device), options.threads)
     images = MicrographSet.read(source, root=root)
     tasks, too_small = plan_search(images, options)
@@ -217,7 +216,7 @@ def run_extract_noise(
             raise TooFewBlocks(
                 f"{n_blocks} blocks of noise found, {options.min_blocks} are needed. {explain(counts)}",
                 path=images.source,
-                remedy=_remedy(options),
+                remedy=f"Try a smaller window_px or stride_px, or wider limits, {finder_of(options).remedy}.",
             )
         drawn = [task for task in tasks if draw and counts[task.index].kept]
         summary = NoiseSummary(
@@ -330,24 +329,6 @@ def _overlay_name(task: MicrographTask) -> str:
     return overlay_file(Path(), task).as_posix()
 
 
-def _remedy(options: ExtractNoiseOptions) -> str:
-    ways = "Try a smaller window_px or stride_px, or wider limits"
-    if options.method == "similarity":
-        return f"{ways}, or a lower similarity_threshold."
-    return f"{ways}, or refine the network on these micrographs."
-
-
-def load_noise_model(options: ExtractNoiseOptions) -> LoadedModel:
-    """Load the network of the method.
-
-    Raises
-    ------
-    ModelError
-        If it is not there, or of another kind.
-    """
-    return load_model(options.model_name, SEGMENTERS if options.method == "segmentation" else MODELS)
-
-
 def plan_search(
     images: MicrographSet, options: ExtractNoiseOptions
 ) -> tuple[list[MicrographTask], dict[int, MicrographCounts]]:
@@ -358,7 +339,7 @@ def plan_search(
     ConfigurationError
         If the window does not suit the micrographs, or a pixel size is needed and not known.
     """
-    tasks, too_small = [], {}
+    tasks, too_small, finder = [], {}, finder_of(options)
     names = output_names(images)
     for index, shape in enumerate(images.check_images()):
         pixel_size = options.pixel_size_angstrom or images.pixel_size_angstrom(index)
@@ -373,10 +354,10 @@ def plan_search(
             window,
             stride,
         )
-        if options.method == "segmentation" and pixel_size is None:
+        if finder.needs_pixel_size and pixel_size is None:
             raise ConfigurationError(
-                f"method segmentation needs the pixel size of {task.name}, which {images.source} does not "
-                "say. Give pixel_size_angstrom."
+                f"method {options.method} needs the pixel size of {task.name}, which {images.source} does "
+                "not say. Give pixel_size_angstrom."
             )
         if window > min(shape):
             remark = (
@@ -396,10 +377,10 @@ def plan_search(
             f"{windows[0]} to {windows[-1]} px, and a stack has one size. Give window_px, or extract from "
             "one pixel size at a time."
         )
-    if windows[0] < smallest_window_px(options):
+    if windows[0] < finder.smallest_window_px(options):
         raise ConfigurationError(
-            f"a window of {windows[0]} px is too small for {options.local_patches} local patches: at least "
-            f"{smallest_window_px(options)} px are needed."
+            f"a window of {windows[0]} px is too small for {options.local_patches} local patches and method "
+            f"{options.method}: at least {finder.smallest_window_px(options)} px are needed."
         )
     return tasks, too_small
 
@@ -423,7 +404,7 @@ def _undertaking(
         **chosen,
     }
     files = [STACK_NAME, RECORD_NAME, PDF_NAME]
-    if options.method == "segmentation":
+    if finder_of(options).makes_labels:
         files += map(_label_name, tasks)
     if drawn:
         files += map(_overlay_name, tasks)

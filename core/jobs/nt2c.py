@@ -24,7 +24,9 @@ from ..io.journal import RECORD_NAME, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.star import read_tables
 from ..job_context import QUIET, JobContext
+from ..models import MODELS
 from ..models.weights import load_model
+from ..noise.finders import finder_of
 from ..noise.synthesis import load_noise_model
 from ..report import PDF_NAME
 from ..training import supervised, synthesis
@@ -140,8 +142,7 @@ class _Chain:
                 folder,
                 dark_protein=config.extraction.protein != "white",
                 resume=True,
-                log=context.log,
-                should_stop=context.should_stop,
+                context=context,
             )
             self._finish(3)
 
@@ -167,14 +168,12 @@ class _Chain:
 
     def _train(self, config: TrainingConfig, weights: Path) -> None:
         context = self._context
-        supervised.train(
-            config, weights.parent, resume=True, log=context.log, should_stop=context.should_stop
-        )
+        supervised.train(config, weights.parent, resume=True, context=context)
 
     def _extraction(self, coarse: str) -> ExtractNoiseOptions:
         """How blocks are extracted: by the coarse denoiser and in boxes of the particles, if left open."""
         options = self._config.extraction
-        if options.method == "similarity":
+        if finder_of(options).networks is MODELS:  # denoises the micrographs
             options = options.model_copy(update={"model": coarse})
         if options.window_px is None and options.window_angstrom is None:
             options = options.model_copy(update={"window_px": self._config.session.box_px})

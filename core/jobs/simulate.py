@@ -20,7 +20,8 @@ from ..imaging.projection import Projector
 from ..inference.devices import resolve_devices
 from ..io.files import make_folder, sha256_of, write_json
 from ..io.journal import RECORD_NAME, Journal, Undertaking
-from ..io.mrc import HEADER_BYTES, StackWriter, WriterState, holds, write_mrc
+from ..io.mrc import StackWriter, WriterState, holds, write_mrc
+from ..io.mrc_header import HEADER_BYTES
 from ..job_context import QUIET, JobContext
 from ..simulation.classes import ParticleClass, read_classes
 from ..simulation.draws import ParticleDraws, draw_particles
@@ -407,7 +408,7 @@ class _Stream:
 
 
 def _input_files(config: ParticlesConfig) -> list[Path]:
-    files = [path for entry in config.structures for path in (entry.path, entry.to)]
+    files = [path for entry in config.structures for path in (entry.path, entry.model, entry.to)]
     files += [*(config.ctf.tables if config.ctf else ())]
     files += [path for kind in config.noise.components for path in (kind.spectrum, kind.images)]
     return list(dict.fromkeys(path for path in files if path is not None))

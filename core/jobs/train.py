@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from ..io.files import sha256_of, write_json
 from ..io.journal import RECORD_NAME, Undertaking
 from ..job_context import QUIET, JobContext
 from ..report import PDF_NAME
+from ..training.frame_halves import FOLDER as HALVES_FOLDER
 from ..training.run import train as run_loop
 from ..training.segmentation import train_segmentation
 from . import nt2c
@@ -28,7 +28,6 @@ WEIGHTS_NAME = "weights.safetensors"
 FILES = (
     "last.pt",
     "log.jsonl",
-    "segmentation.jsonl",
     "curves.png",
     "validation.png",
     "projections-train.safetensors",
@@ -81,7 +80,7 @@ def train(
     started, begin = time.time(), time.monotonic()
     fingerprint = {"config": config.model_dump(mode="json")}
     files = (WEIGHTS_NAME, RECORD_NAME, PDF_NAME, *FILES)
-    undertaking = Undertaking("train", fingerprint, {}, files, [EVENTS_FOLDER])
+    undertaking = Undertaking("train", fingerprint, {}, files, [EVENTS_FOLDER, HALVES_FOLDER])
     with JobFolder(output_dir, undertaking, earlier, log=context.log) as folder:
         if not folder.journal.is_complete:
             _loop(config, output_dir, context, resume=folder.goes_on)
@@ -102,7 +101,6 @@ def train(
 def _loop(
     config: TrainingConfig | SegmentationConfig, output_dir: Path, context: JobContext, *, resume: bool
 ) -> Path:
-    given: dict[str, Any] = {"resume": resume, "log": context.log, "should_stop": context.should_stop}
     if isinstance(config, SegmentationConfig):
-        return train_segmentation(config, output_dir, **given)
-    return run_loop(config, output_dir, **given)
+        return train_segmentation(config, output_dir, resume=resume, context=context)
+    return run_loop(config, output_dir, resume=resume, context=context)

@@ -15,7 +15,7 @@ the squared error.
 References
 ----------
 .. [1] Gao, Yao & Zhu (2020) J. Mach. Learn. Res. 21, 160.
-.. [2] Gu, Unarta, Huang & Yao (2020) arXiv:2008.07307, section 3.
+.. [2] Gu, Unarta, Huang & Yao (2020) arXiv:2008.07307, section 2.1.
 .. [3] Buja, Stuetzle & Shen (2005) Loss functions for binary class probability estimation and classification.
 .. [4] Arjovsky, Chintala & Bottou (2017) arXiv:1701.07875.
 .. [5] Gulrajani et al. (2017) arXiv:1704.00028, eq. 3.
@@ -130,7 +130,9 @@ def gradient_penalty(
     """
     share = torch.rand(len(true), 1, 1, 1, generator=generator).to(true.device)
     between = (share * true + (1 - share) * generated).detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    # of an image's score, which is the mean of a critic's map of them
+    scores = critic(between).reshape(len(true), -1).mean(1)
+    (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
     # the square root has no gradient at 0
     norm = (gradient.float().square().sum(dim=(1, 2, 3)) + 1e-12).sqrt()
     return (norm - 1).square().mean()

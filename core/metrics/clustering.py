@@ -8,7 +8,7 @@ Needs the extra `evaluate`.
 
 References
 ----------
-.. [1] Gu, Xian, Unarta & Yao (2020), arXiv:2008.07307: conformations of RNA polymerase in two dimensions,
+.. [1] Gu, Unarta, Huang & Yao, arXiv:2008.07307: conformations of RNA polymerase in two dimensions,
    25 neighbours.
 .. [2] Hubert & Arabie (1985) J. Classif. 2, 193-218, doi:10.1007/BF01908075: adjusted Rand index.
 """

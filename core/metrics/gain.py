@@ -94,7 +94,8 @@ class RingGain:
         So that the power of its rings, which a filter may change, does not matter.
         """
         parts = (self._transform(denoised), self._raw, self._twin)
-        return self._gain(*(self._whitened(part) for part in parts), band)  # type: ignore[misc]
+        white, raw, twin = (self._whitened(part) for part in parts)
+        return self._gain(white, raw, twin, band)
 
     def _gain(self, denoised: Tensor, raw: Tensor, twin: Tensor, band: tuple[float, float]) -> BandGain:
         members = self._rings(band)
@@ -121,7 +122,8 @@ class RingGain:
 
     def _transform(self, images: Tensor) -> Tensor:
         centred = images.float() - images.float().mean((1, 2), keepdim=True)
-        return torch.fft.rfft2(centred * self._mask, norm="ortho")
+        transform: Tensor = torch.fft.rfft2(centred * self._mask, norm="ortho")
+        return transform
 
     def _whitened(self, transform: Tensor) -> Tensor:
         power = ring_mean(transform.abs().square().mean(0), self._shape)

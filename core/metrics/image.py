@@ -20,38 +20,29 @@ References
 ----------
 .. [1] Tang, Wang, Ouyang & Liu (2022) J. Big Data 4, doi:10.32604/jbd.2022.028078.
 .. [2] Zhang, Zhao, Hu & Zhao (2024), arXiv:2401.01097.
-.. [3] Gu, Xian, Unarta & Yao (2020), arXiv:2008.07307.
+.. [3] Gu, Unarta, Huang & Yao, arXiv:2008.07307.
 .. [4] Wang, Bovik, Sheikh & Simoncelli (2004) IEEE Trans. Image Process. 13, 600-612,
    doi:10.1109/TIP.2003.819861.
 .. [5] Eskicioglu & Fisher (1995) IEEE Trans. Commun. 43, 2959-2965, doi:10.1109/26.477498.
 .. [6] Bepler, Kelley, Noble & Berger (2020) Nat. Commun. 11, 5208, doi:10.1038/s41467-020-18952-1.
-.. [7] Li et al. (2022) Bioinformatics 38, doi:10.1093/bioinformatics/btac052.
+.. [7] Li et al. (2022) Bioinformatics 38, 2022-2029, doi:10.1093/bioinformatics/btac052.
+.. [8] Ouyang, He, Tang & Fu (2020) J. Inf. Hiding Priv. Prot., Research on Denoising of Cryo-em Images Based
+   on Deep Learning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..config.evaluate import IMAGE_METRICS, METRICS
 from ..errors import ConfigurationError, InputError
 
-#: What `image_metrics` can compute, in the order of its tables.
-IMAGE_METRICS = (
-    "correlation",
-    "mse",
-    "mae",
-    "pmse",
-    "nmse",
-    "affine_nmse",
-    "psnr",
-    "affine_psnr",
-    "ssim",
-    "affine_ssim",
-)
-_RANGED = ("pmse", "psnr", "affine_psnr", "ssim", "affine_ssim")
+_RANGED = ("pmse", "psnr", "affine_psnr", "ssim", "affine_ssim", "ssim_uniform")
 
 
 def image_metrics(
@@ -67,12 +58,14 @@ def image_metrics(
     Raises
     ------
     ConfigurationError
-        When a name is not in `IMAGE_METRICS`, or one of them needs a data range and there is none.
+        When a name is neither in `config.evaluate.IMAGE_METRICS` nor another package's, one of them needs a
+        data range and there is none, or another package's metric does not return a figure for each image.
     InputError
         When there is no reference, or its shape is not that of the images.
     """
     names = tuple(names)
-    if unknown := sorted(set(names) - set(IMAGE_METRICS)):
+    others = [name for name in names if name not in IMAGE_METRICS]
+    if unknown := sorted(name for name in others if name not in METRICS):
         raise ConfigurationError(
             f"unknown metric {', '.join(unknown)}: the metrics of an image are {', '.join(IMAGE_METRICS)}"
         )
@@ -95,6 +88,7 @@ def image_metrics(
         "correlation": lambda: correlation(images, reference, mask),
         "mse": lambda: mean_squared_error(images, reference, mask),
         "mae": lambda: mean_absolute_error(images, reference, mask),
+        "rmse": lambda: root_mean_squared_error(images, reference, mask),
         "pmse": lambda: peak_mean_squared_error(images, reference, span, mask),
         "nmse": lambda: normalised_mean_squared_error(images, reference, mask),
         "affine_nmse": lambda: affine_normalised_mean_squared_error(images, reference, mask),
@@ -102,8 +96,31 @@ def image_metrics(
         "affine_psnr": lambda: peak_signal_to_noise_ratio(fitted, reference, span, mask),
         "ssim": lambda: structural_similarity(images, reference, span, mask=mask),
         "affine_ssim": lambda: structural_similarity(fitted, reference, span, mask=mask),
+        "ssim_uniform": lambda: structural_similarity(images, reference, span, window="uniform", mask=mask),
     }
+    calculate |= {name: partial(_by_another, name, images, reference, mask) for name in others}
     return {name: calculate[name]() for name in names}
+
+
+def _by_another(name: str, images: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
+    """A figure of each image by another package's metric.
+
+    Raises
+    ------
+    ConfigurationError
+        It fails, or does not return one for each image.
+    """
+    calculate = METRICS.find(name, "metrics")
+    try:
+        values = torch.as_tensor(calculate(images, reference, mask))
+    except Exception as error:  # whatever a stranger's code does
+        raise ConfigurationError(f"the metric {name} fails: {type(error).__name__}: {error}") from error
+    if values.shape != images.shape[:1]:
+        raise ConfigurationError(
+            f"the metric {name} should return a figure for each image, {tuple(images.shape[:1])}, and "
+            f"returns {tuple(values.shape)}."
+        )
+    return values.double()
 
 
 def require_same_shape(images: Tensor, reference: Tensor) -> None:
@@ -168,10 +185,17 @@ def peak_mean_squared_error(
     """PMSE: `MSE / data_range²`, the peak mean squared error of [5]_: `(...)`; PSNR is `-10 log10(PMSE)`.
 
     Differs from [5]_ in that the peak is the data range that was asked for, not the largest value of the
-    reference. Which PMSE is meant where cryo-EM papers name one without a formula could not be established;
-    this is the definition of the image-quality literature, and the one that PSNR is made of.
+    reference. What [8]_ tables as PMSE is another figure, `root_mean_squared_error`.
     """
     return mean_squared_error(images, reference, mask) / _range(data_range, reference).square()
+
+
+def root_mean_squared_error(images: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
+    """RMSE: square root of the MSE of each image: `(...)`, in grey values.
+
+    The column PMSE of [8]_, table 1, is this: in all five of its methods it is the root of the column MSE.
+    """
+    return mean_squared_error(images, reference, mask).sqrt()
 
 
 def normalised_mean_squared_error(images: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -289,12 +313,12 @@ def structural_similarity(
 
 
 def region_signal_to_noise_ratio(signal: Sequence[Tensor], background: Sequence[Tensor]) -> Tensor:
-    """SNR of paired regions of one image, in dB: `(pairs,)`; the papers' figure is the mean over the pairs.
+    """Mean contrast of paired regions of one image in terms of the noise, in dB: `(pairs,)`.
 
     `10 log10((mean of signal - mean of background)² / variance of background)` for each pair of a region
-    with particle and one without, as for Topaz-Denoise [6]_ and in [7]_, equation 5; the variance is that of
-    the population. It needs no reference, and is no evidence alone: a denoiser that makes the background flat
-    scores without limit, whatever it makes of the particle.
+    with particle and one without, as Topaz-Denoise has it [6]_; the variance is that of the population. It
+    needs no reference, and is no evidence alone: a denoiser that makes the background flat scores without
+    limit, whatever it makes of the particle.
 
     Parameters
     ----------
@@ -307,16 +331,38 @@ def region_signal_to_noise_ratio(signal: Sequence[Tensor], background: Sequence[
     InputError
         When there is not one background for each signal.
     """
+    values = []
+    for inside, outside in _region_pairs(signal, background):
+        contrast = inside.mean() - outside.mean()
+        values.append(10.0 * torch.log10(contrast.square() / outside.var(correction=0)))
+    return torch.stack(values)
+
+
+def region_variance_ratio(signal: Sequence[Tensor], background: Sequence[Tensor]) -> Tensor:
+    """Variance of paired regions of one image, with particle over without, in dB: `(pairs,)`.
+
+    `10 (log10 v_s - log10 v_b)` for each pair, v_s being the variance of the signal region after the mean of
+    its background is taken off, which changes no variance, and v_b that of the background: the SNR of NT2C
+    [7]_, whose equation 5 is the mean over the pairs. Both variances are those of the population. A raw
+    micrograph has about 0, because noise fills both regions alike. Like the mean contrast it rises without
+    limit where a denoiser flattens the background.
+
+    Parameters and Raises as of `region_signal_to_noise_ratio`.
+    """
+    values = [
+        10.0 * (torch.log10((inside - outside.mean()).var(correction=0)) - outside.var(correction=0).log10())
+        for inside, outside in _region_pairs(signal, background)
+    ]
+    return torch.stack(values)
+
+
+def _region_pairs(signal: Sequence[Tensor], background: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     if len(signal) != len(background) or not len(signal):
         raise InputError(
             "expected one background region for each signal region, found "
             f"{len(signal)} signal and {len(background)} background regions."
         )
-    values = []
-    for inside, outside in zip(signal, background, strict=True):
-        contrast = inside.double().mean() - outside.double().mean()
-        values.append(10.0 * torch.log10(contrast.square() / outside.double().var(correction=0)))
-    return torch.stack(values)
+    return [(inside.double(), outside.double()) for inside, outside in zip(signal, background, strict=True)]
 
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:

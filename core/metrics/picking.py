@@ -238,7 +238,7 @@ def square_regions(micrograph: Tensor, centres_px: Tensor, side_px: int) -> Tens
 def nearest_background(
     shape: tuple[int, int], particles_px: Tensor, distance_px: float, side_px: int
 ) -> tuple[Tensor, Tensor]:
-    """Find a place without particles near each particle, for `image.region_signal_to_noise_ratio`.
+    """Find a place without particles near each particle, for `image.region_variance_ratio` and its like.
 
     Parameters
     ----------

@@ -1,44 +1,89 @@
-"""Networks and their registry.
-
-Every module takes `(n, 1, y, x)` images whose background has mean 0 and sd 1, protein white, and returns the
-denoised images on the same scale. Its attribute `stride` is what y and x must be multiples of, and
-`receptive_field_px` the distance beyond which an input pixel has no influence.
-"""
+"""Networks and their registries; `base.DenoisingNetwork` says what one that denoises has to be."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from torch import nn
 
+from ..errors import ConfigurationError
+from ..registry import Registry
+from .base import DenoisingNetwork, require_denoising_network
 from .context_unet import ContextUNet
 from .diffusion import DiffusionDenoiser
 from .dncnn import DnCNN
-from .pix2pix import ConvolutionalCritic, ConvolutionalGenerator, ResidualPix2Pix
+from .pix2pix import ConvolutionalCritic, ConvolutionalGenerator, ResidualCritic, ResidualPix2Pix
+from .pooling_unet import PoolingUNet
 from .progressive import ProgressiveAutoencoder, ProgressiveCritic
 from .resnet import ResNetAutoencoder, ResNetCritic
 from .segmentation import SegmentationUNet
+from .skip_resnet import SkipResNet, SkipResNetCritic
 from .unet import ShuffleUNet
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+Networks = Mapping[str, Callable[..., nn.Module]]
+
+# What denoises: classes by name. Other packages offer theirs at the entry points `cryohush.networks`.
+_DENOISERS: dict[str, Callable[..., nn.Module] | str] = {
     "shuffle_unet": ShuffleUNet,
     "context_unet": ContextUNet,
     "dncnn": DnCNN,
     "resnet_autoencoder": ResNetAutoencoder,
+    "skip_resnet": SkipResNet,
+    "pooling_unet": PoolingUNet,
     "convolutional_generator": ConvolutionalGenerator,
     "residual_pix2pix": ResidualPix2Pix,
     "progressive_autoencoder": ProgressiveAutoencoder,
     "diffusion": DiffusionDenoiser,
 }
+MODELS: Registry[Callable[..., nn.Module]] = Registry("network", _DENOISERS, "cryohush.networks")
 
 # Labels instead of images: `(n, 1, y, x)` to logits `(n, classes, y, x)`.
-SEGMENTERS: dict[str, Callable[..., nn.Module]] = {"segmentation_unet": SegmentationUNet}
+SEGMENTERS: Registry[Callable[..., nn.Module]] = Registry("network", {"segmentation_unet": SegmentationUNet})
+ALL_NETWORKS: Networks = ChainMap(MODELS, SEGMENTERS)  # type: ignore[arg-type]  # which nobody changes
 
 # What the adversarial losses set against them: `(n, channels, y, x)` to scores `(n, ...)`, without a sigmoid.
-CRITICS: dict[str, Callable[..., nn.Module]] = {
+_CRITICS: dict[str, Callable[..., nn.Module] | str] = {
     "resnet": ResNetCritic,
+    "skip_resnet": SkipResNetCritic,
+    "residual": ResidualCritic,
     "convolutional": ConvolutionalCritic,
     "progressive": ProgressiveCritic,
 }
+CRITICS: Registry[Callable[..., nn.Module]] = Registry("critic", _CRITICS)
 
-__all__ = ["CRITICS", "MODELS", "SEGMENTERS", "ShuffleUNet"]
+
+def build_network(name: str, arguments: Mapping[str, Any], key: str = "network") -> DenoisingNetwork:
+    """Make a network that denoises.
+
+    Parameters
+    ----------
+    name, arguments
+        Its name in `MODELS`, and the arguments of its constructor.
+    key
+        The section of the configuration that names it.
+
+    Raises
+    ------
+    ConfigurationError
+        There is none of that name, it does not take these arguments, or it is not what it should be.
+    """
+    make = MODELS.find(name, f"{key}.name")
+    try:
+        module = make(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{key}.arguments: {name} cannot be made of them: {error}.") from error
+    return cast(DenoisingNetwork, module) if MODELS.is_own(name) else require_denoising_network(module, name)
+
+
+__all__ = [
+    "ALL_NETWORKS",
+    "CRITICS",
+    "MODELS",
+    "SEGMENTERS",
+    "DenoisingNetwork",
+    "Networks",
+    "ShuffleUNet",
+    "build_network",
+]

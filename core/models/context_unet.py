@@ -65,7 +65,8 @@ class ContextUNet(ShuffleUNet):
         h = self.down_blocks[-1](h)
         for level in reversed(range(len(self.ups))):
             h = self.up_blocks[level](join(self.ups[level], h, skips[level]))  # type: ignore[arg-type]
-        return h
+        features: Tensor = h
+        return features
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, 1 or 1 + context_channels, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .base import DenoisingNetwork
 from .unet import ShuffleUNet, join, reach
 
 
@@ -188,7 +189,7 @@ def sample(
     return image
 
 
-class DiffusionDenoiser(nn.Module):
+class DiffusionDenoiser(DenoisingNetwork):
     """The mean of several draws of a diffusion model, improved by a U-Net [6]_.
 
     Parameters

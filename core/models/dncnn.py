@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .base import DenoisingNetwork
 
-class DnCNN(nn.Module):
+
+class DnCNN(DenoisingNetwork):
     """Convolution, batch normalisation and ReLU, `depth` times, subtracted from the input [1]_.
 
     References

@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from .base import DenoisingNetwork
+
 
 def _down(
     width_in: int,
@@ -50,22 +52,40 @@ class ResidualPair(nn.Module):
         return out
 
 
-class ConvolutionalGenerator(nn.Module):
+class ConvolutionalGenerator(DenoisingNetwork):
     """Convolution, residual and deconvolution blocks with batch normalisation and LeakyReLU [1]_.
 
-    Differs from the paper: linear output, because the images have no fixed range. The paper gives no widths.
+    Differs from the paper: linear output, because the images have no fixed range, and no normalisation of the
+    first convolution. The paper gives no widths.
+
+    Parameters
+    ----------
+    width
+        Channels at full resolution, twice as many at each halving.
+    downs, blocks
+        Halvings, and residual blocks at the coarsest level.
+    random_input
+        Whether a second channel holds the random z of equations 5 and 6: white noise, drawn anew for each
+        training image; a trained network always gets the same field, so that an image has one result.
 
     References
     ----------
     .. [1] Tang, Wang, Ouyang & Liu (2022) J. Big Data 4, 69, doi:10.32604/jbd.2022.028078.
     """
 
-    def __init__(self, width: int = 32, downs: int = 2, blocks: int = 6) -> None:
+    draws: Tensor
+
+    def __init__(
+        self, width: int = 32, downs: int = 2, blocks: int = 6, *, random_input: bool = False
+    ) -> None:
         super().__init__()
         self.stride = 2**downs
+        self.random_input = random_input
+        if random_input:  # counts the draws, so that a run that is resumed goes on with the next one
+            self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
         widths = [width * 2**level for level in range(downs + 1)]
         pairs = list(pairwise(widths))
-        self.stem = nn.Sequential(nn.Conv2d(1, width, 7, padding=3), nn.LeakyReLU(0.2))
+        self.stem = nn.Sequential(nn.Conv2d(1 + random_input, width, 7, padding=3), nn.LeakyReLU(0.2))
         self.encoder = nn.Sequential(*(_down(fine, coarse) for fine, coarse in pairs))
         self.blocks = nn.Sequential(*(ResidualPair(widths[-1]) for _ in range(blocks)))
         self.decoder = nn.Sequential(*(_up(coarse, fine) for fine, coarse in reversed(pairs)))
@@ -74,20 +94,32 @@ class ConvolutionalGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, 1, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
+        if self.random_input:
+            x = torch.cat([x, self._random(x)], dim=1)
         out: Tensor = self.head(self.decoder(self.blocks(self.encoder(self.stem(x)))))
         return out
 
+    def _random(self, x: Tensor) -> Tensor:
+        """`(n, 1, y, x)` white noise: one field for all images, but in training."""
+        if not self.training:
+            field = torch.randn(x.shape[-2:], generator=torch.Generator().manual_seed(0))
+            return field.to(x).expand_as(x)
+        generator = torch.Generator().manual_seed(int(self.draws))
+        self.draws += 1
+        return torch.randn(x.shape, generator=generator).to(x)
 
-class ResidualPix2Pix(nn.Module):
+
+class ResidualPix2Pix(DenoisingNetwork):
     """U-shaped generator of 4x4 filters with stride 2 whose levels are joined by addition.
 
     Differs from pix2pix [1]_: residual connections in place of concatenation, as in [2]_, no dropout, and a
-    linear output.
+    linear output. From [2]_, which gives no widths: first and last convolution are 3x3 ones of stride 1.
 
     References
     ----------
     .. [1] Isola et al. (2017) CVPR, arXiv:1611.07004.
-    .. [2] Su, Zhang, Schawinski, Zhang & Cianfrocco (2018) bioRxiv, doi:10.1101/256792.
+    .. [2] Ouyang, He, Tang & Fu (2020) Research on denoising of cryo-EM images based on deep learning,
+       J. Inf. Hiding Priv. Prot., section 3.1.
     """
 
     def __init__(self, width: int = 32, downs: int = 4, largest_width: int = 256) -> None:
@@ -147,3 +179,54 @@ class ConvolutionalCritic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(n, channels, y, x)` to `(n, patches)`."""
         return torch.flatten(self.layers(x), 1)
+
+
+class ResidualCritic(nn.Module):
+    """Critic like `ResidualPix2Pix` [1]_: 4x4 filters of stride 2, a residual 3x3 convolution at each level.
+
+    One score an image, without a sigmoid. Differs from the paper, which gives neither widths nor the form of
+    the residual connections.
+
+    Parameters
+    ----------
+    channels
+        1 for images alone, as the paper's, 2 for pairs (noisy, clean).
+    width, downs, largest_width
+        As of `ResidualPix2Pix`, from the first convolution on.
+    clipped
+        As of `ConvolutionalCritic`.
+
+    References
+    ----------
+    .. [1] Ouyang, He, Tang & Fu (2020) J. Inf. Hiding Priv. Prot., section 3.1.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        width: int = 32,
+        downs: int = 4,
+        largest_width: int = 256,
+        *,
+        clipped: bool = False,
+    ) -> None:
+        super().__init__()
+        norm = partial(nn.BatchNorm2d, eps=1e-12, affine=False) if clipped else nn.BatchNorm2d
+        widths = [channels, *(min(width * 2**level, largest_width) for level in range(downs))]
+        self.downs = nn.ModuleList(
+            _down(fine, coarse, normalise=level > 0, norm=norm)
+            for level, (fine, coarse) in enumerate(pairwise(widths))
+        )
+        self.residuals = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(wide, wide, 3, padding=1, bias=False), norm(wide), nn.LeakyReLU(0.2))
+            for wide in widths[1:]
+        )
+        self.score = nn.Linear(widths[-1], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, channels, y, x)` to `(n,)`."""
+        for down, residual in zip(self.downs, self.residuals, strict=True):
+            x = down(x)
+            x = x + residual(x)
+        score: Tensor = self.score(x.mean(dim=(2, 3))).squeeze(1)
+        return score

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, leaky_relu
 
+from .base import DenoisingNetwork
+
 
 def _convolutions(width_in: int, width_out: int) -> nn.Sequential:
     return nn.Sequential(
@@ -22,7 +24,7 @@ def _enlarged(x: Tensor) -> Tensor:
     return interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-class ProgressiveAutoencoder(nn.Module):
+class ProgressiveAutoencoder(DenoisingNetwork):
     """Autoencoder whose finest `levels - stage` levels are not yet there [1]_.
 
     With three levels, stage 0 sees images four times coarser a side than the full ones, the last stage sees
@@ -43,7 +45,7 @@ class ProgressiveAutoencoder(nn.Module):
     References
     ----------
     .. [1] Karras et al. (2018) ICLR, arXiv:1710.10196.
-    .. [2] Gu, Unarta, Huang & Yao (2020) arXiv:2008.07307, section 4.
+    .. [2] Gu, Unarta, Huang & Yao (2020) arXiv:2008.07307, appendix 5.4.
     """
 
     stage: Tensor

@@ -1,4 +1,4 @@
-"""Residual autoencoder and critic after the ResNets of WGAN-GP, as the (alpha, beta)-GAN paper uses them."""
+"""Residual autoencoder and critic after the ResNets of WGAN-GP."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from .base import DenoisingNetwork
 
 
 class _Block(nn.Module):
@@ -35,11 +37,12 @@ class _Block(nn.Module):
         return y + shortcut
 
 
-class ResNetAutoencoder(nn.Module):
-    """Residual autoencoder [1]_ [2]_: three halvings, `blocks` blocks at the bottom, three doublings.
+class ResNetAutoencoder(DenoisingNetwork):
+    """Residual autoencoder of the blocks of [1]_: halvings, `blocks` blocks at the bottom, as many doublings.
 
-    Differs from the papers: linear output, because the images have no fixed range, and no fully connected
-    layer, so that any size of image goes through.
+    Differs from the paper, whose networks draw from a vector: an encoder in its place, linear output, because
+    the images have no fixed range, and no fully connected layer, so that any size of image goes through. The
+    network of the robust autoencoder GAN is another one, `skip_resnet.SkipResNet`.
 
     Parameters
     ----------
@@ -55,7 +58,6 @@ class ResNetAutoencoder(nn.Module):
     References
     ----------
     .. [1] Gulrajani et al. (2017) arXiv:1704.00028, appendix.
-    .. [2] Gu, Unarta, Huang & Yao (2020) arXiv:2008.07307.
     """
 
     def __init__(self, width: int = 32, downs: int = 3, blocks: int = 2, largest_width: int = 128) -> None:

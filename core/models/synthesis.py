@@ -5,7 +5,7 @@ variance 1 each: noise has no scale of its own here, the re-weighting (`noise.re
 
 References
 ----------
-.. [1] Li et al. (2022) Bioinformatics 38, 2022-2029, section 2.2.2. doi:10.1093/bioinformatics/btac052
+.. [1] Li et al. (2022) Bioinformatics 38, 2022-2029, section 2.1.2. doi:10.1093/bioinformatics/btac052
 .. [2] Gulrajani et al. (2017) arXiv:1704.00028 (WGAN-GP).
 .. [3] Grigoriu (1998) J. Eng. Mech. 124, 121-126: translation fields, Gaussian ones mapped point by point.
 """

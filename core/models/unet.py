@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from .base import DenoisingNetwork
+
 
 class ResidualBlock(nn.Module):
     """`x + conv(silu(conv(silu(x))))`, 3x3; its last convolution starts at zero."""
@@ -25,7 +27,7 @@ class ResidualBlock(nn.Module):
         return x + residual
 
 
-class ShuffleUNet(nn.Module):
+class ShuffleUNet(DenoisingNetwork):
     """U-Net without normalisation layers whose finest level works on `unshuffle` times fewer pixels a side.
 
     Unshuffling moves each `unshuffle` x `unshuffle` cell into channels [1]_: no pixel is lost, and the costly

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import yaml
@@ -21,11 +23,15 @@ from torch import nn
 
 from ..errors import ModelError
 from ..io.files import writing
-from . import MODELS, SEGMENTERS
+from ..registry import is_place
+from . import ALL_NETWORKS, MODELS, SEGMENTERS, DenoisingNetwork, Networks
+from .base import require_denoising_network
 
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 # What a training run calls its result.
 WEIGHTS_NAME = "weights.safetensors"
+# Places of networks, comma-separated, that may be imported when a weights file names them.
+TRUST_VARIABLE = "CRYOHUSH_NETWORKS"
 _METADATA_KEY = "cryohush"
 
 
@@ -48,7 +54,7 @@ class LoadedModel:
     """
 
     name: str
-    module: nn.Module
+    module: DenoisingNetwork
     sha256: str
     card: dict[str, Any]
     path: Path
@@ -56,7 +62,16 @@ class LoadedModel:
     @property
     def stride(self) -> int:
         """What the sides of an image must be multiples of."""
-        return int(self.module.stride)  # type: ignore[arg-type]
+        return self.module.stride
+
+    @property
+    def trained_pixel_sizes_angstrom(self) -> tuple[float, float] | None:
+        """Smallest and largest pixel size that it was trained on; None if its card does not say."""
+        try:
+            low, high = self.card["training"]["data"]["pixel_size_angstrom"]
+            return (float(low), float(high)) if 0 < float(low) <= float(high) else None
+        except (KeyError, TypeError, ValueError):
+            return None
 
 
 def list_models() -> dict[str, dict[str, Any]]:
@@ -79,9 +94,7 @@ def list_models() -> dict[str, dict[str, Any]]:
     return entries
 
 
-def load_model(
-    name_or_path: str | Path, networks: Mapping[str, Callable[..., nn.Module]] = MODELS
-) -> LoadedModel:
+def load_model(name_or_path: str | Path, networks: Networks = MODELS) -> LoadedModel:
     """Load a shipped model by its name, or a user's by the path of its `.safetensors` file.
 
     Parameters
@@ -165,8 +178,10 @@ def _metadata(path: Path, data: bytes) -> dict[str, Any]:
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         card = json.loads(header["__metadata__"][_METADATA_KEY])
-        card["model"]["name"], card["model"]["arguments"]
-    except (ValueError, KeyError, TypeError) as error:
+        network = card["model"]
+        if not (isinstance(network["name"], str) and isinstance(network["arguments"], dict)):
+            raise TypeError("a network's name is a text, and its arguments have names")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{path}: not a model of cryohush: expected a safetensors file whose metadata say under "
             f"{_METADATA_KEY!r} which network it belongs to."
@@ -174,24 +189,48 @@ def _metadata(path: Path, data: bytes) -> dict[str, Any]:
     return dict(card)
 
 
-def _build(
-    path: Path, data: bytes, card: Mapping[str, Any], networks: Mapping[str, Callable[..., nn.Module]]
-) -> nn.Module:
-    network = card["model"]
-    if network["name"] not in networks:
-        known = {**MODELS, **SEGMENTERS}
-        if network["name"] in known:
+def _build(path: Path, data: bytes, card: Mapping[str, Any], networks: Networks) -> DenoisingNetwork:
+    name, arguments = card["model"]["name"], card["model"]["arguments"]
+    if is_place(name):
+        _require_trust(path, name)
+    if name not in networks:
+        if name in ALL_NETWORKS:
             kinds = ("labels micrographs", "denoises")
-            found, wanted = kinds if network["name"] in SEGMENTERS else kinds[::-1]
+            found, wanted = kinds if name in SEGMENTERS else kinds[::-1]
             raise ModelError(f"{path}: a model that {found}, where one that {wanted} is needed.")
+        known = ", ".join(sorted(ALL_NETWORKS))
         raise ModelError(
-            f"{path}: unknown network {network['name']!r}; this version has {', '.join(sorted(known))}."
+            f"{path}: unknown network {name!r}; this version has {known}. Install the package that it is of."
         )
+    make = networks[name]
+    if is_place(name) and not (isinstance(make, type) and issubclass(make, nn.Module)):
+        raise ModelError(f"{path}: the weights name {name}, which is no network.")
     try:
-        module = networks[network["name"]](**network["arguments"])
+        module = make(**arguments)
         module.load_state_dict(safetensors.torch.load(data))
     except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
         # torch lists every tensor that does not fit, one per line: two of them tell enough
         details = "; ".join(line.strip() for line in str(error).splitlines()[:3])
         raise ModelError(f"{path}: the weights do not fit the network that they name: {details}") from error
-    return module.eval().float().requires_grad_(False)
+    module = module.eval().float().requires_grad_(False)
+    if networks is MODELS and not MODELS.is_own(name):
+        return require_denoising_network(module, name)
+    return cast(DenoisingNetwork, module)
+
+
+def _require_trust(path: Path, place: str) -> None:
+    """Import code on a file's word only where somebody else has named it.
+
+    Raises
+    ------
+    ModelError
+        Nobody has.
+    """
+    module = place.partition(":")[0]
+    trusted = os.environ.get(TRUST_VARIABLE, "").split(",")
+    if not (module in sys.modules or place in MODELS.places() or place in trusted):
+        raise ModelError(
+            f"{path}: the weights belong to the network {place}, and no code is imported because a file says "
+            f"so. If you trust it, set {TRUST_VARIABLE}={place} in the environment, or let its package offer "
+            "it as an entry point of the group cryohush.networks."
+        )

@@ -1,21 +1,22 @@
-"""Windows of a micrograph that hold nothing but noise, by either of two methods."""
+"""Windows of a micrograph that hold nothing but noise, by either of two methods or another package's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..config.extract_noise import ExtractNoiseOptions
+from ..config.extract_noise import METHODS, ExtractNoiseOptions
 from ..errors import ConfigurationError
 from ..imaging.noise import image_generator
 from ..inference.denoiser import Denoiser
 from ..inference.devices import DTYPES, Precision, prepare, run_network
 from ..inference.micrograph_denoiser import MicrographDenoiser
 from ..inference.tiling import plan_tiles, run_in_tiles
-from ..models import SEGMENTERS
+from ..models import MODELS, SEGMENTERS, Networks
 from ..models.weights import LoadedModel, load_model
 from .energy import noise_probabilities
 from .patches import count_in_windows
@@ -30,7 +31,7 @@ from .segmentation import (
     normalise_robustly,
     working_bin,
 )
-from .similarity import SSIM_WINDOW_PX, patch_similarity
+from .similarity import SSIM_WINDOW_PX, patch_similarity, published_patch_similarity
 
 # More than any label.
 _SURE = 4
@@ -84,7 +85,7 @@ class SegmentationFinder:
         self.device = device
         self._precision: Precision = precision
         self._stride = model.stride
-        self._reach = int(model.module.receptive_field_px)  # type: ignore[arg-type]
+        self._reach = model.module.receptive_field_px
         self._network = prepare(model.module, device, precision)
         self._options = options
 
@@ -210,10 +211,14 @@ class SimilarityFinder:
         self, image: Tensor, pixel_size_angstrom: float | None, window_px: int, stride_px: int
     ) -> Tensor:
         """`(rows, columns)` of the windows."""
-        factor = self._options.coarse_bin(pixel_size_angstrom, window_px // smallest_window_px(self._options))
+        factor = self._options.coarse_bin(
+            pixel_size_angstrom, window_px // SIMILARITY.smallest_window_px(self._options)
+        )
         denoised, _, _ = self._denoiser.denoise(bin_micrograph(image, factor).cpu().numpy())
         coarse = torch.from_numpy(denoised).to(self.device)
         n_local = self._options.local_patches
+        if self._options.ssim == "parts":
+            return published_patch_similarity(coarse, window_px, stride_px, n_local)
         if factor == 1:
             return patch_similarity(coarse, window_px, stride_px, n_local)
         everywhere = patch_similarity(coarse, window_px // factor, 1, n_local)
@@ -228,12 +233,71 @@ class SimilarityFinder:
         return everywhere[rows][:, columns]
 
 
-def make_finder(
+@dataclass(frozen=True)
+class NoiseFinder:
+    """A way to find windows that hold nothing but noise, as `extract-noise --method` names it.
+
+    Other packages offer theirs at the entry points `cryohush.noise_finders`.
+
+    Attributes
+    ----------
+    make
+        Sets the method up on a device, with its network.
+    model
+        The shipped model whose network that is, unless another one is asked for.
+    networks
+        What kind of network it has to be.
+    smallest_window_px
+        What the method needs at least.
+    needs_pixel_size
+        Whether it does.
+    makes_labels
+        Whether each micrograph gets a label map.
+    remedy
+        What to do, besides smaller windows and wider limits, where too little is found: `or try this`.
+    """
+
+    make: Callable[[LoadedModel, torch.device, Precision, ExtractNoiseOptions], WindowFinder]
+    model: str = "segmentation"
+    networks: Networks = SEGMENTERS
+    smallest_window_px: Callable[[ExtractNoiseOptions], int] = lambda options: 1
+    needs_pixel_size: bool = False
+    makes_labels: bool = False
+    remedy: str = "or another method"
+
+
+def finder_of(options: ExtractNoiseOptions) -> NoiseFinder:
+    """The finder of `options.method`.
+
+    Raises
+    ------
+    ConfigurationError
+        Another package offers it, and it cannot be imported or is something else.
+    """
+    finder = METHODS.find(options.method, "method")
+    if not isinstance(finder, NoiseFinder):
+        raise ConfigurationError(
+            f"the noise finder {options.method} is no cryohush.core.noise.finders.NoiseFinder but a "
+            f"{type(finder).__name__}."
+        )
+    return finder
+
+
+def load_noise_network(options: ExtractNoiseOptions) -> LoadedModel:
+    """Load the network of the method.
+
+    Raises
+    ------
+    ModelError
+        If it is not there, or of another kind.
+    """
+    finder = finder_of(options)
+    return load_model(options.model or finder.model, finder.networks)
+
+
+def _similarity_finder(
     model: LoadedModel, device: torch.device, precision: Precision, options: ExtractNoiseOptions
 ) -> WindowFinder:
-    """The finder of `options.method`."""
-    if options.method == "segmentation":
-        return SegmentationFinder(model, device, precision, options)
     check = None
     if options.min_noise_probability > 0:
         network = load_model("segmentation", SEGMENTERS)
@@ -241,6 +305,16 @@ def make_finder(
     return SimilarityFinder(model, device, precision, options, check)
 
 
-def smallest_window_px(options: ExtractNoiseOptions) -> int:
-    """What the method needs at least."""
-    return 1 if options.method == "segmentation" else SSIM_WINDOW_PX * round(options.local_patches**0.5)
+SEGMENTATION = NoiseFinder(
+    SegmentationFinder,
+    needs_pixel_size=True,
+    makes_labels=True,
+    remedy="or refine the network on these micrographs",
+)
+SIMILARITY = NoiseFinder(
+    _similarity_finder,
+    model="general",
+    networks=MODELS,
+    smallest_window_px=lambda options: SSIM_WINDOW_PX * round(options.local_patches**0.5),
+    remedy="or a lower similarity_threshold",
+)

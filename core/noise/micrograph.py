@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..config.extract_noise import ExtractNoiseOptions
 from ..errors import ImageError
-from ..imaging.background import background_level, noise_statistics
+from ..imaging.background import LARGEST_CONSTANT_SHARE, background_level, noise_statistics
 from ..imaging.noise import image_generator
-from ..inference.micrograph_denoiser import LARGEST_CONSTANT_SHARE, STREAK
+from ..inference.micrograph_denoiser import STREAK
 from ..io.mrc import StackReader
 from .finders import WindowFinder
 from .output import LABELS_FOLDER, OVERLAYS_FOLDER, PARTS_FOLDER, STATISTICS, NoisePart, write_labels

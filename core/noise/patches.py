@@ -158,15 +158,7 @@ def ring_amplitudes(blocks: Tensor) -> Tensor:
 
 def whiten(blocks: Tensor, amplitudes: Tensor) -> Tensor:
     """Divide each Fourier ring of blocks `(n, y, x)` by its amplitude `(rings,)`."""
-    return _scaled(blocks, 1 / amplitudes)
-
-
-def undo_whitening(blocks: Tensor, amplitudes: Tensor) -> Tensor:
-    """Multiply each Fourier ring of blocks `(n, y, x)` by its amplitude `(rings,)`."""
-    return _scaled(blocks, amplitudes)
-
-
-def _scaled(blocks: Tensor, gain: Tensor) -> Tensor:
+    gain = 1 / amplitudes
     shape = (blocks.shape[-2], blocks.shape[-1])
     transform = torch.fft.rfft2(blocks) * gain.to(blocks)[ring_index(shape, blocks.device)]
     scaled: Tensor = torch.fft.irfft2(transform, s=shape)

@@ -33,8 +33,9 @@ def patch_similarity(denoised: Tensor, patch_px: int, stride_px: int, n_local: i
     the whole micrograph with itself, shifted: means over local patches are then sums of a summed-area table,
     and the cost depends neither on the stride nor on the size of the patches.
 
-    Differs from [1]_ in the normalisation to [0, 1], which leaves out the lowest and the highest 0.1 % of the
-    micrograph's pixels, and in the local patches, which tile the patch.
+    Differs from [1]_ in the SSIM, whose equation 3 takes mean, standard deviation and covariance of whole
+    local patches (`published_patch_similarity`); in the normalisation to [0, 1], which leaves out the lowest
+    and the highest 0.1 % of the micrograph's pixels; and in the local patches, which tile the patch.
 
     Parameters
     ----------
@@ -84,6 +85,49 @@ def patch_similarity(denoised: Tensor, patch_px: int, stride_px: int, n_local: i
             sums = _box_sums(total, begin, inner, stride_px, (rows, columns))
             least = torch.minimum(least, (sums / inner**2).to(least.dtype))
     return least
+
+
+def published_patch_similarity(denoised: Tensor, patch_px: int, stride_px: int, n_local: int = 4) -> Tensor:
+    """`patch_similarity` with the SSIM of equation 3 of [1]_ to the letter: `(rows, columns)`.
+
+    Mean, standard deviation and covariance are those of whole local patches, not of the 11 x 11 windows in
+    them. Two whole patches of which each has its own grain are never much alike, so that 0.7 asks for a
+    denoised background that is all but flat.
+
+    Differs from [1]_ in the normalisation, as `patch_similarity` does.
+
+    Parameters and Raises as of `patch_similarity`; local patches may be as small as 2 px.
+    """
+    grid = math.isqrt(n_local)
+    if grid < 2 or grid * grid != n_local:
+        raise ValueError(f"the number of local patches must be 4, 9, 16 and so on, found {n_local}")
+    local_px, (y, x) = patch_px // grid, denoised.shape
+    if local_px < 2:
+        raise ValueError(f"{n_local} local patches of a patch of {patch_px} px are {local_px} px wide, not 2")
+    if patch_px > min(y, x):
+        raise ValueError(f"a patch of {patch_px} px is larger than the micrograph of {x} x {y} px")
+    image = to_unit_range(denoised).double()
+    side = grid * local_px
+    rows = []
+    for top in range(0, y - patch_px + 1, stride_px):
+        # (columns, y, x) patches of one row
+        patches = image[top : top + side].unfold(1, side, stride_px).transpose(0, 1)
+        patches = patches[: (x - patch_px) // stride_px + 1]
+        local = patches.reshape(len(patches), grid, local_px, grid, local_px).transpose(2, 3)
+        parts = local.reshape(len(patches), n_local, local_px**2)
+        pairs = itertools.combinations(range(n_local), 2)
+        each = [similarity_of_patches(parts[:, a], parts[:, b]) for a, b in pairs]
+        rows.append(torch.stack(each).amin(0))
+    return torch.stack(rows).to(denoised.dtype)
+
+
+def similarity_of_patches(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM of patches `(..., pixels)` with grey values from 0 to 1: equation 3 of [1]_, `(...)`."""
+    mean_a, mean_b = a.mean(-1, keepdim=True), b.mean(-1, keepdim=True)
+    variance_a, variance_b = a.var(-1, correction=0), b.var(-1, correction=0)
+    covariance = ((a - mean_a) * (b - mean_b)).mean(-1)
+    product, squares = (mean_a * mean_b)[..., 0], (mean_a.square() + mean_b.square())[..., 0]
+    return (2 * product + _C1) * (2 * covariance + _C2) / ((squares + _C1) * (variance_a + variance_b + _C2))
 
 
 def to_unit_range(image: Tensor) -> Tensor:

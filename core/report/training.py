@@ -12,7 +12,7 @@ from .paper import Paper
 
 CAPTIONS = {
     "curves.png": "Losses and scores",
-    "validation.png": "Held-out particles: noisy, estimate, target",
+    "validation.png": "What the model makes of images that it has never seen",
 }
 
 TRUST = (

@@ -12,19 +12,22 @@ true, and it can be judged on real data by an independent exposure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..imaging.ctf import CtfParameters, ctf
+from ..imaging.maps import DensityMap, read_map, resampled
 from ..imaging.noise import log_uniform, noise_of_ice_and_detector, random_patch, smooth_background, uniform
 from ..imaging.normalise import background_statistics, default_radius_px
 from ..imaging.projection import Projector, random_rotations
 from ..imaging.rings import frequency_grid
-from ..imaging.structure import potential_map, read_structure
+from ..imaging.structure import Structure, potential_map, read_structure
+from .classes import split_by_model
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,16 @@ class ProjectionBank:
         `(n,)` float32.
     volume
         `(n,)` int64: images of one structure at one pixel size share a number and are contiguous.
+    structural_noise
+        `(n, y, x)` float16 on the scale of the images: what a map shows beside its model, which is noise to
+        a denoiser. `(0,)` where no structure has a map.
     """
 
     images: Tensor
     pixel_size_angstrom: Tensor
     diameter_px: Tensor
     volume: Tensor
+    structural_noise: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float16))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -64,6 +71,8 @@ def make_projection_bank(
     pixel_size_angstrom: tuple[float, float],
     generator: torch.Generator,
     log: Callable[[str], None] = print,
+    maps: Mapping[str, Path] | None = None,
+    map_resolution_angstrom: float | None = None,
 ) -> ProjectionBank:
     """Project every structure from random directions at several pixel sizes.
 
@@ -85,13 +94,26 @@ def make_projection_bank(
         Source of all randomness.
     log
         Called with one line for each structure.
+    maps, map_resolution_angstrom
+        Maps by the names of the structures that are fitted into them, and what to use of them: these are
+        projected in place of the structures, freed of their structural noise, which is kept beside.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, or a model was not fitted into its map.
     """
+    maps = maps or {}
     n = len(structures) * volumes_per_structure * projections_per_volume
     images = torch.empty(n, box_px, box_px, dtype=torch.float16)
+    structural = torch.zeros(n if maps else 0, box_px, box_px, dtype=torch.float16)
     pixel_sizes, diameters = torch.empty(n), torch.empty(n)
     start = 0
     for number, path in enumerate(structures, 1):
         structure = read_structure(path)
+        parts = None
+        if structure.name in maps and map_resolution_angstrom is not None:
+            parts = split_by_model(read_map(maps[structure.name]), structure, map_resolution_angstrom)
         drawn = []
         for _ in range(volumes_per_structure):
             share = uniform(1, diameter_share, generator).item()
@@ -100,12 +122,18 @@ def make_projection_bank(
             pixel_size = max(pixel_size, 2.1 * structure.radius_angstrom / box_px)
             # the B that a grid needs, plus what radiation and motion leave of a map
             b_factor = 8 * pixel_size**2 + uniform(1, (0, 120), generator).item()
-            projector = Projector(potential_map(structure, box_px, pixel_size, b_factor))
+            if parts is None:
+                projectors = [Projector(potential_map(structure, box_px, pixel_size, b_factor))]
+            else:
+                projectors = [_projector_of_map(part, structure, box_px, pixel_size) for part in parts]
             for first in range(start, start + projections_per_volume, 32):
                 last = min(first + 32, start + projections_per_volume)
-                projections = projector(random_rotations(last - first, generator))
+                rotations = random_rotations(last - first, generator)
+                projections = projectors[0](rotations)
                 spread = projections.std(dim=(1, 2), keepdim=True)
                 images[first:last] = (projections / spread).half()
+                if len(projectors) > 1:
+                    structural[first:last] = (projectors[1](rotations) / spread).half()
             stop = start + projections_per_volume
             pixel_sizes[start:stop] = pixel_size
             diameters[start:stop] = 2 * structure.radius_angstrom / pixel_size
@@ -116,7 +144,17 @@ def make_projection_bank(
             f"{2 * structure.radius_angstrom:.0f} Å, pixel sizes {', '.join(drawn)} Å"
         )
     volume = torch.arange(n) // projections_per_volume
-    return ProjectionBank(images, pixel_sizes, diameters, volume)
+    return ProjectionBank(images, pixel_sizes, diameters, volume, structural if maps else structural[:, 0, 0])
+
+
+def _projector_of_map(
+    density: DensityMap, structure: Structure, box_px: int, pixel_size_angstrom: float
+) -> Projector:
+    """Of a map about the centroid of the model fitted into it."""
+    shift = np.subtract(structure.centroid_angstrom, density.centre_angstrom) / density.pixel_size_angstrom
+    x, y, z = np.round(shift).astype(int).tolist()
+    centred = replace(density, volume=density.volume.roll((-z, -y, -x), (0, 1, 2)))
+    return Projector(resampled(centred, pixel_size_angstrom, box_px).volume)
 
 
 @dataclass(frozen=True)
@@ -200,20 +238,29 @@ def simulate_pairs(
     n, box = batch_size, box_px or bank.images.shape[-1]
     pick = _integers(len(bank), n, generator)
     pixel_size = bank.pixel_size_angstrom[pick] * (bank.images.shape[-1] / box)
-    specimen = fourier_resample(place_particles(bank, pick, ranges, generator), box)
-    specimen = random_dihedral(specimen, generator)
+    before = generator.get_state()
+    shown = [place_particles(bank, pick, ranges, generator)]
+    if len(bank.structural_noise):  # at the same places
+        generator.set_state(before)
+        shown.append(place_particles(replace(bank, images=bank.structural_noise), pick, ranges, generator))
+    # the structural noise, if there is any, in the second half
+    specimen = random_dihedral(fourier_resample(torch.cat(shown), box), generator)
 
     frequency = frequency_grid((box, box), generator.device)  # cycles per pixel
-    clean, transfer = specimen, torch.ones(n, *frequency.shape, device=generator.device)
+    transfer = torch.ones(n, *frequency.shape, device=generator.device)
     # what is never there costs nothing
     if ranges.no_ctf_probability < 1 or ranges.envelope_b_factor:
-        clean, transfer = _through_lenses(specimen, optics, ranges, pixel_size, frequency, generator)
-    clean = clean - clean.mean(dim=(1, 2), keepdim=True)
+        transfer, envelope = _lenses(n, box, optics, ranges, pixel_size, frequency, generator)
+        behind = (transfer * envelope).repeat(len(shown), 1, 1)
+        specimen = torch.fft.irfft2(torch.fft.rfft2(specimen) * behind, s=(box, box))
+    specimen = specimen - specimen.mean(dim=(1, 2), keepdim=True)
+    clean, structural = specimen[:n], specimen[n:]
     variance = clean.var(dim=(1, 2)).clamp_min(1e-12)
 
     snr = log_uniform(n, ranges.snr, generator)
     snr[_happens(n, ranges.empty_probability, generator)] = 0.0
-    clean *= (snr / variance).sqrt()[:, None, None]
+    strength = (snr / variance).sqrt()[:, None, None]
+    clean = clean * strength
     if noise_blocks is None:
         if ranges.background_share:
             clean += smooth_background(n, box, ranges.background_share, generator)
@@ -228,6 +275,8 @@ def simulate_pairs(
     else:
         noise = torch.stack([random_patch(noise_blocks, (box, box), generator) for _ in range(n)])
     noisy = clean + noise
+    if len(structural):
+        noisy = noisy + structural * strength
 
     # as the particles of a user who gives no diameter
     mean, std = background_statistics(noisy, default_radius_px((box, box)))
@@ -236,16 +285,16 @@ def simulate_pairs(
     return noisy.unsqueeze(1), clean.unsqueeze(1), snr
 
 
-def _through_lenses(
-    specimen: Tensor,
+def _lenses(
+    n: int,
+    box: int,
     optics: CtfParameters,
     ranges: ImagingRanges,
     pixel_size_angstrom: Tensor,
     frequency: Tensor,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Specimens behind CTF and envelope, and the CTF: 1 for those without."""
-    n, box = specimen.shape[:2]
+    """CTF, 1 for images without, and envelope of the signal: `(n, y, x // 2 + 1)` each."""
     drawn = optics[_integers(len(optics), n, generator)]
     scale = uniform(n, ranges.defocus_scale, generator)
     drawn = CtfParameters(
@@ -258,8 +307,7 @@ def _through_lenses(
     transfer[_happens(n, ranges.no_ctf_probability, generator)] = 1.0
     squared_angstrom = (frequency / pixel_size_angstrom[:, None, None]) ** 2
     b_factor = ranges.envelope_b_factor * uniform(n, (0.0, 1.0), generator)[:, None, None] ** 2
-    envelope = torch.exp(-squared_angstrom * b_factor / 4)
-    return torch.fft.irfft2(torch.fft.rfft2(specimen) * transfer * envelope, s=(box, box)), transfer
+    return transfer, torch.exp(-squared_angstrom * b_factor / 4)
 
 
 def fourier_resample(images: Tensor, box_px: int) -> Tensor:

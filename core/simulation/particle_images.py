@@ -29,6 +29,7 @@ from ..imaging.projection import Projector, rotations_from_euler
 from ..imaging.resample import shift_phases
 from ..io.mrc import StackReader
 from ..io.particles import STACK_SUFFIXES
+from .classes import read_classes
 from .draws import ParticleDraws
 
 # Side of the pieces of a micrograph whose spectrum is measured, px.
@@ -80,12 +81,16 @@ class ParticleImages:
             self._mask = ~background_mask(self._shape, self._radius_px)
         except ValueError as error:
             raise ConfigurationError(f"particle_diameter_angstrom: {error}.") from error
+        self._structural = [one.structural_noise for one in read_classes(config)]
+        self._projector: tuple[int, Projector] | None = None
         self._components = [_load(component, self._shape) for component in config.noise.components]
 
     def form(self, projector: Projector, numbers: Sequence[int]) -> dict[Output, Tensor]:
         """`(n, y, x)` images on the CPU by kind, for 0-based numbers of images of one structure.
 
-        `noisy` less `ctf_only` is the noise. `clean` is on the same scale, its surroundings at 0.
+        `noisy` less `ctf_only` is the noise, structural noise of a map included. `clean` is on the same
+        scale, its surroundings at 0. The signal-to-noise ratio is that of `ctf_only` to the noise of the
+        detector and the ice.
 
         Raises
         ------
@@ -99,6 +104,9 @@ class ParticleImages:
             snr = self._draws.snr[rows].to(self._device)
             fields = noise.scale_to_snr(signal, fields, snr, self._mask.to(self._device))
             noisy = signal + fields
+            beside = self._structural_noise(int(self._draws.structure[numbers[0]]))
+            if beside is not None:
+                noisy = noisy + self._signal(beside, rows)[1]
             images = self._contaminated(
                 numbers, {"noisy": noisy, "ctf_only": signal, "clean": clean}, transfer
             )
@@ -113,6 +121,15 @@ class ParticleImages:
                 "clean": images["clean"] / std,
             }
         return {name: images[name].cpu() for name in self._config.outputs}
+
+    def _structural_noise(self, number: int) -> Projector | None:
+        """What projects the structural noise of a class; the last one is kept."""
+        volume = self._structural[number]
+        if volume is None:
+            return None
+        if self._projector is None or self._projector[0] != number:
+            self._projector = (number, Projector(volume().to(self._device)))
+        return self._projector[1]
 
     def _signal(self, projector: Projector, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Projections without and with the microscope's transfer function, and that function."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from ..config.training import AdversarialConfig, OptimisationConfig, TrainingConfig
-from ..errors import Aborted, ConfigurationError
+from ..errors import ConfigurationError
 from ..imaging.noise import image_generator
+from ..job_context import QUIET, JobContext
 from ..losses.adversarial import (
     alpha_beta_critic_loss,
     alpha_beta_generator_loss,
@@ -23,23 +22,18 @@ from ..losses.adversarial import (
     wasserstein_generator_loss,
 )
 from ..models import CRITICS
-from .checkpoint import load_checkpoint, save_checkpoint
-from .record import Record
+from .frame import Batch, Data
+from .record import Preview
 from .session import (
-    Batch,
-    Data,
-    Loss,
-    batches_ahead,
-    make_network,
-    open_data,
-    refuse_if_diverged,
+    descend,
     schedule,
     set_learning_rate,
-    start_fabric,
+    start_run,
     update_average,
     validate,
-    write_weights,
 )
+
+_BETAS = (0.5, 0.9)
 
 
 def train(
@@ -47,8 +41,7 @@ def train(
     output_dir: Path,
     *,
     resume: bool = False,
-    log: Callable[[str], None] = print,
-    should_stop: Callable[[], bool] = lambda: False,
+    context: JobContext = QUIET,
 ) -> Path:
     """Train a network against a critic and return the path of its weights.
 
@@ -59,53 +52,42 @@ def train(
 
     Raises
     ------
-    CryohushError
-        A loss is not finite; `last.pt` holds the state before.
+    CryohushError, OutputError
+        As in `supervised.train`.
     Aborted
-        `should_stop` said so; `last.pt` holds the state.
+        The caller wants it to stop; `last.pt` holds the state.
     """
     if config.adversarial is None:
         raise ConfigurationError("the section adversarial is missing.")
-    output_dir.mkdir(parents=True, exist_ok=True)
     game, options = config.adversarial, config.optimisation
-    fabric = start_fabric(options)
-    network, critic = make_network(config), make_critic(game)
-    training, validation = open_data(config, output_dir, log, fabric.device)
-    loss_of = Loss(config.loss, fabric.device)
-    average = copy.deepcopy(network).requires_grad_(False).to(fabric.device)
-    optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.5, 0.9))
-    critic_optimiser = _critic_optimiser(critic, game)
+    make_critic(game)  # an unknown one is refused before anything is simulated
+    run = start_run(config, output_dir, context)
+    network, average, fabric, critic = run.network, run.average, run.fabric, make_critic(game)
+    betas = options.betas or _BETAS
+    optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=betas)
     model, optimiser = fabric.setup(network, optimiser)
-    judge, critic_optimiser = fabric.setup(critic, critic_optimiser)
-    parts = {
-        "network": network,
-        "critic": critic,
-        "average": average,
-        "optimiser": optimiser,
-        "critic_optimiser": critic_optimiser,
-    }
-    checkpoint = output_dir / "last.pt"
-    first = 0
-    if resume and checkpoint.exists():
-        first = load_checkpoint(checkpoint, config, parts)
-        log(f"resumed at step {first}")
-    record = Record(output_dir, first) if fabric.is_global_zero else None
+    judge, critic_optimiser = fabric.setup(critic, _critic_optimiser(critic, game, betas))
+    run.frame.begin(
+        resume=resume,
+        average=average,
+        network=network,
+        critic=critic,
+        optimiser=optimiser,
+        critic_optimiser=critic_optimiser,
+    )
 
-    sums = {"loss": torch.zeros(2), "adversarial": torch.zeros(2), "critic": torch.zeros(2)}
+    def validate_stage() -> tuple[dict[str, float], Preview]:
+        return validate(average, _Coarsened(run.validation, _factor(average)), config.validation_images)
+
     turn = game.critic_steps + game.generator_steps
-    for step, (noisy, target, snr) in batches_ahead(
-        training, first, options.steps, options.batch_size, fabric
-    ):
-        if should_stop():
-            if fabric.is_global_zero:
-                save_checkpoint(checkpoint, config, step, parts)
-            raise Aborted(f"stopped at step {step}; run again with --resume to go on")
+    for step, (noisy, target, snr) in run.frame.batches(run.training, options.batch_size, validate_stage):
         factor = schedule(step, options)
         set_learning_rate(optimiser, options.learning_rate * factor)
         set_learning_rate(critic_optimiser, game.critic_learning_rate * factor)
         noisy, target = _at_stage(noisy, target, (network, critic, average), step, options)
         clean = target.roll(1, dims=0) if game.unpaired_clean else target
-        if step % turn < game.critic_steps:
+        # without a weight the critic's turns stay empty: the network is trained as often as with one
+        if step % turn < game.critic_steps and game.weight:
             with torch.no_grad():
                 estimate = model(noisy)
             true, generated = _seen(game, noisy, clean), _seen(game, noisy, estimate.float())
@@ -116,43 +98,22 @@ def train(
                 with fabric.autocast():
                     penalty = gradient_penalty(critic, true, generated, points)
                 critic_loss = critic_loss + game.gradient_penalty * penalty
-            fabric.backward(critic_loss)
-            critic_optimiser.step()
-            critic_optimiser.zero_grad()
+            descend(fabric, judge, critic_optimiser, critic_loss)
             if game.weight_limit is not None:
                 clip_weights(critic, game.weight_limit)
-            sums["critic"] += torch.tensor([float(critic_loss.detach()), 1.0])
-        else:
+            run.frame.add(critic=critic_loss)
+        elif step % turn >= game.critic_steps:
             estimate = model(noisy)
-            pixel = loss_of(estimate, noisy if game.unpaired_clean else target, snr)
-            adversarial = _generator_loss(game, judge(_seen(game, noisy, estimate)))
-            fabric.backward(pixel + game.weight * adversarial)
-            fabric.clip_gradients(model, optimiser, max_norm=options.gradient_clip, error_if_nonfinite=False)
-            optimiser.step()
-            optimiser.zero_grad()
+            pixel = run.loss_of(estimate, noisy if game.unpaired_clean else target, snr)
+            adversarial = torch.zeros_like(pixel)
+            if game.weight:
+                adversarial = _generator_loss(game, judge(_seen(game, noisy, estimate)))
+            descend(fabric, model, optimiser, pixel + game.weight * adversarial, options.gradient_clip)
             critic_optimiser.zero_grad()  # the generator's loss went through the critic
             update_average(average, network, step, options.ema_decay)
-            sums["loss"] += torch.tensor([float(pixel.detach()), 1.0])
-            sums["adversarial"] += torch.tensor([float(adversarial.detach()), 1.0])
-        done = step + 1
-        if done % config.validate_every and done != options.steps:
-            continue
-        means = {name: float(total / count.clamp_min(1)) for name, (total, count) in sums.items()}
-        refuse_if_diverged(sum(means.values()), done, checkpoint)
-        for values in sums.values():
-            values.zero_()
-        scores, shown = validate(average, _Coarsened(validation, _factor(average)), config.validation_images)
-        refuse_if_diverged(scores["score"], done, checkpoint)
-        if record is not None:
-            record.add(done, {**means, **scores}, shown)
-            log(f"step {done}/{options.steps} {record.last_line()}")
-            save_checkpoint(checkpoint, config, done, parts)
-    weights = output_dir / "weights.safetensors"
-    if record is not None:
-        record.close()
-        _set_stage((average,), *_last_stage(average))
-        write_weights(weights, config, average, training, validation)
-    return weights
+            run.frame.add(loss=pixel, adversarial=adversarial)
+    _set_stage((average,), *_last_stage(average))
+    return run.write_weights()
 
 
 def make_critic(game: AdversarialConfig) -> nn.Module:
@@ -161,25 +122,27 @@ def make_critic(game: AdversarialConfig) -> nn.Module:
     Raises
     ------
     ConfigurationError
-        There is no such critic.
+        There is no such critic, or it does not take the arguments.
     """
-    if game.critic.name not in CRITICS:
-        raise ConfigurationError(
-            f"adversarial.critic.name: expected one of {', '.join(CRITICS)}, not {game.critic.name}."
-        )
-    critic = CRITICS[game.critic.name](channels=1 + game.paired, **game.critic.arguments)
+    make = CRITICS.find(game.critic.name, "adversarial.critic.name")
+    try:
+        critic = make(channels=1 + game.paired, **game.critic.arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"adversarial.critic.arguments: {error}.") from error
     # on a CPU twice as fast
     critic.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return critic
 
 
-def _critic_optimiser(critic: nn.Module, game: AdversarialConfig) -> torch.optim.Optimizer:
+def _critic_optimiser(
+    critic: nn.Module, game: AdversarialConfig, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
     rate = game.critic_learning_rate
     if game.critic_optimiser == "sgd":
         return torch.optim.SGD(critic.parameters(), lr=rate)
     if game.critic_optimiser == "rmsprop":
         return torch.optim.RMSprop(critic.parameters(), lr=rate)
-    return torch.optim.Adam(critic.parameters(), lr=rate, betas=(0.5, 0.9))
+    return torch.optim.Adam(critic.parameters(), lr=rate, betas=betas)
 
 
 def _seen(game: AdversarialConfig, noisy: Tensor, image: Tensor) -> Tensor:
@@ -249,7 +212,9 @@ class _Coarsened:
 
     def __init__(self, data: Data, factor: int) -> None:
         self._data, self._factor = data, factor
-        self.structures = data.structures
+        self.structures, self.target = data.structures, data.target
+        size = data.pixel_size_angstrom
+        self.pixel_size_angstrom = None if size is None else size * factor
 
     def batch(self, number: int, size: int) -> Batch:
         noisy, target, snr = self._data.batch(number, size)

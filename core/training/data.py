@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..config.training import SimulationConfig
 from ..errors import ConfigurationError, MrcError
 from ..imaging.ctf import CtfParameters, read_ctf_table
 from ..imaging.noise import image_generator, uniform
-from ..io.files import part_path, rename_complete
 from ..io.mrc import StackReader
 from ..simulation.image_formation import ImagingRanges, ProjectionBank, make_projection_bank, simulate_pairs
+from .cache import kept_tensors
 
+_MAP_SUFFIXES = (".mrc", ".map", ".mrc.gz", ".map.gz")
 _SUFFIXES = (".pdb", ".cif", ".ent", ".pdb.gz", ".cif.gz", ".ent.gz")
+
+# What projections depend on, besides the structures and the seed.
+_OF_PROJECTIONS = (
+    "box_px",
+    "volumes_per_structure",
+    "projections_per_volume",
+    "diameter_share",
+    "pixel_size_angstrom",
+    "map_resolution_angstrom",
+)
 
 
 class SimulatedParticles:
@@ -32,12 +43,14 @@ class SimulatedParticles:
     seed
         Seed of structures' poses, and with the batch number of every batch.
     cache
-        File that keeps the projections between runs; made when absent.
+        File that keeps the projections between runs; made when absent, or made from anything else.
     log
         Called with progress lines.
     device
         Where projections lie and batches are made, by default the CPU. Kinds of device draw different
         numbers.
+    projection_seed
+        Seed of the projections; None is `seed`. With one that another training had, its cache is used.
     """
 
     def __init__(
@@ -49,6 +62,7 @@ class SimulatedParticles:
         cache: Path,
         log: Callable[[str], None],
         device: torch.device | None = None,
+        projection_seed: int | None = None,
     ) -> None:
         device = device or torch.device("cpu")
         self._seed, self._device = seed, device
@@ -64,22 +78,20 @@ class SimulatedParticles:
         self._optics = _join(tables).to(device)
         files = find_structures(config, held_out=held_out)
         self.structures = [path.name.split(".")[0] for path in files]
-        if cache.exists():
-            bank = ProjectionBank(**load_file(cache))
-        else:
-            bank = make_projection_bank(
-                files,
-                box_px=config.box_px,
-                volumes_per_structure=config.volumes_per_structure,
-                projections_per_volume=config.projections_per_volume,
-                diameter_share=config.diameter_share,
-                pixel_size_angstrom=config.pixel_size_angstrom,
-                generator=torch.Generator().manual_seed(seed),
-                log=log,
-            )
-            save_file(vars(bank), part_path(cache))
-            rename_complete(part_path(cache), cache)
-        self._bank = bank.to(device)
+        self.target = "clean"
+        low, high = config.pixel_size_angstrom
+        self.pixel_size_angstrom = low if low == high else None
+        drawn: dict[str, Any] = {name: getattr(config, name) for name in _OF_PROJECTIONS}
+        maps = find_maps(config, files)
+        projection_seed = seed if projection_seed is None else projection_seed
+
+        def project() -> dict[str, Tensor]:
+            generator = torch.Generator().manual_seed(projection_seed)
+            return vars(make_projection_bank(files, **drawn, maps=maps, generator=generator, log=log))
+
+        sources = [*files, *maps.values()]
+        kept = kept_tensors(cache, {**drawn, "seed": projection_seed}, sources, project, log)
+        self._bank = ProjectionBank(**kept).to(device)
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy `(n, 1, y, x)`, clean `(n, 1, y, x)` and SNR `(n,)` of one batch.
@@ -136,6 +148,27 @@ def find_structures(config: SimulationConfig, *, held_out: bool) -> list[Path]:
         kind = "held-out" if held_out else "training"
         raise ConfigurationError(f"data.structures: no {kind} PDB or mmCIF file in {config.structures}")
     return chosen
+
+
+def find_maps(config: SimulationConfig, structures: list[Path]) -> dict[str, Path]:
+    """The map of each structure that has one, by the structure's name.
+
+    Raises
+    ------
+    ConfigurationError
+        `config.maps` holds no map of any of them.
+    """
+    if config.maps is None:
+        return {}
+    names = {path.name.split(".")[0] for path in structures}
+    files = [path for path in sorted(config.maps.glob("*")) if path.name.lower().endswith(_MAP_SUFFIXES)]
+    found = {path.name.split(".")[0]: path for path in files if path.name.split(".")[0] in names}
+    if not found:
+        raise ConfigurationError(
+            f"data.maps: {config.maps} holds no map (.mrc, .map, or these .gz) with the name of one of the "
+            f"structures, {', '.join(sorted(names))}."
+        )
+    return found
 
 
 def _join(tables: list[CtfParameters]) -> CtfParameters:

@@ -109,6 +109,7 @@ def write_pairs(
         seed=config.seed + 2,
         cache=projections,
         log=log,
+        projection_seed=config.seed,
     )
     n, repeats, box = config.pairs.projections, config.pairs.noises_per_projection, simulation.box_px
     draws = torch.Generator().manual_seed(config.seed)

@@ -8,12 +8,15 @@ References
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..config.training import PairsConfig
 from ..errors import InputError
 from ..imaging.noise import gaussian, image_generator
+from ..io.same_rows import match_rows
+from ..job_context import QUIET, JobContext
 from ..metrics.independent import white_noise_power
 from .stored import StoredImages, augmented, choose_rows, mirrored_to
 
@@ -33,28 +36,51 @@ class PairedParticles:
         Seed of the order and of the turns and mirror images.
     stride
         The images are mirrored at their borders to a multiple of this side.
+    context
+        Told how the rows of the two tables were paired.
 
     Raises
     ------
     InputError
-        Tables of different length or box size, or no particle left.
+        Tables of different box size, rows that do not belong together (`io.same_rows`), or no particle left.
     """
 
-    def __init__(self, config: PairsConfig, *, held_out: bool, seed: int, stride: int = 1) -> None:
+    def __init__(
+        self,
+        config: PairsConfig,
+        *,
+        held_out: bool,
+        seed: int,
+        stride: int = 1,
+        context: JobContext = QUIET,
+    ) -> None:
         self._config, self._seed, self._stride = config, seed, stride
         # validation judges the images as they are
         self._section = config.unchanged() if held_out else config
         self._noisy = StoredImages(config.noisy)
         self._target = None if config.target is None else StoredImages(config.target)
-        if self._target is not None:
-            _require_alike(self._noisy, self._target)
         self.rows = choose_rows(
             self._noisy,
             half_set=config.half_set,
             validation_share=config.validation_share,
             held_out=held_out,
         )
+        if self._target is not None:
+            _require_one_size(self._noisy, self._target)
+            found = match_rows(self._noisy.table, self._target.table)
+            if not held_out:
+                context.log(f"{config.target}: {found.note}")
+            self._partners = np.full(len(self._noisy), -1, dtype=np.intp)
+            self._partners[found.first] = found.other
+            self.rows = self.rows[self._partners[self.rows] >= 0]
+            if not len(self.rows):
+                purpose = "validation" if held_out else "training"
+                raise InputError(
+                    f"no particle for {purpose} has a counterpart in {config.target}.", path=config.noisy
+                )
         self.structures: list[str] = []
+        self.pixel_size_angstrom = self._noisy.pixel_size_angstrom
+        self.target = "target (noisy)" if config.target is None or not config.target_is_clean else "clean"
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy `(n, 1, y, x)`, target `(n, 1, y, x)` and SNR, which is not known: NaN `(n,)`."""
@@ -64,9 +90,9 @@ class PairedParticles:
         if self._target is None:
             noisy, target = recorrupted(noisy, self._config.recorruption, generator)
         elif self._config.target_is_clean:
-            target = (self._target.read(rows) - mean) / std
+            target = (self._target.read(self._partners[rows]) - mean) / std
         else:
-            target = self._target.read_normalised(rows)[0]
+            target = self._target.read_normalised(self._partners[rows])[0]
         pair = mirrored_to(augmented(noisy, target, self._section, generator), self._stride)
         return pair[0].unsqueeze(1), pair[1].unsqueeze(1), torch.full((size,), torch.nan)
 
@@ -84,18 +110,13 @@ def recorrupted(images: Tensor, recorruption: float, generator: torch.Generator)
     return images + recorruption * noise, images - noise / recorruption
 
 
-def _require_alike(noisy: StoredImages, target: StoredImages) -> None:
+def _require_one_size(noisy: StoredImages, target: StoredImages) -> None:
     """
     Raises
     ------
     InputError
-        The tables differ in length or box size.
+        The tables differ in box size.
     """
-    if len(noisy) != len(target):
-        raise InputError(
-            f"expected the {len(noisy)} particles of {noisy.table.source}, row by row, found {len(target)}.",
-            path=target.table.source,
-        )
     if noisy.shape != target.shape:
         raise InputError(
             f"expected images of {noisy.shape[1]} x {noisy.shape[0]} px as in {noisy.table.source}, found "

@@ -1,4 +1,4 @@
-"""What a run leaves for people: a line for each validation, curves, pictures, TensorBoard events."""
+"""What a run leaves for people: a line for each validation, curves, a picture, TensorBoard's events."""
 
 from __future__ import annotations
 
@@ -6,85 +6,176 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
-from tensorboardX import SummaryWriter
+from numpy.typing import NDArray
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from torch import Tensor
+
+from ..io.files import write_text, writing, writing_failed
+from ..report.figures import Row, draw_rows
+
+LOG_NAME, CURVES_NAME, PICTURE_NAME = "log.jsonl", "curves.png", "validation.png"
+Line = dict[str, float]
+
+# What the figures of a line mean, by how their names begin; told once in each run.
+MEANINGS = {
+    "loss": "what the network minimises, mean over the steps since the line before",
+    "adversarial": "how well the critic tells the network's images from clean ones, mean likewise",
+    "critic": "loss of the critic, mean likewise",
+    "nmse_snr": "mean squared error over the variance of the clean image, of held-out images with an SNR "
+    "between the two figures",
+    "score": "error on held-out images, the lower the better: mean squared error over the variance of the "
+    "clean image (a flat image has 1), geometric mean over the ranges of SNR; without clean images, mean "
+    "squared error to the target, whose own noise is in it",
+    "iou": "area that found and true pixels of a class share over the area of both, in held-out "
+    "micrographs; 1 is perfect",
+    "wasserstein": "distance between drawn and real noise as the critic sees it, mean over the steps since "
+    "the line before",
+    "penalty": "how far the critic's gradient is from 1, mean likewise",
+    "spectrum_error_db": "difference between the power spectra of drawn noise and of held-back blocks, dB",
+    "histogram_distance": "distance between the grey values of drawn noise and of held-back blocks, standard "
+    "deviations",
+}
+
+
+class PreviewRow(NamedTuple):
+    """Images `(n, y, x)` side by side in a picture.
+
+    Rows of one `scale` share the greys of each column, unless `limits` say what is black and what is white.
+    """
+
+    label: str
+    images: Tensor
+    scale: int
+    limits: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """A picture of what a network makes of held-out images: a column each.
+
+    Attributes
+    ----------
+    rows
+        From top to bottom.
+    titles
+        One for each column.
+    pixel_size_angstrom
+        For the scale bar, which is in pixels where this is None.
+    """
+
+    rows: Sequence[PreviewRow]
+    titles: Sequence[str]
+    pixel_size_angstrom: float | None = None
 
 
 class Record:
-    """Log of a run in `output_dir`: `log.jsonl`, `curves.png`, `validation.png` and TensorBoard's events.
+    """The files of a run in `output_dir`: `log.jsonl`, `curves.png`, `validation.png`, TensorBoard's events.
 
-    A resumed run goes on with the lines of the interrupted one, less those after the checkpoint.
+    Parameters
+    ----------
+    output_dir
+        Where they go.
+    first_step
+        TensorBoard hides what an interrupted run has told of this step and later ones.
+
+    Raises
+    ------
+    OutputError
+        A file cannot be written.
     """
 
     def __init__(self, output_dir: Path, first_step: int) -> None:
-        self._folder = output_dir
-        self._lines: list[dict[str, float]] = []
-        path = output_dir / "log.jsonl"
-        if first_step and path.exists():
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            self._lines = [line for line in lines if line["step"] <= first_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
-        self._events = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step)
-        self._started = time.monotonic() - (self._lines[-1]["seconds"] if self._lines else 0.0)
+        self._folder, self._events_folder = output_dir, output_dir / "tensorboard"
+        try:
+            self._events_folder.mkdir(exist_ok=True)
+            self._events = EventsWriter(str(self._events_folder / "events"))
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(step=first_step, wall_time=time.time(), session_log=start))
+        except OSError as error:
+            raise writing_failed(self._events_folder, error) from error
 
-    def add(self, step: int, values: Mapping[str, float], shown: Sequence[Tensor]) -> None:
-        """One validation: losses and scores; noisy images, estimates, targets `(n, 1, y, x)` to show."""
-        line = {"step": step, "seconds": time.monotonic() - self._started, **values}
-        self._lines.append(line)
-        with (self._folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-        self._events.flush()
-        _draw_curves(self._lines, self._folder / "curves.png")
-        _draw_images(shown, self._folder / "validation.png")
+    def write(self, lines: Sequence[Line], preview: Preview) -> None:
+        """Write all lines so far, of which the last one is new, and a picture that belongs to it.
 
-    def last_line(self) -> str:
-        """The last values, for a log."""
-        values = self._lines[-1].items()
-        return " ".join(f"{name} {value:.5f}" for name, value in values if name not in ("step", "seconds"))
-
-    def is_best(self, name: str) -> bool:
-        """Whether the last line has the lowest value of `name` so far."""
-        return self._lines[-1][name] <= min(line[name] for line in self._lines)
-
-    def since_best(self, name: str) -> int:
-        """Validations since the lowest value of `name`."""
-        values = [line[name] for line in self._lines]
-        return len(values) - 1 - min(range(len(values)), key=lambda number: values[number])
+        Raises
+        ------
+        OutputError
+            A file cannot be written.
+        """
+        write_text(self._folder / LOG_NAME, "".join(json.dumps(line) + "\n" for line in lines))
+        _save(_curves(lines), self._folder / CURVES_NAME)
+        _save(_picture(preview, int(lines[-1]["step"])), self._folder / PICTURE_NAME)
+        try:
+            for name, value in values_of(lines[-1]).items():
+                event = Event(step=int(lines[-1]["step"]), wall_time=time.time(), summary=scalar(name, value))
+                self._events.write_event(event)
+            self._events.flush()
+        except OSError as error:
+            raise writing_failed(self._events_folder, error) from error
 
     def close(self) -> None:
-        """Flush TensorBoard's events."""
+        """Close TensorBoard's events."""
         self._events.close()
 
 
-def _draw_curves(lines: Sequence[Mapping[str, float]], path: Path) -> None:
+def values_of(line: Mapping[str, float]) -> dict[str, float]:
+    """Losses and scores of a line."""
+    return {name: value for name, value in line.items() if name not in ("step", "seconds")}
+
+
+def meanings_of(line: Mapping[str, float]) -> list[str]:
+    """What its figures mean, a sentence each."""
+    return [
+        f"{name}{'_…' if any(given.startswith(f'{name}_') for given in line) else ''}: {meaning}"
+        for name, meaning in MEANINGS.items()
+        if any(given == name or given.startswith(f"{name}_") for given in line)
+    ]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with writing(path) as part, part.open("wb") as file:
+        figure.savefig(file, format="png", dpi=100)
+
+
+def _curves(lines: Sequence[Line]) -> Figure:
     """All losses and scores over the steps, on a logarithmic axis: what falls below 0 is left out."""
-    figure = Figure(figsize=(7, 4.5))
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name in lines[-1]:
-        if name not in ("step", "seconds"):
-            values = [line[name] if line[name] > 0 else math.nan for line in lines]
-            axes.plot([line["step"] for line in lines], values, marker=".", label=name)
-    axes.set(xlabel="step", yscale="log")
-    axes.legend()
-    figure.savefig(path, dpi=100)
+    for name in dict.fromkeys(name for line in lines for name in values_of(line)):
+        values = [line.get(name, math.nan) for line in lines]
+        shown = [value if value > 0 else math.nan for value in values]
+        axes.plot([line["step"] for line in lines], shown, marker=".", label=name)
+    axes.set(xlabel="step", ylabel="losses and scores", yscale="log")
+    axes.legend(fontsize=8)
+    return figure
 
 
-def _draw_images(rows: Sequence[Tensor], path: Path) -> None:
-    """Noisy images, estimates and targets below each other; the latter two share their greys."""
-    noisy, estimate, target = (images[:, 0].numpy() for images in rows)
-    columns = []
-    for x, y, z in zip(noisy, estimate, target, strict=True):
-        own, shared = np.quantile(x, [0.01, 0.99]), np.quantile(np.stack([y, z]), [0.005, 0.995])
-        scaled = [
-            (image - low) / max(high - low, 1e-6)
-            for image, (low, high) in ((x, own), (y, shared), (z, shared))
-        ]
-        columns.append(np.vstack([np.pad(image.clip(0, 1), 1, constant_values=1) for image in scaled]))
-    imsave(path, np.hstack(columns), cmap="gray", vmin=0, vmax=1)
+def _picture(preview: Preview, step: int) -> Figure:
+    """The rows of a preview with their names, and a scale bar."""
+    n_columns = len(preview.titles)
+    height, width = preview.rows[0].images.shape[-2:]
+    panel = 1.3 * height / width
+    figure = Figure(figsize=(1.3 * n_columns + 0.6, panel * len(preview.rows) + 0.8))
+    rows = [Row(row.label, _scaled(row, preview.rows), row.limits or (0.0, 1.0)) for row in preview.rows]
+    draw_rows(figure, rows, titles=preview.titles, pixel_size_angstrom=preview.pixel_size_angstrom)
+    figure.suptitle(f"held-out images, step {step}", fontsize=8, y=0.995)
+    return figure
+
+
+def _scaled(row: PreviewRow, rows: Sequence[PreviewRow]) -> NDArray[np.float32]:
+    """Greys of 0 to 1: from the darkest to the brightest half per cent of a column in all rows of a scale."""
+    images = row.images.float().numpy()
+    if row.limits is not None:
+        return images
+    alike = np.stack([other.images.float().numpy() for other in rows if other.scale == row.scale])
+    low, high = np.quantile(alike, [0.005, 0.995], axis=(0, 2, 3))[..., None, None]
+    scaled: NDArray[np.float32] = ((images - low) / np.maximum(high - low, 1e-6)).astype(np.float32)
+    return scaled

@@ -41,6 +41,7 @@ from ..imaging.projection import Projector
 from ..imaging.resample import low_pass_volume, shift_phases
 from ..imaging.rings import hermitian_weight, ring_index
 from ..io.star import read_tables, unquote
+from ..job_context import QUIET, JobContext
 from ..metrics.fourier import ring_frequencies, ring_products
 from .stored import StoredImages, augmented, choose_rows, mirrored_to
 
@@ -89,6 +90,8 @@ class ReferenceParticles:
     ) -> None:
         self.rows, self.structures, self._section = rows, [projections.name], section
         self._projections, self._seed, self._stride = projections, seed, stride
+        self.target = "projection"
+        self.pixel_size_angstrom: float | None = projections.pixel_size_angstrom
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy `(n, 1, y, x)`, clean `(n, 1, y, x)` and SNR `(n,)`: the variance of the clean image by that
@@ -102,7 +105,7 @@ class ReferenceParticles:
 
 
 def open_reference(
-    config: ReferenceConfig, *, seed: int, stride: int = 1, log: Callable[[str], None] = lambda line: None
+    config: ReferenceConfig, *, seed: int, stride: int = 1, context: JobContext = QUIET
 ) -> tuple[ReferenceParticles, ReferenceParticles]:
     """Training and validation data.
 
@@ -127,8 +130,8 @@ def open_reference(
         for held_out in (False, True)
     ]
     for line in _half_set_warnings(config, images):
-        log(line)
-    projections = ReferenceProjections(config, images, np.sort(np.concatenate(chosen)), log)
+        context.warn(line)
+    projections = ReferenceProjections(config, images, np.sort(np.concatenate(chosen)), context)
     return (
         ReferenceParticles(projections, chosen[0], config, seed=seed, stride=stride),
         # validation judges the images as they are
@@ -157,12 +160,12 @@ def _half_set_warnings(config: ReferenceConfig, images: StoredImages) -> Iterato
         half_sets = images.half_sets()
         if half_sets is not None and len(np.unique(half_sets)) == 2:
             yield (
-                "WARNING: the model learns from both half sets. An FSC between half maps of what it has "
+                "the model learns from both half sets. An FSC between half maps of what it has "
                 "denoised means nothing; train a model for each half set where one is needed"
             )
     elif "half" not in config.map.name:
         yield (
-            f"WARNING: {config.map} does not look like the half map of half set {config.half_set}: a map of "
+            f"{config.map} does not look like the half map of half set {config.half_set}: a map of "
             "all particles brings the other half into the model"
         )
 
@@ -178,13 +181,15 @@ class ReferenceProjections:
         Its particles.
     rows
         Those in use, to which contrast and fall-off are fitted.
-    log
-        Called with what was found.
+    context
+        Told what was found, and warned.
 
     Attributes
     ----------
     name
         Of the map.
+    pixel_size_angstrom
+        Of all particles.
     contrast, fall_off_square_angstrom
         `(n,)` per row: factor on the map's projection, and B in Å²; 1 and 0 in rows that are not in use.
     """
@@ -194,15 +199,15 @@ class ReferenceProjections:
         config: ReferenceConfig,
         images: StoredImages,
         rows: NDArray[np.intp],
-        log: Callable[[str], None] = lambda line: None,
+        context: JobContext = QUIET,
     ) -> None:
         self.name = config.map.name
         self._images, self._box, self._shape = images, images.shape[0], images.shape
         self._poses, self._optics = poses_of(images.table), ctf_parameters_of(images.table)
-        self._pixel_size = _pixel_size(images)
-        self._projector = Projector(_read_volume(config, self._pixel_size, self._box, log))
+        self.pixel_size_angstrom = _pixel_size(images)
+        self._projector = Projector(_read_volume(config, self.pixel_size_angstrom, self._box, context.log))
         self.contrast, self.fall_off_square_angstrom = torch.ones(len(images)), torch.zeros(len(images))
-        self._fit(config, rows, log)
+        self._fit(config, rows, context)
 
     def pairs(self, rows: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
         """Noisy and clean `(n, y, x)`; the background has mean 0, and in the noisy image sd 1."""
@@ -213,9 +218,11 @@ class ReferenceProjections:
 
     def _project(self, rows: NDArray[np.intp], oriented_as: NDArray[np.intp]) -> Tensor:
         """`(n, y, x)` projections with the places, the CTF and the fall-off of `rows`."""
-        index, size = torch.from_numpy(rows), torch.full((len(rows),), self._pixel_size)
+        index, size = torch.from_numpy(rows), torch.full((len(rows),), self.pixel_size_angstrom)
         slices = self._projector.slices(self._poses.rotations[torch.from_numpy(oriented_as)])
-        slices = slices * shift_phases(self._poses.shifts_angstrom[index] / self._pixel_size, self._shape)
+        slices = slices * shift_phases(
+            self._poses.shifts_angstrom[index] / self.pixel_size_angstrom, self._shape
+        )
         slices = slices * ctf(self._optics[index], size, self._box)
         slices = slices * b_factor_envelope(self.fall_off_square_angstrom[index], size, self._box)
         images: Tensor = torch.fft.irfft2(slices, s=self._shape)
@@ -230,10 +237,10 @@ class ReferenceProjections:
             blocks.append(ring_products(noisy, self._project(rows[block], oriented_as[block])))
         return [torch.cat(parts) for parts in zip(*blocks, strict=True)]
 
-    def _fit(self, config: ReferenceConfig, rows: NDArray[np.intp], log: Callable[[str], None]) -> None:
+    def _fit(self, config: ReferenceConfig, rows: NDArray[np.intp], context: JobContext) -> None:
         micrographs = self._images.micrographs()
         sample = _sample(rows, micrographs)
-        squared_frequency = ring_frequencies(self._shape, self._pixel_size).square()
+        squared_frequency = ring_frequencies(self._shape, self.pixel_size_angstrom).square()
         cross, power, own = self._products(sample, sample)
         weight = _ring_sizes(self._shape) / power.mean(0)
         weight[0] = 0  # the images' background has mean 0, whatever that of the projections
@@ -251,8 +258,8 @@ class ReferenceProjections:
         others = _Agreement(cross * weight, own * weight, squared_frequency).fit()
         gain = agreement.fit(slice(_CHECKED)).significance - others.significance
         if gain < _SIGNIFICANT:
-            log(
-                f"WARNING: the particles look no more like {config.map} in their own orientations than in "
+            context.warn(
+                f"the particles look no more like {config.map} in their own orientations than in "
                 f"those of others ({gain:+.1f} standard deviations): does the table belong to this map?"
             )
         relative = torch.empty(len(sample))
@@ -263,11 +270,11 @@ class ReferenceProjections:
             here = rows[group_of[rows] == group]
             self.contrast[here], self.fall_off_square_angstrom[here] = fit.contrast, fit.fall_off
             relative[members] = agreement.contrasts(fit)[members] / fit.contrast
-            log(f"optics group {group}: contrast {fit.contrast:.3g}, fall-off {fit.fall_off:.0f} Å²")
+            context.log(f"optics group {group}: contrast {fit.contrast:.3g}, fall-off {fit.fall_off:.0f} Å²")
         if micrographs is not None:
             factors = _medians(relative.numpy(), micrographs[sample], micrographs[rows])
             self.contrast[rows] *= torch.from_numpy(factors)
-            log(f"micrographs: {factors.min():.2f} to {factors.max():.2f} times this contrast")
+            context.log(f"micrographs: {factors.min():.2f} to {factors.max():.2f} times this contrast")
 
 
 @dataclass(frozen=True)

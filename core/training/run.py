@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from ..config.training import NetworkConfig, TrainingConfig
+from ..job_context import QUIET, JobContext
 from ..models.weights import load_model
 from . import adversarial, diffusion, supervised
 
@@ -15,8 +15,7 @@ def train(
     output_dir: Path,
     *,
     resume: bool = False,
-    log: Callable[[str], None] = print,
-    should_stop: Callable[[], bool] = lambda: False,
+    context: JobContext = QUIET,
 ) -> Path:
     """Train a network and return the path of its weights; see the loops."""
     config = with_network(config)
@@ -25,7 +24,7 @@ def train(
         loop = adversarial.train
     elif config.diffusion is not None:
         loop = diffusion.train
-    return loop(config, output_dir, resume=resume, log=log, should_stop=should_stop)
+    return loop(config, output_dir, resume=resume, context=context)
 
 
 def with_network(config: TrainingConfig) -> TrainingConfig:

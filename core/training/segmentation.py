@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.nn import functional
 
 from ..config.segmentation import SegmentationConfig
-from ..errors import Aborted
 from ..imaging.noise import image_generator
+from ..job_context import QUIET, JobContext
 from ..models import SEGMENTERS
 from ..models.segmentation import SegmentationUNet
-from ..models.weights import load_model, save_model
-from ..noise.segmentation import UNKNOWN, class_overlap, confusion
-from .checkpoint import load_checkpoint, save_checkpoint
+from ..models.weights import WEIGHTS_NAME, load_model, save_model
+from ..noise.segmentation import BACKGROUND, PARTICLE, UNKNOWN, class_overlap, confusion
+from .frame import Frame
+from .record import Preview, PreviewRow, values_of
 from .segmentation_data import LabelledMicrographs, own_micrographs, simulated_micrographs
-from .session import refuse_if_diverged, schedule, set_learning_rate, update_average
+from .session import (
+    descend,
+    schedule,
+    set_learning_rate,
+    start_average,
+    start_fabric,
+    update_average,
+)
+
+_SHOWN, _SHOWN_PX = 4, 128
+_LABELS = (float(BACKGROUND), float(PARTICLE))
 
 
 def train_segmentation(
@@ -28,14 +38,14 @@ def train_segmentation(
     output_dir: Path,
     *,
     resume: bool = False,
-    log: Callable[[str], None] = print,
-    should_stop: Callable[[], bool] = lambda: False,
+    context: JobContext = QUIET,
 ) -> Path:
     """Train a network and return the path of its weights.
 
     `output_dir` gets `micrographs-*.safetensors` (the simulated ones, used again by a later run), `last.pt`
-    (everything a killed run needs to go on to the same result), `segmentation.jsonl` (one line for each
-    validation) and in the end `weights.safetensors`, the moving average of the weights.
+    (everything an interrupted run needs to go on to the same result), `log.jsonl` (one line for each
+    validation), `curves.png`, `validation.png`, TensorBoard's events, and in the end `weights.safetensors`,
+    the moving average of the weights.
 
     Raises
     ------
@@ -44,58 +54,48 @@ def train_segmentation(
     CryohushError
         The loss is not finite, or `last.pt` belongs to another configuration.
     Aborted
-        `should_stop` said so; `last.pt` holds the state.
+        The caller wants it to stop; `last.pt` holds the state.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    training, validation = _data(config, output_dir, log)
     options = config.optimisation
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    fabric = start_fabric("bf16-mixed")
+    frame = Frame(
+        config,
+        output_dir,
+        fabric,
+        steps=options.steps,
+        validate_every=options.validate_every,
+        context=context,
+    )
+    with fabric.rank_zero_first():
+        training, validation = _data(config, output_dir, frame.context.log)
     torch.manual_seed(config.seed)
     network = SegmentationUNet(**config.arguments)
     if config.initial_weights is not None:
         initial = load_model(config.initial_weights, SEGMENTERS).module
         network.load_state_dict(initial.state_dict())
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(network).requires_grad_(False)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = start_average(network, fabric.device)
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
     )
-    weights = torch.tensor(options.class_weights, device=device)
-    checkpoint, record = output_dir / "last.pt", output_dir / "segmentation.jsonl"
-    parts = {"network": network, "average": average, "optimiser": optimiser}
-    first, lines = 0, []
-    if resume and checkpoint.exists():
-        first = load_checkpoint(checkpoint, config, parts)
-        log(f"resumed at step {first}")
-        if record.exists():  # it may be ahead of the checkpoint
-            lines = [json.loads(line) for line in record.read_text().splitlines()]
-            lines = [line for line in lines if line["step"] <= first]
-    for step in range(first, options.steps):
-        if should_stop():
-            save_checkpoint(checkpoint, config, step, parts)
-            raise Aborted(f"stopped at step {step}; run again with --resume to go on")
+    model, optimiser = fabric.setup(network, optimiser)
+    frame.begin(resume=resume, average=average, network=network, optimiser=optimiser)
+
+    def judge() -> tuple[dict[str, float], Preview]:
+        return validate_segmentation(average, validation), preview_segmentation(average, validation)
+
+    weights = torch.tensor(options.class_weights, device=fabric.device)
+    for step in frame.steps(judge):
         generator = image_generator(config.seed, step, "crops")
         images, labels = (
-            part.to(device) for part in training.batch(options.batch_size, options.crop_px, generator)
+            part.to(fabric.device) for part in training.batch(options.batch_size, options.crop_px, generator)
         )
         set_learning_rate(optimiser, options.learning_rate * schedule(step, options))
-        with torch.autocast(device.type, torch.bfloat16):
-            logits = network(images.contiguous(memory_format=torch.channels_last))
-        loss = functional.cross_entropy(logits.float(), labels, weights, ignore_index=UNKNOWN)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        logits = model(images.contiguous(memory_format=torch.channels_last))
+        loss = functional.cross_entropy(logits, labels, weights, ignore_index=UNKNOWN)
+        descend(fabric, model, optimiser, loss, gradient_clip=1.0)
         update_average(average, network, step, options.ema_decay)
-        done = step + 1
-        if done % options.validate_every and done != options.steps:
-            continue
-        refuse_if_diverged(loss.item(), done, checkpoint)
-        line = {"step": done, "loss": loss.item(), **validate_segmentation(average, validation)}
-        lines.append(line)
-        record.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        log(" ".join(f"{name} {value:.4g}" for name, value in line.items()))
-        save_checkpoint(checkpoint, config, done, parts)
+        frame.add(loss=loss)
     card = {
         "description": config.description,
         "training": json.loads(
@@ -103,25 +103,53 @@ def train_segmentation(
         ),
         "structures": sorted(set(training.names)),
         "held_out_structures": sorted(set(validation.names)),
-        "measured": lines[-1],
+        "measured": values_of(frame.last_line),
     }
-    path = output_dir / "weights.safetensors"
-    save_model(path, average.cpu().half(), "segmentation_unet", config.arguments, card)
+    path = output_dir / WEIGHTS_NAME
+    save_model(path, frame.best.cpu().half(), "segmentation_unet", config.arguments, card)
     return path
 
 
-@torch.inference_mode()
-def validate_segmentation(network: nn.Module, data: LabelledMicrographs) -> dict[str, float]:
+def validate_segmentation(network: SegmentationUNet, data: LabelledMicrographs) -> dict[str, float]:
     """Intersection over union of each class, over all pixels of whole micrographs."""
-    device = next(network.parameters()).device
-    stride = int(network.stride)  # type: ignore[arg-type]
     counts = torch.zeros(3, 3, dtype=torch.int64)
-    for image, labels in zip(data.images, data.labels, strict=True):
-        y, x = (side // stride * stride for side in image.shape)
-        with torch.autocast(device.type, torch.bfloat16):
-            found = network(image[None, None, :y, :x].float().to(device)).argmax(1)[0].cpu()
-        counts += confusion(found, labels[:y, :x])
+    for index, image in enumerate(data.images):
+        found = found_labels(network, image)
+        counts += confusion(found, data.labels[index][: found.shape[0], : found.shape[1]])
     return {f"iou_{name}": value for name, value in class_overlap(counts).items()}
+
+
+@torch.inference_mode()
+def found_labels(network: SegmentationUNet, image: Tensor) -> Tensor:
+    """`(y, x)` labels of a micrograph `(y, x)`, cut to what the network's stride allows."""
+    device = next(network.parameters()).device
+    y, x = (side // network.stride * network.stride for side in image.shape)
+    with torch.autocast(device.type, torch.bfloat16):
+        labels: Tensor = network(image[None, None, :y, :x].float().to(device)).argmax(1)[0].cpu()
+    return labels
+
+
+def preview_segmentation(network: SegmentationUNet, data: LabelledMicrographs) -> Preview:
+    """The middle of some micrographs, their labels as found and as they should be: background
+    black, contamination grey, particles white."""
+    shown = range(min(_SHOWN, len(data.images)))
+    side = min(_SHOWN_PX, *(min(data.images[index].shape) for index in shown))
+
+    def middle(image: Tensor) -> Tensor:
+        top, left = ((length - side) // 2 for length in image.shape)
+        return image[top : top + side, left : left + side].float()
+
+    crops = [middle(data.images[index]) for index in shown]
+    truth = [middle(data.labels[index]) for index in shown]
+    found = [found_labels(network, crop) for crop in crops]
+    side = len(found[0])
+    rows = (
+        PreviewRow("micrograph", torch.stack(crops)[:, :side, :side], 0),
+        PreviewRow("labels found", torch.stack(found).float(), 1, _LABELS),
+        PreviewRow("true labels", torch.stack(truth)[:, :side, :side], 1, _LABELS),
+    )
+    # pixels are of about 8 Å, in each micrograph of another size
+    return Preview(rows, [data.names[index] for index in shown])
 
 
 def _data(

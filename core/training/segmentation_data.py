@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..config.segmentation import OwnMicrographs, SimulatedMicrographs
 from ..errors import ConfigurationError, MrcError
 from ..imaging.noise import image_generator, uniform
 from ..io.coordinates import find_coordinates, read_coordinates
-from ..io.files import part_path, rename_complete
 from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader
 from ..noise.segmentation import (
@@ -25,6 +23,7 @@ from ..noise.segmentation import (
     working_bin,
 )
 from ..simulation.micrograph import Species, simulate_micrograph
+from .cache import kept_tensors
 
 _SUFFIXES = (".pdb", ".cif", ".ent", ".pdb.gz", ".cif.gz", ".ent.gz")
 # Simulated at half of the network's pixel size: nothing finer than 16 Å reaches the network.
@@ -89,7 +88,7 @@ def _turned(image: Tensor, generator: torch.Generator) -> Tensor:
 def simulated_micrographs(
     config: SimulatedMicrographs, *, held_out: bool, seed: int, cache: Path, log: Callable[[str], None]
 ) -> LabelledMicrographs:
-    """Simulate micrographs of each structure, or read those that `cache` keeps.
+    """Simulate micrographs of each structure, or read those that `cache` keeps of the same settings.
 
     Raises
     ------
@@ -100,29 +99,26 @@ def simulated_micrographs(
     """
     files = _structures(config, held_out=held_out)
     names = [path.name.split(".")[0] for path in files for _ in range(config.micrographs_per_structure)]
-    if cache.exists():
-        kept = load_file(cache)
-        return LabelledMicrographs(
-            names,
-            [kept[f"image_{index:05d}"] for index in range(len(names))],
-            [kept[f"labels_{index:05d}"] for index in range(len(names))],
-        )
-    made: dict[str, Tensor] = {}
-    for number, path in enumerate(files):
-        generator = image_generator(seed, number, "structure")
-        pixel_size = uniform(1, config.pixel_size_angstrom, generator).item()
-        species = Species.from_structure(path, pixel_size)
-        for repeat in range(config.micrographs_per_structure):
-            index = number * config.micrographs_per_structure + repeat
-            image, labels = _simulate(config, species, pixel_size, seed, index)
-            made[f"image_{index:05d}"], made[f"labels_{index:05d}"] = image, labels
-        log(f"{names[index]}: {index + 1} of {len(names)} micrographs")
-    save_file(made, part_path(cache))
-    rename_complete(part_path(cache), cache)
+
+    def simulate() -> dict[str, Tensor]:
+        made: dict[str, Tensor] = {}
+        for number, path in enumerate(files):
+            generator = image_generator(seed, number, "structure")
+            pixel_size = uniform(1, config.pixel_size_angstrom, generator).item()
+            species = Species.from_structure(path, pixel_size)
+            for repeat in range(config.micrographs_per_structure):
+                index = number * config.micrographs_per_structure + repeat
+                image, labels = _simulate(config, species, pixel_size, seed, index)
+                made[f"image_{index:05d}"], made[f"labels_{index:05d}"] = image, labels
+            log(f"{names[index]}: {index + 1} of {len(names)} micrographs")
+        return made
+
+    settings = config.model_dump(mode="json", exclude={"structures", "held_out"})
+    kept = kept_tensors(cache, {**settings, "seed": seed}, files, simulate, log)
     return LabelledMicrographs(
         names,
-        [made[f"image_{index:05d}"] for index in range(len(names))],
-        [made[f"labels_{index:05d}"] for index in range(len(names))],
+        [kept[f"image_{index:05d}"] for index in range(len(names))],
+        [kept[f"labels_{index:05d}"] for index in range(len(names))],
     )
 
 

@@ -1,14 +1,15 @@
-"""What the three loops begin with: device and precision, data, the schedule, and validation."""
+"""What the loops begin and end with: devices and precision, data, network, schedule, validation, weights."""
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -16,54 +17,55 @@ from torch import Tensor, nn
 
 from ..config.segmentation import SegmentationOptimisation
 from ..config.training import LossConfig, NetworkConfig, OptimisationConfig, TrainingConfig
-from ..errors import ConfigurationError, CryohushError
+from ..errors import ConfigurationError
+from ..job_context import JobContext
 from ..losses.perceptual import PerceptualLoss
 from ..losses.pixel import PIXEL_LOSSES
-from ..models import MODELS
-from ..models.weights import load_model, save_model
+from ..models import DenoisingNetwork, build_network
+from ..models.weights import WEIGHTS_NAME, load_model, save_model
 from .data import SimulatedParticles
+from .frame import SCORE, Data, Frame
+from .frame_halves import FOLDER, cut_pairs
 from .pairs import PairedParticles
+from .record import Preview, PreviewRow
 from .references import open_reference
 
-Batch = tuple[Tensor, Tensor, Tensor]
-_VALIDATION_BATCH = 64
+_VALIDATION_BATCH, _SHOWN = 64, 6
+# Names of files in a run's folder.
+TRAINING_CACHE, HELD_OUT_CACHE = "projections-train.safetensors", "projections-held-out.safetensors"
 
 
-class Data(Protocol):
-    """Endless batches: noisy and target `(n, 1, y, x)` and SNR `(n,)`, a function of the batch number."""
-
-    structures: list[str]
-
-    def batch(self, number: int, size: int) -> Batch:
-        """The batch of that number."""
-
-
-def start_fabric(options: OptimisationConfig) -> Fabric:
+def start_fabric(precision: str, devices: int = 1, nodes: int = 1) -> Fabric:
     """Devices and precision; under torchrun or SLURM as many processes as were started."""
+    # it announces the precision that was asked for, on stderr, where RELION shows what went wrong
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # a single process on a cluster's machine is as good as any
         warnings.filterwarnings("ignore", message="The `srun` command is available")
         fabric = Fabric(
             accelerator="auto",
-            devices=int(os.environ.get("LOCAL_WORLD_SIZE", options.devices)),
-            num_nodes=options.nodes,
-            precision=options.precision,
+            devices=int(os.environ.get("LOCAL_WORLD_SIZE", devices)),
+            num_nodes=nodes,
+            precision=precision,  # type: ignore[arg-type]
         )
         fabric.launch()
     return fabric
 
 
 def open_data(
-    config: TrainingConfig, output_dir: Path, log: Callable[[str], None], device: torch.device
+    config: TrainingConfig, output_dir: Path, context: JobContext, device: torch.device
 ) -> tuple[Data, Data]:
     """Training and validation data; what is simulated is simulated on the device."""
-    stride = 1 if config.data is not None else int(_build(config.network).stride)  # type: ignore[arg-type]
+    stride = 1 if config.data is not None else _build(config.network).stride
     if config.reference is not None:
-        return open_reference(config.reference, seed=config.seed, stride=stride, log=log)
+        return open_reference(config.reference, seed=config.seed, stride=stride, context=context)
     if config.pairs is not None:
+        pairs = config.pairs
+        if pairs.box_px is not None:
+            pairs = cut_pairs(pairs, output_dir / FOLDER, seed=config.seed, context=context)
         return (
-            PairedParticles(config.pairs, held_out=False, seed=config.seed, stride=stride),
-            PairedParticles(config.pairs, held_out=True, seed=config.seed + 1, stride=stride),
+            PairedParticles(pairs, held_out=False, seed=config.seed, stride=stride, context=context),
+            PairedParticles(pairs, held_out=True, seed=config.seed + 1, stride=stride),
         )
     if config.data is None:  # refused by the configuration
         raise ConfigurationError("one of the sections data, pairs and reference is needed.")
@@ -72,22 +74,22 @@ def open_data(
             config.data,
             held_out=False,
             seed=config.seed,
-            cache=output_dir / "projections-train.safetensors",
-            log=log,
+            cache=output_dir / TRAINING_CACHE,
+            log=context.log,
             device=device,
         ),
         SimulatedParticles(
             config.data,
             held_out=True,
             seed=config.seed + 1,
-            cache=output_dir / "projections-held-out.safetensors",
-            log=log,
+            cache=output_dir / HELD_OUT_CACHE,
+            log=context.log,
             device=device,
         ),
     )
 
 
-def make_network(config: TrainingConfig) -> nn.Module:
+def make_network(config: TrainingConfig) -> DenoisingNetwork:
     """The network with its initial weights.
 
     Raises
@@ -97,7 +99,7 @@ def make_network(config: TrainingConfig) -> nn.Module:
     """
     torch.manual_seed(config.seed)
     network = _build(config.network)
-    stride = int(network.stride)  # type: ignore[arg-type]
+    stride = network.stride
     boxes = () if config.data is None else (config.data.box_px, *config.data.other_boxes_px)
     wrong = [box for box in boxes if box % stride]
     if wrong:
@@ -117,10 +119,8 @@ def make_network(config: TrainingConfig) -> nn.Module:
     return network
 
 
-def _build(config: NetworkConfig) -> nn.Module:
-    if config.name not in MODELS:
-        raise ConfigurationError(f"network.name: expected one of {', '.join(MODELS)}, not {config.name}")
-    return MODELS[config.name](**config.arguments)
+def _build(config: NetworkConfig) -> DenoisingNetwork:
+    return build_network(config.name, config.arguments)
 
 
 class Loss:
@@ -142,26 +142,6 @@ class Loss:
         return losses.mean()
 
 
-def batches_ahead(
-    data: Data, first: int, last: int, size: int, fabric: Fabric
-) -> Iterator[tuple[int, Batch]]:
-    """Each step from `first` to before `last` with its batch, the next of which is made meanwhile.
-
-    Several processes take different batches.
-    """
-
-    def number(step: int) -> int:
-        return step * fabric.world_size + fabric.global_rank
-
-    with ThreadPoolExecutor(1) as making:
-        following = making.submit(data.batch, number(first), size)
-        for step in range(first, last):
-            noisy, target, snr = (tensor.to(fabric.device) for tensor in following.result())
-            if step + 1 < last:
-                following = making.submit(data.batch, number(step + 1), size)
-            yield step, (noisy.contiguous(memory_format=torch.channels_last), target, snr)
-
-
 def schedule(step: int, options: OptimisationConfig | SegmentationOptimisation) -> float:
     """Factor on the learning rate: linear warm-up, then half a cosine to 0."""
     if step < options.warmup_steps:
@@ -176,8 +156,29 @@ def set_learning_rate(optimiser: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
+def descend(
+    fabric: Fabric, model: nn.Module, optimiser: Any, loss: Tensor, gradient_clip: float | None = None
+) -> None:
+    """One step down the gradient of a loss, clipped to a norm if one is given."""
+    fabric.backward(loss)
+    if gradient_clip is not None:
+        # a step that is not finite is reported with the next validation
+        fabric.clip_gradients(model, optimiser, max_norm=gradient_clip, error_if_nonfinite=False)
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+def start_average(network: nn.Module, device: torch.device) -> Any:
+    """A copy of the network for the moving average of its weights."""
+    return copy.deepcopy(network).requires_grad_(False).to(device)
+
+
 def update_average(average: nn.Module, network: nn.Module, step: int, decay: float) -> None:
-    """Exponential moving average of the weights, faster in the first steps; buffers are copied."""
+    """Exponential moving average of the weights, faster in the first steps; buffers are copied.
+
+    torch's own `AveragedModel` knows neither the faster first steps nor the number of a step, which makes a
+    resumed run the same as an undisturbed one.
+    """
     decay = min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
         for kept, new in zip(average.parameters(), network.parameters(), strict=True):
@@ -187,11 +188,11 @@ def update_average(average: nn.Module, network: nn.Module, step: int, decay: flo
 
 
 @torch.inference_mode()
-def validate(network: nn.Module, data: Data, n_images: int) -> tuple[dict[str, float], tuple[Tensor, ...]]:
-    """Scores on held-out images, `score` the one to choose by, and the first images for a picture.
+def validate(network: nn.Module, data: Data, n_images: int) -> tuple[dict[str, float], Preview]:
+    """Scores on held-out images, `score` the one to choose by, and the first images as a picture.
 
-    With known SNR: MSE over the clean image's variance by bands of SNR, and their geometric mean as the
-    score. Else the MSE to the target, which for a noisy target includes its noise.
+    With known SNR: MSE over the clean image's variance, by ranges of SNR where there are several, and their
+    geometric mean as the score. Else the MSE to the target, which for a noisy target includes its noise.
     """
     device = next(network.parameters()).device
     was_training = network.training
@@ -205,46 +206,117 @@ def validate(network: nn.Module, data: Data, n_images: int) -> tuple[dict[str, f
         variances.append(target.var(dim=(1, 2, 3)))
         ratios.append(snr)
         if not shown:
-            shown = [noisy[:6], estimate[:6], target[:6]]
+            shown = [images[:_SHOWN, 0] for images in (noisy, estimate, target)]
     network.train(was_training)
     error, variance, ratio = torch.cat(errors), torch.cat(variances), torch.cat(ratios)
+    preview = Preview(
+        [
+            PreviewRow(name, images, scale)
+            for name, images, scale in zip(("noisy", "denoised", data.target), shown, (0, 1, 1), strict=True)
+        ],
+        ["" if value.isnan() else f"SNR {float(value):.2g}" for value in ratios[0][:_SHOWN]],
+        data.pixel_size_angstrom,
+    )
     if ratio.isnan().all():
-        return {"score": float(error.mean())}, tuple(shown)
+        return {SCORE: float(error.mean())}, preview
     scores = {}
     for low, high in ((0.0, 0.03), (0.03, 0.1), (0.1, math.inf)):
         band = (ratio > low) & (ratio >= low) & (ratio < high)
         if band.any():
             scores[f"nmse_snr_{low:g}_{high:g}"] = float((error[band] / variance[band]).mean())
+    if not scores:  # no image has any signal
+        return {SCORE: float(error.mean())}, preview
     score = math.exp(sum(math.log(max(value, 1e-12)) for value in scores.values()) / len(scores))
-    return {**scores, "score": score}, tuple(shown)
+    # the error in a single range is the score
+    return {**(scores if len(scores) > 1 else {}), SCORE: score}, preview
 
 
-def refuse_if_diverged(loss: float, step: int, checkpoint: Path) -> None:
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What the loops that train a denoiser have in common; see `start_run`.
+
+    Attributes
+    ----------
+    config
+        The whole configuration.
+    frame
+        Goes through the steps.
+    fabric
+        Devices and processes.
+    network
+        With its initial weights, channels last.
+    average
+        The moving average of its weights, which is validated and kept.
+    training, validation
+        What it learns from and is judged with.
+    loss_of
+        The losses of the section `loss`.
     """
+
+    config: TrainingConfig
+    frame: Frame
+    fabric: Fabric
+    network: nn.Module
+    average: nn.Module
+    training: Data
+    validation: Data
+    loss_of: Loss
+
+    def judge(self) -> tuple[dict[str, float], Preview]:
+        """Validate the average; see `validate`."""
+        return validate(self.average, self.validation, self.config.validation_images)
+
+    def write_weights(self) -> Path:
+        """Write `weights.safetensors`, with the configuration in its metadata, and return its path."""
+        path = self.frame.folder / WEIGHTS_NAME
+        card = {
+            "description": self.config.description,
+            "training": _portable(self.config),
+            "structures": self.training.structures,
+            "held_out_structures": self.validation.structures,
+        }
+        if self.fabric.is_global_zero:
+            # half precision: its rounding, 2^-11, is far below that of bf16 inference
+            network = self.config.network
+            save_model(path, self.frame.best.half(), network.name, network.arguments, card)
+        return path
+
+
+def start_run(
+    config: TrainingConfig,
+    output_dir: Path,
+    context: JobContext,
+) -> Run:
+    """Begin to train a denoiser.
+
     Raises
     ------
-    CryohushError
-        The loss is not finite; the checkpoint holds the state before.
+    ConfigurationError
+        The network does not exist, or cannot take the boxes of the data.
+    InputError
+        The images cannot be read or used.
+    OutputError
+        The folder or a file in it cannot be written.
     """
-    if not math.isfinite(loss):
-        raise CryohushError(
-            f"the loss is not finite near step {step}: lower optimisation.learning_rate; "
-            f"{checkpoint} holds the last good state"
-        )
-
-
-def write_weights(
-    path: Path, config: TrainingConfig, network: nn.Module, training: Data, validation: Data
-) -> None:
-    """The weights file, with the configuration in its metadata."""
-    card = {
-        "description": config.description,
-        "training": _portable(config),
-        "structures": training.structures,
-        "held_out_structures": validation.structures,
-    }
-    # half precision: its rounding, 2^-11, is far below that of bf16 inference
-    save_model(path, network.half(), config.network.name, config.network.arguments, card)
+    options = config.optimisation
+    fabric = start_fabric(options.precision, options.devices, options.nodes)
+    network = make_network(config)
+    frame = Frame(
+        config,
+        output_dir,
+        fabric,
+        steps=options.steps,
+        validate_every=config.validate_every,
+        patience=options.patience,
+        context=context,
+    )
+    # The other processes read what the first one has simulated. A critic draws its weights after the network,
+    # whatever is drawn here.
+    with fabric.rank_zero_first(), torch.random.fork_rng(devices=[]):
+        training, validation = open_data(config, output_dir, frame.context, fabric.device)
+        loss_of = Loss(config.loss, fabric.device)
+    average = start_average(network, fabric.device)
+    return Run(config, frame, fabric, network, average, training, validation, loss_of)
 
 
 def _portable(config: TrainingConfig) -> dict[str, Any]:

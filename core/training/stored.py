@@ -80,6 +80,13 @@ class StoredImages:
         return (images - mean) / std, mean, std
 
     @property
+    def pixel_size_angstrom(self) -> float | None:
+        """Of all images; None where the table does not say it, or several."""
+        groups = np.unique(self.table.optics_group).tolist()
+        sizes = {self.table.optics[number].pixel_size_angstrom for number in groups}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    @property
     def radius_px(self) -> float:
         """Outside of this an image is background."""
         return default_radius_px(self.shape)

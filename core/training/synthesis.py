@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..config.nt2c import SynthesiserConfig
-from ..errors import Aborted, InputError
+from ..errors import InputError
 from ..imaging.noise import measure_spectrum
-from ..io.files import part_path, rename_complete
+from ..io.files import write_text, writing
+from ..job_context import QUIET, JobContext
 from ..losses.adversarial import gradient_penalty, wasserstein_critic_loss, wasserstein_generator_loss
 from ..models.synthesis import FieldGenerator, GaussianField, NoiseCritic, NoiseGenerator, NoiseModel
 from ..models.weights import save_model
@@ -29,12 +28,12 @@ from ..noise.synthesis import (
     read_blocks,
     tiles_of,
 )
-from .checkpoint import load_checkpoint, save_checkpoint
-from .record import Record
-from .session import refuse_if_diverged, schedule, set_learning_rate, start_fabric, update_average
+from .frame import Frame
+from .record import Preview, PreviewRow
+from .session import descend, schedule, set_learning_rate, start_average, start_fabric, update_average
 
 # Pieces that a Gaussian field is fitted to, and with which a model is judged.
-_FIT_PIECES, _JUDGED_PIECES = 1024, 256
+_FIT_PIECES, _JUDGED_PIECES, _SHOWN = 1024, 256, 6
 # Smaller blocks tell too little of a spectrum; the critic takes multiples of it.
 _SMALLEST_PX = 32
 
@@ -47,8 +46,7 @@ def train(
     *,
     dark_protein: bool = False,
     resume: bool = False,
-    log: Callable[[str], None] = print,
-    should_stop: Callable[[], bool] = lambda: False,
+    context: JobContext = QUIET,
 ) -> Path:
     """Train a model of noise and return the path of its weights.
 
@@ -73,7 +71,7 @@ def train(
     CryohushError
         A loss is not finite; `last.pt` holds the state before.
     Aborted
-        `should_stop` said so; `last.pt` holds the state.
+        The caller wants it to stop; `last.pt` holds the state.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     blocks = read_blocks(blocks_path, side_px if config.kind == "wgan" else _SMALLEST_PX)
@@ -89,9 +87,7 @@ def train(
     save_model(weights, field, "gaussian_field", arguments, card)
     models["Gaussian field"] = field
     if config.kind != "gaussian":
-        network = train_generator(
-            config, field, known, held_back, output_dir, resume=resume, log=log, should_stop=should_stop
-        )
+        network = train_generator(config, field, known, held_back, output_dir, resume=resume, context=context)
         weights = output_dir / "noise_generator.safetensors"
         if isinstance(network, NoiseGenerator):
             arguments = {"side_px": side_px, "width": config.width, "latent": config.latent}
@@ -99,7 +95,7 @@ def train(
         else:  # of which pieces of any size can be drawn
             save_model(weights, network, "field_generator", {**arguments, "width": config.width}, card)
         models["WGAN-GP"] = network
-    compare(models, known, held_back, output_dir, seed=config.seed, log=log)
+    compare(models, known, held_back, output_dir, seed=config.seed, log=context.log)
     return weights
 
 
@@ -128,79 +124,66 @@ def train_generator(
     held_back: Tensor,
     output_dir: Path,
     *,
-    resume: bool,
-    log: Callable[[str], None],
-    should_stop: Callable[[], bool],
+    resume: bool = False,
+    context: JobContext = QUIET,
 ) -> NoiseGenerator | FieldGenerator:
     """The WGAN-GP on blocks `(n, y, x)`; returns the moving average of the generator, ready to draw.
 
     Its pieces are of the field's size; a `FieldGenerator` begins with the field.
     """
     options, side_px = config.optimisation, field.side_px
-    fabric = start_fabric(options)
+    fabric = start_fabric(options.precision)
+    frame = Frame(
+        config,
+        output_dir,
+        fabric,
+        steps=options.steps,
+        validate_every=config.validate_every,
+        context=context,
+    )
     torch.manual_seed(config.seed)
     network, critic = _make_generator(config, field), NoiseCritic(side_px, config.critic_width)
     for part in (network, critic):
         part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(network).requires_grad_(False).eval().to(fabric.device)
-    parts: dict[str, Any] = {"network": network, "critic": critic, "average": average}
-    for name in ("network", "critic"):
-        parts[f"{name}_optimiser"] = torch.optim.Adam(
-            parts[name].parameters(), lr=options.learning_rate, betas=config.betas
-        )
-    model, optimiser = fabric.setup(network, parts["network_optimiser"])
-    judge, critic_optimiser = fabric.setup(critic, parts["critic_optimiser"])
-    checkpoint = output_dir / "last.pt"
-    first = 0
-    if resume and checkpoint.exists():
-        first = load_checkpoint(checkpoint, config, parts)
-        log(f"resumed at step {first}")
-    record = Record(output_dir, first)
-    sums, counted = torch.zeros(2), 0
-    for step in range(first, options.steps):
-        if should_stop():
-            save_checkpoint(checkpoint, config, step, parts)
-            raise Aborted(f"stopped at step {step}; run again with --resume to go on")
+    average = start_average(network, fabric.device).eval()
+    model, optimiser = fabric.setup(network, _adam(network, config))
+    judge, critic_optimiser = fabric.setup(critic, _adam(critic, config))
+    frame.begin(
+        resume=resume,
+        average=average,
+        network=network,
+        critic=critic,
+        network_optimiser=optimiser,
+        critic_optimiser=critic_optimiser,
+    )
+
+    def drawn(draws: torch.Generator) -> Tensor:
+        generated: Tensor = model(network.inputs(options.batch_size, draws).to(fabric.device))
+        return generated.float()
+
+    for step in frame.steps(lambda: _validate(average, held_back, config.seed)):
         draws = torch.Generator().manual_seed((config.seed << 32) + step)
         for updated in (optimiser, critic_optimiser):
             set_learning_rate(updated, options.learning_rate * schedule(step, options))
-
-        def made(draws: torch.Generator = draws) -> Tensor:
-            generated: Tensor = model(network.inputs(options.batch_size, draws).to(fabric.device))
-            return generated.float()
-
         for _ in range(config.critic_steps):
             true = pieces_of(known, side_px, options.batch_size, draws).unsqueeze(1).to(fabric.device)
             with torch.no_grad():
-                generated = made()
+                generated = drawn(draws)
             distance = wasserstein_critic_loss(judge(true), judge(generated))
             # what Fabric wraps refuses any backward pass but its own in mixed precision
             with fabric.autocast():
                 penalty = gradient_penalty(critic, true, generated, draws)
-            fabric.backward(distance + config.gradient_penalty * penalty)
-            critic_optimiser.step()
-            critic_optimiser.zero_grad()
-        loss = wasserstein_generator_loss(judge(made()))
-        fabric.backward(loss)
-        optimiser.step()
-        optimiser.zero_grad()
+            descend(fabric, judge, critic_optimiser, distance + config.gradient_penalty * penalty)
+        descend(fabric, model, optimiser, wasserstein_generator_loss(judge(drawn(draws))))
         critic_optimiser.zero_grad()  # the generator's loss went through the critic
         update_average(average, network, step, options.ema_decay)
-        sums += torch.tensor([-float(distance.detach()), float(penalty.detach())])
-        counted += 1
-        done = step + 1
-        if done % config.validate_every and done != options.steps:
-            continue
-        wasserstein, mean_penalty = (sums / counted).tolist()
-        refuse_if_diverged(wasserstein + mean_penalty, done, checkpoint)
-        sums.zero_()
-        counted = 0
-        scores, shown = _validate(average, held_back, config.seed)
-        record.add(done, {"wasserstein": wasserstein, "penalty": mean_penalty, **scores}, shown)
-        log(f"step {done}/{options.steps} {record.last_line()}")
-        save_checkpoint(checkpoint, config, done, parts)
-    record.close()
-    return average.cpu()
+        frame.add(wasserstein=-distance, penalty=penalty)
+    generator: NoiseGenerator | FieldGenerator = average.cpu()
+    return generator
+
+
+def _adam(network: torch.nn.Module, config: SynthesiserConfig) -> torch.optim.Optimizer:
+    return torch.optim.Adam(network.parameters(), lr=config.optimisation.learning_rate, betas=config.betas)
 
 
 def _make_generator(config: SynthesiserConfig, field: GaussianField) -> NoiseGenerator | FieldGenerator:
@@ -211,15 +194,16 @@ def _make_generator(config: SynthesiserConfig, field: GaussianField) -> NoiseGen
     return network
 
 
-def _validate(model: NoiseModel, held_back: Tensor, seed: int) -> tuple[dict[str, float], tuple[Tensor, ...]]:
-    """Figures that need no training, the same draws each time; and to show, drawn between real pieces."""
+def _validate(model: NoiseModel, held_back: Tensor, seed: int) -> tuple[dict[str, float], Preview]:
+    """Figures that need no training, the same draws each time; and drawn pieces beside real ones."""
     draws = torch.Generator().manual_seed(seed)
     real = pieces_of(held_back, model.side_px, _JUDGED_PIECES, draws)
     drawn = model.draw(_JUDGED_PIECES, draws)
     powers = [torch.from_numpy(measure_spectrum(images).power) for images in (drawn, real)]
     error = float((10 * torch.log10(powers[0] / powers[1])).square().mean().sqrt())
     scores = {"spectrum_error_db": error, "histogram_distance": histogram_distance(drawn, real)}
-    return scores, (real[6:12, None], drawn[:6, None], real[:6, None])
+    rows = (PreviewRow("real", real[:_SHOWN], 0), PreviewRow("drawn", drawn[:_SHOWN], 0))
+    return scores, Preview(rows, [""] * _SHOWN)
 
 
 def compare(
@@ -250,9 +234,8 @@ def compare(
             f"({100 * merit.two_sample_error:.0f} % error; 50 is best), degrees of freedom "
             f"{merit.degrees_of_freedom:.0f} (real {merit.real_degrees_of_freedom:.0f})"
         )
-    path = output_dir / "comparison.json"
-    part_path(path).write_text(json.dumps({name: asdict(merit) for name, merit in merits.items()}, indent=2))
-    rename_complete(part_path(path), path)
+    text = json.dumps({name: asdict(merit) for name, merit in merits.items()}, indent=2)
+    write_text(output_dir / "comparison.json", text)
     draw_comparison({"held-back real blocks": real, **drawn}, output_dir / "comparison.png")
     return merits
 
@@ -275,4 +258,5 @@ def draw_comparison(sets: Mapping[str, Tensor], path: Path, shown: int = 5) -> N
     spectra.set(xlabel="cycles per pixel", ylabel="power", yscale="log")
     spectra.legend(fontsize=6)
     histograms.set(xlabel="standard deviations", ylabel="density", yscale="log", ylim=(1e-6, 1))
-    figure.savefig(path, dpi=100)
+    with writing(path) as part, part.open("wb") as file:
+        figure.savefig(file, format="png", dpi=100)

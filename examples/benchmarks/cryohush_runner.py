@@ -40,7 +40,7 @@ def main() -> None:
     denoised = np.empty_like(images)
     device = torch.device("cpu")
     model = load_model(arguments.model)
-    precision, _ = choose_precision(device, arguments.precision, model.module)
+    precision, _ = choose_precision(device, arguments.precision)
     denoiser = Denoiser(model.module, device, precision)
     batch = choose_batch_size(device, precision, model.module, images.shape[1:])
     threads = arguments.threads or available_threads()

@@ -13,10 +13,11 @@ The Gaussian and the low-pass filter are scanned on these very pairs: listed is 
 which no user without the twin would get. "gain" is the difference from the Gaussian, micrograph by
 micrograph, with the standard error of a bootstrap over micrographs.
 
-With labelled particles (`FOLDER/<micrograph>_manualpick.star`) the table also has the papers' SNR of pairs of
-a particle and the nearest empty place, in dB, which rewards any blur and is no evidence alone; and two
-pickers on the denoised micrographs against the labels, within half a diameter: precision, recall and F1 at
-the threshold that is best for each, and the average precision, which needs none.
+With labelled particles (`FOLDER/<micrograph>_manualpick.star`) the table also has two figures of pairs of a
+particle and the nearest empty place, in dB: the variance ratio (equation 5 of NT2C) and the mean contrast
+(Topaz-Denoise's). Both reward a flat background without limit, and neither is evidence alone. And two pickers
+on the denoised micrographs against the labels, within half a diameter: precision, recall and F1 at the
+threshold that is best for each, and the average precision, which needs none.
 Writes scores.md and scores.json to DIR, and keeps there what BM3D and Topaz, which are slow, made of the
 micrographs: another run with that DIR takes it.
 """
@@ -44,7 +45,7 @@ from cryohush.core.io.micrographs import MicrographSet
 from cryohush.core.io.mrc import StackReader
 from cryohush.core.io.star import read_tables
 from cryohush.core.metrics.fourier import band_correlation
-from cryohush.core.metrics.image import region_signal_to_noise_ratio
+from cryohush.core.metrics.image import region_signal_to_noise_ratio, region_variance_ratio
 from cryohush.core.metrics.independent import align_twin, bootstrap_score
 from cryohush.core.metrics.picking import (
     Picks,
@@ -134,7 +135,7 @@ def read_micrographs(path: Path) -> tuple[Tensor, float]:
 def denoise(model: LoadedModel, images: Tensor, precision: Any) -> Tensor:
     """Denoise `(n, y, x)` micrographs, in which protein is dark, as `cryohush denoise` does."""
     device = torch.device("cpu")
-    number_format, _ = choose_precision(device, precision, model.module)
+    number_format, _ = choose_precision(device, precision)
     denoiser = MicrographDenoiser(Denoiser(model.module, device, number_format))
     return torch.from_numpy(np.stack([-denoiser.denoise(-image)[0] for image in images.numpy()]))
 
@@ -165,18 +166,24 @@ def read_labels(path: Path, folder: Path) -> list[Tensor]:
     return labels
 
 
-def region_ratio(images: Tensor, labels: list[Tensor], diameter_px: float) -> float:
-    """Mean SNR in dB of pairs of a particle and the nearest empty place; protein is dark."""
-    side, ratios = round(0.7 * diameter_px), []
+#: figures of a particle and an empty place, by the column that holds them
+REGION_RATIOS = {
+    "variance ratio, dB": region_variance_ratio,
+    "mean contrast, dB": region_signal_to_noise_ratio,
+}
+
+
+def region_ratios(images: Tensor, labels: list[Tensor], diameter_px: float) -> dict[str, float]:
+    """Means in dB over pairs of a particle and the nearest empty place; protein is dark."""
+    side = round(0.7 * diameter_px)
+    inside: list[Tensor] = []
+    outside: list[Tensor] = []
     for image, particles in zip(-images, labels, strict=True):
         shape = (image.shape[0], image.shape[1])
         centres, particle = nearest_background(shape, particles, diameter_px, side)
-        if len(centres):
-            signal = square_regions(image, particles[particle], side)
-            ratios.append(
-                region_signal_to_noise_ratio(list(signal), list(square_regions(image, centres, side)))
-            )
-    return float(torch.cat(ratios).mean())
+        inside += square_regions(image, particles[particle], side)
+        outside += square_regions(image, centres, side)
+    return {name: float(ratio(inside, outside).mean()) for name, ratio in REGION_RATIOS.items()}
 
 
 def picking(images: Tensor, labels: list[Tensor], picker: Any, diameter_px: float) -> list[float]:
@@ -210,7 +217,7 @@ def report(
     values = {name: scores(images, twin, pixel_size) for name, images in denoised.items()}
     labels = read_labels(arguments.raw, arguments.picks) if arguments.picks else None
     head = ["", "all", "gain", f"{COARSEST_ANGSTROM:g} to {FINEST_ANGSTROM:g} Å", "gain"]
-    head += [] if labels is None else ["SNR, dB", *(f"{name}: P / R / F1 / AP" for name in PICKERS)]
+    head += [] if labels is None else [*REGION_RATIOS, *(f"{name}: P / R / F1 / AP" for name in PICKERS)]
     lines = [
         f"Mean correlation with the independent micrograph, {len(twin)} micrographs"
         + (", drift between the halves taken back." if arguments.align_twin else "."),
@@ -231,12 +238,12 @@ def report(
             }
         if labels is not None:
             diameter_px = arguments.diameter / pixel_size
-            ratio = region_ratio(denoised[name], labels, diameter_px)
+            ratios = region_ratios(denoised[name], labels, diameter_px)
             picked = {
                 kind: picking(denoised[name], labels, picker, diameter_px) for kind, picker in PICKERS.items()
             }
-            rows[name] |= {"snr_db": ratio, **picked}
-            cells += [f"{ratio:+.1f}"]
+            rows[name] |= {**ratios, **picked}
+            cells += [f"{ratio:+.2f}" for ratio in ratios.values()]
             cells += [" / ".join(f"{value:.3f}" for value in found) for found in picked.values()]
         lines.append("| " + " | ".join(cells) + " |")
     record = {"settings": settings, "align_twin": arguments.align_twin, "rows": rows}

@@ -31,6 +31,7 @@ from torch import Tensor
 from cryohush.core.config.nt2c import SynthesiserConfig
 from cryohush.core.io.coordinates import find_coordinates, read_coordinates
 from cryohush.core.io.micrographs import MicrographSet
+from cryohush.core.job_context import JobContext
 from cryohush.core.models.synthesis import NoiseModel, standardised
 from cryohush.core.noise.patches import count_in_windows, cut_blocks
 from cryohush.core.noise.segmentation import labels_of_picks
@@ -66,8 +67,7 @@ def main() -> None:
             held_back,
             folder,
             resume=True,
-            log=lambda line: print(line, flush=True),
-            should_stop=lambda: False,
+            context=JobContext(log=lambda line: print(line, flush=True)),
         )
         seconds[kind] = time.monotonic() - begin
     drawn = {"other real blocks": apart(known, len(held_back))}

@@ -57,7 +57,7 @@ def read_particles(path: Path) -> Particles:
 def denoise(model: LoadedModel, images: Tensor, device: str, precision: Requested, batch: int = 32) -> Tensor:
     """Denoise `(n, y, x)` images as `cryohush denoise` does with its defaults."""
     chosen = torch.device(device)
-    number_format, _ = choose_precision(chosen, precision, model.module)
+    number_format, _ = choose_precision(chosen, precision)
     denoiser = Denoiser(model.module, chosen, number_format)
     parts = [denoiser(images[i : i + batch].numpy()) for i in range(0, len(images), batch)]
     return torch.from_numpy(np.concatenate(parts))

@@ -24,14 +24,14 @@ from paper_images import (
     draw_noise,
     make_molecule,
     make_test_set,
-    map_resolution,
+    map_resolutions,
     pose_floor,
     write_pairs,
 )
-from paper_tables import NARROW, NARROW_CRITIC, Case, Row, Size, Table
+from paper_tables import Case, Row, Size, Table
 from torch import Tensor
 
-from cryohush.core.classical.baselines import BASELINES, choose_parameter
+from cryohush.core.classical.baselines import BASELINES, available_baselines, choose_parameter
 from cryohush.core.classical.covariance import estimate_covariance
 from cryohush.core.classical.fourier_bessel import FourierBesselBasis
 from cryohush.core.config.load import find_preset, read_yaml, validate
@@ -39,14 +39,17 @@ from cryohush.core.config.training import TrainingConfig
 from cryohush.core.imaging.filters import radial_filter
 from cryohush.core.imaging.normalise import background_statistics
 from cryohush.core.io.files import writing
-from cryohush.core.metrics.clustering import conformation_scores
+from cryohush.core.job_context import JobContext
+from cryohush.core.metrics.clustering import Embedding, conformation_scores
 from cryohush.core.metrics.hallucination import pure_noise_figures
 from cryohush.core.metrics.image import (
     affine_normalised_mean_squared_error,
     grey_value_span,
+    mean_absolute_error,
     mean_squared_error,
     peak_mean_squared_error,
     peak_signal_to_noise_ratio,
+    root_mean_squared_error,
     structural_similarity,
 )
 from cryohush.core.models.weights import LoadedModel, load_model
@@ -57,6 +60,7 @@ _NOISE_IMAGES = 64
 _CHOSEN_ON = 32  # images that a baseline's parameter is chosen on
 _TIMED, _SHOWN = 64, 8  # images
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+_EMBEDDINGS: tuple[Embedding, ...] = ("isomap", "spectral", "mds", "tsne")
 #: judged and chosen on one in so many of the images: a second for an image, or all templates for each
 _ONE_IN = {"bm3d": 8, "dictionary": 8, LIMIT: 4}
 
@@ -87,13 +91,23 @@ class Bench:
 
 
 def reference_rows(bench: Bench) -> dict[str, Callable[[], dict[str, Any]]]:
-    """Noisy images, baselines and limits by name, each to be computed when it is called."""
+    """Noisy images, baselines and limits by name, each to be computed when it is called.
+
+    Baselines whose library is not installed are left out: see `missing_baselines`.
+    """
+    missing = missing_baselines(bench.table)
     found: dict[str, Callable[[], dict[str, Any]]] = {
         name: partial(_judge_all, bench, partial(_filter, bench, name), _ONE_IN.get(name, 1))
         for name in (NOISY, *bench.table.classical, LINEAR)
+        if name not in missing
     }
     found[LIMIT] = partial(_limit, bench)
     return found
+
+
+def missing_baselines(table: Table) -> list[str]:
+    """Baselines of a table whose library is not installed."""
+    return sorted(set(table.classical) & (set(BASELINES) - set(available_baselines())))
 
 
 def trained_row(bench: Bench, row: Row, seed: int, folder: Path) -> dict[str, Any]:
@@ -103,7 +117,9 @@ def trained_row(bench: Bench, row: Row, seed: int, folder: Path) -> dict[str, An
     if not weights.exists():
         projections = folder.parent / f"projections-{seed}"
         copy_projections(projections, folder)
-        train(config, folder, resume=True, log=lambda line: print(f"  {line}", flush=True))
+        train(
+            config, folder, resume=True, context=JobContext(log=lambda line: print(f"  {line}", flush=True))
+        )
         copy_projections(folder, projections)
     model = load_model(weights)
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -111,6 +127,7 @@ def trained_row(bench: Bench, row: Row, seed: int, folder: Path) -> dict[str, An
         **_judge_all(bench, lambda case: partial(through, model)),
         "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
         "steps": config.optimisation.steps,
+        "updates": updates_of(config),
         "batch_size": config.optimisation.batch_size,
         "training_seconds": json.loads(lines[-1])["seconds"],
         "seconds_per_1000": {device: _speed(model, bench, device) for device in sorted({"cpu", _DEVICE})},
@@ -136,7 +153,7 @@ def training_config(bench: Bench, row: Row, seed: int, folder: Path) -> Training
     preset, size = find_preset(row.preset), bench.size
     values = read_yaml(preset, row.overrides)
     values["seed"] = seed
-    ratios = [case_snr(case, bench.molecule) for case in bench.table.cases]
+    ratios = [case_snr(case, bench.molecule, size) for case in bench.table.cases]
     if row.stored:
         noisy, target = write_pairs(bench.molecule, row, ratios[0], size.pairs, folder / "pairs", seed)
         values.pop("data", None)
@@ -163,23 +180,51 @@ def training_config(bench: Bench, row: Row, seed: int, folder: Path) -> Training
 
 
 def narrow(values: dict[str, Any]) -> None:
-    """Networks of half a preset's width or less."""
-    values["network"]["arguments"] = NARROW[values["network"]["name"]]
+    """Every layer of network and critic with half the channels."""
+    values["network"]["arguments"] = halved(values["network"]["arguments"])
     if "adversarial" in values:
         critic = values["adversarial"]["critic"]
-        critic["arguments"] |= NARROW_CRITIC[critic["name"]]
+        critic["arguments"] = halved(critic["arguments"])
 
 
-def set_length(values: dict[str, Any], steps: int | None, batch_size: int | None) -> None:
-    """How long a preset trains; None keeps what it says."""
+def halved(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments with half of every width, in the parts of a network as well."""
+    found = {}
+    for name, value in arguments.items():
+        if isinstance(value, dict):
+            found[name] = halved(value)
+        elif name in ("width", "largest_width"):
+            found[name] = value // 2
+        elif name == "widths":
+            found[name] = [width // 2 for width in value]
+        else:
+            found[name] = value
+    return found
+
+
+def set_length(values: dict[str, Any], updates: int | None, batch_size: int | None) -> None:
+    """How often a preset's network is updated; None keeps what it says. A critic's turns come on top."""
     options = values["optimisation"]
     options["batch_size"] = batch_size or options["batch_size"]
-    if steps is None:
+    if updates is None:
         return
+    steps = updates
+    if "adversarial" in values:
+        critic, network = (values["adversarial"].get(f"{one}_steps", 1) for one in ("critic", "generator"))
+        steps = -(-updates * (critic + network) // network)
     options |= {"steps": steps, "warmup_steps": steps // 20}
     values |= {"validate_every": max(1, steps // 4), "validation_images": 64}
     if "diffusion" in values:
         values["diffusion"]["post_steps"] = steps // 5
+
+
+def updates_of(config: TrainingConfig) -> int:
+    """How often a run updates its network: all its steps but the critic's."""
+    game, steps = config.adversarial, config.optimisation.steps
+    if game is None:
+        return steps
+    turn = game.critic_steps + game.generator_steps
+    return steps // turn * game.generator_steps + max(0, steps % turn - game.critic_steps)
 
 
 def copy_projections(source: Path, target: Path) -> None:
@@ -275,8 +320,8 @@ def _judge(bench: Bench, case: Case, apply: Denoise, one_in: int) -> dict[str, A
         torch.Generator().manual_seed(17),
     )
     parts = [test.stack.noisy[: bench.size.images // one_in], noise]
-    if test.told_apart is not None:
-        parts += test.told_apart[: max(1, len(test.told_apart) // one_in)]
+    if test.told_apart is not None:  # the same views for every row, however slow it is
+        parts += test.told_apart
     # all at once: the Bayes limit makes its templates anew for each call
     begin = time.perf_counter()
     denoised = apply(torch.cat(parts))
@@ -289,11 +334,15 @@ def _judge(bench: Bench, case: Case, apply: Denoise, one_in: int) -> dict[str, A
         "images": len(images),
     }
     if bench.table.reconstructed and one_in == 1:
-        result["map_angstrom"] = map_resolution(images, test, bench.molecule)
+        result |= map_resolutions(images, test, bench.molecule)
     if views:
         # the first and the last conformation in turn
-        scores = [conformation_scores(view, torch.arange(len(view)) % 2) for view in views]
-        result["told_apart"] = [len(view) * score.accuracy for view, score in zip(views, scores, strict=True)]
+        true = torch.arange(len(views[0])) % 2
+        result["told_apart"] = {
+            name: [len(view) * conformation_scores(view, true, embedding=name).accuracy for view in views]
+            for name in _EMBEDDINGS
+        }
+        result["ceiling"] = test.ceiling
     return result
 
 
@@ -307,6 +356,9 @@ def _figures(images: Tensor, clean: Tensor) -> dict[str, float]:
         "psnr": float(peak_signal_to_noise_ratio(images, clean, span).mean()),
         "ssim": float(structural_similarity(images, clean, span).mean()),
         # as the papers' code has it: see cryohush.core.metrics.image
+        # on 8 bits, as [3] of paper_tables prints them
+        "mae_8_bit": float((255 * mean_absolute_error(images, clean) / span).mean()),
+        "rmse_8_bit": float((255 * root_mean_squared_error(images, clean) / span).mean()),
         "ssim_published": float(
             structural_similarity(images / unit, clean / unit, 2.0, window="uniform").mean()
         ),

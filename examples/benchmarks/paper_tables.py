@@ -1,17 +1,32 @@
 """What `papers.py` compares: tables, the test sets of each, their rows, and what the papers print.
 
+Published figures come from `published.yaml`. SNRs are those of a box of 128 px, the robust GAN's: a smaller
+one of the same particle and dose has the higher ratio per pixel, `Size.snr`.
+
 References
 ----------
-.. [1] Tang, Wang, Ouyang & Liu (2022) J. Big Data 4, doi:10.32604/jbd.2022.028078.
+.. [1] Tang, Wang, Ouyang & Liu (2022) J. Big Data 4(1), doi:10.32604/jbd.2022.028078.
 .. [2] Zhang, Zhao, Hu & Zhao (2024), arXiv:2401.01097.
-.. [3] Su, Zhang, Schawinski, Zhang & Cianfrocco (2018), doi:10.1101/256792.
-.. [4] Gu, Xian, Unarta & Yao (2020), arXiv:2008.07307.
+.. [3] Ouyang, He, Tang & Fu (2020) Research on denoising of cryo-EM images based on deep learning, J. Inf.
+   Hiding Priv. Prot.
+.. [4] Li et al. (2022) Bioinformatics 38, 2022-2029, doi:10.1093/bioinformatics/btac052.
+.. [5] Gu, Unarta, Huang & Yao, arXiv:2008.07307.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+import yaml
+
+#: the box that the SNRs of the tables belong to
+REFERENCE_BOX_PX = 128
+PUBLISHED: dict[str, Any] = yaml.safe_load(
+    Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")
+)
 
 CLASSICAL = ("bm3d", "dictionary", "non_local_means", "covariance_wiener")
 
@@ -23,7 +38,7 @@ class Case:
     Attributes
     ----------
     snr
-        Variance of the clean images over that of the noise, over the whole box; or ...
+        Variance of the clean images over that of the noise, over a whole box of `REFERENCE_BOX_PX`; or ...
     sigma
         ... the noise's standard deviation on a scale where the clean images span 255 grey values on average.
     real_noise
@@ -38,7 +53,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A network and how it is trained.
+    """A network and how it is trained; every row's network is updated as often.
 
     Attributes
     ----------
@@ -96,17 +111,24 @@ class Table:
     reconstructed: bool = False
 
 
-def _game(name: str, alpha: float, beta: float) -> Row:
-    return Row(name, "robust_gan", (f"adversarial.alpha={alpha}", f"adversarial.beta={beta}"))
+def _game(name: str, alpha: float, beta: float, *others: str) -> Row:
+    return Row(name, "robust_gan", (f"adversarial.alpha={alpha}", f"adversarial.beta={beta}", *others))
 
 
+def _on_l2(row: Row) -> Row:
+    return Row(row.name.replace("l1", "l2"), row.preset, (*row.overrides, "loss.pixel={l2: 10.0}"))
+
+
+# the same loop, optimiser, loss and number of updates with the critic left out: what a critic adds, or not
+_NO_CRITIC = "adversarial.weight=0"
 _ROBUST = (
-    Row("l1", "denoise_l1"),
     Row("l2", "denoise_l2"),
+    Row("l1", "denoise_l1"),
+    Row("no critic + l1", "robust_gan", (_NO_CRITIC,)),
     _game("(0, 0)-GAN + l1", 0.0, 0.0),
+    Row("WGANgp + l1", "wgan_gp_l1"),
     _game("(1, 1)-GAN + l1", 1.0, 1.0),
     _game("(.5, .5)-GAN + l1", 0.5, 0.5),
-    Row("WGANgp + l1", "wgan_gp_l1"),
 )
 _TYPES: tuple[tuple[int, Literal["clean", "noisy", "both"]], ...] = ((1, "clean"), (2, "noisy"), (3, "both"))
 # Eag channel, voltage sensors up and down: 2.6 % of the power of a view differs, twice as much as of ClpB's
@@ -115,36 +137,109 @@ _EAG = ("8eow", "8ep1")
 
 def _contaminated() -> tuple[Row, ...]:
     # at size tiny smaller shares of type 1 alone, and one game of each kind
-    brief = ("l1", "l2", "(.5, .5)-GAN + l1", "WGANgp + l1")
+    brief = ("l1", "l2", "no critic + l1", "(.5, .5)-GAN + l1", "WGANgp + l1", "WGANgp + l2")
+    games = [row for row in _ROBUST if row.name != "(0, 0)-GAN + l1"]
+    games += [_on_l2(row) for row in games if row.name.endswith("-GAN + l1") or row.name == "WGANgp + l1"]
     rows = []
-    for row in _ROBUST:
-        some = row.name in brief
-        rows.append(Row(f"{row.name}, pure", row.preset, row.overrides, "both", at_tiny=some))
+    for row in games:
+        rows.append(Row(f"{row.name}, pure", row.preset, row.overrides, "both", at_tiny=row.name in brief))
     for share in (0.3, 0.2, 0.1):
         for number, kind in _TYPES:
-            for row in _ROBUST:
+            for row in games:
                 name = f"{row.name}, type {number}, {share:g}"
                 some = row.name in brief and (share == 0.3 or number == 1)
                 rows.append(Row(name, row.preset, row.overrides, kind, share, at_tiny=some))
     return tuple(rows)
 
 
-def _on_noise(name: str, preset: str) -> tuple[Row, Row]:
+def _on_noise(name: str, preset: str, *overrides: str) -> tuple[Row, Row]:
     return (
-        Row(f"{name}, trained on Gaussian noise", preset),
-        Row(f"{name}, trained on real noise", preset, real_noise=True),
+        Row(f"{name}, trained on Gaussian noise", preset, overrides),
+        Row(f"{name}, trained on real noise", preset, overrides, real_noise=True),
     )
 
 
-def _at_low_snr(molecule: str, published: str) -> Table:
+def _figures(row: dict[str, Any]) -> str:
+    """`MSE 3.01e-3, 25.27 dB, SSIM 0.79` of what a paper prints."""
+    parts = []
+    if "mse" in row:
+        parts.append(f"MSE {row['mse']:.4g}")
+    if "psnr" in row:
+        parts.append(f"{row['psnr']:.2f} dB")
+    if "ssim" in row:
+        parts.append(f"SSIM {row['ssim']:.2f}")
+    return ", ".join(parts)
+
+
+def _printed(paper: str, table: str, case: str | None = None) -> tuple[str, ...]:
+    """A line for each row of a table that a paper prints."""
+    rows = PUBLISHED[paper]["tables"][table]["rows"]
+    return tuple(
+        f"{name}: {_figures(row if case is None else row[case])}"
+        for name, row in rows.items()
+        if case is None or case in row
+    )
+
+
+def _at_low_snr(molecule: str, entry: str) -> Table:
     return Table(
         f"low_snr_{molecule}",
         f"Diffusion at very low SNR, {molecule}",
         (molecule,),
         (Case("SNR 0.03", snr=0.03),),
-        (Row("sr3 + U-Net", "sr3"), Row("noise2noise", "noise2noise"), Row("l2", "denoise_l2")),
-        (published, "The paper's SNR is not on this scale, and its MSE and PSNR are on two [2]."),
+        (
+            _game("DenoiseGAN", 0.0, 0.0),
+            _game("RobustGAN", 0.5, 0.5),
+            Row("no critic", "robust_gan", (_NO_CRITIC,)),
+            Row("noise2noise", "noise2noise"),
+            Row("l2", "denoise_l2"),
+            Row("sr3 + U-Net", "sr3"),
+            Row(
+                "sr3 + U-Net, ancestral",
+                "sr3",
+                tuple(
+                    f"network.arguments.{entry}" for entry in ("deterministic=false", "steps=100", "draws=1")
+                ),
+                at_tiny=False,
+            ),
+        ),
+        (
+            f"[2], table 1, {entry}",
+            *_printed("zhang2024", "1", entry),
+            "The paper's SNR is not given, and its MSE and PSNR are on two scales.",
+        ),
+        classical=("bm3d", "dictionary", "covariance_wiener"),
         reconstructed=True,
+    )
+
+
+_CLUSTERING = PUBLISHED["gu"]["clustering"]["correct"]
+_TOLD_APART = "[5], section 3.3, of 60 at SNR 0.05: " + ", ".join(
+    f"{name} {correct}" for name, correct in _CLUSTERING.items()
+)
+# eight pairs of the appendix; of these (0, 0), (1, 1) and (.5, .5) are in the main table, too
+_PAIRS = ((1, 1), (0.5, 0.5), (-0.5, -0.5), (-1, -1), (1, -1), (0.5, -0.5), (0, 0), (0.1, -0.1))
+_LAMBDAS = (0.1, 1, 5, 10, 50, 100, 500, 10000)
+_PLAIN = ("network.arguments.residuals=0",)
+_PLAIN_GAME = (*_PLAIN, "adversarial.critic.arguments.residuals=[0, 0, 0]")
+# optimisers of network and critic, and their rates
+_OPTIMISERS = (
+    ("1e-4", "sgd", "1e-5"),
+    ("1e-4", "sgd", "1e-4"),
+    ("1e-5", "sgd", "5e-4"),
+    ("1e-5", "adam", "5e-5"),
+)
+
+
+def _optimised(rate: str, critic: str, critic_rate: str) -> Row:
+    return Row(
+        f"WGAN + grey values, Adam {rate}, critic {critic.upper()} {critic_rate}",
+        "wgan_gray",
+        (
+            f"optimisation.learning_rate={float(rate)}",
+            f"adversarial.critic_optimiser={critic}",
+            f"adversarial.critic_learning_rate={float(critic_rate)}",
+        ),
     )
 
 
@@ -155,11 +250,7 @@ _TABLES = (
         _EAG,
         (Case("SNR 0.1", snr=0.1),),
         (*_ROBUST, Row("progressive GAN + l1", "pggan")),
-        (
-            "RNA polymerase, SNR 0.1: learnt rows 25.1 to 25.4 dB, classical ones 12 to 20 dB; (.5, .5)-GAN "
-            "+ l1 MSE 2.95e-3, 25.42 dB, SSIM .83 [4].",
-            "Open and closed told apart: 54 of 60 after denoising, 34 of 60 after BM3D [4].",
-        ),
+        ("[5], table 1, SNR 0.1, RNA polymerase", *_printed("gu", "1", "0.1")),
         intermediates=3,
     ),
     Table(
@@ -167,10 +258,17 @@ _TABLES = (
         "Robust GANs, open, closed and intermediate conformations, SNR 0.05",
         _EAG,
         (Case("SNR 0.05", snr=0.05),),
-        _ROBUST,
         (
-            "RNA polymerase, SNR 0.05: learnt rows 23.7 to 24.1 dB; (.5, .5)-GAN + l1 MSE 3.98e-3, 24.07 dB, "
-            "SSIM .80 [4].",
+            *_ROBUST,
+            Row("progressive GAN + l1", "pggan"),
+            Row("progressive GAN", "pggan", ("loss.pixel.l1=0.0",), at_tiny=False),
+        ),
+        (
+            "[5], table 1, SNR 0.05, RNA polymerase",
+            *_printed("gu", "1", "0.05"),
+            _TOLD_APART,
+            "[5], appendix 5.2, after (1, 1)-GAN + l1: "
+            + ", ".join(f"{name} {text}" for name, text in PUBLISHED["gu"]["manifolds"]["correct"].items()),
         ),
         intermediates=3,
     ),
@@ -180,12 +278,73 @@ _TABLES = (
         _EAG,
         (Case("SNR 0.1", snr=0.1),),
         _contaminated(),
-        ("Types: 1, the clean image is pure noise; 2, the noisy one; 3, both. Shares 0.1, 0.2 and 0.3 [4].",),
+        (
+            "Types: 1, the clean image is noise; 2, the noisy one; 3, both [5]. Table 2 prints MSE / 1e-3 "
+            "at shares of 0.1, 0.2 and 0.3:",
+            *(
+                f"{name}: "
+                + "; ".join(f"type {kind} {', '.join(map(str, mse))}" for kind, mse in row.items())
+                for name, row in PUBLISHED["gu"]["tables"]["2"]["rows"].items()
+            ),
+        ),
         intermediates=3,
         classical=("covariance_wiener",),
     ),
-    _at_low_snr("6cvm", "EMD-8511: SR3 26.78 dB, .932; Noise2Noise 24.85, .913; CWF 19.07, .808 [2]."),
-    _at_low_snr("5vox_reassembled", "EMD-24928: SR3 23.36 dB, .923 [2]."),
+    Table(
+        "alpha_beta",
+        "Eight pairs (alpha, beta), SNR 0.1",
+        _EAG,
+        (Case("SNR 0.1", snr=0.1),),
+        (
+            Row("no critic + l1", "robust_gan", (_NO_CRITIC,)),
+            *(_game(f"({alpha:g}, {beta:g})-GAN + l1", alpha, beta) for alpha, beta in _PAIRS),
+        ),
+        ("[5], table 4, SNR 0.1", *_printed("gu", "4", "0.1")),
+        intermediates=3,
+        classical=("covariance_wiener",),
+    ),
+    Table(
+        "no_residuals",
+        "Without residual layers, SNR 0.1",
+        _EAG,
+        (Case("SNR 0.1", snr=0.1),),
+        (
+            Row("l2", "denoise_l2", _PLAIN),
+            Row("no critic + l1", "robust_gan", (*_PLAIN, _NO_CRITIC)),
+            _game("(0, 0)-GAN + l1", 0, 0, *_PLAIN_GAME),
+            Row("WGANgp + l1", "wgan_gp_l1", _PLAIN_GAME),
+            _game("(1, -1)-GAN + l1", 1, -1, *_PLAIN_GAME),
+            _game("(.5, -.5)-GAN + l1", 0.5, -0.5, *_PLAIN_GAME),
+        ),
+        ("[5], table 5, SNR 0.1", *_printed("gu", "5", "0.1")),
+        intermediates=3,
+        classical=("covariance_wiener",),
+    ),
+    Table(
+        "lambda",
+        "(.5, .5)-GAN, weight of l1 beside a critic of weight 1, SNR 0.1",
+        _EAG,
+        (Case("SNR 0.1", snr=0.1),),
+        (
+            *(
+                _game(
+                    f"lambda {weight:g}, l1 as {kind}",
+                    0.5,
+                    0.5,
+                    f"loss.pixel={{{name}: {float(weight)}}}",
+                    "adversarial.weight=1",
+                )
+                for kind, name in (("sum", "l1_sum"), ("mean", "l1"))
+                for weight in _LAMBDAS
+            ),
+            Row("no critic + l1", "robust_gan", (_NO_CRITIC,)),
+        ),
+        ("[5], table 6, lambda", *_printed("gu", "6")),
+        intermediates=3,
+        classical=("covariance_wiener",),
+    ),
+    _at_low_snr("6cvm", "EMD-8511"),
+    _at_low_snr("5vox_reassembled", "EMD-24928"),
     Table(
         "noise_blocks",
         "Conditional GAN, weak and strong real noise",
@@ -194,16 +353,34 @@ _TABLES = (
             Case("weak real noise, SNR 0.5", snr=0.5, real_noise=True),
             Case("strong real noise, SNR 0.05", snr=0.05, real_noise=True),
         ),
-        (*_on_noise("cGAN + perceptual", "cgan_perceptual"), *_on_noise("DnCNN", "dncnn")),
-        ("cGAN 25.06 dB, .96; DnCNN 23.59 dB, .92; BM3D 11.58 dB, .56 [1].",),
+        (
+            *_on_noise("DnCNN", "dncnn"),
+            *_on_noise("GAN (unsupervised)", "cgan_unsupervised"),
+            *_on_noise("cGAN + perceptual, no critic", "cgan_perceptual", _NO_CRITIC),
+            *_on_noise("cGAN + perceptual", "cgan_perceptual"),
+        ),
+        ("[1], table 1, weak and strong noise together", *_printed("tang2022", "1")),
+        classical=("mean", "gaussian", "bilateral", "low_pass", "bm3d", "covariance_wiener"),
     ),
     Table(
         "sigma",
         "Wasserstein GAN, noise of standard deviation 10 to 80 on 8 bits",
         ("6cvm",),
-        tuple(Case(f"sigma {sigma}", sigma=float(sigma)) for sigma in (10, 20, 40, 80)),
-        (Row("WGAN + grey value", "wgan_gray"), Row("l2", "denoise_l2")),
-        ("Sigma 40: 13.08 to 22.27 dB, SSIM .22 to .58, a gain of 9.2 dB and .36 [3].",),
+        # the noisy image of the paper's sigma 40 has 13.08 dB, which is 40 times the root of 2
+        tuple(Case(f"sigma {sigma}", sigma=sigma * math.sqrt(2)) for sigma in (10, 20, 40, 80)),
+        (
+            *(_optimised(*rates) for rates in _OPTIMISERS),
+            Row("no critic", "wgan_gray", (_NO_CRITIC,)),
+            Row("WGAN + mean grey value", "wgan_mean_grey"),
+            Row("l2", "denoise_l2"),
+        ),
+        (
+            "[3], table 1, sigma 40",
+            *_printed("ouyang2020", "1"),
+            "[3], table 2, optimisers",
+            *_printed("ouyang2020", "2"),
+        ),
+        classical=("gaussian", "bm3d", "dictionary", "covariance_wiener"),
     ),
 )
 TABLES = {table.name: table for table in _TABLES}
@@ -218,9 +395,9 @@ class Size:
     pose_order
         HEALPix order of the coarse grid of poses of the test images, which lie on the refined one.
     narrow
-        Whether the networks have a half of the presets' width or less.
+        Whether every layer of every network has half the preset's channels, and so a quarter of its weights.
     steps, batch_size
-        None keeps the preset's.
+        Updates of the network, and images of a batch; None keeps the preset's.
     projections
         Clean images to train on, of each conformation.
     pairs
@@ -242,31 +419,16 @@ class Size:
     stack: int
     views: int
 
+    def snr(self, ratio: float) -> float:
+        """The ratio at this size that leaves the image the information it has at `REFERENCE_BOX_PX`.
+
+        SNR is per pixel: binned to half the side, an image has four times the ratio.
+        """
+        return ratio * (REFERENCE_BOX_PX / self.box_px) ** 2
+
 
 SIZES = {
-    "tiny": Size(64, 2, True, 400, 16, 512, 4096, 256, 1024, 4),
+    "tiny": Size(64, 2, True, 400, 16, 512, 4096, 256, 1024, 8),
     "small": Size(64, 2, False, 1000, None, 1024, 8192, 256, 2048, 8),
     "full": Size(128, 3, False, None, None, 4096, 32768, 512, 4096, 16),
-}
-
-#: arguments of the presets' networks and critics at a narrow size
-NARROW: dict[str, dict[str, Any]] = {
-    "resnet_autoencoder": {"width": 16, "downs": 3, "blocks": 1, "largest_width": 64},
-    "progressive_autoencoder": {"widths": [16, 32, 64], "bottom": 2},
-    "convolutional_generator": {"width": 16, "downs": 2, "blocks": 3},
-    "dncnn": {"width": 24, "depth": 10},
-    "residual_pix2pix": {"width": 16, "downs": 4, "largest_width": 96},
-    "shuffle_unet": {"widths": [24, 48, 80, 80], "blocks": [1, 1, 1, 2], "unshuffle": 4},
-    "diffusion": {
-        "predictor": {"widths": [32, 48, 64], "blocks": [1, 1, 1], "unshuffle": 2},
-        "post": {"widths": [24, 48, 64], "blocks": [1, 1, 1], "unshuffle": 2},
-        "clean_scale": 0.3,
-        "steps": 8,
-        "draws": 2,
-    },
-}
-NARROW_CRITIC: dict[str, dict[str, Any]] = {
-    "resnet": {"width": 16, "downs": 4, "largest_width": 64},
-    "progressive": {"widths": [16, 32, 64], "bottom": 2},
-    "convolutional": {"width": 16},
 }

@@ -2,29 +2,38 @@
 
     python papers.py --structures DIR --output DIR [--size tiny|small|full] [--tables NAME ...]
         [--rows TEXT ...] [--seeds 1 2 3] [--steps N] [--set KEY=VALUE ...] [--noise-blocks noise.mrcs]
+        [--molecule NAME [NAME]]
 
-DIR holds the atomic models that `paper_tables.py` names. `full` is the papers' 128 px with the presets as
-they are, for a GPU; `small` takes 64 px and 1,000 steps, about an hour for a table of a few rows on two free
-cores; `tiny` narrow networks and 400 steps, minutes for a row. A row that is done is not done again, and one
-that was interrupted goes on. Each leaves a JSON file; the tables, one file each and all in papers.md, are
-made of these. picture.png in a table's folder shows some test images through each network.
+Needs `pip install 'cryohush[train,evaluate]'`; rows of BM3D are left out, and named, without the extra
+`baselines`. DIR holds the atomic models that `paper_tables.py` names, or `--molecule`: two conformations of
+the same atoms for the tables of conformations, one structure for the others. `full` is the papers' 128 px
+with the presets as they are, for a GPU; `small` takes 64 px and 1,000 updates of each network; `tiny`
+networks with half of every layer's channels and 400 updates, minutes for a row on one core. A row that is
+done is not done again, and one that was interrupted goes on. Each leaves a JSON file; the tables, one file
+each and all in papers.md, are made of these. picture.png in a table's folder shows some test images through
+each network.
 
 A table has one test set, or several: images of a known molecule, in all its conformations, in poses of a
 grid, with white noise or pieces of real noise (`--noise-blocks`, an MRC stack of `cryohush extract-noise`),
-without CTF. Training shows other poses. MSE, PSNR and SSIM take each clean image's span as 0 to 1, outputs as
-they come; "SSIM, papers'" is what the papers' code computed, which flatters. Affine NMSE is blind to a
-wrong contrast. CWF is the covariance Wiener filter of the noisy stack; a row "beats CWF" when both its MSE
-and its affine NMSE are lower.
+without CTF. Training shows other poses. SNRs are those of a box of 128 px; a smaller box has the same dose,
+so that its ratio per pixel is higher. All networks of a table are updated as often; a critic's turns come
+on top. "no critic" is the same loop, optimiser and loss without the critic: what a critic adds is the
+difference from it. MSE, PSNR and SSIM take each clean image's span as 0 to 1, outputs as they come; "SSIM,
+papers'" is what the papers' code computed, which flatters. Affine NMSE is blind to a wrong contrast. CWF is
+the covariance Wiener filter of the noisy stack; a row "beats CWF" when both its MSE and its affine NMSE are
+lower.
 
 "efficiency" is the way from the best linear filter to the Bayes limit, (linear - row) / (linear - limit) in
-log NMSE, the limit being that of the grid or the Cramér-Rao bound of continuous angles, whichever is larger.
-Where noise is real, both limits are those of Gaussian noise of the same spectrum. "told apart": of 60 images
-of the first and the last conformation in one view, how many fall into the right group of two (Isomap,
-k-means), mean over views. "noise: power" is the variance of what comes out of pure noise over that of
-denoised particles, "alike" the correlation between such outputs, "FRC" that of averages of two halves of them
-at low frequency: all are 0 where nothing is made up. "map" is where the FSC with the truth falls below 0.5,
-of the map of the images in their true poses. BM3D and the dictionary are judged on an eighth of the images,
-the Bayes limit on a quarter. `tiny` trains a part of the contaminated rows.
+log NMSE, the limit being that of the grid or the Cramér-Rao bound of continuous angles, whichever is
+larger. Where noise is real, both limits are those of Gaussian noise of the same spectrum. "told apart": of
+60 images of the first and the last conformation in one view, how many fall into the right group of two
+(Isomap, k-means), mean over views, the same for all rows; chance is about 33, and the line above the table
+says what whoever knows the view and both maps would get. "noise: power" is the variance of what comes out
+of pure noise over that of denoised particles, "alike" the correlation between such outputs, "FRC" that of
+averages of two halves of them at low frequency: all are 0 where nothing is made up. "map" is where the FSC
+with the truth falls below 0.5 and below 0.143, of the map of the images in their true poses. BM3D and the
+dictionary are judged on an eighth of the images, the Bayes limit on a quarter. `tiny` trains a part of the
+contaminated rows.
 """
 
 from __future__ import annotations
@@ -44,7 +53,17 @@ import torch
 from matplotlib.figure import Figure
 from pairs import file_name
 from paper_images import Noise, split_noise
-from paper_rows import CWF, LIMIT, LINEAR, NOISY, Bench, reference_rows, shown_images, trained_row
+from paper_rows import (
+    CWF,
+    LIMIT,
+    LINEAR,
+    NOISY,
+    Bench,
+    missing_baselines,
+    reference_rows,
+    shown_images,
+    trained_row,
+)
 from paper_tables import SIZES, TABLES, Table
 
 from cryohush.core.inference.devices import keep_freed_memory
@@ -61,7 +80,10 @@ def main() -> None:
     folder = arguments.output / arguments.size
     noise = split_noise(arguments.noise_blocks, folder) if arguments.noise_blocks else None
     for name in arguments.tables:
-        run(TABLES[name], arguments, folder / name, noise)
+        table = TABLES[name]
+        if arguments.molecule:
+            table = replace(table, molecule=tuple(arguments.molecule))
+        run(table, arguments, folder / name, noise)
         write(folder)
     print((folder / "papers.md").read_text(encoding="utf-8"))
 
@@ -79,7 +101,7 @@ def parse_arguments() -> argparse.Namespace:
         help="rows whose names contain one of these (default: all)",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="a run for each")
-    parser.add_argument("--steps", type=int, help="batches to train for, instead of the size's number")
+    parser.add_argument("--steps", type=int, help="updates of each network, instead of the size's number")
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -87,6 +109,12 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         metavar="KEY=VALUE",
         help="entries to change in the presets, e.g. adversarial.weight=0.1; give another --output",
+    )
+    parser.add_argument(
+        "--molecule",
+        nargs="+",
+        metavar="NAME",
+        help="files in --structures, without extension, instead of the tables' own; give another --output",
     )
     parser.add_argument("--noise-blocks", type=Path, help="MRC stack of real noise, for tables that need it")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -96,6 +124,14 @@ def parse_arguments() -> argparse.Namespace:
         arguments.tables = [name for name in arguments.tables if name not in needed]
         if needed:
             print(f"left out without --noise-blocks: {', '.join(needed)}")
+    if arguments.molecule:
+        given = len(arguments.molecule)
+        wrong = [name for name in arguments.tables if len(TABLES[name].molecule) != given]
+        arguments.tables = [name for name in arguments.tables if name not in wrong]
+        if wrong:
+            print(f"left out with {given} file(s) in --molecule: {', '.join(wrong)}")
+    if not arguments.tables:
+        parser.error("no table is left")
     return arguments
 
 
@@ -112,9 +148,12 @@ def run(table: Table, arguments: argparse.Namespace, folder: Path, noise: Noise 
         for seed in arguments.seeds:
             training = folder / "training" / f"{file_name(row.name)}-{seed}"
             jobs.append((row.name, seed, partial(trained_row, bench, changed, seed, training)))
+    for name in missing_baselines(table):
+        extra = "baselines" if name == "bm3d" else "evaluate"
+        print(f"{table.name}: left out {name}, which needs pip install 'cryohush[{extra}]'", flush=True)
     for name, seed, compute in jobs:
         if arguments.rows is None or any(text in name for text in arguments.rows):
-            do(folder, name, seed, compute)
+            do(folder, name, seed, " and ".join(table.molecule), compute)
     draw(bench, folder, arguments.seeds[0])
 
 
@@ -137,13 +176,13 @@ def draw(bench: Bench, folder: Path, seed: int) -> None:
         figure.savefig(part, format="png", dpi=120)
 
 
-def do(folder: Path, name: str, seed: int, compute: Callable[[], Result]) -> None:
+def do(folder: Path, name: str, seed: int, molecule: str, compute: Callable[[], Result]) -> None:
     """Write one row's JSON file unless it is there."""
     path = folder / "rows" / f"{file_name(name)}-{seed}.json"
     if path.exists():
         return
     print(f"{folder.name}: {name}, seed {seed}", flush=True)
-    result = {"row": name, "seed": seed, "machine": machine(), **compute()}
+    result = {"row": name, "seed": seed, "machine": machine(), "molecule": molecule, **compute()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(result, indent=1) + "\n")
 
@@ -179,27 +218,31 @@ def table_text(table: Table, size_name: str, results: list[Result]) -> str:
     lines = [f"**{table.title}** ({size_name}: {size.box_px} px, {size.images} test images)", ""]
     if trained:
         lines += [
-            f"Trained for {spread([r['steps'] for r in trained])} batches of "
+            f"Networks updated {spread([r['updates'] for r in trained])} times with batches of "
             f"{spread([r['batch_size'] for r in trained])}, "
             f"{spread([round(r['training_seconds']) for r in trained])} s a row, "
             f"{len({r['seed'] for r in trained})} run(s) a row, on "
             f"{', '.join(sorted({r['machine'] for r in trained}))}.",
             "",
         ]
+    molecules = sorted({result["molecule"] for result in results})
+    lines += [f"Molecule: {'; '.join(molecules)}.", ""]
     for case in table.cases:
         lines += case_lines(case.name, [name for name in order if name in by_row], by_row)
-    return "\n".join([*lines, *(f"Published: {line}" for line in table.published), ""])
+    return "\n".join([*lines, "Published:", "", *(f"- {line}" for line in table.published), ""])
 
 
 def case_lines(case: str, order: list[str], by_row: dict[str, list[Result]]) -> list[str]:
     apart = "told_apart" in by_row[order[0]][0]["cases"][case]
     heads = ["row", "MSE / 1e-3", "PSNR / dB", "gain / dB", "SSIM", "SSIM, papers'", "affine NMSE"]
     mapped = "map_angstrom" in by_row[order[0]][0]["cases"][case]
-    heads += ["efficiency", "beats CWF", *(["told apart"] if apart else []), *(["map / Å"] if mapped else [])]
+    heads += ["efficiency", "beats CWF", *(["told apart"] if apart else [])]
+    heads += ["map / Å, FSC 0.5", "FSC 0.143"] if mapped else []
     heads += ["noise: power", "alike", "FRC", "parameters", "s per 1,000"]
     on_gpu = any("cuda" in own[0].get("seconds_per_1000", ()) for own in by_row.values())
     heads += ["on a GPU"] if on_gpu else []
-    lines = [f"{case}:", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    told = "" if not apart else ceiling_line(by_row[order[0]][0]["cases"][case])
+    lines = [f"{case}:{told}", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name in order:
         own = [result["cases"][case] for result in by_row[name]]
         cells = [
@@ -214,9 +257,9 @@ def case_lines(case: str, order: list[str], by_row: dict[str, list[Result]]) -> 
             beats(own, by_row, case) if "steps" in by_row[name][0] else "",
         ]
         if apart:
-            cells.append(figure([statistics.fmean(one["told_apart"]) for one in own], 1))
-        if mapped:
-            cells.append(figure([one.get("map_angstrom", math.nan) for one in own], 1))
+            cells.append(figure([statistics.fmean(one["told_apart"]["isomap"]) for one in own], 1))
+        for key in ("map_angstrom", "map_angstrom_0.143") if mapped else ():
+            cells.append(figure([one.get(key, math.nan) for one in own], 1))
         for key in ("noise_power", "noise_alike", "noise_half_set_frc"):
             cells.append(figure([one[key] for one in own], 2))
         parameters = by_row[name][0].get("parameters")
@@ -226,6 +269,25 @@ def case_lines(case: str, order: list[str], by_row: dict[str, list[Result]]) -> 
         if on_gpu:
             cells.append(f"{seconds['cuda']:.1f}" if "cuda" in seconds else "")
         lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", *(manifold_lines(case, order, by_row) if apart else [])]
+
+
+def ceiling_line(result: Result) -> str:
+    views = len(result["told_apart"]["isomap"])
+    return (
+        f" in each of {views} views, whoever knows the view and both maps can tell {result['ceiling']:.1f} "
+        "of 60 images apart."
+    )
+
+
+def manifold_lines(case: str, order: list[str], by_row: dict[str, list[Result]]) -> list[str]:
+    """Told apart after other ways to lay the images out in two dimensions."""
+    methods = list(by_row[order[0]][0]["cases"][case]["told_apart"])
+    lines = ["| told apart of 60 | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
+    for name in order:
+        own = [result["cases"][case]["told_apart"] for result in by_row[name]]
+        cells = [figure([statistics.fmean(one[method]) for one in own], 1) for method in methods]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
     return [*lines, ""]
 
 

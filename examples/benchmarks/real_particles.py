@@ -29,7 +29,6 @@ import torch
 from independent_pairs import add_filters, read_pair, report, topaz
 from pairs import Particles, denoise, file_name, write_stack
 from paper_rows import copy_projections, narrow, set_length, through
-from paper_tables import NARROW
 from torch import Tensor
 
 from cryohush.core.config.load import find_preset, read_yaml, validate
@@ -37,6 +36,7 @@ from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import InputError
 from cryohush.core.imaging.rings import ring_mean
 from cryohush.core.inference.devices import keep_freed_memory
+from cryohush.core.job_context import JobContext
 from cryohush.core.metrics.independent import white_noise_power
 from cryohush.core.models.weights import load_model
 from cryohush.core.training.run import train
@@ -53,7 +53,7 @@ SIMULATED: dict[str, tuple[str, tuple[str, ...]]] = {
     "cGAN + perceptual": ("cgan_perceptual", ()),
     "unsupervised GAN": ("cgan_unsupervised", ()),
     "DnCNN": ("dncnn", ()),
-    "WGAN + grey value": ("wgan_gray", ()),
+    "WGAN + grey values": ("wgan_gray", ()),
     "sr3 + U-Net": ("sr3", ()),
 }
 #: rows that learn from the session's other exposures
@@ -161,7 +161,9 @@ def simulated_row(
     if not weights.exists():
         copy_projections(folder.parent / "projections", folder)
         config = validate(values, TrainingConfig, preset)
-        train(config, folder, resume=True, log=lambda line: print(f"  {line}", flush=True))
+        train(
+            config, folder, resume=True, context=JobContext(log=lambda line: print(f"  {line}", flush=True))
+        )
         copy_projections(folder, folder.parent / "projections")
     return through(load_model(weights), raw.images), settings_of([folder])
 
@@ -180,7 +182,9 @@ def own_row(
         if not weights.exists():
             print(f"  part {part + 1} of {arguments.parts}", flush=True)
             config = own_config(name, (parts != part).nonzero().squeeze(1), raw, arguments, own)
-            train(config, own, resume=True, log=lambda line: print(f"  {line}", flush=True))
+            train(
+                config, own, resume=True, context=JobContext(log=lambda line: print(f"  {line}", flush=True))
+            )
         denoised[parts == part] = through(load_model(weights), raw.images[parts == part])
     return denoised, settings_of(folders)
 
@@ -195,7 +199,7 @@ def own_config(
     if "initial_weights" in values:
         values.pop("network", None)  # that of the weights
     elif size.narrow:
-        values["network"]["arguments"] = NARROW[values["network"]["name"]]
+        narrow(values)
     pairs = {**values["pairs"], "noisy": folder / "noisy.mrcs", "validation_share": 0.1}
     write_stack(pairs["noisy"], raw.images[rows], raw.pixel_size_angstrom)
     if preset == "noise2noise":

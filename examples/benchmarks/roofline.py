@@ -86,7 +86,7 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     model = load_model(arguments.model)
-    precision, _ = choose_precision(device, arguments.precision, model.module)
+    precision, _ = choose_precision(device, arguments.precision)
     result: dict[str, Any] = {"device": str(device), "threads": arguments.threads, "precision": precision}
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         result["machine"] = measure_machine(Path(folder), device, precision, arguments.threads)

@@ -16,8 +16,8 @@ from cryohush.core.config.batch import EngineConfig
 from cryohush.core.inference.engine import LocalDevices
 from cryohush.core.inference.summary import Summary
 from cryohush.core.jobs import evaluate
-from cryohush.core.report import PDF_NAME, PNG_NAME, noise, pdf
-from cryohush.cryosparc_job import cli, guard, instance, plots
+from cryohush.core.report import PDF_NAME, PNG_NAME, VIEWER_NAME, noise, pdf
+from cryohush.cryosparc_job import cli, guard, instance, job, plots
 
 
 class Done(Future[Any]):
@@ -54,16 +54,18 @@ class OwnProcess(LocalDevices):
 
 
 @contextlib.contextmanager
-def open_own_process(config: EngineConfig, log_folder: Path) -> Iterator[OwnProcess]:
+def open_own_process(
+    config: EngineConfig, log_folder: Path, log: Callable[[str], None]
+) -> Iterator[OwnProcess]:
     yield OwnProcess([torch.device("cpu")], 1)
 
 
-def report_run(summary: Summary, command: str, **more: str) -> tuple[Path, Path]:
+def report_run(summary: Summary, command: str, **more: str) -> tuple[Path, Path, Path]:
     """Write what the report's files are, but for what they show."""
-    paths = summary.output_dir / PDF_NAME, summary.output_dir / PNG_NAME
-    for path in paths:
-        path.write_bytes(b"picture")
-    return paths
+    names = PDF_NAME, PNG_NAME, VIEWER_NAME
+    for name in names:
+        (summary.output_dir / name).write_bytes(b"picture")
+    return tuple(summary.output_dir / name for name in names)
 
 
 def write_pages(path: Path, *shown: Any) -> Path:
@@ -82,6 +84,8 @@ def shorten(change: Callable[[Any, str, Any], None]) -> None:
         (noise, "report_noise"): lambda summary, command: write_pages(summary.record.parent / PDF_NAME),
         (instance, "FIRST_PAUSE_SECONDS"): 0.01,
         (instance, "PATIENCE_SECONDS"): 5.0,
+        (instance, "ERROR_PATIENCE_SECONDS"): 2.0,
+        (job, "CONFIRM_SECONDS"): 0.01,
         (guard, "LAST_WORD_SECONDS"): 2.0,
         (guard, "WATCH_SECONDS"): 0.0,
     }

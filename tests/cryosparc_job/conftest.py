@@ -18,7 +18,7 @@ from double_v5 import Double5
 
 from cryohush.core.models import MODELS
 from cryohush.core.models.weights import save_model
-from cryohush.cryosparc_job import guard, instance, worker
+from cryohush.cryosparc_job import guard, instance, job, worker
 from cryohush.cryosparc_job.cli import main
 
 NETWORK: dict[str, Any] = {"widths": [4, 4], "blocks": [1, 1], "unshuffle": 2}
@@ -79,6 +79,8 @@ def signed_in(double: Double5, clean_environment: Path, monkeypatch: pytest.Monk
     get_default_auth_config_path.cache_clear()
     monkeypatch.setattr(instance, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(instance, "PATIENCE_SECONDS", 5.0)
+    monkeypatch.setattr(instance, "ERROR_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(job, "CONFIRM_SECONDS", 0.01)
     monkeypatch.setattr(guard, "LAST_WORD_SECONDS", 2.0)
     return store_token(clean_environment, double.url)
 

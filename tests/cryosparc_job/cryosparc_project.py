@@ -162,6 +162,12 @@ def _add_volumes(store: Store, kind: str, volumes: dict[str, NDArray[Any]]) -> N
     store._write(job, kind, table, passed=False)
 
 
+def scratch_of(scratch: Path) -> Path:
+    """Return what stands for the project's directory: the one of the one instance."""
+    (folder,) = scratch.glob("*/P3")
+    return folder
+
+
 def training_file(folder: Path) -> Path:
     """Write the configuration of a short training of a small network."""
     path = folder / "training.yaml"

@@ -36,10 +36,14 @@ class Reply:
 
 @dataclass
 class Fault:
-    """What goes wrong with an operation, once: `drop before`, `drop after`, `500`, `slow`, or a function."""
+    """What goes wrong with an operation, once.
+
+    `drop before` or `drop after` it is done, `slow`, `garbage` for an answer, the status of an error, as in
+    429 or `500`, or a function that is called.
+    """
 
     operation: str
-    kind: str | Callable[[], None]
+    kind: str | int | Callable[[], None]
     skip: int = 0
 
 
@@ -51,6 +55,8 @@ class Server:
     ) -> None:
         self.faults: list[Fault] = []
         self.operations: list[str] = []
+        # called when somebody asks who is not signed in
+        self.on_unauthorised: Callable[[], None] = lambda: None
         self._answer, self._name = answer, name
         self._answering = threading.Lock()
         handler = self._handler()
@@ -65,7 +71,7 @@ class Server:
             server.shutdown()
             server.server_close()
 
-    def _fault(self, operation: str) -> str | Callable[[], None] | None:
+    def _fault(self, operation: str) -> str | int | Callable[[], None] | None:
         for fault in self.faults:
             if fault.operation == operation:
                 if fault.skip:
@@ -94,8 +100,10 @@ class Server:
                 fault = double._fault(operation)
                 if fault == "drop before":
                     return self._drop()
-                if fault == "500":
-                    return self._send(Reply(b'{"detail": "injected"}', status=500))
+                if isinstance(fault, int) or fault == "500":
+                    return self._send(Reply(b'{"detail": "injected"}', status=int(fault)))
+                if fault == "garbage":
+                    return self._send(Reply(b"<html>one moment, please</html>"))
                 if fault == "slow":
                     time.sleep(SLOW_SECONDS)
                 elif callable(fault):

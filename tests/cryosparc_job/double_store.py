@@ -13,7 +13,9 @@ It is built from what the client's documentation and models say. It cannot know,
 
 from __future__ import annotations
 
+import copy
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,12 @@ class Job:
     outputs: dict[str, Output] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     tile: str | None = None
+    completed_at: float | None = None
+    completed_count: int = 0
+    updated_at: float = 0.0
+    cloned_from: str | None = None
+    tags: list[str] = field(default_factory=list)
+    deleted: bool = False
 
     def texts(self, level: str | None = None) -> list[str]:
         """Return the event log's lines."""
@@ -108,6 +116,9 @@ class Store:
         self.jobs: dict[str, Job] = {}
         self.assets: list[tuple[str, bytes]] = []
         self.restart_needs_clear = False
+        # title to uid
+        self.tags: dict[str, str] = {}
+        self._now = 0.0
 
     def job(self, uid: str) -> Job:
         if uid not in self.jobs:
@@ -128,6 +139,7 @@ class Store:
         uid = f"J{42 + len(self.jobs)}"
         (self.directory / uid).mkdir(exist_ok=True)
         self.jobs[uid] = Job(uid, kind, title, description, workspace)
+        self.jobs[uid].updated_at = self.now()
         return self.jobs[uid]
 
     def add_source(self, kind: str, table: NDArray[Any], name: str = "particles") -> Job:
@@ -136,8 +148,33 @@ class Store:
         slots = dict.fromkeys(field.partition("/")[0] for field in table.dtype.names or () if "/" in field)
         job.outputs[name] = Output(kind, [(slot, slot) for slot in slots])
         self._write(job, name, table, passed=False)
-        job.status = "completed"
+        self._complete(job)
         return job
+
+    def _complete(self, job: Job) -> None:
+        job.status, job.completed_at = "completed", self.now()
+        job.completed_count += 1
+        job.updated_at = job.completed_at
+
+    def now(self) -> float:
+        """Return seconds since 1970 on the server's clock, never twice the same."""
+        self._now = max(time.time(), self._now + 1e-3)
+        return self._now
+
+    def clone(self, uid: str) -> Job:
+        """Make a job like another one, as the interface does: not run, connected to the same outputs."""
+        old = self.job(uid)
+        new = self.create(old.kind, old.title, old.description, old.workspace)
+        new.inputs = copy.deepcopy(old.inputs)
+        new.cloned_from = uid
+        return new
+
+    def tag(self, uid: str, title: str) -> None:
+        """Tag a job, as the interface does."""
+        self.tags.setdefault(title, f"T{len(self.tags) + 1}")
+        job = self.job(uid)
+        job.tags.append(self.tags[title])
+        job.updated_at = self.now()
 
     def add_input(self, uid: str, name: str, kind: str, slots: list[str]) -> None:
         job = self.job(uid)
@@ -152,6 +189,7 @@ class Store:
         if job.inputs[name].kind != found.kind:
             raise Refused(422, f"{name} takes {job.inputs[name].kind}")
         job.inputs[name].connections.append((source, output))
+        job.updated_at = self.now()
 
     def add_output(
         self, uid: str, name: str, kind: str, slots: list[tuple[str, str]], passthrough: str | None
@@ -187,8 +225,9 @@ class Store:
             raise Refused(400, f"{uid} is {job.status} and cannot become {status}")
         if error:
             self.log(uid, error, "error")
-        job.status = status
+        job.status, job.updated_at = status, self.now()
         if status == "completed":
+            self._complete(job)
             self._pass_through(job)
 
     def kill(self, uid: str) -> None:
@@ -197,7 +236,7 @@ class Store:
     def clear(self, uid: str) -> None:
         """Empty the job's directory; inputs and their connections stay."""
         job = self.job(uid)
-        job.status, job.outputs = "building", {}
+        job.status, job.outputs, job.updated_at = "building", {}, self.now()
         shutil.rmtree(self.directory / uid)
         (self.directory / uid).mkdir()
 

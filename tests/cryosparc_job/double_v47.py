@@ -140,6 +140,7 @@ def document(job: Job) -> dict[str, Any]:
         "description": job.description,
         "workspace_uids": [job.workspace],
         "status": job.status,
+        "completed_at": job.completed_at and str(job.completed_at),
         "input_slot_groups": [
             {
                 "name": name,

@@ -41,6 +41,7 @@ from cryosparc.models.job_spec import (
 )
 from cryosparc.models.project import Project
 from cryosparc.models.resource import ResourceSpec
+from cryosparc.models.tag import Tag
 from cryosparc.models.user import User
 from cryosparc.models.workspace import Workspace
 from cryosparc.stream import Stream
@@ -158,14 +159,39 @@ class Operations:
         project_uid: Any = None,
         workspace_uid: Any = None,
         type: Any = None,
+        status: Any = None,
+        updated_at: Any = None,
+        after: Any = None,
+        deleted: Any = False,
         **rest: Any,
     ) -> list[JobModel]:
         found = [
             self._model(job)
             for job in list(self.store.jobs.values())[::order]
-            if job.workspace in (workspace_uid or [job.workspace]) and job.kind in (type or [job.kind])
+            if PROJECT in (project_uid or [PROJECT])
+            and job.workspace in (workspace_uid or [job.workspace])
+            and job.kind in (type or [job.kind])
+            and job.status in (status or [job.status])
+            and job.deleted == deleted
         ]
+        if updated_at is not None:
+            found = [job for job in found if updated_at[0] <= job.updated_at <= updated_at[1]]
+        if after is not None:
+            found = found[[job.id for job in found].index(after) + 1 :]
         return found[:limit]
+
+    def tags__find(self, *, type: Any = None, **rest: Any) -> list[Tag]:
+        return [
+            Tag(uid=uid, title=title, type="job", created_by_user_id="1", uid_num=int(uid[1:]))
+            for title, uid in self.store.tags.items()
+        ]
+
+    def jobs__set_description(self, project_uid: str, job_uid: str, description: str) -> JobModel:
+        self.store.job(job_uid).description = description
+        return self._model(self.store.job(job_uid))
+
+    def projects__find(self, **rest: Any) -> list[Project]:
+        return [self.projects__find_one(PROJECT)]
 
     def jobs__find_one(self, project_uid: str, job_uid: str) -> JobModel:
         self._project(project_uid)
@@ -318,6 +344,13 @@ class Operations:
         }
         number = int(job.uid[1:])
         return JobModel(
+            _id=f"{number:024d}",
+            completed_at=None if job.completed_at is None else _time(job.completed_at),
+            completed_count=job.completed_count,
+            updated_at=_time(job.updated_at),
+            cloned_from=job.cloned_from,
+            tags=job.tags,
+            deleted=job.deleted,
             uid=job.uid,
             project_uid=PROJECT,
             workspace_uids=[job.workspace],
@@ -339,6 +372,10 @@ class Operations:
             status_num=0,
             build_errors=[],
         )
+
+
+def _time(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
 
 def handlers(operations: Operations) -> dict[str, Callable[..., Any]]:
@@ -381,7 +418,7 @@ class Double5:
     """The double; `url` is its address."""
 
     def __init__(self, store: Store, version: str = "v5.0.3") -> None:
-        self.store = store
+        self.store, self.token = store, TOKEN
         self.operations = Operations(store, version)
         self._handlers = handlers(self.operations)
         self._signatures = interface()
@@ -406,7 +443,8 @@ class Double5:
             return Reply(json.dumps(self.document()).encode())
         if name not in self._handlers:
             return Reply(b"<html>cryoSPARC</html>", "text/html", 404)
-        if name != "login" and request.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if name != "login" and request.headers.get("Authorization") != f"Bearer {self.token}":
+            self.server.on_unauthorised()
             return Reply(b'{"detail": "Not authenticated"}', status=401)
         try:
             positional, keyword = self._arguments(name, request)

@@ -36,24 +36,25 @@ def copy(task: dict[str, Any]) -> dict[str, Any]:
     for name in ("cryohush.json", "logfile.pdf", "montage.png"):
         (output / name).write_bytes(b"picture")
     return {
-        "stacks": [str(output / name) for name in names],
-        "record": str(output / "cryohush.json"),
-        "report": str(output / "logfile.pdf"),
-        "montage": str(output / "montage.png"),
-        "plots": {},
-        "facts": {"version": "fake", "model": task["options"]["model"]},
+        "plots": {"Raw, denoised and removed images.": str(output / "montage.png")},
+        "lines": ["version: fake", f"model: {task['options']['model']}"],
         "grey_ranges": [],
-        "resumed": 0,
-        "skipped": [],
     }
 
 
 def main() -> int:
     task, kind = json.load(sys.stdin), sys.argv[1]
+    if task["task"] == "check":
+        say(result={})
+        return 0
     say(done=1, total=24)
     if kind == "copy":
         say(log="copying")
         say(result=copy(task))
+    elif kind == "options":
+        Path(task["output"], "task.json").write_text(json.dumps(task))
+        say(error="that is all", details="")
+        return 1
     elif kind == "report":
         Path(task["output"], "task.json").write_text(json.dumps(task))
         picture = Path(task["output"], "shown.png")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cryosparc_project import Run, particle_table
+from cryosparc_project import Run, particle_table, scratch_of
 from double_server import Fault
 from double_store import Store
 from double_v5 import Double5
@@ -51,7 +51,7 @@ def test_a_lost_answer_to_the_creation_does_not_make_two_jobs(
     assert denoise() == 0
     assert [job.title for job in store.external] == [
         "somebody else's",
-        "Denoised particles (cryohush)",
+        "Denoised J42:particles (small)",
     ]
     assert double.server.operations.count("jobs.create") == 1
 
@@ -69,7 +69,7 @@ def test_files_travel_through_the_server_and_arrive_whole_whatever_is_lost(
     assert not double.server.faults
     saved = np.load(store.directory / "J43" / "J43_particles.cs")
     for name in {path.decode() for path in saved["blob/path"]}:
-        sent = (tmp_path / "scratch" / "P3" / name).read_bytes()
+        sent = (scratch_of(tmp_path / "scratch") / name).read_bytes()
         assert (store.directory / name).read_bytes() == sent, name
         assert len(sent) > 100_000
 

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cryosparc_project import add_micrographs, add_posed_particles, particle_table, training_file
+from cryosparc_project import (
+    add_micrographs,
+    add_posed_particles,
+    particle_table,
+    scratch_of,
+    training_file,
+)
 from double_server import Fault
 from double_store import Store
 from double_v5 import Double5
@@ -24,11 +30,12 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 # The real command. The child process copies, unless the word is "denoise", and nothing waits for long.
 DRIVER = """
 import sys
-from cryohush.cryosparc_job import cli, guard, instance, worker
+from cryohush.cryosparc_job import cli, guard, instance, job, worker
 kind, fake = sys.argv[1:3]
 if kind != "denoise":
     worker.COMMAND = (sys.executable, fake, kind)
 instance.FIRST_PAUSE_SECONDS, instance.PATIENCE_SECONDS, guard.WATCH_SECONDS = 0.01, 5.0, 0.05
+instance.ERROR_PATIENCE_SECONDS, job.CONFIRM_SECONDS = 2.0, 0.01
 sys.exit(cli.main(sys.argv[3:]))
 """
 
@@ -179,7 +186,7 @@ def test_files_travel_through_the_server(run: Run, store: Store, double: Double4
     result = run("copy", *PARTICLES, "--scratch", str(tmp_path / "scratch"))
     assert result.returncode == 0, result.stderr
     for path in np.load(store.directory / "J43" / "J43_particles.cs")["blob/path"].tolist():
-        sent = (tmp_path / "scratch" / "P3" / path.decode()).read_bytes()
+        sent = (scratch_of(tmp_path / "scratch") / path.decode()).read_bytes()
         assert (store.directory / path.decode()).read_bytes() == sent
 
 

@@ -276,6 +276,16 @@ def test_what_can_be_known_before_is_told_before(
     assert not store.external
 
 
+def test_two_outputs_may_share_their_stacks(
+    client: Client, store: Store, write_plan: Callable[..., str]
+) -> None:
+    store.add_source("particle", particle_table()[:5], "particles_selected")
+    plan = write_plan({"particles": "J42:particles"}, {"particles": "J43:particles_selected"})
+    code, said, errors = client.run(plan, "--dry-run")
+    assert code == 0, errors
+    assert "2 sources, 29 images" in said
+
+
 def test_the_newest_finished_job_is_taken(
     client: Client, store: Store, write_plan: Callable[..., str]
 ) -> None:

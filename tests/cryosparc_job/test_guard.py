@@ -54,7 +54,8 @@ def test_a_long_traceback_is_in_the_log_as_a_whole_and_cut_in_the_reason(
     assert denoise() == 1
     *_, details, reason = failed(store).texts("error")
     assert details.count("x") >= 80000
-    assert reason == "unexpected ValueError: odd"
+    assert reason.startswith("unexpected ValueError: odd. Then go on with --resume J43")
+    assert len(reason) < 200
 
 
 @pytest.mark.parametrize(

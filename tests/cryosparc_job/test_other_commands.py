@@ -18,6 +18,7 @@ from cryosparc_project import (
     add_micrographs,
     add_posed_particles,
     particle_table,
+    scratch_of,
     training_file,
 )
 from double_store import Store
@@ -208,15 +209,14 @@ def test_ctrl_c_fails_the_job_which_can_be_gone_on_with(
 
 
 def test_files_travel_through_the_server(
-    command: Run, store: Store, child_does: Does, tmp_path: Path
+    command: Run, store: Store, double: Double5, child_does: Does, tmp_path: Path
 ) -> None:
     words = prepare(store, "train", tmp_path)
     child_does("report")
     assert command("train", *words, "--scratch", str(tmp_path / "scratch")) == 0
     (job,) = store.external
-    fetched = tmp_path / "scratch/P3"
-    for name in ("J44/posed.mrc", "J45/map.mrc"):
-        assert (fetched / name).read_bytes() == (store.directory / name).read_bytes()
+    assert not list(scratch_of(tmp_path / "scratch").rglob("*.mrc")), "what was fetched is gone"
+    assert double.server.operations.count("projects.download_file") == 2
     assert (store.directory / job.uid / "training/shown.png").exists()
 
 

@@ -16,6 +16,8 @@ from double_server import Fault
 from double_store import Store
 from double_v5 import Double5
 
+from cryohush.cryosparc_job.cli import main
+
 
 def resume(denoise: Run) -> int:
     return denoise("--resume", "J43", particles=None, workspace=None)
@@ -72,14 +74,16 @@ def test_a_driver_that_was_killed_leaves_a_job_to_go_on_with(
     assert store.jobs["J43"].status == "running"
     os.kill(int(ready.read_text()), signal.SIGTERM)
     child_does("copy")
-    assert resume(denoise) == 0
+    assert main(["denoise", "--url", double.url, "--project", "P3", "--resume", "J43"]) == 0
     assert [job.status for job in store.external] == ["completed"]
 
 
 def test_a_job_that_was_made_and_not_yet_connected(
     denoise: Run, store: Store, double: Double5, copying: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.create("snowflake", "Denoised particles")
+    double.server.faults = [Fault("jobs.add_external_input", lambda: store.kill("J43"))]
+    assert denoise() == 1
+    store.jobs["J43"].inputs.clear()
     assert denoise("--resume", "J43", workspace=None) == 0
     assert store.jobs["J43"].inputs["particles"].connections == [("J42", "particles")]
 

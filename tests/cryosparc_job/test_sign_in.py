@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import http.server
 import json
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryosparc_project import Run, store_token
+from cryosparc_project import Run, add_micrographs, particle_table, store_token
 from double_server import Reply, Server
 from double_store import Store
-from double_v5 import EMAIL, PASSWORD, Double5
+from double_v5 import EMAIL, PASSWORD, TOKEN, Double5
 
 from cryohush.core.errors import ConfigurationError
+from cryohush.cryosparc_job.cli import main
 from cryohush.cryosparc_job.sign_in import Credentials, normalise_url, read_credentials
 
 
@@ -149,7 +151,7 @@ def test_an_expired_or_revoked_token(
 ) -> None:
     store_token(signed_in.parents[1], double.url, "revoked-token", expires)
     error = error_of(denoise, capfd)
-    assert f"python -m cryosparc.tools login --url {double.url}" in error
+    assert f"cryosparc_cryohush login --url {double.url}" in error
     assert "revoked-token" not in error
 
 
@@ -251,3 +253,57 @@ def test_a_server_of_version_4(
         denoise, capfd, "--url", url
     )
     server.close()
+
+
+def test_login_stores_a_token_that_nobody_else_can_read(
+    double: Double5, signed_in: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store_token(signed_in.parents[1], "http://elsewhere:39000")
+    signed_in.chmod(0o644)
+    monkeypatch.setattr("getpass.getpass", lambda prompt: PASSWORD)
+    words = ["login", "--url", f"{double.url}/browse/P3", "--email", EMAIL]
+    assert main([*words, "--days", "30"]) == 0
+    assert stat.S_IMODE(signed_in.stat().st_mode) == 0o600
+    stored = json.loads(signed_in.read_text())
+    assert set(stored) == {"http://elsewhere:39000", double.url}
+    assert stored[double.url][EMAIL]["token"]["access_token"] == TOKEN
+    assert main(["list", "--url", double.url]) == 0
+    said = capfd.readouterr()
+    assert "P3     A project" in said.out
+    assert PASSWORD not in "".join(said)
+    monkeypatch.setattr("getpass.getpass", lambda prompt: "wrong " + PASSWORD)
+    assert main(words) == 1
+    said = capfd.readouterr()
+    assert "email and password were refused" in said.err
+    assert PASSWORD not in "".join(said)
+    assert main([*words, "--days", "366"]) == 1
+    assert "expected 1 to 365" in capfd.readouterr().err
+
+
+def test_outputs_are_listed(
+    double: Double5, signed_in: Path, store: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    add_micrographs(store)
+    store.jobs["J42"].title = "My particles"
+    store.add_source("particle", particle_table()).status = "failed"
+    assert main(["list", "--url", double.url, "--project", "P3"]) == 0
+    lines = [line.split() for line in capfd.readouterr().out.splitlines()]
+    assert [line[:3] for line in lines] == [
+        ["J43:exposures", "exposure", "2"],
+        ["J42:particles", "particle", "24"],
+    ]
+    assert lines[1][3:] == ["My", "particles"]
+
+
+def test_a_server_of_version_4_is_told_before_a_sign_in_is_asked_for(
+    denoise: Run, signed_in: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 4 answers nobody without its licence, and no sign-in of version 5 would work there."""
+    refusal = Reply(b'{"error": "Invalid license"}', status=403)
+    server = Server(lambda request: refusal, lambda request: "system.describe", [0])
+    monkeypatch.setattr("cryohush.cryosparc_job.sign_in._COMMAND_PORT_OFFSET", 0)
+    signed_in.unlink()
+    error = error_of(denoise, capfd, "--url", f"http://127.0.0.1:{server.ports[0]}")
+    server.close()
+    assert "the server is cryoSPARC 4" in error
+    assert "nobody is signed in" not in error

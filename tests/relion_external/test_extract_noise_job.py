@@ -77,6 +77,9 @@ def test_a_job_leaves_noise_table_labels_overlays_nodes_and_marker(project: Path
         assert 40 < reader.n_images <= 162
         assert reader.shape[1:] == (64, 64)
     assert "2 of 2 micrographs (100 %)" in result.stdout
+    # two overlays and twelve blocks, each an image of the PDF
+    pdf = (project / JOB / "logfile.pdf").read_bytes()
+    assert pdf.count(b"/Subtype /Image") >= 14
 
 
 def test_failure_is_marked_and_explained(project: Path) -> None:
@@ -84,6 +87,16 @@ def test_failure_is_marked_and_explained(project: Path) -> None:
     assert result.returncode == 1
     assert markers(project) == {EXIT_FAILURE}
     assert "larger than the 320 x 320 px" in result.stderr
+    assert not (project / JOB / OUTPUT_NODES).exists()
+
+
+def test_a_search_that_finds_nothing_shows_what_was_in_the_way(project: Path) -> None:
+    strict = ["--method", "similarity", "--similarity_threshold", "0.5", "--min_blocks", "500"]
+    result = run(project, "--in_mics", TABLE, *OPTIONS, *strict)
+    assert markers(project) == {EXIT_FAILURE}, result.stderr
+    assert f"is to be seen in {JOB}logfile.pdf and {JOB}overlays." in result.stderr
+    pdf = (project / JOB / "logfile.pdf").read_bytes()
+    assert pdf.count(b"/Subtype /Image") == 2
     assert not (project / JOB / OUTPUT_NODES).exists()
 
 

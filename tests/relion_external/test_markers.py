@@ -163,6 +163,31 @@ def test_the_work_stops_when_its_parent_is_killed(tmp_path: Path) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize(
+    ("work", "marker", "message"),
+    [
+        (
+            "wait(should_stop); raise Aborted",
+            EXIT_FAILURE,
+            "the process that watched over this job was killed",
+        ),
+        ("wait(should_stop); raise CryohushError('a reason')", EXIT_FAILURE, "ERROR: a reason"),
+        ("wait(should_stop)", EXIT_SUCCESS, ""),
+    ],
+)
+def test_the_work_leaves_the_marker_when_its_parent_is_killed(
+    tmp_path: Path, work: str, marker: str, message: str
+) -> None:
+    job = start(tmp_path, work)
+    wait_until_ready(tmp_path)
+    job.kill()
+    # the pipes are closed when the orphan has ended, too
+    _, stderr = job.communicate(timeout=60)
+    assert {path.name for path in tmp_path.iterdir()} & MARKERS == {marker}
+    assert message in stderr
+    assert stderr.count("ERROR") == bool(message)
+
+
 def test_a_job_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     job = start(tmp_path / "file" / "job001", "pass")

@@ -14,7 +14,9 @@ import pytest
 import yaml
 from relion_project import FAILED, SUCCEEDED, processes, relion, rows
 
+from cryohush.core.config.batch import Source
 from cryohush.core.config.denoise import DenoiseOptions
+from cryohush.core.errors import HostError
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.jobs.denoise import run_denoise
 from cryohush.relion_external import host as relion_batch
@@ -133,6 +135,9 @@ def test_ten_projects_with_one_broken(
         what = {"newest": "Extract"} if number % 2 else {"particles": "Extract/*/particles.star"}
         sources.append({"name": f"p{number}", "relion": str(tmp_path / f"p{number}"), **what})
     sources[0]["alias"] = "denoised_by_batch"
+    # what the user has last typed into the GUI's External form
+    form = tmp_path / "p1" / ".gui_externaljob.star"
+    form.write_text("the user's own\n")
     for number in range(2):
         folder = tmp_path / f"cs{number}"
         folder.mkdir()
@@ -177,6 +182,12 @@ def test_ten_projects_with_one_broken(
     whole = expected(tmp_path / "cs0" / "empiar_10076_7.cs", tmp_path / "whole_cs")
     for number in range(2):
         assert (tmp_path / "batch" / f"cs{number}" / "empiar_10076_7.mrcs").read_bytes() == whole
+
+    # the project's folder is as tidy as before, and the GUI's form is not the batch's
+    left = {path.name for path in (tmp_path / "p0").iterdir()}
+    assert not {name for name in left if name.startswith(("pipeline_cryohush", ".gui_external"))}
+    assert form.read_text() == "the user's own\n"
+    assert (tmp_path / "p0" / job / "pipeline_cryohush_job002.log").stat().st_size > 0
 
     # repaired, and tried again in the same job
     table = tmp_path / f"p{BROKEN}" / "Extract" / "job001"
@@ -271,6 +282,53 @@ def test_noise_and_an_evaluation_are_jobs_of_the_project(
     # the blocks are named from the project, so RELION finds them
     relion(project, "relion_stack_create", "--i", f"{names['External/noise/']}noise.star", "--o", "copy")
     assert json.loads((project / "External/quality/evaluation.json").read_text())["against_twin"]
+
+
+PIPELINE_4 = PIPELINE_31.replace("_rlnPipeLineProcessType #3", "_rlnPipeLineProcessTypeLabel #3")
+PIPELINE_5 = PIPELINE_4.replace("# version 30001", "# version 50001")
+
+
+def write_pipeliner(folder: Path, version: str) -> Path:
+    """Write a `relion_pipeliner` that tells its version, and fails a test that lets it do anything else."""
+    folder.mkdir()
+    program = folder / "relion_pipeliner"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] || {{ touch {folder}/used; exit 1; }}\n'
+        f'echo "RELION version: {version}"\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "version", "is_refused"),
+    [
+        (PIPELINE_31, "3.1.3 ", False),
+        (PIPELINE_31, "4.0.2-commit-abc123 ", True),
+        (PIPELINE_4, "4.0.1", False),
+        (PIPELINE_4, "5.0.1", True),
+        (PIPELINE_5, "3.1.3", True),
+        (PIPELINE_5, "5.0.1-commit-d476e6", False),
+    ],
+)
+def test_a_pipeliner_of_another_relion_is_refused_before_anything_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: str, version: str, is_refused: bool
+) -> None:
+    make_project(tmp_path / "p", 0)
+    (tmp_path / "p" / PIPELINE).write_text(pipeline)
+    before = {path: path.read_bytes() for path in (tmp_path / "p").rglob("*") if path.is_file()}
+    program = write_pipeliner(tmp_path / "bin", version)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    host = relion_batch.RelionProjects(tmp_path / "batch", "command")
+    relion_batch._installed_version.cache_clear()
+    (item,) = host.find(Source(name="s", relion=tmp_path / "p", particles="Extract/job001/particles.star"))
+    if is_refused:
+        with pytest.raises(HostError, match=r"expected the relion_pipeliner of RELION \S+, .* found that of"):
+            host.check(item)
+    else:
+        host.check(item)
+    assert {path: path.read_bytes() for path in (tmp_path / "p").rglob("*") if path.is_file()} == before
+    assert not (program.parent / "used").exists()
 
 
 def test_a_locked_or_busy_project_is_refused_before_anything_runs(

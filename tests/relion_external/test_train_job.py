@@ -15,15 +15,19 @@ import pytest
 import torch
 from relion_project import EMPTY_PIPELINE, SUCCEEDED, processes, rows, run_job
 
+from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.config.load import validate
 from cryohush.core.config.simulate import ParticlesConfig
 from cryohush.core.config.training import TrainingConfig
-from cryohush.core.errors import Aborted, ConfigurationError, DeviceError, ModelError
+from cryohush.core.errors import Aborted, ConfigurationError, DeviceError, InputError, ModelError
+from cryohush.core.io.mrc import StackReader
+from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.jobs.simulate import simulate_particles
 from cryohush.core.models import MODELS
 from cryohush.core.models.weights import load_model, save_model
 from cryohush.relion_external import commands, train_inputs
 from cryohush.relion_external.cli import parse
+from cryohush.relion_external.half_sets import subsets
 from cryohush.relion_external.markers import EXIT_FAILURE, EXIT_SUCCESS
 from cryohush.relion_external.project import OUTPUT_NODES
 from cryohush.relion_external.request import Request
@@ -135,6 +139,97 @@ def test_half_sets_get_a_model_each_from_their_own_half_map(project):
         reference = load_model(f"{JOB}half{half}").card["training"]["reference"]
         assert reference["half_set"] == half
         assert reference["map"] == f"run_half{half}_class001_unfil.mrc"
+
+
+def test_one_job_denoises_each_half_set_with_the_model_of_the_other_one(project, capsys):
+    commands.train(Request(Path(JOB), given("--half_sets"), "command"))
+    assert f"model {JOB.rstrip('/')} denoises each half set with the model of the other one" in (
+        capsys.readouterr().out
+    )
+    after = "External/job013/"
+    arguments = [
+        "denoise",
+        "--o",
+        after,
+        "--in_parts",
+        PARTICLES,
+        "--model",
+        JOB,
+        "--device",
+        "cpu",
+        "--j",
+        "1",
+    ]
+    request = Request(Path(after), parse([*arguments, "--precision", "fp32"]), "command")
+    commands.denoise(request)
+    assert not request.warnings
+    halves = subsets(PARTICLES)
+    names = [image_of(line) for line in Path(after, "particles.star").read_text().splitlines() if "@" in line]
+    assert len(names) == len(halves) == N
+    for half in (1, 2):
+        # half by half as a job with the other half's model alone
+        alone = Path(f"alone{half}")
+        options = DenoiseOptions(model=f"{JOB}half{3 - half}", device="cpu", threads=1, precision="fp32")
+        (stack,) = run_denoise(PARTICLES, alone, options, root=Path.cwd()).stacks
+        for row in (row for row in range(N) if halves[row] == str(half)):
+            index, _, name = names[row].partition("@")
+            assert name.startswith(f"{after}half{half}/")
+            with StackReader(name) as found, StackReader(stack) as wanted:
+                # other images share the batch: the sums of a network are the same to the last bits only
+                np.testing.assert_allclose(
+                    found.read([int(index) - 1]), wanted.read([row]), rtol=1e-4, atol=1e-4
+                )
+    # every other column keeps its text, and the raw images can be had back
+    rows = [line.split() for line in Path(PARTICLES).read_text().splitlines() if "@" in line]
+    written = [line.split() for line in Path(after, "particles.star").read_text().splitlines() if "@" in line]
+    for before, line in zip(rows, written, strict=True):
+        raw = next(value for value in before if "@" in value)
+        assert [value for value in line if "@" not in value] == [
+            value for value in before if "@" not in value
+        ]
+        assert line[-1] == raw
+
+
+def image_of(line: str) -> str:
+    """The image of a row: the original one stands last."""
+    return next(value for value in line.split() if "@" in value)
+
+
+def test_a_model_that_meets_its_own_half_set_is_warned_of(project, capsys):
+    commands.train(Request(Path(JOB), given("--half_sets"), "command"))
+    after = Path("External/job013/")
+    arguments = ["denoise", "--o", f"{after}/", "--in_parts", PARTICLES, "--device", "cpu", "--j", "1"]
+    request = Request(after, parse([*arguments, "--model", f"{JOB}half1"]), "command")
+    capsys.readouterr()
+    commands.denoise(request)
+    warned = f"WARNING: {subsets(PARTICLES).count('1')} particles belong to half set 1, on which the model"
+    assert warned in capsys.readouterr().err
+    assert len(request.warnings) == 1
+
+
+def test_particles_without_half_sets_are_refused_for_models_of_half_sets(project):
+    commands.train(Request(Path(JOB), given("--half_sets"), "command"))
+    Path("none.star").write_text(Path(PARTICLES).read_text().replace("_rlnRandomSubset", "_rlnOther"))
+    arguments = ["denoise", "--o", "External/job013/", "--in_parts", "none.star", "--model", JOB]
+    with pytest.raises(InputError, match="expected rlnRandomSubset 1 and 2, found no such column"):
+        commands.denoise(Request(Path("External/job013"), parse([*arguments, "--device", "cpu"]), "command"))
+
+
+def test_poses_that_explain_nothing_are_warned_of_in_run_err_and_in_the_report(project, capsys):
+    lines = Path(PARTICLES).read_text().splitlines(keepends=True)
+    rows = [number for number, line in enumerate(lines) if "@" in line]
+    words = [lines[number].split() for number in rows]
+    image = next(column for column, value in enumerate(words[0]) if "@" in value)
+    # each particle has the pose and all else of the next one
+    for number, own, other in zip(rows, words, words[1:] + words[:1], strict=True):
+        lines[number] = " ".join([*other[:image], own[image], *other[image + 1 :]]) + "\n"
+    Path(PARTICLES).write_text("".join(lines))
+    request = Request(Path(JOB), given(), "command")
+    commands.train(request)
+    shown = capsys.readouterr()
+    assert "WARNING: the particles look no more like" in shown.err
+    assert "WARNING" not in shown.out
+    assert any("look no more like" in line for line in request.warnings)
 
 
 def test_twins_train_noise2noise(project):

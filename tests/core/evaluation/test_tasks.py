@@ -111,7 +111,9 @@ def test_clear_particles_are_all_found(micrographs: tuple[Path, NDArray[np.float
         assert found[kind]["blobs"]["recall"] == 1.0
         assert found[kind]["blobs"]["average_precision"] == pytest.approx(1.0)
         # contrast 1 over noise of 0.2: 14 dB; the square of half a diameter lies inside the disc
-        assert found[kind]["region_snr_db"] == pytest.approx(14.0, abs=1.0)
+        assert found[kind]["region_contrast_db"] == pytest.approx(14.0, abs=1.0)
+        # the particle is flat: nothing but the same noise varies in either region
+        assert found[kind]["region_variance_ratio_db"] == pytest.approx(0.0, abs=1.0)
     assert [picture.name for picture in report.pictures] == ["picks_denoised", "picks_raw"]
 
 

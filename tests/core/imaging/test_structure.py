@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cryohush.core.errors import InputError
-from cryohush.core.imaging.structure import assembly_names, potential_map, read_structure
+from cryohush.core.imaging.structure import potential_map, read_structure
 
 
 def write_pdb(path, atoms):
@@ -96,7 +96,6 @@ REMARK 350   BIOMT3   2  0.000000  0.000000  1.000000        0.00000
 def test_assembly_is_built_by_its_operators(tmp_path):
     path = write_pdb(tmp_path / "a.pdb", [(4, 1, 0, "C"), (5, 2, 3, "N")])
     path.write_text(ASSEMBLY + path.read_text())
-    assert assembly_names(path) == ["1"]
     assert read_structure(path).n_atoms == 2
     structure = read_structure(path, "1")
     found = structure.positions_angstrom() + structure.centroid_angstrom

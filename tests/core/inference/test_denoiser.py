@@ -10,7 +10,7 @@ from particle_files import noise
 
 from cryohush.core.errors import ImageError
 from cryohush.core.inference.denoiser import EDGE_FOURIER_PX, Denoiser
-from cryohush.core.models.weights import LoadedModel
+from cryohush.core.models.weights import LoadedModel, load_model
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_bad_image_is_named_and_the_others_are_not_touched_by_it(
     spoil(images[2])  # type: ignore[operator]
     with pytest.raises(ImageError, match=f"image 3: .*{expected}"):
         denoiser(images)
-    denoised, problems = denoiser.denoise(images)
+    denoised, problems, _ = denoiser.denoise(images)
     assert list(problems) == [2]
     np.testing.assert_array_equal(denoised[2], images[2])
     np.testing.assert_array_equal(denoised[[0, 1, 3]], good[[0, 1, 3]])
@@ -171,8 +171,8 @@ def test_dark_protein_is_denoised_as_the_negative_of_white(
     denoiser: Denoiser, options: dict[str, float]
 ) -> None:
     images = noise(2, 16, 18)
-    dark, _ = denoiser.denoise(images, protein_dark=True, **options)
-    white, _ = denoiser.denoise(-images, **options)
+    dark, *_ = denoiser.denoise(images, protein_dark=True, **options)
+    white, *_ = denoiser.denoise(-images, **options)
     np.testing.assert_array_equal(dark, -white)
 
 
@@ -181,7 +181,7 @@ def test_a_constant_image_is_told_by_its_own_value_whatever_the_shade(
     denoiser: Denoiser, value: float
 ) -> None:
     images = np.full((1, 16, 16), value, dtype=np.float32)
-    _, problems = denoiser.denoise(images, protein_dark=True)
+    _, problems, _ = denoiser.denoise(images, protein_dark=True)
     assert problems == {0: f"the image is constant: every pixel is {value:g}."}
 
 
@@ -209,3 +209,88 @@ def test_too_little_gpu_memory_halves_the_batch(model: LoadedModel, monkeypatch:
     np.testing.assert_allclose(denoiser(images), expected, atol=1e-3)
     assert max(size for size in sizes if size <= 2) == 2
     assert sum(size for size in sizes if size <= 2) == 7
+
+
+def particles(n: int = 8, box_px: int = 96) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Random blobs in white noise of sd 1, and without it."""
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[:box_px, :box_px] - box_px // 2
+    clean = [
+        sum(0.6 * np.exp(-((y - a) ** 2 + (x - b) ** 2) / 72) for a, b in rng.uniform(-16, 16, (8, 2)))
+        for _ in range(n)
+    ]
+    return (clean + rng.standard_normal((n, box_px, box_px))).astype(np.float32), np.array(clean, np.float32)
+
+
+def agreement(images: NDArray[np.float32], clean: NDArray[np.float32], where: NDArray[np.bool_]) -> float:
+    return float(np.mean([np.corrcoef(a[where], b[where])[0, 1] for a, b in zip(images, clean, strict=True)]))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "the corners",
+        "a circle of 36 px",
+        "a soft circle of 40 px",
+        "a strip",
+        "a mean-filled frame",
+        "repeated rows",
+    ],
+)
+def test_masked_particles_are_denoised_as_well_as_whole_ones(mask: str) -> None:
+    raw, clean = particles()
+    y, x = np.mgrid[:96, :96] - 48
+    radius = np.hypot(y, x)
+    edge = 0.5 + 0.5 * np.cos(np.pi * np.clip((radius - 40) / 6, 0, 1))
+    masked = {
+        "the corners": raw * (radius < 47),
+        "a circle of 36 px": raw * (radius < 36),
+        "a soft circle of 40 px": raw * edge,
+        "a strip": np.where(x < -36, 0, raw),
+        "a mean-filled frame": np.where(
+            np.maximum(abs(x), abs(y)) > 38, raw.mean((1, 2), keepdims=True), raw
+        ),
+        "repeated rows": np.where(y < -36, raw[:, 12:13], raw),
+    }[mask].astype(np.float32)
+    trained = Denoiser(load_model("general").module)
+    denoised, problems, remarks = trained.denoise(masked)
+    assert not problems
+    assert sorted(remarks) == list(range(8))
+    assert all("no noise" in remark for remark in remarks.values())
+    changed = (masked != raw).all(0)
+    filled = changed & ((edge < 0.3) if "soft" in mask else True)
+    np.testing.assert_array_equal(denoised[:, filled], masked[:, filled])
+    inside = ~changed & (radius < 34)
+    whole = agreement(trained(raw), clean, inside)
+    # zeros alone take .95 to .6
+    assert agreement(denoised, clean, inside) > whole - 0.01
+
+
+def test_outlying_pixels_of_a_particle_change_nothing_around_them() -> None:
+    raw, clean = particles()
+    hot = raw.copy()
+    hot[0, 48, 48], hot[1, :, 30], hot[2, 50:54, 20:25], hot[3, 0, 0] = 12.0, 50.0, 1e5, -300.0
+    trained = Denoiser(load_model("general").module)
+    denoised, _, remarks = trained.denoise(hot)
+    assert sorted(remarks) == [0, 1, 2, 3]
+    changed = hot != raw
+    np.testing.assert_array_equal(denoised[changed], hot[changed])
+    expected = trained(raw)
+    for got, want, truth, there in zip(denoised, expected, clean, ~changed, strict=True):
+        assert agreement(got[None], truth[None], there) > agreement(want[None], truth[None], there) - 0.01
+
+
+def test_a_masked_image_is_denoised_alike_in_any_batch(denoiser: Denoiser) -> None:
+    images = noise(4, 32, 32)
+    images[:, :10] = 0.0
+    together = denoiser(images)
+    # but for the last bits of the network, which depend on the batch's size
+    np.testing.assert_allclose(together[2:3], denoiser(images[2:3]), rtol=2e-6)
+
+
+def test_an_image_of_which_hardly_anything_is_left_is_a_problem(denoiser: Denoiser) -> None:
+    images = noise(2, 64, 64)
+    images[1, 8:] = 0.0
+    _, problems, remarks = denoiser.denoise(images)
+    assert problems == {1: "only 12 % of it has noise: too little to measure."}
+    assert not remarks

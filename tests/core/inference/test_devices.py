@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from cryohush.core.inference import devices
 from cryohush.core.inference.devices import (
     choose_batch_size,
     choose_precision,
+    cpu_flags,
     keep_freed_memory,
     prepare,
     resolve_devices,
@@ -71,34 +73,56 @@ def test_a_text_that_names_no_device_is_refused(text: str) -> None:
         resolve_devices(text)
 
 
-def test_fp16_is_refused_on_the_cpu(model: LoadedModel) -> None:
+def test_fp16_is_refused_on_the_cpu() -> None:
     with pytest.raises(DeviceError, match="fp16 needs a GPU"):
-        choose_precision(CPU, "fp16", model.module)
+        choose_precision(CPU, "fp16")
 
 
-def test_a_precision_that_was_asked_for_is_not_measured(
-    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+def test_a_precision_that_was_asked_for_is_taken() -> None:
+    assert choose_precision(CPU, "bf16") == ("bf16", "as asked for")
+    assert choose_precision(CPU, "fp32") == ("fp32", "as asked for")
+
+
+CPUINFO = (
+    "processor\t: 0\nvendor_id\t: {}\n{}\t\t: fpu sse2 {}\nbugs\t\t: spectre_v1 bf16\n\nprocessor\t: 1\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "flags", "expected"),
+    [
+        ("flags", "avx2 fma", "fp32"),
+        ("flags", "avx512f avx512vl", "fp32"),
+        ("flags", "avx512f avx512_bf16 avx2", "bf16"),
+        ("flags", "amx_tile amx_bf16", "bf16"),
+        ("Features", "asimd bf16 sve", "bf16"),
+        ("Features", "asimd", "fp32"),
+    ],
+)
+def test_auto_on_the_cpu_goes_by_its_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, flags: str, expected: str
 ) -> None:
-    monkeypatch.setattr(devices, "_seconds_per_batch", lambda *_: pytest.fail("measured"))
-    assert choose_precision(CPU, "bf16", model.module)[0] == "bf16"
-
-
-@pytest.mark.parametrize(("gain", "expected"), [(3.0, "bf16"), (1.0, "fp32"), (0.2, "fp32")])
-def test_auto_takes_the_format_that_is_measured_faster(
-    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, gain: float, expected: str
-) -> None:
-    seconds = {"fp32": 1.0, "bf16": 1.0 / gain}
-    monkeypatch.setattr(devices, "_seconds_per_batch", lambda module, device, precision: seconds[precision])
-    precision, reason = choose_precision(CPU, "auto", model.module)
+    (tmp_path / "cpuinfo").write_text(CPUINFO.format("x", line, flags))
+    found = cpu_flags(tmp_path / "cpuinfo")
+    assert set(flags.split()) <= found
+    monkeypatch.setattr(devices, "cpu_flags", lambda: found)
+    precision, reason = choose_precision(CPU, "auto")
     assert precision == expected
-    assert f"{gain:.1f} times as fast" in reason
+    assert "processor" in reason
+    assert cpu_flags(tmp_path / "absent") == frozenset()
 
 
-def test_measuring_leaves_the_number_of_threads_alone(model: LoadedModel) -> None:
-    before = torch.get_num_threads()
-    precision, _ = choose_precision(CPU, "auto", model.module)
-    assert precision in ("fp32", "bf16")
-    assert torch.get_num_threads() == before
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((6, 1), "fp32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((12, 0), "bf16")],
+)
+def test_auto_on_a_gpu_goes_by_its_compute_capability(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    precision, reason = choose_precision(torch.device("cuda", 0), "auto")
+    assert precision == expected
+    assert f"{capability[0]}.{capability[1]}" in reason
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (128, 128), (129, 131), (4096, 4096)])

@@ -152,7 +152,7 @@ def test_a_format_that_one_of_two_kinds_of_gpu_lacks_is_not_taken(
     monkeypatch.setattr("cryohush.core.inference.engine._kind", lambda device: ("old", "new")[device.index])
     monkeypatch.setattr(
         "cryohush.core.inference.engine.choose_precision",
-        lambda device, requested, module: (best[("old", "new")[device.index]], "measured"),
+        lambda device, requested: (best[("old", "new")[device.index]], "its flags"),
     )
     monkeypatch.setattr("cryohush.core.inference.engine.choose_batch_size", lambda *_: 1)
     gpus = LocalDevices([torch.device("cuda", number) for number in range(2)])

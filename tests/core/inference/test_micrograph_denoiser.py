@@ -102,3 +102,34 @@ def test_contamination_stays_and_changes_nothing_away_from_it(trained: Micrograp
     difference = (dirty - clean)[distance > 450]
     assert difference.size > 20_000
     assert np.abs(difference).max() < 0.15
+
+
+def test_hot_pixels_change_nothing_around_them_and_stay(trained: MicrographDenoiser) -> None:
+    raw = noise(640, 640)
+    hot = raw.copy()
+    rows, columns = np.random.default_rng(3).integers(0, 640, (2, 400))  # a thousandth of all
+    hot[rows, columns] = np.random.default_rng(4).choice([10, -15, 330, 1e5], 400)
+    clean, *_ = trained.denoise(raw)
+    denoised, problem, remark = trained.denoise(hot)
+    assert problem is None
+    assert remark is not None
+    assert "outlying pixels" in remark
+    np.testing.assert_array_equal(denoised[rows, columns], hot[rows, columns])
+    elsewhere = denoised != hot
+    # each replaced pixel is another draw of the noise, which the network spreads to an sd of 0.03
+    assert np.std((denoised - clean)[elsewhere]) < 0.015
+
+
+def test_a_micrograph_with_an_empty_border_is_denoised_as_without(trained: MicrographDenoiser) -> None:
+    raw = 40 + 5 * noise(640, 640)
+    framed = raw.copy()
+    framed[:100], framed[:, -60:] = 0.0, framed[:, -61:-60]
+    whole, *_ = trained.denoise(raw)
+    denoised, problem, remark = trained.denoise(framed)
+    assert problem is None
+    assert remark is not None
+    assert "no noise" in remark
+    np.testing.assert_array_equal(denoised[:100], framed[:100])
+    np.testing.assert_array_equal(denoised[:, -60:], framed[:, -60:])
+    # of an output whose sd is 0.03 of the noise
+    assert np.std((denoised - whole)[200:, :-160]) < 0.01 * 5

@@ -34,6 +34,18 @@ def test_bad_numbers_and_missing_columns_are_named(tmp_path: Path) -> None:
         read_coordinates(path)
 
 
+@pytest.mark.parametrize("stem", ["Pos_1_[-61.00]_EER", "grid[2]sq3", "a*b", "what?", "plain"])
+def test_brackets_and_stars_in_a_name_are_themselves(tmp_path: Path, stem: str) -> None:
+    for name in (
+        f"{stem}_autopick.star",
+        "grid2sq3_autopick.star",
+        "aXb_autopick.star",
+        "Pos_1_6_EER_x.star",
+    ):
+        (tmp_path / name).write_text(TABLE)
+    assert find_coordinates(tmp_path, Path(f"{stem}.mrc")) == tmp_path / f"{stem}_autopick.star"
+
+
 def test_the_file_of_a_micrograph_is_found_by_its_name(tmp_path: Path) -> None:
     for name in ("mic_1_autopick.star", "mic_1_2_manualpick.star", "mic_3.star", "mic_3_autopick.star"):
         (tmp_path / name).write_text(TABLE)

@@ -48,7 +48,9 @@ def test_only_the_names_change_and_the_raw_ones_are_kept(project: Path) -> None:
     text = table_of(NAMES)
     (project / "m.star").write_text(text)
     MicrographSet.read("m.star").write("new.star", ["out/b.mrc", "out/a.mrc"])
-    expected = text.replace("_rlnBeamTiltClass #4 \n", "_rlnBeamTiltClass #4 \n_rlnImageOriginalName #5 \n")
+    expected = text.replace(
+        "_rlnBeamTiltClass #4 \n", "_rlnBeamTiltClass #4 \n_rlnCryohushRawMicrographName #5 \n"
+    )
     for new, old in zip(("out/b.mrc", "out/a.mrc"), NAMES, strict=True):
         expected = expected.replace(f"{old}  1 1.348548e+06 0012", f"{new}  1 1.348548e+06 0012 {old}")
     assert (project / "new.star").read_text() == expected

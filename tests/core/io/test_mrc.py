@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -187,14 +188,156 @@ def test_threads_read_the_same_stack_at_once(tmp_path: Path) -> None:
     assert not wrong
 
 
-def test_pages_are_given_back_once_read(tmp_path: Path) -> None:
-    write_raw(tmp_path / "x.mrcs", np.zeros((64, 128, 128), dtype=np.float32))
+def test_images_of_a_stack_larger_than_the_address_space_are_read(tmp_path: Path) -> None:
+    """As under a queue's `ulimit -v`; the stack of 60 GB is sparse and needs no disk."""
+    header = np.zeros(1, HEADER_DTYPE)
+    n, side = 60 * 2**20, 16
+    for name, value in {"nx": side, "ny": side, "nz": n, "mode": 2, "map": b"MAP "}.items():
+        header[name] = value
+    image = np.random.default_rng(1).normal(size=(side, side)).astype(np.float32)
+    with (tmp_path / "x.mrcs").open("wb") as file:
+        file.write(header.tobytes())
+        file.truncate(HEADER_BYTES + n * image.nbytes)
+        file.seek(HEADER_BYTES + (n - 1) * image.nbytes)
+        file.write(image.tobytes())
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))\n"
+        "from cryohush.core.io.mrc import StackReader\n"
+        f"sys.stdout.buffer.write(StackReader(sys.argv[1]).read([{n - 1}]).tobytes())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "x.mrcs")], capture_output=True, check=True
+    )
+    assert run.stdout == image.tobytes()
+
+
+@pytest.mark.parametrize("mode", [2, 1])
+def test_a_failing_disk_is_an_error_that_names_the_file_and_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    write_raw(tmp_path / "x.mrcs", random_images(mode))
     with StackReader(tmp_path / "x.mrcs") as stack:
-        for begin in range(0, 64, 8):
-            stack.read(range(begin, begin + 8))
-        maps = Path("/proc/self/smaps").read_text()
-        (resident,) = re.findall(r"x\.mrcs\nSize:.*\n(?:\w.*\n)*?Rss: *(\d+) kB", maps)
-    assert int(resident) == 0
+
+        def fail(*_: object) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "preadv", fail)
+        with pytest.raises(MrcError, match=r"x\.mrcs: images 3 to 4 cannot be read: Input/output error"):
+            stack.read([2, 3])
+
+
+def test_a_server_that_gives_less_than_asked_for_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = random_images(2)
+    write_raw(tmp_path / "x.mrcs", images)
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: real(fd, [views[0][:7]], offset))
+    with StackReader(tmp_path / "x.mrcs") as stack:
+        np.testing.assert_array_equal(stack.read([1, 2, 4]), images[[1, 2, 4]])
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "link that leads nowhere"])
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.mrcs"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else "/store/gone/x.mrcs")
+    with pytest.raises(
+        MrcError, match="/store/gone" if "nowhere" in kind else "found a folder, a pipe or a device"
+    ):
+        StackReader(path)
+
+
+def test_an_extended_header_that_was_not_copied_is_told_from_a_truncated_file(tmp_path: Path) -> None:
+    write_raw(tmp_path / "x.mrcs", random_images(2))
+    raw = bytearray((tmp_path / "x.mrcs").read_bytes())
+    raw[92:96] = (3584).to_bytes(4, "little")
+    (tmp_path / "x.mrcs").write_bytes(raw)
+    with pytest.raises(MrcError, match=r"3584 bytes of an extended header, which is not there.*NSYMBT"):
+        StackReader(tmp_path / "x.mrcs")
+
+
+def grey(mean: float, n: int = 4, side: int = 32) -> NDArray[np.uint8]:
+    return np.random.default_rng(2).normal(mean, 20, (n, side, side)).clip(0, 255).astype(np.uint8)
+
+
+def imod(signed: bool) -> bytes:
+    return (1146047817).to_bytes(4, "little") + int(signed).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "extra", "limits", "unsigned"),
+    [
+        (grey(130), b"", (0, 255), True),  # the header's range
+        (grey(130), b"", (60, 200), True),
+        (grey(130), imod(False), (0, 0), True),  # IMOD's flag
+        (grey(130), imod(False), (0, 255), True),
+        (grey(130), b"", (0, 0), True),  # neighbours
+        (grey(60), b"", (0, 120), False),  # the same either way
+        (grey(130) ^ 0x80, b"", (-100, 100), False),
+        (grey(130) ^ 0x80, imod(True), (0, 0), False),
+        (grey(130) ^ 0x80, b"", (0, 0), False),
+        (grey(130) ^ 0x80, b"", (np.nan, np.nan), False),
+    ],
+)
+def test_bytes_are_signed_or_not_as_header_and_pixels_say(
+    tmp_path: Path, pixels: NDArray[np.uint8], extra: bytes, limits: tuple[float, float], unsigned: bool
+) -> None:
+    write_raw(tmp_path / "x.mrcs", pixels.view("i1"), dmin=limits[0], dmax=limits[1])
+    if extra:
+        raw = bytearray((tmp_path / "x.mrcs").read_bytes())
+        raw[152:160] = extra
+        (tmp_path / "x.mrcs").write_bytes(raw)
+    with StackReader(tmp_path / "x.mrcs") as stack:
+        np.testing.assert_array_equal(stack.read(range(4)), pixels if unsigned else pixels.view("i1"))
+        assert bool(stack.remarks) == unsigned
+        assert all("unsigned" in remark for remark in stack.remarks)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "extra", "limits"),
+    [
+        (grey(130), imod(True), (0, 255)),  # flag and range
+        (grey(130), imod(True), (0, 0)),  # flag and pixels
+        (grey(130) ^ 0x80, b"", (0, 255)),  # range and pixels
+    ],
+)
+def test_bytes_whose_header_contradicts_itself_or_the_pixels_are_refused(
+    tmp_path: Path, pixels: NDArray[np.uint8], extra: bytes, limits: tuple[float, float]
+) -> None:
+    write_raw(tmp_path / "x.mrcs", pixels.view("i1"), dmin=limits[0], dmax=limits[1])
+    raw = bytearray((tmp_path / "x.mrcs").read_bytes())
+    raw[152 : 152 + len(extra)] = extra
+    (tmp_path / "x.mrcs").write_bytes(raw)
+    with pytest.raises(MrcError, match=r"8-bit pixels that are signed or unsigned.*Convert it to float32"):
+        StackReader(tmp_path / "x.mrcs")
+
+
+@pytest.mark.parametrize(
+    ("cell", "intervals", "expected"),
+    [
+        ((12.0, 9.0, 1.5), (8, 6), 1.5),
+        ((12.0, 18.0, 1.5), (8, 6), None),  # 1.5 Å along x, 3 Å along y
+        ((12.0, np.nan, 1.5), (8, 6), 1.5),
+        ((np.nan, 9.0, 1.5), (8, 6), 1.5),
+        ((np.nan, np.inf, 1.5), (8, 6), None),
+        ((12.0, 9.0, 1.5), (0, 0), None),
+        ((-12.0, -9.0, 1.5), (8, 6), None),
+    ],
+)
+def test_the_pixel_size_is_that_of_both_directions(
+    tmp_path: Path, cell: tuple[float, float, float], intervals: tuple[int, int], expected: float | None
+) -> None:
+    write_raw(tmp_path / "x.mrcs", random_images(2), mx=intervals[0], my=intervals[1])
+    raw = bytearray((tmp_path / "x.mrcs").read_bytes())
+    raw[40:52] = np.array(cell, "<f4").tobytes()
+    (tmp_path / "x.mrcs").write_bytes(raw)
+    with StackReader(tmp_path / "x.mrcs") as stack:
+        assert stack.pixel_size_angstrom == expected
 
 
 def write(path: Path, images: NDArray[Any], step: int = 2, **options: Any) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -17,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryohush.core.errors import ImageError, MrcError, OutputError, StarError
+from cryohush.core.errors import ImageError, InputError, MrcError, OutputError, StarError
+from cryohush.core.inference.plan import holds_micrographs
 from cryohush.core.io.optics import OpticsGroup
 from cryohush.core.io.particles import ParticleSet
 
@@ -386,3 +388,91 @@ def test_relion_reads_the_table_that_was_written(tmp_path: Path, quoted: bool) -
         ["3@a.mrcs"],
     ]
     assert all(f"{k + 1:06d}@{name}.mrcs" in row for k, row in enumerate(rows))
+
+
+@pytest.mark.parametrize("name", ["noname", "Particles", "0", "model_class_1", "particles", "images", ""])
+def test_a_table_of_particles_is_known_by_its_column_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stack(Path("a.mrcs"))
+    Path("p.star").write_text(table(["1@a.mrcs", "3@a.mrcs"], name, "rlnImageName"))
+    particles = ParticleSet.read("p.star")
+    assert particles.image.tolist() == [0, 2]
+    particles.write("new.star", ["1@b.mrcs", "2@b.mrcs"])
+    assert "1@b.mrcs 1@a.mrcs" in Path("new.star").read_text()
+    assert f"data_{name}\n" in Path("new.star").read_text()
+
+
+@pytest.mark.parametrize("name", ["particles", "images", "", "coordinates"])
+def test_coordinates_without_images_are_told_from_particles_and_micrographs(
+    tmp_path: Path, name: str
+) -> None:
+    labels = "rlnMicrographName rlnCoordinateX rlnCoordinateY"
+    (tmp_path / "p.star").write_text(table(["m.mrc 50 60"], name, labels))
+    assert not holds_micrographs(tmp_path / "p.star")
+    with pytest.raises(StarError, match="rlnImageName") as caught:
+        ParticleSet.read(tmp_path / "p.star")
+    assert name == "coordinates" or "Extract the particles first" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.csg", "group: {name: particles}\n", r"\.csg file only lists .* Give the \.cs file"),
+        ("p.star", "<!DOCTYPE html>\n<html>", "web page"),
+        ("p.star", "\n<html><body>data_</body>", "web page"),
+    ],
+)
+def test_what_is_easily_mistaken_for_a_table_is_told(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(StarError, match=message):
+        ParticleSet.read(tmp_path / name)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("p.star", "p.cs"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match="a pipe"):
+            ParticleSet.read(tmp_path / name)
+
+
+def test_a_link_that_leads_nowhere_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "J2").mkdir()
+    (tmp_path / "J2" / "a.mrcs").symlink_to("/store/session12/a.mrcs")
+    (tmp_path / "p.star").write_text(table(["1@J2/a.mrcs"], labels="rlnImageName"))
+    with pytest.raises(
+        StarError, match=r"a\.mrcs is a link to /store/session12/a\.mrcs, which does not exist"
+    ):
+        ParticleSet.read(tmp_path / "p.star", root=tmp_path)
+
+
+def test_a_project_whose_files_differ_from_those_of_the_working_directory_is_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(("mine", "yours")):
+        stack(tmp_path / name / "Extract" / "a.mrcs")
+        with mrcfile.open(tmp_path / name / "Extract" / "a.mrcs", "r+") as file:
+            file.data[:] = number
+    (tmp_path / "yours" / "p.star").write_text(table(["1@Extract/a.mrcs"], labels="rlnImageName"))
+    monkeypatch.chdir(tmp_path / "mine")
+    with pytest.raises(StarError, match=r"is in .*mine and in .*yours, and the two differ.*--root"):
+        ParticleSet.read(tmp_path / "yours" / "p.star")
+    for root in (tmp_path / "mine", tmp_path / "yours"):
+        assert ParticleSet.read(tmp_path / "yours" / "p.star", root=root).root == root
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may enter any folder")
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
+    stack(tmp_path / "closed" / "a.mrcs")
+    (tmp_path / "p.star").write_text(table(["1@closed/a.mrcs"], labels="rlnImageName"))
+    (tmp_path / "closed").chmod(0o600)
+    try:
+        with pytest.raises(
+            StarError, match=r"Permission denied .this user may not enter the folder .*closed"
+        ):
+            ParticleSet.read(tmp_path / "p.star", root=tmp_path)
+    finally:
+        (tmp_path / "closed").chmod(0o700)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -281,3 +282,29 @@ def test_written_tables_read_back_and_a_failure_leaves_nothing(tmp_path: Path) -
     with pytest.raises(ValueError, match="a row of 1 values for 2 labels"):
         write_tables(tmp_path / "bad.star", [("", ["rlnA", "rlnB"], [(1,)])])
     assert [entry.name for entry in tmp_path.iterdir()] == ["new.star"]
+
+
+def test_a_line_of_quotes_that_never_close_takes_no_longer_than_others() -> None:
+    line = b"\"a 'b " * 200_000
+    begin = time.perf_counter()
+    assert len(tokenise(line)) == 400_000
+    # quadratic, it took minutes
+    assert time.perf_counter() - begin < 10
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        (b'"a b" c\n', [b'"a b"', b"c"]),
+        (b"'a \"b' c", [b"'a \"b'", b"c"]),
+        (b'"a"b c" d', [b'"a"b c"', b"d"]),
+        (b'"a b', [b'"a', b"b"]),
+        (b'" a', [b'"', b"a"]),
+        (b'a"b c"', [b'a"b', b'c"']),
+        (b"a #b c", [b"a"]),
+        (b"a#b c", [b"a#b", b"c"]),
+        (b'"" x', [b'""', b"x"]),
+    ],
+)
+def test_quotes_and_comments_end_where_relion_ends_them(line: bytes, values: list[bytes]) -> None:
+    assert tokenise(line) == values

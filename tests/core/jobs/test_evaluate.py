@@ -60,7 +60,8 @@ def tensors(files: Files) -> dict[str, torch.Tensor]:
 
 
 def test_the_names_that_can_be_asked_for_are_those_that_exist() -> None:
-    assert (*image.IMAGE_METRICS, "ssim_uniform") == IMAGE_METRICS
+    images = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(1))
+    assert tuple(image.image_metrics(images, images, data_range=1.0)) == IMAGE_METRICS
     assert tuple(baselines.BASELINES) == BASELINES
     assert get_args(ClusteringSection.model_fields["embedding"].annotation) == EMBEDDINGS
 
@@ -329,7 +330,10 @@ def test_bad_input_is_one_clear_error(
     write_particles(tmp_path, "nan", bad)
     denoised, clean = files["denoised"], files["clean"]
     cases: list[tuple[tuple[str | Path, ...], str]] = [
-        (("--denoised", denoised, "--reference", tmp_path / "fewer.star"), "23 rows, but"),
+        (
+            ("--denoised", denoised, "--reference", tmp_path / "fewer.star"),
+            "found 23, and nothing",
+        ),
         (("--denoised", denoised, "--reference", tmp_path / "smaller.star"), "images of 16 x 16 px, but"),
         (("--denoised", denoised, "--reference", tmp_path / "coarser.star"), "pixel size of 4 Å, but"),
         (("--denoised", denoised, "--reference", tmp_path / "nan.star"), "image 8: the image holds NaN"),
@@ -381,3 +385,53 @@ def test_bare_stacks_are_compared_image_by_image(files: Files) -> None:
     assert found.mean == pytest.approx(float(expected.mean()), rel=1e-5)
     # single images are drawn: the error of a mean, to the 500 draws' own 3 %
     assert found.standard_error == pytest.approx(float(expected.std()) / math.sqrt(N), rel=0.15)
+
+
+def placed(
+    folder: Path, name: str, images: np.ndarray[Any, Any], order: list[int], original: str = ""
+) -> Path:
+    """A table in some order with micrograph and place of each particle, and its original image's name."""
+    table = write_particles(folder, name, images)
+    head, _, rows = table.read_text().rpartition("_rlnClassNumber #4\n")
+    lines = rows.split("\n")[: len(images)]
+    labels = "_rlnClassNumber #4\n_rlnCoordinateX #5\n_rlnCoordinateY #6\n"
+    labels += "_rlnImageOriginalName #7\n" if original else ""
+    for i, line in enumerate(lines):
+        lines[i] = f"{line} {100 + 7 * i} {900 - 3 * i}" + (
+            f" {i + 1:06d}@{original}.mrcs" if original else ""
+        )
+    path = folder / f"{name}_{'_'.join(map(str, order[:3]))}_{len(order)}.star"
+    path.write_text(head + labels + "\n".join(lines[i] for i in order) + "\n\n")
+    return path
+
+
+def test_rows_in_any_order_give_the_same_figures(files: Files, tmp_path: Path) -> None:
+    """RELION sorts rows and selections leave some out: every table in an order of its own."""
+    rng = np.random.default_rng(3)
+    kept = sorted(int(i) for i in rng.permutation(N)[: N - 4])
+
+    def figures(name: str, *, mixed: bool) -> tuple[dict[str, Any], list[str]]:
+        def table(kind: str, original: str = "") -> Path:
+            order = kept
+            if mixed:  # the denoised ones and the twins, the raw ones are all there
+                order = [int(i) for i in rng.permutation(N if kind == "raw" else kept)]
+            return placed(tmp_path, kind, files.images[kind], order, original)
+
+        lines: list[str] = []
+        config = EvaluateConfig(
+            denoised=table("denoised", "raw"), twin=table("twin"), raw=table("raw"), threads=1
+        )
+        run_evaluate(config, tmp_path / name, JobContext(log=lines.append))
+        return json.loads((tmp_path / name / "evaluation.json").read_text())["against_twin"], lines
+
+    (expected, _), (found, lines) = figures("sorted", mixed=False), figures("mixed", mixed=True)
+    for kind in ("denoised", "raw", "gain"):
+        # sums over images in another order
+        assert found[kind]["correlation"]["mean"] == pytest.approx(
+            expected[kind]["correlation"]["mean"], rel=1e-4
+        )
+    assert any("paired by image names" in line for line in lines)
+    assert any("paired by micrograph and coordinates" in line for line in lines)
+    assert any(f"{N - 4} of {N} rows, of {N - 4} on the other side" in line for line in lines)
+    rows = (tmp_path / "mixed/evaluation_images.csv").read_text().splitlines()[1:]
+    assert sorted(int(row.split(",")[0]) for row in rows) == list(range(1, N - 3))

@@ -26,7 +26,7 @@ from cryohush.core.io.journal import JOURNAL_NAME
 from cryohush.core.io.star import read_tables, unquote
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.extract_noise import run_extract_noise
-from cryohush.core.noise.patches import undo_whitening
+from cryohush.core.noise.patches import whiten
 from cryohush.core.noise.summary import NoiseSummary
 from cryohush.core.report.overlays import write_overlay
 
@@ -166,7 +166,7 @@ def test_what_was_normalised_can_be_brought_back(table: Path, tmp_path: Path) ->
         amplitudes.setdefault(entry["rlnMicrographName"], []).append(float(entry["rlnCryohushAmplitude"]))
     blocks, expected = torch.from_numpy(read_stack(white.stack)), read_stack(raw.stack)
     for row, block, original in zip(rows, blocks, expected, strict=True):
-        back = undo_whitening(block[None], torch.tensor(amplitudes[row["rlnMicrographName"]]))[0]
+        back = whiten(block[None], 1 / torch.tensor(amplitudes[row["rlnMicrographName"]]))[0]
         back = back * float(row["rlnCryohushNoiseStd"]) + float(row["rlnCryohushNoiseMean"])
         # single precision of grey values about 100
         np.testing.assert_allclose(back.numpy(), original, atol=1e-3)

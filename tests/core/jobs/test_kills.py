@@ -38,7 +38,7 @@ def extract_noise(folder: Path, weights: Path) -> dict[str, Any]:
         image = np.random.default_rng(seed).normal(100, 3, (1, 320, 320)).astype(np.float32)
         write_stack(folder / f"{name}.mrc", image, 1.5)
     (folder / "micrographs.star").write_text(table_of(["a.mrc", "b.mrc"]))
-    options = {**CPU, "least_background": 0.5, "window_px": 64, "least_p_value": 0.0}
+    options = {**CPU, "min_background": 0.5, "window_px": 64, "min_noise_probability": 0.0}
     return {"source": str(folder / "micrographs.star"), "options": options}
 
 

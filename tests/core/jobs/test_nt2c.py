@@ -174,7 +174,7 @@ def test_generator_from_a_field_draws_pieces_larger_than_its_blocks(tmp_path):
     )
     blocks = np.random.default_rng(0).normal(size=(8, 40, 40)).astype(np.float32)
     write_stack(tmp_path / "noise.mrcs", blocks, 4.0)
-    weights = synthesis.train(config, tmp_path / "noise.mrcs", 96, tmp_path / "run", log=quiet)
+    weights = synthesis.train(config, tmp_path / "noise.mrcs", 96, tmp_path / "run")
     drawn = load_noise_model(weights).draw(3, torch.Generator().manual_seed(0))
     assert drawn.shape == (3, 96, 96)
     merits = json.loads((tmp_path / "run/comparison.json").read_text())
@@ -212,8 +212,7 @@ def test_killed_generator_resumes_to_the_same_draws(tmp_path, kind, precision):
             blocks[3:],
             folder,
             resume=resume,
-            log=quiet,
-            should_stop=should_stop,
+            context=JobContext(should_stop=should_stop),
         )
         return model.draw(2, torch.Generator().manual_seed(1))
 
@@ -267,7 +266,8 @@ def test_configurations_that_do_not_fit_are_refused(chain, section, change, mess
 
 
 def test_presets_are_valid():
-    assert load_yaml(PRESET_FOLDER / "nt2c.yaml", Nt2cConfig).name == "nt2c"
+    for name in ("nt2c", "nt2c_published"):
+        assert load_yaml(PRESET_FOLDER / f"{name}.yaml", Nt2cConfig).name == name
     assert load_yaml(PRESET_FOLDER / "noise_blocks.yaml", TrainingConfig).name == "noise_blocks"
 
 

@@ -185,6 +185,37 @@ def test_region_ratio_by_hand() -> None:
 def test_region_ratio_has_no_limit_on_a_flat_background() -> None:
     flat = [torch.zeros(4, 4)]
     assert image.region_signal_to_noise_ratio([torch.ones(4, 4)], flat).item() == float("inf")
+    assert image.region_variance_ratio([torch.eye(4)], flat).item() == float("inf")
+
+
+def test_equation_5_of_nt2c_by_hand() -> None:
+    # first pair: 1, 3, 5, 7 about their mean of 4 are -3, -1, 1, 3: variance (9 + 1 + 1 + 9) / 4 = 5;
+    # background 10, 11: variance 1/4; 10 (log10 5 - log10 1/4) = 10 log10 20 = 13.01 dB
+    # second pair: 0, 8 have variance 16, 4, 8 have 4: 10 log10 4 = 6.02 dB; the mean of both is 9.52 dB
+    signal = [torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([[0.0, 8.0]])]
+    background = [torch.tensor([10.0, 11.0]), torch.tensor([4.0, 8.0])]
+    found = image.region_variance_ratio(signal, background)
+    np.testing.assert_allclose(found, [13.0103, 6.0206], atol=1e-4)
+    assert float(found.mean()) == pytest.approx(9.5155, abs=1e-4)
+
+
+def test_the_variance_ratio_does_not_see_the_mean_contrast() -> None:
+    generator = torch.Generator().manual_seed(3)
+    signal, background = torch.randn(2, 5, 40, 40, generator=generator, dtype=torch.float64)
+    found = image.region_variance_ratio(list(signal), list(background))
+    brighter = image.region_variance_ratio(list(signal + 7.0), list(background))
+    torch.testing.assert_close(brighter, found)
+    # the same noise in both: 0 dB within 4.34 (2 / 1600 * 2)^(1/2) = 0.22 dB for each pair
+    assert float(found.abs().max()) < 1.0
+
+
+def test_the_pmse_of_the_wgan_paper_is_the_root_of_its_mse() -> None:
+    # Ouyang et al. (2020), table 1: noisy, WGAN, BM3D, K-SVD, Gaussian blur; two digits after the point
+    mse = torch.tensor([108.81, 87.89, 115.16, 2401.98, 114.60], dtype=torch.float64)
+    printed = [10.43, 9.37, 10.73, 49.01, 10.70]
+    images = mse.sqrt()[:, None, None].expand(5, 4, 4)
+    found = image.root_mean_squared_error(images, torch.zeros_like(images))
+    np.testing.assert_allclose(found, printed, atol=0.0101)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

@@ -18,6 +18,8 @@ SMALL = {
     "resnet_autoencoder": {"width": 4, "downs": 2, "blocks": 1},
     "convolutional_generator": {"width": 4, "downs": 1, "blocks": 1},
     "residual_pix2pix": {"width": 4, "downs": 2},
+    "skip_resnet": {"width": 4, "residuals": 1, "downs": 2},
+    "pooling_unet": {"width": 3},
     "progressive_autoencoder": {"widths": (4, 4), "bottom": 1},
     "diffusion": {"predictor": {"widths": (8, 8), "blocks": (1, 1)}, "steps": 2, "draws": 1},
 }
@@ -93,6 +95,62 @@ def test_a_young_stage_leaves_the_image_as_the_stage_before_made_it():
         if after.ndim == 4:
             after = torch.nn.functional.avg_pool2d(after, 2)
         torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize(
+    ("network", "published"),
+    [
+        # Gu et al.: of the authors' program
+        (lambda: MODELS["skip_resnet"](bounded=True), 4_195_843),
+        (lambda: CRITICS["skip_resnet"](), 2_803_393),
+        # Zhang et al. (2017), grey images of unknown noise level with 17 layers: 64 * 9 + 64, fifteen of
+        # 64 * 64 * 9 + 128, 64 * 9 + 1
+        (lambda: MODELS["dncnn"](), 64 * 9 + 64 + 15 * (64 * 64 * 9 + 128) + 64 * 9 + 1),
+    ],
+    ids=["robust GAN", "its critic", "DnCNN"],
+)
+def test_networks_of_the_papers_have_their_parameters(network, published):
+    assert sum(parameter.numel() for parameter in network().parameters()) == published
+
+
+def test_the_robust_gans_critic_gives_a_map_of_scores():
+    # 128 px halved three times are 16, of which a 4x4 filter leaves 13
+    with torch.inference_mode():
+        scores = CRITICS["skip_resnet"](width=2).eval()(torch.randn(2, 1, 128, 128))
+    assert scores.shape == (2, 13 * 13)
+
+
+def test_nt2c_pools_five_times_and_enlarges_five_times(monkeypatch):
+    sizes = {"pooled": [], "enlarged": []}
+    functional = torch.nn.functional
+    pool, enlarge = functional.max_pool2d, functional.interpolate
+
+    def pooled(x, side):
+        sizes["pooled"].append(x.shape[-1])
+        return pool(x, side)
+
+    def enlarged(x, **options):
+        assert options["mode"] == "nearest"
+        sizes["enlarged"].append(x.shape[-1])
+        return enlarge(x, **options)
+
+    monkeypatch.setattr(functional, "max_pool2d", pooled)
+    monkeypatch.setattr(functional, "interpolate", enlarged)
+    MODELS["pooling_unet"](width=2)(torch.randn(1, 1, 64, 64))
+    assert sizes == {"pooled": [64, 32, 16, 8, 4], "enlarged": [2, 4, 8, 16, 32]}
+
+
+def test_a_random_input_is_drawn_for_each_training_image_and_fixed_afterwards():
+    torch.manual_seed(2)
+    network = MODELS["convolutional_generator"](width=4, downs=1, blocks=1, random_input=True)
+    twice = torch.randn(1, 1, 16, 16).expand(2, 1, 16, 16)
+    with torch.inference_mode():
+        first, second = network.train()(twice)
+        assert float((first - second).abs().max()) > 1e-3
+        assert not torch.equal(network(twice)[0], first)
+        first, second = network.eval()(twice)
+        torch.testing.assert_close(first, second)
+        torch.testing.assert_close(network(twice)[0], first)
 
 
 def test_noise_levels_fall_from_one_to_nearly_nothing():

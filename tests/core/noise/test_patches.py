@@ -17,7 +17,6 @@ from cryohush.core.noise.patches import (
     cut_blocks,
     excesses,
     ring_amplitudes,
-    undo_whitening,
     whiten,
 )
 
@@ -116,7 +115,7 @@ def test_whitening_makes_the_rings_even_and_can_be_undone() -> None:
     torch.testing.assert_close(
         ring_amplitudes(whitened)[1:], torch.ones(len(amplitudes) - 1), atol=1e-4, rtol=0
     )
-    torch.testing.assert_close(undo_whitening(whitened, amplitudes), coloured, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(whiten(whitened, 1 / amplitudes), coloured, atol=1e-5, rtol=1e-4)
 
 
 def test_white_noise_has_amplitude_1_in_every_ring() -> None:

@@ -102,3 +102,20 @@ def test_degenerate_pairs_are_finite(which):
         images[which] = torch.full_like(images[which], 5.0)
     for made in reweight(**images):
         assert bool(torch.isfinite(made).all())
+
+
+def test_equation_4_by_hand():
+    # S, V and r are at right angles and have mean 0 and mean square 1: X = 3 S + V / 2 + 2 + 0.7 r
+    s, v, r = (
+        torch.tensor([[a, b], [c, d]], dtype=torch.float64)
+        for a, b, c, d in ((1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
+    )
+    reference = 3 * s + v / 2 + 2 + 0.7 * r
+    weights = fit_weights(s, v, reference)
+    found = [float(value) for value in (weights.alpha, weights.beta, weights.gamma)]
+    assert found == pytest.approx([3.0, 0.5, 2.0], abs=1e-12)
+    # the noise gets the spread of X - 3 S, (1/4 + 0.49)^(1/2) = 0.8602; beta of it is 0.5 / 0.8602, and
+    # 1 + beta times it is 0.8602 + 0.5
+    noisy, clean = reweight(s, v, reference)
+    torch.testing.assert_close(clean, 3 * s + 2)
+    torch.testing.assert_close(noisy, 3 * s + 2 + (math.sqrt(0.74) + 0.5) * v)

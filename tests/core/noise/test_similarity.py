@@ -9,7 +9,12 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from cryohush.core.noise.similarity import patch_similarity, to_unit_range
+from cryohush.core.noise.similarity import (
+    patch_similarity,
+    published_patch_similarity,
+    similarity_of_patches,
+    to_unit_range,
+)
 
 
 def smooth_field(y: int, x: int, seed: int = 1) -> torch.Tensor:
@@ -65,3 +70,27 @@ def test_one_hot_pixel_does_not_change_the_scale() -> None:
 def test_what_cannot_be_is_refused(patch: int, n_local: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         patch_similarity(smooth_field(90, 110), patch, 10, n_local)
+
+
+def test_equation_3_by_hand():
+    a = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+    b = torch.tensor([0.0, 0.5, 0.5, 1.0], dtype=torch.float64)
+    # means 1/2 and 1/2; variances 1/4 and (1/4 + 0 + 0 + 1/4) / 4 = 1/8, which is the covariance as well;
+    # c1 = 0.0001, c2 = 0.0009: (0.5 + c1)(0.25 + c2) / ((0.5 + c1)(0.375 + c2)) = 0.2509 / 0.3759
+    assert float(similarity_of_patches(a, b)) == pytest.approx(0.2509 / 0.3759, rel=1e-12)
+    # b turned round has the opposite covariance
+    assert float(similarity_of_patches(a, 1 - b)) == pytest.approx(-0.2491 / 0.3759, rel=1e-12)
+
+
+def test_published_likeness_is_the_least_of_all_pairs_of_quarters():
+    image = torch.rand(7, 9, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    found = published_patch_similarity(image, 4, 2)
+    unit = to_unit_range(image)
+    assert found.shape == (2, 3)
+    for row in range(2):
+        for column in range(3):
+            patch = unit[2 * row : 2 * row + 4, 2 * column : 2 * column + 4]
+            quarters = [patch[y : y + 2, x : x + 2].flatten() for y in (0, 2) for x in (0, 2)]
+            pairs = itertools.combinations(quarters, 2)
+            least = min(float(similarity_of_patches(a, b)) for a, b in pairs)
+            assert float(found[row, column]) == pytest.approx(least, abs=1e-12)

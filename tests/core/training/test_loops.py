@@ -8,6 +8,7 @@ import torch
 from cryohush.core.config.load import validate
 from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import Aborted, ConfigurationError
+from cryohush.core.job_context import JobContext
 from cryohush.core.losses import perceptual
 from cryohush.core.losses.perceptual import PerceptualLoss
 from cryohush.core.models.vgg import Vgg19Features
@@ -36,10 +37,6 @@ GAMES = {
     },
     "progressive": {"critic": {"name": "progressive", "arguments": PROGRESSIVE}},
 }
-
-
-def quiet(_: str) -> None:
-    pass
 
 
 def read_log(folder):
@@ -74,18 +71,18 @@ def assert_same_weights(one, other):
 @pytest.mark.parametrize("name", GAMES)
 def test_killed_game_resumes_to_the_same_weights(tiny, tmp_path, name):
     config = game(tiny, name)
-    undisturbed = load_model(train(config, tmp_path / "a", log=quiet)).module
+    undisturbed = load_model(train(config, tmp_path / "a")).module
     calls = iter(range(100))
     with pytest.raises(Aborted, match="step 7"):
-        train(config, tmp_path / "b", log=quiet, should_stop=lambda: next(calls) == 7)
-    resumed = load_model(train(config, tmp_path / "b", log=quiet, resume=True)).module
+        train(config, tmp_path / "b", context=JobContext(should_stop=lambda: next(calls) == 7))
+    resumed = load_model(train(config, tmp_path / "b", resume=True)).module
     assert_same_weights(undisturbed, resumed)
     assert [line["step"] for line in read_log(tmp_path / "b")] == [4, 8, 12]
 
 
 def test_game_with_a_pixel_loss_learns_to_denoise(tiny, tmp_path):
     config = game({**tiny, "validate_every": 30}, "alpha_beta", steps=60)
-    train(config, tmp_path / "run", log=quiet)
+    train(config, tmp_path / "run")
     lines = read_log(tmp_path / "run")
     assert lines[-1]["score"] < 0.95 * lines[0]["score"]
     assert lines[-1]["score"] < 0.6  # a flat image scores 1
@@ -97,12 +94,12 @@ def test_critic_tells_noise_from_clean_images(tiny, tmp_path):
     changes = {"alpha": 0.0, "beta": 0.0, "critic_learning_rate": 2e-3, "generator_steps": 1}
     config = config.model_copy(update={"adversarial": config.adversarial.model_copy(update=changes)})
     options = config.optimisation.model_copy(update={"learning_rate": 1e-7})
-    train(config.model_copy(update={"optimisation": options}), tmp_path / "run", log=quiet)
+    train(config.model_copy(update={"optimisation": options}), tmp_path / "run")
     assert read_log(tmp_path / "run")[-1]["critic"] < 0.8 * 1.386
 
 
 def test_weights_of_a_clipped_critic_stay_within_the_limit(tiny, tmp_path):
-    train(game(tiny, "clipped"), tmp_path / "run", log=quiet)
+    train(game(tiny, "clipped"), tmp_path / "run")
     state = torch.load(tmp_path / "run/last.pt", weights_only=True)
     trained = [value for name, value in state["critic"].items() if name.endswith(("weight", "bias"))]
     assert max(float(value.abs().max()) for value in trained) <= 0.001 * (1 + 1e-6)
@@ -129,13 +126,14 @@ def test_validation_judges_the_stage_that_is_trained(tiny, tmp_path):
     judge = adversarial.validate
 
     def watched(network, data, n_images):
-        scores, shown = judge(network, data, n_images)
-        sides.append((int(network.stage), shown[1].shape[-1], shown[2].shape[-1]))
-        return scores, shown
+        scores, preview = judge(network, data, n_images)
+        denoised, clean = (row.images for row in preview.rows if row.label != "noisy")
+        sides.append((int(network.stage), denoised.shape[-1], clean.shape[-1]))
+        return scores, preview
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adversarial, "validate", watched)
-        train(game(tiny, "progressive"), tmp_path / "run", log=quiet)
+        train(game(tiny, "progressive"), tmp_path / "run")
     full = tiny["data"]["box_px"]
     # validated after steps 4, 8 and 12; the second stage begins with step 4
     assert sides == [(0, full // 2, full // 2), (1, full, full), (1, full, full)]
@@ -149,24 +147,24 @@ def test_unsupervised_game_never_compares_with_the_clean_image(tiny, tmp_path):
     config = config.model_copy(
         update={"adversarial": config.adversarial.model_copy(update=changes), "loss": loss}
     )
-    train(config, tmp_path / "run", log=quiet)
+    train(config, tmp_path / "run")
     lines = read_log(tmp_path / "run")
     assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
 
 
 def test_killed_diffusion_resumes_to_the_same_weights(tiny, tmp_path):
     config = diffuse(tiny)
-    undisturbed = load_model(train(config, tmp_path / "a", log=quiet)).module
+    undisturbed = load_model(train(config, tmp_path / "a")).module
     calls = iter(range(100))
     with pytest.raises(Aborted, match="step 9"):  # in the second stage
-        train(config, tmp_path / "b", log=quiet, should_stop=lambda: next(calls) == 9)
-    resumed = load_model(train(config, tmp_path / "b", log=quiet, resume=True)).module
+        train(config, tmp_path / "b", context=JobContext(should_stop=lambda: next(calls) == 9))
+    resumed = load_model(train(config, tmp_path / "b", resume=True)).module
     assert_same_weights(undisturbed, resumed)
 
 
 def test_diffusion_learns_to_denoise(tiny, tmp_path):
     tiny = {**tiny, "validate_every": 40}
-    train(diffuse(tiny, steps=120, post_steps=40), tmp_path / "run", log=quiet)
+    train(diffuse(tiny, steps=120, post_steps=40), tmp_path / "run")
     lines = read_log(tmp_path / "run")
     # the last line is behind the U-Net, the one before it is of the draws alone
     assert lines[-1]["score"] < lines[-2]["score"]
@@ -200,14 +198,14 @@ def test_sections_that_do_not_fit_are_refused(tiny, changes, message):
 def test_unknown_network_and_critic_are_refused_by_name(tiny, tmp_path):
     config = TrainingConfig.model_validate({**tiny, "network": {"name": "resnet50"}})
     with pytest.raises(ConfigurationError, match=r"network\.name: expected one of .*dncnn.* not resnet50"):
-        train(config, tmp_path / "run", log=quiet)
+        train(config, tmp_path / "run")
     config = game(tiny, "alpha_beta")
     critic = config.adversarial.critic.model_copy(update={"name": "judge"})
     config = config.model_copy(
         update={"adversarial": config.adversarial.model_copy(update={"critic": critic})}
     )
     with pytest.raises(ConfigurationError, match=r"critic\.name: expected one of .*resnet.* not judge"):
-        train(config, tmp_path / "run", log=quiet)
+        train(config, tmp_path / "run")
 
 
 def test_perceptual_loss_is_zero_for_the_target_and_has_a_gradient(tmp_path):
@@ -231,7 +229,7 @@ def test_perceptual_loss_needs_an_encoder(tmp_path):
 def test_both_stages_of_a_diffusion_model_have_a_whole_schedule(tiny, tmp_path, monkeypatch):
     rates = []
     monkeypatch.setattr(diffusion, "set_learning_rate", lambda optimiser, rate: rates.append(rate / 5e-3))
-    train(diffuse(tiny, steps=12, post_steps=4), tmp_path / "run", log=quiet)
+    train(diffuse(tiny, steps=12, post_steps=4), tmp_path / "run")
 
     def expected(steps):
         return [0.5, 1.0, *(0.5 + 0.5 * math.cos(math.pi * k / (steps - 2)) for k in range(steps - 2))]
@@ -252,7 +250,7 @@ def test_vgg_is_downloaded_only_where_it_is_asked_for_by_name(tmp_path, monkeypa
 
 
 def test_run_leaves_curves_pictures_and_events(tiny, tmp_path):
-    train(TrainingConfig.model_validate(tiny), tmp_path / "run", log=quiet)
+    train(TrainingConfig.model_validate(tiny), tmp_path / "run")
     for name in ("curves.png", "validation.png"):
         assert (tmp_path / "run" / name).read_bytes()[1:4] == b"PNG"
     assert list((tmp_path / "run/tensorboard").glob("events*"))
@@ -262,7 +260,9 @@ def test_patience_keeps_the_best_weights(tiny, tmp_path):
     options = {**tiny["optimisation"], "steps": 40, "patience": 2, "ema_decay": 0.0, "learning_rate": 0.3}
     lines: list[str] = []
     train(
-        TrainingConfig.model_validate({**tiny, "optimisation": options}), tmp_path / "run", log=lines.append
+        TrainingConfig.model_validate({**tiny, "optimisation": options}),
+        tmp_path / "run",
+        context=JobContext(log=lines.append),
     )
     scores = [line["score"] for line in read_log(tmp_path / "run")]
     best = scores.index(min(scores))

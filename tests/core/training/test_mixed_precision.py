@@ -19,7 +19,7 @@ def test_gradient_penalty_in_bfloat16(tiny, tmp_path):
             "optimisation": {**tiny["optimisation"], "steps": 4, "precision": "bf16-mixed"},
         }
     )
-    train(config, tmp_path / "run", log=lambda line: None)
+    train(config, tmp_path / "run")
     line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     # a fresh critic's gradient is far from 1 in norm, so that the penalty counts
     assert 0.1 < line["critic"] < 100

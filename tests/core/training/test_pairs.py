@@ -7,6 +7,7 @@ import torch
 from cryohush.core.config.training import PairsConfig, TrainingConfig
 from cryohush.core.errors import ConfigurationError, InputError
 from cryohush.core.io.mrc import StackWriter
+from cryohush.core.job_context import JobContext
 from cryohush.core.models.weights import load_model
 from cryohush.core.training.pairs import PairedParticles, recorrupted
 from cryohush.core.training.run import train
@@ -137,7 +138,7 @@ def test_half_set_without_its_column_is_refused(tmp_path, images):
 def test_sets_that_do_not_match_are_refused(tmp_path, images):
     noisy = write_set(tmp_path, "noisy", images)
     fewer = write_set(tmp_path, "fewer", images[:-1])
-    with pytest.raises(InputError, match=rf"fewer\.star: expected the {N} particles .* found {N - 1}"):
+    with pytest.raises(InputError, match=rf"fewer\.star: expected the {N} particles .* found {N - 1}, and"):
         PairedParticles(PairsConfig(noisy=noisy, target=fewer), held_out=False, seed=3)
     smaller = write_set(tmp_path, "smaller", images[:, :24, :24])
     with pytest.raises(InputError, match=r"expected images of 32 x 32 px as in .* found 24 x 24"):
@@ -164,7 +165,7 @@ def test_noise2noise_approaches_the_clean_image_that_it_never_saw(tiny, tmp_path
     config = TrainingConfig.model_validate(
         {**tiny, "pairs": pairs, "optimisation": options, "validate_every": 50}
     )
-    network = load_model(train(config, tmp_path / "run", log=lambda _: None)).module
+    network = load_model(train(config, tmp_path / "run")).module
     fresh = (clean + rng.normal(size=clean.shape)).astype(np.float32)
     with torch.inference_mode():
         estimate = network(torch.from_numpy(fresh)[:, None])[:, 0].numpy()
@@ -195,3 +196,45 @@ def test_single_images_are_enough(tmp_path, images):
     assert x.equal(again[0])
     assert y.equal(again[1])
     assert not x.equal(data.batch(1, 16)[0])
+
+
+def write_placed(folder: Path, name: str, images: np.ndarray, order: list[int]) -> Path:
+    """A table in some order, with micrograph and place of each particle; particle i is image i + 1."""
+    write_stack(folder / f"{name}.mrcs", images)
+    labels = ("rlnImageName", "rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY")
+    lines = ["data_particles", "", "loop_", *(f"_{label} #{i}" for i, label in enumerate(labels, 1))]
+    lines += [f"{i + 1:06d}@{name}.mrcs mic{i // 8}.mrc {100 + 30 * i} {3000 - 20 * i}" for i in order]
+    path = folder / f"{name}.star"
+    path.write_text("\n".join([*lines, ""]))
+    return path
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_targets_in_another_order_are_found_by_their_places(tmp_path, images, clean):
+    order = [int(i) for i in np.random.default_rng(5).permutation(N)]
+    lines: list[str] = []
+    noisy, target = (
+        write_placed(tmp_path, "noisy", images, list(range(N))),
+        images if clean else 5 * images + 7,
+    )
+    paths = [
+        write_placed(tmp_path, name, target, rows) for name, rows in (("b", order), ("c", order[::-1][:30]))
+    ]
+    for path in paths:
+        config = PairsConfig(noisy=noisy, target=path, target_is_clean=clean)
+        context = JobContext(log=lines.append)
+        data = PairedParticles(config, held_out=False, seed=3, context=context)
+        x, y, _ = data.batch(0, 16)
+        # alike but for an offset where the target is clean and keeps its own background
+        assert float((y - x).std(dim=(1, 2, 3)).max()) < 1e-3
+    assert "b.star: paired by micrograph and coordinates" in lines[0]
+    assert "30 of 30 rows, of 40 on the other side" in lines[1]
+    assert set(data.rows) <= set(order[::-1][:30])
+
+
+def test_targets_of_other_particles_are_refused(tmp_path, images):
+    noisy = write_placed(tmp_path, "noisy", images, list(range(N)))
+    other = write_placed(tmp_path, "other", images, list(range(N)))
+    other.write_text(other.read_text().replace("mic", "session2_mic").replace(" 2980\n", " 1980\n"))
+    with pytest.raises(InputError, match=r"other\.star: its rows are not those of .* row 2 "):
+        PairedParticles(PairsConfig(noisy=noisy, target=other), held_out=False, seed=3)

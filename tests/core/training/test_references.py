@@ -18,6 +18,7 @@ from cryohush.core.config.load import validate
 from cryohush.core.config.training import NetworkConfig, ReferenceConfig, TrainingConfig
 from cryohush.core.errors import ConfigurationError, ImageError, InputError
 from cryohush.core.io.mrc import StackWriter
+from cryohush.core.job_context import QUIET, JobContext
 from cryohush.core.models.weights import load_model
 from cryohush.core.training.references import ReferenceParticles, ReferenceProjections, open_reference
 from cryohush.core.training.run import train, with_network
@@ -161,17 +162,15 @@ def error_of_targets(project: Project, projections: ReferenceProjections) -> tup
     return float(((found - truth) ** 2).sum() / (truth**2).sum()), slope
 
 
-def quiet(line: str) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return Project(tmp_path_factory.mktemp("project"))
 
 
-def projections_of(project: Project, config: ReferenceConfig, log: Any = quiet) -> ReferenceProjections:
-    return ReferenceProjections(config, StoredImages(config.particles), np.arange(N), log)
+def projections_of(
+    project: Project, config: ReferenceConfig, context: JobContext = QUIET
+) -> ReferenceProjections:
+    return ReferenceProjections(config, StoredImages(config.particles), np.arange(N), context)
 
 
 def test_clean_images_are_the_true_ones_in_place_orientation_ctf_and_contrast(project):
@@ -185,7 +184,9 @@ def test_clean_images_are_the_true_ones_in_place_orientation_ctf_and_contrast(pr
 def test_a_map_of_other_pixel_and_box_is_resampled_and_the_log_says_so(project, tmp_path):
     coarse = write_map(tmp_path / "coarse.mrc", box=28, pixel=5.0, solvent=3.0)
     lines: list[str] = []
-    error, _ = error_of_targets(project, projections_of(project, project.config(map=coarse), lines.append))
+    error, _ = error_of_targets(
+        project, projections_of(project, project.config(map=coarse), JobContext(log=lines.append))
+    )
     assert error < 0.02
     assert any("28 px of 5 Å, resampled to the particles' 32 px of 4 Å" in line for line in lines)
 
@@ -251,10 +252,12 @@ def test_images_are_mirrored_to_what_the_network_takes(project):
 def test_a_half_set_alone_is_used_and_needs_its_own_half_map(project, tmp_path):
     half = write_map(tmp_path / "run_half2_class001_unfil.mrc")
     lines: list[str] = []
-    data, held_out = open_reference(project.config(half_set=2, map=half), seed=1, log=lines.append)
+    data, held_out = open_reference(
+        project.config(half_set=2, map=half), seed=1, context=JobContext(log=lines.append)
+    )
     assert set(np.concatenate([data.rows, held_out.rows]) % 2) == {1}
     assert not any("WARNING" in line for line in lines)
-    open_reference(project.config(half_set=2), seed=1, log=lines.append)
+    open_reference(project.config(half_set=2), seed=1, context=JobContext(log=lines.append))
     assert any("does not look like the half map of half set 2" in line for line in lines)
     values = {"particles": project.table, "map": half, "half_set": 1}
     with pytest.raises(ConfigurationError, match=r"half sets are mixed: half_set is 1, .* is of half 2"):
@@ -263,7 +266,7 @@ def test_a_half_set_alone_is_used_and_needs_its_own_half_map(project, tmp_path):
 
 def test_both_half_sets_in_one_model_are_warned_of(project):
     lines: list[str] = []
-    open_reference(project.config(), seed=1, log=lines.append)
+    open_reference(project.config(), seed=1, context=JobContext(log=lines.append))
     assert any("WARNING: the model learns from both half sets" in line for line in lines)
 
 
@@ -329,10 +332,14 @@ def test_orientations_of_other_particles_are_warned_of(project):
     order = np.random.default_rng(1).permutation(N)
     columns = {f"rlnAngle{name}": project.angles[order, k] for k, name in enumerate(("Rot", "Tilt", "Psi"))}
     lines: list[str] = []
-    open_reference(project.config(particles=project.write("mixed", **columns)), seed=1, log=lines.append)
+    open_reference(
+        project.config(particles=project.write("mixed", **columns)),
+        seed=1,
+        context=JobContext(log=lines.append),
+    )
     assert any("WARNING: the particles look no more like" in line for line in lines)
     lines.clear()
-    open_reference(project.config(), seed=1, log=lines.append)
+    open_reference(project.config(), seed=1, context=JobContext(log=lines.append))
     assert not any("look no more like" in line for line in lines)
 
 
@@ -399,7 +406,7 @@ def run_config(tiny: dict[str, Any], project: Project, **changes: Any) -> Traini
 
 def test_a_run_learns_and_its_card_says_from_what(project, tiny, tmp_path):
     reference = project.config(half_set=1).model_dump()
-    weights = train(run_config(tiny, project, reference=reference), tmp_path / "run", log=quiet)
+    weights = train(run_config(tiny, project, reference=reference), tmp_path / "run")
     card = load_model(weights).card
     assert card["training"]["reference"]["half_set"] == 1
     assert card["training"]["reference"]["map"] == "map.mrc"
@@ -421,4 +428,4 @@ def test_fine_tuning_takes_the_network_of_the_weights_that_it_begins_with(projec
 
 def test_weights_of_another_network_are_refused(project, tiny, tmp_path):
     with pytest.raises(ConfigurationError, match=r"initial_weights: .* are of the network .*96.*, not of"):
-        train(run_config(tiny, project, initial_weights="general"), tmp_path / "run", log=quiet)
+        train(run_config(tiny, project, initial_weights="general"), tmp_path / "run")

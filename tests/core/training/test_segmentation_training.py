@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from particle_files import write_stack
 from cryohush.core.config.load import validate
 from cryohush.core.config.segmentation import SegmentationConfig
 from cryohush.core.errors import Aborted, ConfigurationError, CryohushError, ModelError, MrcError
+from cryohush.core.job_context import JobContext
 from cryohush.core.models import MODELS, SEGMENTERS
 from cryohush.core.models.weights import load_model
 from cryohush.core.training.segmentation import train_segmentation
@@ -60,7 +62,7 @@ def config(folder: Path, **changes: object) -> SegmentationConfig:
 
 def test_it_learns_to_tell_three_classes_apart_from_picks_and_masks(tmp_path: Path) -> None:
     write_set(tmp_path)
-    path = train_segmentation(config(tmp_path), tmp_path / "out", log=lambda line: None)
+    path = train_segmentation(config(tmp_path), tmp_path / "out")
     model = load_model(path, SEGMENTERS)
     # of a micrograph that was not trained on; at even chance they would be about 0.2 each
     measured = model.card["measured"]
@@ -70,7 +72,7 @@ def test_it_learns_to_tell_three_classes_apart_from_picks_and_masks(tmp_path: Pa
     with pytest.raises(ModelError, match="labels micrographs, where one that denoises"):
         load_model(path)
     refined = config(tmp_path, initial_weights=str(path), optimisation={"steps": 1, "crop_px": 32})
-    again = train_segmentation(refined, tmp_path / "again", log=lambda line: None)
+    again = train_segmentation(refined, tmp_path / "again")
     # one step with the rate of the warm-up changes next to nothing
     assert load_model(again, SEGMENTERS).card["measured"]["iou_background"] > 0.6
 
@@ -114,21 +116,27 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     write_set(tmp_path, 2)
     short = config(tmp_path, optimisation={"steps": 6, "batch_size": 2, "crop_px": 32, "validate_every": 2})
-    whole = load_model(train_segmentation(short, tmp_path / "whole", log=lambda line: None), SEGMENTERS)
+    whole = load_model(train_segmentation(short, tmp_path / "whole"), SEGMENTERS)
     # after step 3, in the middle between two validations
     answers = iter([False] * 3 + [True])
     with pytest.raises(Aborted, match="stopped at step 3; run again with --resume"):
-        train_segmentation(short, tmp_path / "torn", log=lambda line: None, should_stop=lambda: next(answers))
+        train_segmentation(short, tmp_path / "torn", context=JobContext(should_stop=lambda: next(answers)))
     other = config(tmp_path, seed=2)
     with pytest.raises(CryohushError, match="belongs to another configuration"):
-        train_segmentation(other, tmp_path / "torn", resume=True, log=lambda line: None)
-    path = train_segmentation(short, tmp_path / "torn", resume=True, log=lambda line: None)
+        train_segmentation(other, tmp_path / "torn", resume=True)
+    path = train_segmentation(short, tmp_path / "torn", resume=True)
     resumed = load_model(path, SEGMENTERS)
     for one, same in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
         torch.testing.assert_close(one, same, rtol=0, atol=0)
-    logs = [(tmp_path / name / "segmentation.jsonl").read_text() for name in ("whole", "torn")]
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "torn")
+    ]
+    for line in (*logs[0], *logs[1]):
+        assert line.pop("seconds") > 0
+    # also the loss, which is the mean over steps before and after the interruption
     assert logs[0] == logs[1]
-    assert len(logs[0].splitlines()) == 3
+    assert len(logs[0]) == 3
     assert resumed.card["measured"] == whole.card["measured"]
 
 

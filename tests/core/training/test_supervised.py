@@ -7,6 +7,7 @@ import torch
 from cryohush.core.config.load import PRESET_FOLDER, load_yaml
 from cryohush.core.config.training import LossConfig, TrainingConfig
 from cryohush.core.errors import Aborted, ConfigurationError, CryohushError
+from cryohush.core.job_context import JobContext
 from cryohush.core.models.weights import load_model
 from cryohush.core.training import session, supervised
 from cryohush.core.training.adversarial import make_critic
@@ -22,7 +23,7 @@ def longer(config: TrainingConfig, **changes) -> TrainingConfig:
 
 
 def test_training_lowers_the_error_on_a_structure_never_seen(config, tmp_path):
-    supervised.train(longer(config, steps=120), tmp_path / "run", log=quiet)
+    supervised.train(longer(config, steps=120), tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert records[-1]["step"] == 120
     assert records[-1]["score"] < 0.7 * records[0]["score"]
@@ -30,27 +31,27 @@ def test_training_lowers_the_error_on_a_structure_never_seen(config, tmp_path):
 
 
 def test_killed_run_resumes_to_the_same_weights(config, tmp_path):
-    undisturbed = load_model(str(supervised.train(config, tmp_path / "a", log=quiet))).module
+    undisturbed = load_model(str(supervised.train(config, tmp_path / "a"))).module
     calls = iter(range(100))
     with pytest.raises(Aborted, match="step 6"):
-        supervised.train(config, tmp_path / "b", log=quiet, should_stop=lambda: next(calls) == 6)
-    resumed = load_model(str(supervised.train(config, tmp_path / "b", log=quiet, resume=True))).module
+        supervised.train(config, tmp_path / "b", context=JobContext(should_stop=lambda: next(calls) == 6))
+    resumed = load_model(str(supervised.train(config, tmp_path / "b", resume=True))).module
     for one, other in zip(undisturbed.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
 def test_fine_tuning_starts_from_the_given_weights(config, tmp_path):
-    first = supervised.train(config, tmp_path / "first", log=quiet)
+    first = supervised.train(config, tmp_path / "first")
     tuned = longer(config, steps=1, learning_rate=1e-9, weight_decay=0.0)
     tuned = tuned.model_copy(update={"initial_weights": first})
-    second = load_model(supervised.train(tuned, tmp_path / "second", log=quiet))
+    second = load_model(supervised.train(tuned, tmp_path / "second"))
     for one, other in zip(load_model(first).module.parameters(), second.module.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-3)  # half precision in the file
     assert second.card["training"]["initial_weights"] == "weights.safetensors"
 
 
 def test_weights_carry_the_configuration_and_no_folder_of_the_machine(config, tmp_path):
-    model = load_model(str(supervised.train(config, tmp_path / "run", log=quiet)))
+    model = load_model(str(supervised.train(config, tmp_path / "run")))
     assert model.card["training"]["optimisation"]["steps"] == 12
     assert model.card["structures"] == ["one", "two"]
     assert model.card["held_out_structures"] == ["kept"]
@@ -58,21 +59,21 @@ def test_weights_carry_the_configuration_and_no_folder_of_the_machine(config, tm
 
 
 def test_checkpoint_of_another_configuration_is_refused(config, tmp_path):
-    supervised.train(config, tmp_path / "run", log=quiet)
+    supervised.train(config, tmp_path / "run")
     with pytest.raises(CryohushError, match="belongs to another configuration"):
-        supervised.train(longer(config, steps=20), tmp_path / "run", log=quiet, resume=True)
+        supervised.train(longer(config, steps=20), tmp_path / "run", resume=True)
 
 
 def test_box_that_the_network_cannot_take_is_refused_at_once(config, tmp_path):
     config = config.model_copy(update={"data": config.data.model_copy(update={"other_boxes_px": (32, 34)})})
     with pytest.raises(ConfigurationError, match="multiples of 4 px for this network, not 34"):
-        supervised.train(config, tmp_path / "run", log=quiet)
+        supervised.train(config, tmp_path / "run")
     assert not list((tmp_path / "run").glob("projections*"))
 
 
 def test_diverged_run_stops_with_its_reason(config, tmp_path):
     with pytest.raises(CryohushError, match="the loss is not finite near step 4"):
-        supervised.train(longer(config, learning_rate=1e30, gradient_clip=1e30), tmp_path / "run", log=quiet)
+        supervised.train(longer(config, learning_rate=1e30, gradient_clip=1e30), tmp_path / "run")
 
 
 def test_batches_are_a_function_of_seed_and_number(config, tmp_path):
@@ -137,7 +138,7 @@ def test_loss_weighs_images_by_the_root_of_their_snr():
 
 
 # presets of other commands and forms, tested with them
-OTHER_PRESETS = ("segmentation", "nt2c")
+OTHER_PRESETS = ("segmentation", "nt2c", "nt2c_published")
 
 
 PRESETS = [path for path in sorted(PRESET_FOLDER.glob("*.yaml")) if path.stem not in OTHER_PRESETS]

@@ -5,6 +5,7 @@ import torch
 
 from cryohush.core.errors import Aborted
 from cryohush.core.imaging.normalise import background_statistics, default_radius_px
+from cryohush.core.job_context import JobContext
 from cryohush.core.models.weights import load_model
 from cryohush.core.training import supervised
 from cryohush.core.training.data import SimulatedParticles
@@ -38,11 +39,11 @@ def test_batches_are_made_on_the_gpu_and_normalised_there(config, tmp_path):
 
 
 def test_killed_run_resumes_on_the_gpu(config, tmp_path):
-    undisturbed = load_model(supervised.train(config, tmp_path / "a", log=quiet)).module.state_dict()
+    undisturbed = load_model(supervised.train(config, tmp_path / "a")).module.state_dict()
     calls = iter(range(100))
     with pytest.raises(Aborted, match="step 7"):
-        supervised.train(config, tmp_path / "b", log=quiet, should_stop=lambda: next(calls) == 7)
-    weights = supervised.train(config, tmp_path / "b", log=quiet, resume=True)
+        supervised.train(config, tmp_path / "b", context=JobContext(should_stop=lambda: next(calls) == 7))
+    weights = supervised.train(config, tmp_path / "b", resume=True)
     resumed = load_model(weights).module.state_dict()
     # sums on a GPU are not in one order, and half precision rounds what is stored
     for name, value in undisturbed.items():

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from ..core.batch.kinds import EvaluationSummary, Result
+from ..core.batch.kinds import Result
 from ..core.batch.state import Item
 from ..core.config.batch import OPTIONS, Source
 from ..core.config.denoise import DenoiseOptions
@@ -17,19 +15,20 @@ from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.errors import ConfigurationError, HostError
 from ..core.inference.summary import Summary
 from ..core.noise.summary import NoiseSummary
-from .command import Command, CommandWork, Prepared, find_outputs, open_command, prepare_command
-from .denoise import Denoising, open_denoising
+from .command import Command, Prepared, Work, find_outputs, open_command, prepare_command
+from .denoise import denoising
 from .evaluate import ENTRIES, evaluation
 from .extract_noise import extraction
-from .guard import LAST_WORD_SECONDS, JobEnded, check_active, end_as_failed
-from .instance import ConnectionLost, Instance
-from .instance import Source as Output
-from .job import ExternalJob, find_job
-from .kinds import KINDS, MICROGRAPHS, PARTICLES, Kind, write_table
-from .newest import find_marked, find_newest
+from .guard import LAST_WORD_SECONDS, end_as_failed
+from .instance import Instance
+from .job import ExternalJob, JobEnded, find_job
+from .lock import Holder, this_program
+from .outputs import KINDS, MICROGRAPHS, PARTICLES, find_newest, write_table
 from .place import FOLDER, Place, find_place
-from .run import JobRun, new_mark
-from .train import trained_model
+from .project import Project
+from .project import Source as Output
+from .record import Record, new_mark
+from .run import JobRun
 from .work import describe_evaluation, describe_noise, describe_run
 
 _KINDS = {kind.name: kind for kind in KINDS}
@@ -57,39 +56,42 @@ class CryosparcProjects:
     def __init__(self, instance: Instance, folder: Path, command: str) -> None:
         self._instance, self._folder, self._command = instance, folder, command
         self._new = set[str]()
-        self._running: dict[str, Denoising | CommandWork] = {}
+        self._running: dict[str, Work] = {}
+        # what is held for each of them: its lock
+        self._held: dict[str, contextlib.ExitStack] = {}
 
     def find(self, source: Source) -> list[Item]:
         """Return the one item of an output."""
         assert source.cryosparc is not None  # of this host
-        instance, project = self._instance, source.cryosparc
-        directory = instance.project_directory(project)
-        find_place(directory, project, "", None)
+        project = Project(self._instance, source.cryosparc)
+        directory = project.directory()
+        find_place(directory, project.uid, "", None)
         if source.newest is not None:
-            text, kind = find_newest(instance, project, source.newest, source.workspace)
+            text, kind = find_newest(project, source.newest, source.workspace)
         else:
             kind = PARTICLES if source.particles else MICROGRAPHS
             text = source.particles or source.micrographs or ""
-        found = instance.find_source(project, text, kind.data, [kind.slot])
+        found = project.find_source(text, kind.data, [kind.slot])
         workspace = source.workspace or next(iter(found.workspaces), None)
         if workspace is None:
             raise ConfigurationError(f"{found.job} is in no workspace. Name one, as workspace: W1.")
         mark = new_mark()
         self._new.add(mark)
-        table, _ = self._write_table(project, found, kind)
+        table = Path(tempfile.mkdtemp(dir=self._folder)) / kind.table
+        write_table(kind, project.load(found, [kind.slot]), table)
         return [
             Item(
                 name=source.name or f"{project}_{found.job}_{found.output}",
                 host="cryosparc",
                 source=table,
-                origin=f"{project} {text}",
+                origin=f"{project} {found}",
                 root=directory,
                 project=directory,
                 alias=source.title,
                 details={
-                    "project": project,
+                    "project": project.uid,
                     "workspace": workspace,
-                    "input": text,
+                    "input": str(found),
                     "kind": kind.name,
                     "mark": mark,
                 },
@@ -98,72 +100,42 @@ class CryosparcProjects:
 
     def check(self, item: Item) -> None:
         """Raise when there is no such workspace, the images do not suit the job, or a model is not there."""
-        project, options = item.details["project"], item.options
-        self._instance.check_workspace(project, item.details["workspace"])
-        if isinstance(options, DenoiseOptions):
-            model = trained_model(self._instance, _place(item), project, options.model)
-            item.options = options.model_copy(update={"model": model})
-            return
+        project = self._project(item)
+        project.check_workspace(item.details["workspace"])
         command = self._command_of(item)
         if item.details["kind"] != command.inputs[0].name:
             raise ConfigurationError(
                 f"job {item.job}: expected an output with {command.noun}, found {item.details['input']} with "
                 f"{_KINDS[item.details['kind']].noun}."
             )
-        if isinstance(options, EvaluateConfig):
-            item.details["outputs"] = _outputs(item, options)
+        if isinstance(item.options, EvaluateConfig):
+            item.details["outputs"] = _outputs(item, item.options)
         _, prepared = self._prepare(item, command)
         # the same outputs make the same tables
-        folder = self._folder / "_".join([project, item.job, *_texts(item).values()])
+        folder = self._folder / "_".join([project.uid, item.job, *_texts(item).values()])
         folder.mkdir(exist_ok=True)
-        _settle(item, prepared.write(folder))
+        _settle(item, prepared, folder)
 
     def open(self, item: Item) -> Path:
         """Make the job, or take up again the one that there is, and start it."""
-        return self._open_denoising(item) if item.job == "denoise" else self._open_command(item)
-
-    def _open_denoising(self, item: Item) -> Path:
-        assert isinstance(item.options, DenoiseOptions)  # of its job
-        project, text = item.details["project"], item.details["input"]
-        kind, place = _KINDS[item.details["kind"]], _place(item)
-        source = self._instance.find_source(project, text, kind.data, [kind.slot])
-        table, dataset = self._write_table(project, source, kind)
-
-        def create(workspace: str, mark: str) -> ExternalJob:
-            return open_denoising(
-                self._instance, project, workspace, kind, self._command, title=item.alias, mark=mark
-            )
-
-        job = self._job(item, create)
-        if job.status() == "completed":  # only the note of it in the batch's state was lost
-            folder = place.folder(job.directory_name())
-        else:
-            run = JobRun(job, place, kind.noun, echo=lambda line: None)
-            work = Denoising(run, source, kind, place, dataset, table, item.options, self._command)
-            self._running[item.name] = work
-            folder = work.begin()
-        item.source = folder / kind.table
-        return folder
-
-    def _open_command(self, item: Item) -> Path:
-        project, command = item.details["project"], self._command_of(item)
+        command = self._command_of(item)
         place = _place(item, command.folder)
         sources, prepared = self._prepare(item, command)
-
-        def create(workspace: str, mark: str) -> ExternalJob:
-            return open_command(
-                self._instance, project, workspace, command, self._command, title=item.alias, mark=mark
-            )
-
-        job = self._job(item, create)
-        if job.status() == "completed":
-            folder = place.folder(job.directory_name())
-        else:
-            run = JobRun(job, place, command.noun, echo=lambda line: None)
-            work = CommandWork(run, command, sources, prepared, self._command)
-            self._running[item.name] = work
-            folder = work.begin()
-        _settle(item, prepared.write(folder))
+        job = self._job(item, command, sources[command.inputs[0].name])
+        name = job.directory_name()
+        with contextlib.ExitStack() as held:
+            lock = held.enter_context(place.lock(name))
+            lock.note(Holder(this_program()))
+            if job.status() == "completed":  # only the note of it in the batch's state was lost
+                folder = place.folder(name)
+            else:
+                run = JobRun(job, place, command.noun, echo=lambda line: None)
+                work = Work(run, command, sources, prepared, self._command)
+                self._running[item.name] = work
+                held.callback(place.hand_over, name)
+                self._held[item.name] = held.pop_all()
+                folder = work.begin()
+        _settle(item, prepared, folder)
         return folder
 
     def is_aborted(self, item: Item) -> bool:
@@ -188,7 +160,8 @@ class CryosparcProjects:
         if work is None:
             return
         if summary is not None and item.output is not None:
-            self._complete(work, item.output, summary)
+            self._finish(work, item.output, summary)
+            work.run.job.complete()
         else:
             stopped = item.state == "stopped"
             reason = item.error if stopped else f"{item.error} Then go on with: batch retry-failed."
@@ -196,68 +169,57 @@ class CryosparcProjects:
                 end_as_failed(
                     work.run.job, str(reason), patience_seconds=LAST_WORD_SECONDS if stopped else None
                 )
+        self._held.pop(item.name).close()
         del self._running[item.name]
 
-    def _complete(self, work: Denoising | CommandWork, folder: Path, summary: Result) -> None:
-        try:
-            self._finish(work, folder, summary)
-            work.run.job.complete()
-        except ConnectionLost:
-            raise
-        except HostError:
-            # refused because the user has ended the job: then that is the reason
-            check_active(work.run.job)
-            raise
-
-    def _finish(self, work: Denoising | CommandWork, folder: Path, summary: Result) -> None:
-        if isinstance(work, Denoising):
-            assert isinstance(summary, Summary)  # of its job
-            work.finish(folder, describe_run(summary, self._command, work.kind.way_back))
+    def _finish(self, work: Work, folder: Path, summary: Result) -> None:
+        if isinstance(summary, Summary):
+            way_back = _KINDS[work.command.inputs[0].name].way_back
+            result = describe_run(summary, self._command, way_back)
         elif isinstance(summary, NoiseSummary):
-            work.finish(describe_noise(summary, self._command))
-        elif isinstance(summary, EvaluationSummary):
-            work.finish(describe_evaluation(summary.tables, summary.pictures, folder))
+            result = describe_noise(summary, self._command)
+        else:
+            result = describe_evaluation(summary.tables, summary.pictures, folder)
+        work.finish(folder, result)
 
-    def _job(self, item: Item, create: Callable[[str, str], ExternalJob]) -> ExternalJob:
-        """Return the job of a source, also one that a driver was killed over as it made it.
-
-        If there is none, `create` makes it in a workspace, with a mark in its description.
-        """
-        details = item.details
-        project, workspace, mark = details["project"], details["workspace"], details["mark"]
+    def _job(self, item: Item, command: Command, source: Output) -> ExternalJob:
+        """Return the job of a source, also one that a driver was killed over as it made it, or make it."""
+        details, project = item.details, self._project(item)
+        workspace, mark = details["workspace"], details["mark"]
         uid: str | None = details.get("job")
         if uid is None and mark not in self._new:
-            uid = find_marked(self._instance, project, workspace, mark)
+            uid = project.find_marked(workspace, mark)
         if uid is not None:
             details["job"] = uid
-            return find_job(self._instance, project, uid)
-        job = create(workspace, mark)
+            job = find_job(project, uid)
+            if mark not in job.description():
+                raise HostError(
+                    f"{uid} is not the job that this batch has made; its description lacks {mark}."
+                )
+            return job
+        job = open_command(project, workspace, command, source, Record(self._command, mark), item.alias)
         details["job"] = job.uid
         self._new.discard(mark)
         return job
 
+    def _project(self, item: Item) -> Project:
+        return Project(self._instance, item.details["project"])
+
     def _command_of(self, item: Item) -> Command:
         """Return what the single command of the item's job does."""
-        project, options = item.details["project"], item.options
+        project, options = self._project(item), item.options
+        if isinstance(options, DenoiseOptions):
+            return denoising(project, _KINDS[item.details["kind"]], options)
         if isinstance(options, ExtractNoiseOptions):
-            return extraction(self._instance, project, options)
+            return extraction(project, options)
         given = options.model_dump(exclude_unset=True)
-        values = {name: value for name, value in given.items() if name not in ENTRIES.values()}
-        return evaluation(self._instance, project, values)
+        return evaluation(project, {name: given[name] for name in given if name not in ENTRIES.values()})
 
     def _prepare(self, item: Item, command: Command) -> tuple[dict[str, Output], Prepared]:
         """Return the outputs that a command takes, and its work on them, checked."""
-        project = item.details["project"]
-        sources = find_outputs(self._instance, project, command, _texts(item))
-        place = _place(item, command.folder)
-        return sources, prepare_command(self._instance, project, command, place, sources)
-
-    def _write_table(self, project: str, source: Output, kind: Kind) -> tuple[Path, Any]:
-        """Return the table of an output for a run, and its rows."""
-        table = Path(tempfile.mkdtemp(dir=self._folder)) / kind.table
-        dataset = self._instance.load(project, source, [kind.slot])
-        write_table(kind, dataset, table)
-        return table, dataset
+        project = self._project(item)
+        sources = find_outputs(project, command, _texts(item))
+        return sources, prepare_command(project, command, _place(item, command.folder), sources)
 
 
 def _place(item: Item, name: str = FOLDER) -> Place:
@@ -283,9 +245,10 @@ def _outputs(item: Item, options: EvaluateConfig) -> dict[str, str]:
     }
 
 
-def _settle(item: Item, task: Mapping[str, Any]) -> None:
-    """Let an item's run read the tables of a task."""
-    options = OPTIONS[item.job](**task["options"])
-    item.options = options
-    source = options.denoised if isinstance(options, EvaluateConfig) else task["source"]
+def _settle(item: Item, prepared: Prepared, folder: Path) -> None:
+    """Write an item's tables into a folder, and let its run read them."""
+    assert prepared.write is not None  # of the commands of a batch
+    task = prepared.write(folder)
+    item.options = OPTIONS[item.job](**task["options"])
+    source = item.options.denoised if isinstance(item.options, EvaluateConfig) else task["source"]
     item.source = Path(source or item.source)

@@ -16,6 +16,7 @@ from ..core.io.cs import CsTable, read_images
 from ..core.io.files import writing
 from ..core.io.particles import ParticleSet
 from ..core.io.star import write_tables
+from .project import Project
 
 # How cryoSPARC names the pixels of a file: MRC, and the mode.
 _FORMATS = {"float32": "MRC/2", "float16": "MRC/12"}
@@ -75,6 +76,8 @@ MICROGRAPHS = Kind(
     way_back="The raw micrographs pass through beside the denoised ones: extraction takes the raw ones.",
 )
 KINDS = (PARTICLES, MICROGRAPHS)
+# Where exposures say how they were taken.
+SCOPE, NEGATIVE_STAIN = "mscope_params", "mscope_params/neg_stain"
 
 
 def write_table(kind: Kind, dataset: Any, path: Path) -> list[str]:
@@ -106,6 +109,11 @@ def write_table(kind: Kind, dataset: Any, path: Path) -> list[str]:
         ],
     )
     return list(dict.fromkeys(names))
+
+
+def is_negative_stain(dataset: Any) -> bool:
+    """Tell whether all rows say that they are of negative stain, in which protein is white."""
+    return NEGATIVE_STAIN in dataset.fields() and bool(np.asarray(dataset[NEGATIVE_STAIN]).all())
 
 
 def write_particles(dataset: Any, path: Path, root: Path) -> None:
@@ -170,3 +178,43 @@ def filler(
                 output[name] = dataset[f"{kind.slot}/{field}"]
 
     return fill
+
+
+def find_newest(project: Project, text: str, workspace: str | None = None) -> tuple[str, Kind]:
+    """Return an output of the newest completed job of a kind, as `J42:particles`, and what it holds.
+
+    Parameters
+    ----------
+    project, workspace
+        Where to look.
+    text
+        The kind, and perhaps the output, as in `select_2D:particles_selected`. Without an output it is the
+        one with particles, or else that with micrographs.
+
+    Raises
+    ------
+    HostError
+        If there is none, or the job has several.
+    """
+    kind, _, wanted = text.partition(":")
+    for job in project.newest_jobs(workspace, kind):
+        if job.status != "completed":
+            continue
+        for images in KINDS:
+            names = [
+                name
+                for name, output in project.outputs(job).items()
+                if wanted in ("", name) and output.kind == images.data and images.slot in output.slots
+            ]
+            if len(names) > 1:
+                raise HostError(
+                    f"{job.uid} has the outputs {', '.join(names)}: name one, as {kind}:{names[0]}."
+                )
+            if names:
+                return f"{job.uid}:{names[0]}", images
+    kinds = sorted({job.type for job in project.newest_jobs(workspace)})
+    where = str(project) if workspace is None else f"{project} {workspace}"
+    raise HostError(
+        f"{where} has no completed job of the type {text} with particles or micrographs. The types of its "
+        f"jobs: {', '.join(kinds) or 'none'}."
+    )

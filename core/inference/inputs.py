@@ -1,0 +1,162 @@
+"""What a user should know of the input before it is denoised: where it is, its pixel size, what is odd."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..imaging.contrast import middle_above_background, skewness
+from ..io.mrc import StackReader
+from .plan import ImageSet, StackPlan
+
+# Particles that are looked at, from so many stacks; micrographs.
+_PARTICLES, _STACKS, _MICROGRAPHS = 128, 8, 5
+# The middle of particles is so many standard errors away from the background: its sign is no chance.
+_CERTAIN = 5.0
+# Coarse structure that is more skewed than this towards bright is not what dark protein looks like.
+_SKEWED = 0.15
+# Many programs write this where they do not know the pixel size.
+_UNSET_ANGSTROM = 1.0
+
+
+@dataclass(frozen=True)
+class InputNotes:
+    """What is to be said of an input.
+
+    Attributes
+    ----------
+    facts
+        Lines for the log.
+    warnings
+        What may be wrong, for the log and the record.
+    pixel_sizes
+        Each different pixel size in Å (None if unknown), and what says so.
+    """
+
+    facts: list[str]
+    warnings: list[str]
+    pixel_sizes: list[tuple[float | None, str]]
+
+
+def look_at_inputs(
+    images: ImageSet, stacks: Sequence[StackPlan], trained_angstrom: tuple[float, float] | None = None
+) -> InputNotes:
+    """Say where images come from and what may be wrong with them.
+
+    Parameters
+    ----------
+    images, stacks
+        The input and its plan.
+    trained_angstrom
+        Smallest and largest pixel size that the model was trained on; None if that is not known.
+    """
+    sizes = list(dict.fromkeys((stack.pixel_size_angstrom, stack.pixel_size_source) for stack in stacks))
+    facts = [f"files from {images.root}"] if images.has_table else []
+    facts += [_size_in_words(*size) for size in sizes[:5]]
+    warnings = [*_of_files(stacks), *_of_pixel_sizes(sizes, trained_angstrom)]
+    finer = {stack.pixel_size_angstrom: stack.finer for stack in stacks if stack.finer > 1}
+    for size, factor in finer.items():
+        facts.append(
+            f"pixels of {size:g} Å are coarser than the model knows well: it sees the images on a grid "
+            f"{factor} times as fine, and the results have the input's pixels"
+        )
+    with contextlib.suppress(InputError):  # told, with its remedy, where the run meets it
+        warnings += _of_contrast(images, stacks)
+    return InputNotes(facts, warnings, sizes)
+
+
+def _size_in_words(size: float | None, source: str) -> str:
+    return f"pixel size {size:g} Å, by {source}" if size is not None else "pixel size unknown"
+
+
+def _of_files(stacks: Sequence[StackPlan]) -> list[str]:
+    """The remarks on files, each once with the number of files."""
+    files: dict[str, list[Path]] = {}
+    for stack in stacks:
+        for remark in stack.remarks:
+            files.setdefault(remark, []).append(stack.source)
+    return [
+        f"{paths[0]}{f' and {len(paths) - 1} more files' if len(paths) > 1 else ''}: {remark}"
+        for remark, paths in files.items()
+    ]
+
+
+def _of_pixel_sizes(
+    sizes: Iterable[tuple[float | None, str]], trained_angstrom: tuple[float, float] | None
+) -> list[str]:
+    warnings = []
+    for size, source in sizes:
+        if size == _UNSET_ANGSTROM and source.startswith("the header"):
+            warnings.append(
+                f"a pixel size of 1 Å, by {source}, is what many programs write where they do not know it. "
+                "Give --pixel-size if it is another."
+            )
+        if size is not None and trained_angstrom is not None and size < trained_angstrom[0]:
+            warnings.append(
+                f"pixels of {size:g} Å are finer than those that the model was trained on, "
+                f"{trained_angstrom[0]:g} to {trained_angstrom[1]:g} Å. Bin the images, "
+                "or compare with the raw ones before you use them."
+            )
+    return warnings
+
+
+def _of_contrast(images: ImageSet, stacks: Sequence[StackPlan]) -> list[str]:
+    """Warn when protein looks dark in images where it is taken for white, or the other way round."""
+    if stacks[0].is_micrograph:
+        return _of_micrographs(stacks)
+    groups = {dark: [stack for stack in stacks if stack.protein_dark is dark] for dark in (False, True)}
+    return [text for dark, some in groups.items() if some for text in _of_particles(some, dark=dark)]
+
+
+def _spread(n: int, wanted: int) -> list[int]:
+    """Return up to `wanted` numbers below `n`, evenly spread."""
+    chosen: list[int] = np.unique(np.linspace(0, n - 1, wanted).astype(np.int64)).tolist()
+    return chosen
+
+
+def _of_particles(stacks: Sequence[StackPlan], *, dark: bool) -> list[str]:
+    heights, errors = [], []
+    for number in _spread(len(stacks), _STACKS):
+        stack = stacks[number]
+        chosen = stack.indices[_spread(len(stack.indices), _PARTICLES // min(_STACKS, len(stacks)))]
+        with StackReader(stack.source) as reader:
+            height, error = middle_above_background(torch.from_numpy(reader.read(chosen)))
+        if error > 0:
+            heights.append(height)
+            errors.append(error)
+    if not heights:
+        return []
+    weight = 1 / np.square(errors)
+    height = float((weight * heights).sum() / weight.sum())
+    certainty = abs(height) * float(np.sqrt(weight.sum()))
+    if certainty < _CERTAIN or (height < 0) == dark:
+        return []
+    found, taken = ("dark", "white") if height < 0 else ("white", "dark")
+    return [
+        f"protein looks {found}, but is taken for {taken}: the middle of the particles is {abs(height):.2g} "
+        f"standard deviations {'below' if height < 0 else 'above'} the background ({certainty:.0f} standard "
+        f"errors). A wrong contrast gives wrong images: say --protein {found} if it is so."
+    ]
+
+
+def _of_micrographs(stacks: Sequence[StackPlan]) -> list[str]:
+    values = []
+    for number in _spread(len(stacks), _MICROGRAPHS):
+        stack = stacks[number]
+        with StackReader(stack.source) as reader:
+            image = torch.from_numpy(reader.read(stack.indices)[0])
+        values.append(skewness(image if stack.protein_dark else -image, stack.pixel_size_angstrom))
+    if float(np.median(values)) < _SKEWED * (1 if len(values) > 2 else 2):
+        return []
+    taken, found = ("dark", "white") if stacks[0].protein_dark else ("white", "dark")
+    return [
+        f"protein looks {found}, but is taken for {taken}: what stands out of the ice of {len(values)} "
+        f"micrographs does so towards the {'bright' if found == 'white' else 'dark'} side. A wrong contrast "
+        f"gives wrong images: say --protein {found} if it is so."
+    ]

@@ -1,0 +1,105 @@
+"""Whether denoising helped, measured on the user's own particles: the verdict at the head of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config.denoise import DenoiseOptions
+from ..context.contexts import StackContexts, read_sample
+from ..context.stack_context import fit_context
+from ..imaging.filters import background_power
+from ..imaging.noise import image_generator
+from ..imaging.normalise import default_radius_px, normalise
+from ..inference.denoiser import Denoiser
+from ..inference.devices import Precision
+from ..io.particles import ParticleSet
+from ..metrics.gain import RingGain, recorrupted, verdict
+from ..models.diffusion import DiffusionDenoiser
+from ..models.weights import LoadedModel
+
+#: images of a sample: their gains have standard errors of a few per cent
+SAMPLE = 300
+_FEWEST = 100
+_BATCH = 32
+#: shares of Nyquist's frequency between which the background is taken for white noise
+_NOISE_RINGS = (0.35, 0.6)
+
+
+def measure_gain(
+    particles: ParticleSet,
+    model: LoadedModel,
+    options: DenoiseOptions,
+    precision: Precision,
+    contexts: StackContexts | None,
+    dark_stacks: frozenset[int],
+    pixel_size_angstrom: float | None,
+) -> dict[str, Any]:
+    """Gain over the raw images of a sample, in Fourier rings, on recorrupted pairs (`metrics.gain`).
+
+    Noise is what is white in the background, so that the structure of the ice counts as signal, as it does
+    with an independent exposure. Where a context is used, it is found anew on the recorrupted sample: that of
+    the run has seen the noise which judges.
+
+    Returns
+    -------
+    For the record: `verdict`, a sentence; and, where there was something to measure, `images` and `bands`.
+    """
+    if pixel_size_angstrom is None or len(particles) < _FEWEST:
+        return {"verdict": f"Not measured: it takes a pixel size and {_FEWEST} particles of one kind."}
+    if isinstance(model.module, DiffusionDenoiser):
+        return {"verdict": "Not measured: it would take as long as the run itself."}
+    sample = read_sample(particles, contexts, dark_stacks, SAMPLE)
+    if sample is None:
+        return {"verdict": f"Not measured: it takes {_FEWEST} particles of one kind."}
+    images, optics = sample
+    radius = default_radius_px((images.shape[-2], images.shape[-1]))
+    if options.particle_diameter_angstrom is not None:
+        radius = options.particle_diameter_angstrom / pixel_size_angstrom / 2
+    normalised, _, std = normalise(images, radius)
+    usable = torch.isfinite(normalised.sum((1, 2))) & (std > 0)
+    normalised = normalised[usable]
+    if len(normalised) < _FEWEST:
+        return {"verdict": f"Not measured: it takes {_FEWEST} usable particles."}
+    power = background_power(normalised, radius)
+    nyquist = min(images.shape[-2:]) // 2
+    floor = power[int(_NOISE_RINGS[0] * nyquist) : int(_NOISE_RINGS[1] * nyquist)].median()
+    first, second = recorrupted(normalised, floor.expand(len(power)), image_generator(0, 0, "recorrupted"))
+    first = normalise(first, radius)[0]
+    context = known = None
+    if contexts is not None:
+        known = optics[usable.nonzero().squeeze(1)] if optics is not None else None
+        try:
+            context = fit_context(first, known, pixel_size_angstrom=pixel_size_angstrom, radius_px=radius)
+        except ValueError as error:
+            return {"verdict": f"Not measured: {error}."}
+    denoiser = Denoiser(model.module, "cpu", "fp32" if precision == "fp16" else precision)
+    parts = []
+    for begin in range(0, len(first), _BATCH):
+        members = torch.arange(begin, min(begin + _BATCH, len(first)))
+        shown: Callable[[torch.Tensor], torch.Tensor] | None = None
+        if context is not None:
+            channels = context.channels(first[members], None if known is None else known[members])
+            shown = partial(_always, channels)
+        denoised, _, _ = denoiser.denoise(first[members].numpy(), radius_px=radius, context=shown)
+        parts.append(denoised)
+    judge = RingGain(first, second, radius_px=radius, pixel_size_angstrom=pixel_size_angstrom)
+    bands = judge.bands(torch.from_numpy(np.concatenate(parts)))
+    return {
+        "verdict": verdict(bands),
+        "images": len(first),
+        "bands": [
+            {name: None if math.isnan(value) else round(value, 4) for name, value in vars(band).items()}
+            for band in bands
+        ],
+    }
+
+
+def _always(channels: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """The channels of these images, which are known already."""
+    return channels

@@ -1,0 +1,46 @@
+"""Tags of jobs that ask for something: `cryohush`, `cryohush: restore`, `cryohush: model=J60 blend=0.2`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_TAG = re.compile(r"\s*cryohush\s*(?::(?P<asked>.*))?\s*", re.IGNORECASE | re.DOTALL)
+# What can be asked for of one output; the others need more than one.
+COMMANDS = ("denoise", "extract-noise", "restore")
+
+
+@dataclass(frozen=True)
+class Tag:
+    """What a tag asks for.
+
+    Attributes
+    ----------
+    command
+        One of `COMMANDS`.
+    output
+        Of the job; None where it has only one that fits.
+    words
+        Options, as on a command line.
+    """
+
+    command: str
+    output: str | None
+    words: tuple[str, ...]
+
+
+def read_tag(title: str) -> Tag | None:
+    """Return what a tag asks cryohush for, or None if it is none of cryohush's."""
+    found = _TAG.fullmatch(title)
+    if found is None:
+        return None
+    command, output, words = "denoise", None, list[str]()
+    for entry in re.split(r"[\s,;]+", (found["asked"] or "").strip()):
+        name, equals, value = entry.partition("=")
+        if entry in COMMANDS:
+            command = entry
+        elif name == "output" and value:
+            output = value
+        elif name:
+            words += [f"--{name.lstrip('-').replace('_', '-')}", *([value] if equals else [])]
+    return Tag(command, output, tuple(words))

@@ -1,0 +1,442 @@
+"""`cryosparc_cryohush watch`: what is asked for in cryoSPARC's own pages becomes jobs, with no shell.
+
+Two things ask: an External job that is being built, has cryohush's mark (a clone of a finished one has it)
+and connected inputs; and a completed job with a tag such as `cryohush` or `cryohush: model=J60`, for which a
+card is made. All that is known is in cryoSPARC and in the locks of the jobs. So a watcher that was killed
+leaves nothing half done, and several share the work: who has the lock of a job does it, who has that of the
+project makes its cards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import ConfigurationError, CryohushError, HostError
+from .command import Command
+from .drivers import SLURM_JOB, Drivers, Local, Slurm
+from .guard import end_as_failed
+from .instance import Instance
+from .job import ACTIVE, create_job, find_job
+from .lock import Holder, JobBusy, is_locked, locked, read_holder, this_program
+from .outputs import KINDS, MICROGRAPHS, PARTICLES
+from .place import FOLDERS, Place, find_place
+from .project import EXTERNAL, Project
+from .record import ORIGIN, PROGRAM, Record, given_options, new_mark
+from .tags import Tag, read_tag
+
+# A card that nobody has touched for so long is ready: somebody may still be dragging outputs onto it.
+QUIET_SECONDS = 20.0
+# A driver that was started needs that long at most until it has the lock.
+CLAIM_SECONDS = 60.0
+# Every so many looks all completed jobs are seen: whether a tag makes a job a changed one is not documented.
+FULL_LOOK_EVERY = 20
+# With nothing to do the pauses grow by this factor up to so many times the first, after errors to minutes.
+SLOWER, SLOWEST, LONGEST_PAUSE_SECONDS = 1.1, 4.0, 600.0
+POLL_SECONDS, REPORT_SECONDS = 1.0, 3600.0
+PROJECT_LOCK = ".cryohush-watch.lock"
+# Commands that can be told which device to use.
+_WITH_DEVICE = ("denoise", "extract-noise", "evaluate")
+_PAGE = 100
+_END_OF_TIME = datetime.datetime(9999, 1, 1, tzinfo=datetime.UTC)
+
+
+@dataclass(frozen=True)
+class Card:
+    """An external job of cryohush's.
+
+    Attributes
+    ----------
+    project, uid
+        Where, and as in `J99`.
+    record
+        What it is made for.
+    place
+        Where its files and its lock are.
+    job_directory
+        Its directory's name in that of the project.
+    """
+
+    project: Project
+    uid: str
+    record: Record
+    place: Place
+    job_directory: str
+
+    @property
+    def key(self) -> str:
+        """Project and job."""
+        return f"{self.project} {self.uid}"
+
+    @property
+    def lock_path(self) -> Path:
+        """See `Place`."""
+        return self.place.lock_path(self.job_directory)
+
+
+def watch(
+    instance: Instance,
+    arguments: argparse.Namespace,
+    build_parser: Callable[[], argparse.ArgumentParser],
+    should_stop: Callable[[], bool],
+) -> int:
+    """Watch until stopped; the exit status.
+
+    Raises
+    ------
+    ConfigurationError
+        If the instance is of version 4, whose client lists no jobs, or an option makes no sense.
+    OutputError
+        If a project's directory is not here.
+    HostError
+        If a project is not there.
+    """
+    if not instance.is_5:
+        raise ConfigurationError("watch needs cryoSPARC 5: the client of version 4 lists no jobs.")
+    if arguments.every <= 0:
+        raise ConfigurationError(f"--every {arguments.every:g}: expected seconds above 0.")
+    drivers: Drivers = (
+        Slurm(arguments.sbatch, arguments.at_once) if arguments.sbatch else Local(arguments.gpus or ())
+    )
+    directories = {}
+    for uid in arguments.project:
+        directories[uid] = Project(instance, uid).directory()
+        find_place(directories[uid], uid, "", None)
+    words = ["--credentials", str(arguments.credentials.absolute())] if arguments.credentials else []
+    watcher = Watcher(instance, directories, drivers, words, build_parser)
+    say(f"watching {', '.join(directories)} of {instance.url}, every {arguments.every:g} s")
+    try:
+        run(watcher, arguments.every, should_stop)
+    finally:
+        drivers.stop()
+    say(f"stopped after {instance.requests} requests")
+    return 0
+
+
+def run(watcher: Watcher, every: float, should_stop: Callable[[], bool]) -> None:
+    """Look again and again, more seldom where there is nothing to do or no answer."""
+    pause, next_look, reported, requests = every, time.monotonic(), time.monotonic(), 0
+    while not should_stop():
+        try:
+            watcher.tend()
+            if time.monotonic() >= next_look:
+                found = watcher.look()
+                pause = every if found else min(pause * SLOWER, every * SLOWEST)
+                next_look = time.monotonic() + pause
+        except HostError as error:
+            pause = min(2 * max(pause, every), LONGEST_PAUSE_SECONDS)
+            next_look = time.monotonic() + pause
+            say(f"{error} Looking again in {pause:.0f} s.")
+        if time.monotonic() - reported >= REPORT_SECONDS:
+            count = watcher.instance.requests
+            say(f"{count - requests} requests in the last hour")
+            reported, requests = time.monotonic(), count
+        time.sleep(min(POLL_SECONDS, every))
+
+
+class Watcher:
+    """What a watcher sees and does; see the module.
+
+    Parameters
+    ----------
+    instance
+        Signed in.
+    directories
+        Of the projects that are watched, by their names.
+    drivers
+        Where the jobs are worked on.
+    words
+        For the command line of each driver.
+    build_parser
+        Of all commands.
+    """
+
+    def __init__(
+        self,
+        instance: Instance,
+        directories: dict[str, Path],
+        drivers: Drivers,
+        words: list[str],
+        build_parser: Callable[[], argparse.ArgumentParser],
+    ) -> None:
+        self.instance = instance
+        instance.refusals_may_pass = True
+        self._directories, self._drivers, self._words = directories, drivers, words
+        self._build_parser = build_parser
+        self._looks = 0
+        # what a card looked like, and since when it has
+        self._seen: dict[str, tuple[Any, float]] = {}
+        self._records: dict[str, Record | None] = {}
+        self._started: dict[str, Card] = {}
+        self._waiting: set[str] = set()
+        self._tags: dict[str, Tag | None] = {}
+        self._titles: dict[str, str] = {}
+        self._handled: set[str] = set()
+        self._since: datetime.datetime | None = None
+
+    def look(self) -> bool:
+        """Look once at all projects and start what is ready; tell whether there was anything to do.
+
+        Raises
+        ------
+        HostError
+            If the server does not answer.
+        """
+        found = self._make_cards()
+        states = ["building", *ACTIVE]
+        for job in self._find(type=EXTERNAL, status=[*states, "failed"] if not self._looks else states):
+            card = self._read(job)
+            if card is None or card.key in self._started:
+                continue
+            how = self._ready(card, job)
+            if how is not None:
+                found = True
+                if self._drivers.has_room():
+                    self._start(card, how)
+                elif card.key not in self._waiting:
+                    self._waiting.add(card.key)
+                    with contextlib.suppress(HostError):
+                        find_job(card.project, card.uid).log(
+                            f"cryohush watch ({this_program()}): this waits for those before it"
+                        )
+        self._looks += 1
+        return found or bool(self._started)
+
+    def tend(self) -> None:
+        """See to the drivers that have ended: a job that none of them has begun is told so, and fails."""
+        for ended in self._drivers.ended():
+            card = self._started.pop(ended.key)
+            say(f"{card.key}: {ended.status or 'done'}")
+            with contextlib.suppress(CryohushError):
+                job = find_job(card.project, card.uid)
+                if ended.status and job.status() == "building" and not is_locked(card.lock_path):
+                    end_as_failed(job, f"the work could not begin ({ended.status}); see the log of watch.")
+
+    def _find(self, **search: Any) -> list[Any]:
+        """Return jobs of the watched projects."""
+        client, projects = self.instance.client, list(self._directories)
+        return self.instance.call(
+            "list jobs", lambda: list(client.find_jobs(projects, **search)), patience_seconds=0.0
+        )
+
+    def _read(self, job: Any) -> Card | None:
+        """Return the card that a job is, or None if it is none of cryohush's, or cannot run by itself."""
+        project = Project(self.instance, job.project_uid)
+        record = Record.read(job.model.description)
+        if record is None and job.model.cloned_from:
+            original = f"{project} {job.model.cloned_from}"
+            if original not in self._records:
+                found = project.find_job(job.model.cloned_from)
+                self._records[original] = Record.read(project.description(found))
+            record = self._records[original]
+        if record is None or (command := record.command) not in FOLDERS:
+            return None
+        place = Place(self._directories[project.uid], is_shared=True, name=FOLDERS[command])
+        return Card(project, job.uid, record, place, Path(job.model.job_dir or job.uid).name)
+
+    def _ready(self, card: Card, job: Any) -> str | None:
+        """Return how a card is to be started: by `--job` or `--resume`; None if it is not, or not yet."""
+        holder = read_holder(card.lock_path)
+        if job.status == "building":
+            connections = [
+                (name, connection.job_uid, connection.output)
+                for name, entry in job.model.spec.inputs.root.items()
+                for connection in entry.connections
+            ]
+            # a card made for a tag knows its input; the clone of one waits for one of its own
+            if not connections and (not card.record.origin or job.model.cloned_from):
+                return None
+            looks = job.model.description, connections, job.model.updated_at
+            before, since = self._seen.get(card.key, (None, 0.0))
+            if looks != before:
+                self._seen[card.key] = looks, time.monotonic()
+                return None
+            if time.monotonic() - since < QUIET_SECONDS or is_locked(card.lock_path):
+                return None
+            if holder.slurm and self._drivers.is_there(holder.slurm):
+                return None
+            return None if holder.watched and _is_fresh(card.lock_path) else "--job"
+        # the lock of a dead driver is free; one without a file is none of a watcher's
+        if not holder.watched or is_locked(card.lock_path):
+            return None
+        if job.status == "failed" and not holder.interrupted:
+            return None
+        return "--resume" if find_job(card.project, card.uid).status() == job.status else None
+
+    def _start(self, card: Card, how: str) -> None:
+        job = find_job(card.project, card.uid)
+        words = [card.record.command, "--url", self.instance.url, "--project", card.project.uid]
+        words += [how, card.uid, "--watched", *self._words]
+        if isinstance(self._drivers, Local) and card.record.command in _WITH_DEVICE:
+            words += ["--device", "auto"]  # of those that it sees
+        try:
+            with card.place.lock(card.job_directory) as lock:
+                where = self._drivers.start(card.key, words)
+                slurm = where.removeprefix(SLURM_JOB) if where.startswith(SLURM_JOB) else ""
+                lock.note(Holder(this_program(), watched=True, slurm=slurm))
+        except JobBusy:
+            return  # another watcher was faster
+        except CryohushError as error:
+            say(f"{card.key}: {error}")
+            end_as_failed(job, str(error))
+            return
+        self._started[card.key] = card
+        self._waiting.discard(card.key)
+        line = f"cryohush watch ({this_program()}) starts this {where}"
+        say(f"{card.key}: {where}")
+        with contextlib.suppress(HostError):
+            job.log(line)
+
+    def _make_cards(self) -> bool:
+        """Make a card for each tag that asks for something; tell whether there was one."""
+        full = self._looks % FULL_LOOK_EVERY == 0
+        window = {} if full or self._since is None else {"updated_at": (self._since, _END_OF_TIME)}
+        if full:
+            self._tags.clear()
+        wanted = []
+        for job in self._find(status="completed", **window):
+            self._since = max(self._since or job.model.updated_at, job.model.updated_at)
+            if any(uid not in self._tags for uid in job.model.tags):
+                self._read_tags()
+            for uid in job.model.tags:
+                tag = self._tags.setdefault(uid, read_tag(uid))  # one without a title is called as it is
+                if tag is not None and Record.read(job.model.description) is None:
+                    wanted.append((job, tag, _origin(job, self._titles.get(uid, uid))))
+        made = False
+        for job, tag, origin in wanted:
+            if f"{job.project_uid} {origin}" not in self._handled:
+                made |= self._make_card(Project(self.instance, job.project_uid), job, tag, origin)
+        return made
+
+    def _read_tags(self) -> None:
+        """Read the titles of all tags."""
+        after = None
+        while True:
+            page = self.instance.call(
+                "list the tags",
+                lambda after=after: self.instance.client.api.tags.find(after=after, limit=_PAGE),  # type: ignore[misc]
+                patience_seconds=0.0,
+            )
+            for tag in page:
+                self._tags[tag.uid], self._titles[tag.uid] = read_tag(tag.title), tag.title
+            if len(page) < _PAGE:
+                return
+            after = page[-1].id
+
+    def _make_card(self, project: Project, job: Any, tag: Tag, origin: str) -> bool:
+        """Make a card, unless there is one already, or another watcher is at it."""
+        try:
+            with locked(self._directories[project.uid] / PROJECT_LOCK, project.uid):
+                self._handled |= {f"{project} {line}" for line in self._origins(project)}
+                if f"{project} {origin}" in self._handled:
+                    return False
+                self._create(project, job, tag, origin)
+                self._handled.add(f"{project} {origin}")
+        except JobBusy:
+            return False
+        return True
+
+    def _origins(self, project: Project) -> Iterator[str]:
+        """Yield for what each card of a project was made, also those that were deleted."""
+        api = self.instance.client.api.jobs
+        for deleted in (False, True):
+            after = None
+            while True:
+                page = self.instance.call(
+                    f"list the external jobs of {project}",
+                    lambda deleted=deleted, after=after: api.find(  # type: ignore[misc]
+                        project_uid=[project.uid], type=[EXTERNAL], deleted=deleted, after=after, limit=_PAGE
+                    ),
+                )
+                for model in page:
+                    record = Record.read(model.description)
+                    if record is not None and record.origin and not model.cloned_from:
+                        yield record.origin
+                if len(page) < _PAGE:
+                    break
+                after = page[-1].id
+
+    def _create(self, project: Project, job: Any, tag: Tag, origin: str) -> None:
+        """Make the card, or, if there is something wrong with the tag, one that says so."""
+        workspace = job.model.workspace_uids[0]
+        words = [tag.command, "--project", project.uid, "--workspace", workspace]
+        problem = None
+        try:
+            option, source = _input(project, job.uid, tag)
+            words += [option, source, *tag.words]
+            command = self._command(project, words)
+            title, description = command.title.replace("{source}", source), command.description
+        except CryohushError as error:
+            problem = str(error)
+            title, description = f"cryohush: the tag of {job.uid}", f"Something is wrong with it: {problem}"
+        record = Record(_line(words), new_mark(), origin)
+        card = create_job(project, workspace, title, description, record)
+        say(f"{project} {card.uid}: made for the tag of {job.uid}")
+        if problem is not None:
+            end_as_failed(card, f"{problem} Put the tag right; it is read again.")
+
+    def _command(self, project: Project, words: list[str]) -> Command:
+        """Return what a command line does.
+
+        Raises
+        ------
+        HostError
+            If it makes no sense.
+        """
+        given_options(self._build_parser, words)
+        arguments = self._build_parser().parse_args(words)
+        command: Command = arguments.make(arguments)(project, None)
+        return command
+
+
+def fail_card(project: Project, uid: str, command: str, message: str) -> None:
+    """Tell a job, for whose driver it is too late to say so itself, what is wrong with it, and fail it."""
+    with contextlib.suppress(CryohushError):
+        job = find_job(project, uid)
+        place = Place(project.directory(), is_shared=True, name=FOLDERS[command])
+        if job.status() in ("building", *ACTIVE) and not is_locked(place.lock_path(job.directory_name())):
+            end_as_failed(job, message)
+
+
+def _is_fresh(path: Path) -> bool:
+    """Tell whether a watcher has claimed a card a moment ago, whose driver may not have the lock yet."""
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime < CLAIM_SECONDS
+    return False
+
+
+def _input(project: Project, uid: str, tag: Tag) -> tuple[str, str]:
+    """Return the option and the output, as in `J42:particles`, for what a tag asks for."""
+    kinds = {"extract-noise": (MICROGRAPHS,), "restore": (PARTICLES,)}.get(tag.command, KINDS)
+    text = uid if tag.output is None else f"{uid}:{tag.output}"
+    errors = []
+    for kind in kinds:
+        try:
+            found = project.find_source(text, kind.data, [kind.slot])
+        except HostError as error:
+            errors.append(str(error))
+        else:
+            return f"--{kind.noun}", str(found)
+    raise HostError(f"{errors[0]} Tag it as cryohush: output=NAME.")
+
+
+def _origin(job: Any, title: str) -> str:
+    completed = job.model.completed_at
+    return f"{ORIGIN}{job.uid}, completed {completed:%Y-%m-%d %H:%M:%S}: {' '.join(title.split())}"
+
+
+def _line(words: list[str]) -> str:
+    return shlex.join([PROGRAM, *words])
+
+
+def say(line: str) -> None:
+    """Say a line with the time."""
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)

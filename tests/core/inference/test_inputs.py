@@ -1,0 +1,206 @@
+"""What is odd about an input is said before it is denoised, and what is not is left unsaid."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from particle_files import write_stack
+
+from cryohush.core.config.denoise import DenoiseOptions
+from cryohush.core.errors import InputError, MrcError
+from cryohush.core.inference.inputs import InputNotes, look_at_inputs
+from cryohush.core.inference.plan import finer_grid, plan_stacks, read_images
+from cryohush.core.job_context import JobContext
+from cryohush.core.jobs.denoise import run_denoise
+
+SIDE = 48
+
+
+def particles(height: float, n: int = 40) -> NDArray[np.float32]:
+    """White noise with a blob of `height` standard deviations in the middle."""
+    y, x = np.ogrid[:SIDE, :SIDE]
+    blob = height * np.exp(-((y - SIDE // 2) ** 2 + (x - SIDE // 2) ** 2) / 50)
+    return (blob + np.random.default_rng(1).normal(size=(n, SIDE, SIDE))).astype(np.float32)
+
+
+def micrograph(height: float, seed: int = 1) -> NDArray[np.float32]:
+    """Noise about 20 with 60 discs of `height` standard deviations."""
+    rng = np.random.default_rng(seed)
+    y, x = np.ogrid[:600, :600]
+    image = rng.normal(20, 1, (600, 600))
+    for cy, cx in rng.uniform(40, 560, (60, 2)):
+        image += height * ((y - cy) ** 2 + (x - cx) ** 2 < 400)
+    return image.astype(np.float32)
+
+
+def look(path: Path, protein: str = "auto", size: float | None = None) -> InputNotes:
+    images = read_images(path)
+    stacks = plan_stacks(images, protein, pixel_size_angstrom=size, trained_angstrom=(0.8, 6.0))  # type: ignore[arg-type]
+    return look_at_inputs(images, stacks, (0.8, 6.0))
+
+
+@pytest.mark.parametrize(
+    ("height", "protein"), [(0.5, "auto"), (0.5, "white"), (-0.5, "dark"), (0.0, "auto")]
+)
+def test_particles_of_the_contrast_that_they_are_taken_for(
+    tmp_path: Path, height: float, protein: str
+) -> None:
+    write_stack(tmp_path / "p.mrcs", particles(height))
+    assert look(tmp_path / "p.mrcs", protein).warnings == []
+
+
+@pytest.mark.parametrize(("height", "protein", "found"), [(-0.5, "auto", "dark"), (0.5, "dark", "white")])
+def test_particles_of_the_other_contrast_are_warned_of(
+    tmp_path: Path, height: float, protein: str, found: str
+) -> None:
+    write_stack(tmp_path / "p.mrcs", 1000 + 7 * particles(height))
+    (warning,) = look(tmp_path / "p.mrcs", protein).warnings
+    assert f"protein looks {found}" in warning
+    assert f"--protein {found}" in warning
+
+
+@pytest.mark.parametrize(("height", "protein", "n"), [(-1.5, "auto", 0), (1.5, "auto", 1), (1.5, "white", 0)])
+def test_inverted_micrographs_are_warned_of(tmp_path: Path, height: float, protein: str, n: int) -> None:
+    for number in range(3):
+        write_stack(tmp_path / f"m{number}.mrc", micrograph(height, number)[None])
+    rows = "".join(f"{tmp_path}/m{number}.mrc\n" for number in range(3))
+    (tmp_path / "m.star").write_text(f"data_micrographs\n\nloop_\n_rlnMicrographName\n{rows}\n")
+    assert len(look(tmp_path / "m.star", protein).warnings) == n
+
+
+def test_a_micrograph_of_ice_alone_says_nothing_about_contrast(tmp_path: Path) -> None:
+    write_stack(tmp_path / "m.mrc", micrograph(0.0)[None])
+    assert look(tmp_path / "m.mrc").warnings == []
+
+
+def test_the_pixel_size_and_what_says_so(tmp_path: Path) -> None:
+    write_stack(tmp_path / "p.mrcs", particles(0.5), 1.5)
+    assert "pixel size 1.5 Å, by the header of p.mrcs" in look(tmp_path / "p.mrcs").facts
+    given = look(tmp_path / "p.mrcs", size=2.0)
+    assert "pixel size 2 Å, by the option --pixel-size, where the header of p.mrcs says 1.5 Å" in given.facts
+    (tmp_path / "p.star").write_text(
+        "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnImageSize\n1 1.25 48\n\n"
+        f"data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n1@{tmp_path}/p.mrcs 1\n\n"
+    )
+    notes = look(tmp_path / "p.star")
+    assert "pixel size 1.25 Å, by rlnImagePixelSize of p.star" in notes.facts
+    assert notes.pixel_sizes == [(1.25, "rlnImagePixelSize of p.star")]
+
+
+def test_a_header_that_says_1_angstrom_is_not_trusted_in_silence(tmp_path: Path) -> None:
+    write_stack(tmp_path / "p.mrcs", particles(0.5), 1.0)
+    assert "what many programs write" in look(tmp_path / "p.mrcs").warnings[0]
+    assert look(tmp_path / "p.mrcs", size=1.0).warnings == []
+
+
+def test_pixels_that_are_not_square_are_refused_unless_the_user_says_the_size(tmp_path: Path) -> None:
+    with mrcfile.new(tmp_path / "p.mrcs", particles(0.5)) as file:
+        file.set_image_stack()
+        file.voxel_size = (1.5, 3.0, 1.5)
+    with pytest.raises(MrcError, match=r"1.5 along x and 3 Å along y.*--pixel-size"):
+        look(tmp_path / "p.mrcs")
+    assert look(tmp_path / "p.mrcs", size=1.5).pixel_sizes[0][0] == 1.5
+
+
+def test_pixels_finer_than_any_that_the_model_knows_are_warned_of(tmp_path: Path) -> None:
+    write_stack(tmp_path / "p.mrcs", particles(0.5), 0.4)
+    assert "finer than those that the model was trained on" in look(tmp_path / "p.mrcs").warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "factor"), [(1.0, 1), (4.5, 1), (6.0, 2), (7.5, 2), (9.6, 3), (15.0, 4), (None, 1)]
+)
+def test_coarse_pixels_get_a_finer_grid(size: float | None, factor: int) -> None:
+    assert finer_grid(size, (0.8, 6.0)) == factor
+    assert finer_grid(size, None) == 1
+
+
+def density() -> NDArray[np.float32]:
+    """A 3D map of a few blobs."""
+    z, y, x = np.mgrid[:SIDE, :SIDE, :SIDE] - SIDE // 2
+    volume = np.zeros(z.shape)
+    for a, b, c in np.random.default_rng(3).uniform(-10, 10, (30, 3)):
+        volume += np.exp(-((z - a) ** 2 + (y - b) ** 2 + (x - c) ** 2) / 8)
+    return (volume + 0.02 * np.random.default_rng(4).normal(size=volume.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["map.mrc", "map.mrcs"])
+def test_a_3d_map_is_no_stack_of_particles(tmp_path: Path, name: str) -> None:
+    mrcfile.write(tmp_path / name, density(), voxel_size=1.5)
+    with pytest.raises(MrcError, match="3D map"):
+        look(tmp_path / name)
+    (tmp_path / "p.star").write_text(f"data_particles\n\nloop_\n_rlnImageName\n1@{tmp_path}/{name}\n\n")
+    with pytest.raises(MrcError, match="3D map"):
+        look(tmp_path / "p.star")
+
+
+def test_a_map_with_a_stacks_header_is_warned_of(tmp_path: Path) -> None:
+    write_stack(tmp_path / "p.mrcs", density(), 1.5)
+    assert any(
+        "a 3D map of 48 x 48 x 48 voxels?" in warning for warning in look(tmp_path / "p.mrcs").warnings
+    )
+
+
+@pytest.mark.parametrize("n", [5, 40, SIDE])
+@pytest.mark.parametrize("masked", [False, True])
+def test_particles_with_the_header_of_a_map_are_particles(tmp_path: Path, n: int, masked: bool) -> None:
+    images = 100 + particles(0.5, n)
+    if masked:
+        images[:, :, :12] = 0.0
+    mrcfile.write(tmp_path / "p.mrcs", images, voxel_size=1.5)
+    assert look(tmp_path / "p.mrcs").warnings == []
+
+
+def test_what_was_denoised_is_not_denoised_again(tmp_path: Path, weights: Path) -> None:
+    write_stack(tmp_path / "p.mrcs", particles(0.5, 4))
+    options = DenoiseOptions(model=str(weights), device="cpu", precision="fp32", threads=1)
+    summary = run_denoise(tmp_path / "p.mrcs", tmp_path / "out", options)
+    with pytest.raises(InputError, match=r"were denoised already.*Give the raw images"):
+        run_denoise(summary.stacks[0], tmp_path / "again", options)
+    assert not (tmp_path / "again").exists()
+
+
+def test_all_damaged_files_are_named_at_once_and_left_out_if_asked(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "abcde":
+        write_stack(tmp_path / f"{name}.mrcs", particles(0.5, 3))
+    Path("b.mrcs").write_bytes(b"")
+    Path("d.mrcs").write_bytes(Path("d.mrcs").read_bytes()[:5000])
+    rows = "".join(f"{number}@{name}.mrcs {name}{number}\n" for number in (1, 2) for name in "abcde")
+    Path("p.star").write_text(f"data_particles\n\nloop_\n_rlnImageName\n_rlnNote\n{rows}\n")
+    options = DenoiseOptions(model=str(weights), device="cpu", precision="fp32", threads=1)
+    with pytest.raises(MrcError, match=r"2 of 5 stacks cannot be used.*b\.mrcs.*d\.mrcs"):
+        run_denoise("p.star", "out", options)
+    lines: list[str] = []
+    summary = run_denoise(
+        "p.star", "out", options.model_copy(update={"skip_bad": True}), JobContext(log=lines.append)
+    )
+    assert any("b.mrcs" in line and "d.mrcs" in line and "left out" in line for line in lines)
+    assert summary.table is not None
+    written = [line.split() for line in summary.table.read_text().splitlines() if "@" in line]
+    assert [note for _, note, *_ in written] == ["a1", "c1", "e1", "a2", "c2", "e2"]
+    for name, note, original in written:
+        assert Path(name.split("@")[1]).name == f"{note[0]}.mrcs"
+        assert original == f"{note[1]}@{note[0]}.mrcs"
+        assert int(name.split("@")[0]) == int(note[1])
+    record = json.loads(summary.record.read_text())
+    assert len(record["damaged_files"]) == 2
+    assert record["pixel_sizes"] == [{"angstrom": None, "source": None}]
+
+
+def test_a_table_of_which_all_files_are_damaged_is_refused(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.mrcs").write_bytes(b"")
+    Path("p.star").write_text("data_particles\n\nloop_\n_rlnImageName\n1@a.mrcs\n\n")
+    options = DenoiseOptions(model=str(weights), device="cpu", skip_bad=True)
+    with pytest.raises(MrcError, match=r"a\.mrcs"):
+        run_denoise("p.star", "out", options)

@@ -1,0 +1,103 @@
+"""A run of a network that takes context: found once, the same however the run goes, and only where wanted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from particle_files import noise, read_stack, write_stack, write_table
+
+from cryohush.core.config.denoise import CONTEXT_NAME, DenoiseOptions
+from cryohush.core.errors import Aborted
+from cryohush.core.job_context import JobContext
+from cryohush.core.jobs.denoise import run_denoise
+from cryohush.core.models.context_unet import ContextUNet
+from cryohush.core.models.weights import save_model
+
+SMALL: dict[str, Any] = {"widths": [8, 8], "blocks": [1, 1], "unshuffle": 2}
+BOX, N = 32, 130
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A network that returns half of the first estimate of its context, and nothing else."""
+    network = ContextUNet(**SMALL)
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter.zero_()
+        network.shares.bias[:4] = 0.5
+    save_model(tmp_path / "weights.safetensors", network, "context_unet", SMALL, {})
+    return tmp_path / "weights.safetensors"
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Blobs of several sizes in noise, in two stacks."""
+    axis = np.arange(BOX) - BOX // 2
+    width = np.random.default_rng(1).uniform(2, 6, size=N)
+    blobs = np.exp(-(axis[:, None] ** 2 + axis**2) / (2 * width[:, None, None] ** 2))
+    images = (noise(N, BOX, BOX, seed=3) + 2 * blobs).astype(np.float32)
+    write_stack(tmp_path / "a.mrcs", images[:50])
+    write_stack(tmp_path / "b.mrcs", images[50:])
+    names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
+    write_table(tmp_path / "particles.star", names)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "particles.star"
+
+
+def options(weights: Path, **given: Any) -> DenoiseOptions:
+    return DenoiseOptions(
+        **{"model": str(weights), "precision": "fp32", "batch_size": 8, "threads": 2, **given}
+    )
+
+
+def stacks(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.mrcs"))}
+
+
+def test_the_rest_of_the_stack_reaches_the_network_and_the_record(table: Path, weights: Path) -> None:
+    run_denoise(table, "with", options(weights))
+    run_denoise(table, "without", options(weights, context="none"))
+    assert np.abs(read_stack(Path("with/a.mrcs"))).max() > 0.1
+    record = json.loads(Path("with/cryohush.json").read_text())
+    assert record["context"]["used"] is True
+    assert f"{N} images" in record["context"]["groups"][0]
+    # a network that shows its context alone shows a flat image without
+    assert np.ptp(read_stack(Path("without/a.mrcs")), axis=(1, 2)).max() < 1e-5
+    assert json.loads(Path("without/cryohush.json").read_text())["context"]["used"] is False
+    assert not (Path("without") / CONTEXT_NAME).exists()
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_context(table: Path, weights: Path) -> None:
+    run_denoise(table, "once", options(weights))
+    seen = 0
+
+    def stop() -> bool:
+        nonlocal seen
+        seen += 1
+        return seen > 4
+
+    with pytest.raises(Aborted):
+        run_denoise(table, "twice", options(weights), JobContext(should_stop=stop))
+    assert (Path("twice") / CONTEXT_NAME).exists()
+    run_denoise(table, "twice", options(weights), earlier="resume")
+    assert stacks(Path("twice")) == stacks(Path("once"))
+    assert Path("twice", CONTEXT_NAME).read_bytes() == Path("once", CONTEXT_NAME).read_bytes()
+
+
+def test_the_result_does_not_depend_on_the_number_of_workers(table: Path, weights: Path) -> None:
+    run_denoise(table, "one", options(weights, threads=1))
+    run_denoise(table, "three", options(weights, threads=3))
+    assert stacks(Path("one")) == stacks(Path("three"))
+
+
+def test_a_table_of_few_images_is_denoised_without(table: Path, weights: Path) -> None:
+    write_table(table.with_name("few.star"), [f"{i + 1:06d}@a.mrcs" for i in range(20)])
+    run_denoise(table.with_name("few.star"), "few", options(weights))
+    record = json.loads(Path("few/cryohush.json").read_text())
+    assert record["context"]["used"] is False
+    assert "20 images, at least 100 are needed" in record["context"]["groups"][0]

@@ -1,0 +1,86 @@
+"""`cryohush-topaz` obeys the command line of `topaz denoise`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cryohush import denoise
+from cryohush.core.io.mrc import StackReader, StackWriter
+from cryohush.core.topaz_cli import main, split_ignored
+
+CPU = ("-d", "-1", "-j", "1")
+
+
+def write(path: Path, n: int = 1, side: int = 96) -> Path:
+    images = np.random.default_rng(n).normal(5, 2, (n, side, side)).astype(np.float32)
+    with StackWriter(path, images.shape, pixel_size_angstrom=1.5, label="") as writer:
+        writer.write(images)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ((), "a.denoised.mrc"),
+        (("--suffix", "_dn"), "a_dn.mrc"),
+        (("-o", "out"), "out/a.mrc"),
+        (("--output", "out", "--suffix", ".x"), "out/a.x.mrc"),
+    ],
+)
+def test_a_micrograph_is_written_where_topaz_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("a.mrc"))
+    assert main(["denoise", *CPU, *options, "a.mrc"]) == 0
+    with StackReader(name) as output:
+        assert output.shape == (1, 96, 96)
+        assert output.pixel_size_angstrom == pytest.approx(1.5)
+        # white noise is nearly all noise
+        assert output.read([0]).std() < 1
+
+
+def test_a_stack_holds_what_the_model_makes_of_each_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = write(tmp_path / "s.mrcs", 3), tmp_path / "d.mrcs"
+    words = ["--stack", "-m", "unet", "--patch-size", "512", "--lowpass", "2", "--new", "7", "--deconvolve"]
+    assert main(["denoise", *words, *CPU, "-o", str(target), str(source)]) == 0
+    with StackReader(source) as reader, StackReader(target) as output:
+        wanted = denoise(reader.read(range(3)), device="cpu")
+        np.testing.assert_allclose(output.read(range(3)), wanted, atol=1e-5)
+    said = capsys.readouterr().err
+    assert "ignored: --patch-size, --lowpass, --new, --deconvolve" in said
+    assert "model general of cryohush instead of unet" in said
+
+
+def test_negative_devices_are_no_options() -> None:
+    assert split_ignored(["-d", "-1", "x.mrc"]) == (["-d", "-1", "x.mrc"], [])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-a", "x", "-b", "y"], "does not train"),
+        (["--format", "png", "a.mrc"], "expected mrc, found 'png'"),
+        (["--stack", "a.mrc"], "the file to write"),
+        (["absent.mrc"], "absent.mrc"),
+        (["-o", ".", "a.mrc"], "the input itself"),
+        (["-m", "no_such", "a.mrc"], "no_such"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("a.mrc"))
+    assert main(["denoise", *CPU, *words]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ERROR")]
+    assert message in line

@@ -1,0 +1,155 @@
+"""Training on the sums of even and odd frames of a session: boxes of both at the same places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+import pytest
+from particle_files import write_stack
+
+from cryohush.core.config.training import PairsConfig, TrainingConfig
+from cryohush.core.errors import ConfigurationError, InputError, StarError
+from cryohush.core.job_context import JobContext
+from cryohush.core.models.weights import load_model
+from cryohush.core.training.frame_halves import cut_pairs
+from cryohush.core.training.run import train
+
+SIDE, BOX, N = (150, 170), 32, 3
+HEAD = "data_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnMicrographPixelSize #2\n1 1.5\n\n"
+HEAD += "data_micrographs\n\nloop_\n"
+
+
+def write_session(folder: Path, *, sums: bool = True) -> Path:
+    """Micrographs whose dark discs are alike in both sums, and whose noise is not."""
+    rng = np.random.default_rng(1)
+    rows, y, x = [], *np.ogrid[: SIDE[0], : SIDE[1]]
+    for number in range(N):
+        signal = np.zeros(SIDE)
+        for row, column in PLACES[number]:
+            signal -= 3.0 * ((y - row) ** 2 + (x - column) ** 2 <= 6**2)
+        names = [f"job002/m{number}.mrc", f"job002/m{number}_EVN.mrc", f"job002/m{number}_ODD.mrc"]
+        for name in names:
+            image = (signal + rng.normal(size=SIDE))[None].astype(np.float32)
+            write_stack(folder / name, image, 1.5)
+        rows.append(f"{' '.join(names if sums else names[:1])} 1")
+    labels = ["rlnMicrographName", *(["rlnMicrographNameEven", "rlnMicrographNameOdd"] if sums else [])]
+    labels.append("rlnOpticsGroup")
+    text = HEAD + "".join(f"_{label} #{k}\n" for k, label in enumerate(labels, 1)) + "\n".join(rows) + "\n\n"
+    (folder / "micrographs.star").write_text(text)
+    return folder / "micrographs.star"
+
+
+# inside, and one too close to the border for a whole box
+PLACES = [[(40, 50), (100, 90), (5, 80)], [(60, 60), (90, 120)], [(75, 30), (30, 130), (110, 100)]]
+
+
+def write_coordinates(folder: Path, name: str = "job002/m{}.mrc") -> Path:
+    lines = [
+        "data_particles",
+        "",
+        "loop_",
+        "_rlnMicrographName #1",
+        "_rlnCoordinateX #2",
+        "_rlnCoordinateY #3",
+    ]
+    lines += [f"{name.format(i)} {x}.2 {y}.4" for i, places in enumerate(PLACES) for y, x in places]
+    path = folder / "particles.star"
+    path.write_text("\n".join(lines) + "\n\n")
+    return path
+
+
+def pairs(session: Path, **changes: Any) -> PairsConfig:
+    return PairsConfig.model_validate({"noisy": session, "box_px": BOX, **changes})
+
+
+@pytest.mark.parametrize("name", ["job002/m{}.mrc", "Extract/job009/m{}.mrc"])
+def test_boxes_of_both_sums_lie_at_the_same_places(tmp_path: Path, name: str) -> None:
+    config = pairs(write_session(tmp_path), coordinates=write_coordinates(tmp_path, name))
+    lines: list[str] = []
+    made = cut_pairs(config, tmp_path / "out", seed=1, context=JobContext(log=lines.append))
+    inside = [(i, y, x) for i, places in enumerate(PLACES) for y, x in places if y >= BOX // 2]
+    assert lines == [f"{len(inside)} pairs of boxes of even and odd frames, from {N} micrographs"]
+    for path, suffix in ((made.noisy, "EVN"), (made.target, "ODD")):
+        assert path is not None
+        boxes = mrcfile.read(path.with_suffix(".mrcs"))
+        for box, (i, y, x) in zip(boxes, inside, strict=True):
+            whole = mrcfile.read(tmp_path / f"job002/m{i}_{suffix}.mrc").reshape(SIDE)
+            top, left = y - BOX // 2, x - BOX // 2
+            np.testing.assert_array_equal(box, -whole[top : top + BOX, left : left + BOX])
+    assert not made.target_is_clean
+    # again: what is there is used, unless something has changed
+    cut_pairs(config, tmp_path / "out", seed=1, context=JobContext(log=lines.append))
+    assert len(lines) == 1
+    cut_pairs(
+        config.model_copy(update={"box_px": 34}),
+        tmp_path / "out",
+        seed=1,
+        context=JobContext(log=lines.append),
+    )
+    assert len(lines) == 2
+
+
+def test_without_coordinates_boxes_lie_anywhere(tmp_path: Path) -> None:
+    config = pairs(write_session(tmp_path), boxes_per_micrograph=20)
+    made = cut_pairs(config, tmp_path / "out", seed=1)
+    boxes = mrcfile.read(made.noisy.with_suffix(".mrcs"))
+    assert boxes.shape == (20 * N, BOX, BOX)
+    assert len({box.tobytes() for box in boxes}) == 20 * N
+
+
+def test_a_model_learns_from_the_session_alone(tiny: dict[str, Any], tmp_path: Path) -> None:
+    session = write_session(tmp_path)
+    options = {**tiny["optimisation"], "steps": 60, "batch_size": 16, "learning_rate": 3e-3}
+    section = {"noisy": session, "box_px": BOX, "boxes_per_micrograph": 60, "validation_share": 0.34}
+    changes = {"data": None, "pairs": section, "optimisation": options, "validate_every": 30}
+    config = TrainingConfig.model_validate({**tiny, **changes})
+    lines: list[str] = []
+    model = load_model(train(config, tmp_path / "run", context=JobContext(log=lines.append)))
+    assert model.card["training"]["pairs"]["noisy"] == "micrographs.star"
+    scores = [float(line.split("score ")[1].split(",")[0]) for line in lines if line.startswith("step ")]
+    # a flat image leaves the target's noise and signal, of variance 1 and about 0.2, to the discs' share
+    assert scores[-1] < scores[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"box_px": 200}, InputError, "no box of 200 px lies within a micrograph"),
+        ({"coordinates": "elsewhere"}, ConfigurationError, "has no particle on the micrographs of"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(
+    tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    session = write_session(tmp_path)
+    if "coordinates" in changes:
+        changes = {"coordinates": write_coordinates(tmp_path, "other{}.mrc")}
+    with pytest.raises(error, match=message):
+        cut_pairs(pairs(session, **changes), tmp_path / "out", seed=1)
+
+
+def test_a_session_without_sums_is_told_how_to_get_them(tmp_path: Path) -> None:
+    session = write_session(tmp_path, sums=False)
+    with pytest.raises(StarError, match=r"no columns rlnMicrographNameEven and .*--even_odd_split"):
+        cut_pairs(pairs(session), tmp_path / "out", seed=1)
+    session = write_session(tmp_path)
+    (tmp_path / "job002/m1_ODD.mrc").unlink()
+    with pytest.raises(StarError, match=r"micrographs\.star, line \d+: .*m1_ODD\.mrc is not there"):
+        cut_pairs(pairs(session), tmp_path / "out", seed=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": "b.star"}, "leave target and half_set out"),
+        ({"half_set": 1}, "leave target and half_set out"),
+    ],
+)
+def test_sections_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pairs(Path("m.star"), **changes)
+    with pytest.raises(ValueError, match="coordinates need box_px"):
+        PairsConfig(noisy=Path("m.star"), coordinates=Path("p.star"))

@@ -1,0 +1,394 @@
+"""Browser only: tagged jobs and cloned cards become results, whatever happens to watcher or server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryosparc_project import Run, add_micrographs, add_particles
+from double_server import Fault
+from double_store import Store
+from double_v5 import Double5
+
+from cryohush.cryosparc_job import drivers, watch
+from cryohush.cryosparc_job.cli import main
+from cryohush.cryosparc_job.record import Record, new_mark
+from cryohush.cryosparc_job.tags import Tag, read_tag
+
+EVERY_SECONDS = 0.05
+Until = Callable[[Callable[[], bool]], None]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, signed_in: Path) -> pytest.MonkeyPatch:
+    """Let a watcher and its drivers wait for a short while only, and the work be a copy."""
+    monkeypatch.setattr(watch, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(watch, "CLAIM_SECONDS", 3.0)
+    monkeypatch.setattr(watch, "POLL_SECONDS", EVERY_SECONDS)
+    monkeypatch.setattr(watch, "LONGEST_PAUSE_SECONDS", 0.2)
+    driver = Path(__file__).with_name("fake_driver.py")
+    monkeypatch.setattr(drivers, "COMMAND", (sys.executable, str(driver)))
+    monkeypatch.setenv("CRYOHUSH_FAKE_WORK", "copy")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    return monkeypatch
+
+
+@pytest.fixture
+def watch_until(double: Double5, quick: pytest.MonkeyPatch) -> Until:
+    """Run a watcher in this process until something is so."""
+
+    def run(is_so: Callable[[], bool], *words: str) -> None:
+        give_up = time.monotonic() + 60
+        tend = watch.Watcher.tend
+
+        def look(watcher: watch.Watcher) -> None:
+            if is_so() or time.monotonic() > give_up:
+                os.kill(os.getpid(), signal.SIGTERM)
+            tend(watcher)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(watch.Watcher, "tend", look)
+            assert main(watch_words(double, *words)) == 0
+        assert is_so(), [(job.uid, job.status, job.texts()) for job in double.store.external]
+
+    return run
+
+
+def watch_words(double: Double5, *words: str) -> list[str]:
+    return ["watch", "--url", double.url, "--project", "P3", "--every", str(EVERY_SECONDS), *words]
+
+
+def done(store: Store, count: int) -> Callable[[], bool]:
+    """Return whether there are so many external jobs, all ended."""
+    return lambda: (
+        len(store.external) == count and all(job.status in ("completed", "failed") for job in store.external)
+    )
+
+
+@pytest.mark.parametrize(
+    ("title", "tag"),
+    [
+        ("cryohush", Tag("denoise", None, ())),
+        (" Cryohush : ", Tag("denoise", None, ())),
+        ("cryohush: model=J60", Tag("denoise", None, ("--model", "J60"))),
+        (
+            "cryohush: output=particles_selected, blend=0.2 skip_bad",
+            Tag("denoise", "particles_selected", ("--blend", "0.2", "--skip-bad")),
+        ),
+        ("cryohush: restore", Tag("restore", None, ())),
+        ("cryohush2", None),
+        ("not cryohush", None),
+        ("", None),
+    ],
+)
+def test_what_a_tag_asks_for(title: str, tag: Tag | None) -> None:
+    assert read_tag(title) == tag
+
+
+def test_a_tagged_job_becomes_a_result(watch_until: Until, store: Store) -> None:
+    store.tag("J42", "cryohush: blend=0.25")
+    store.tag("J42", "for the paper")
+    watch_until(done(store, 1))
+    (job,) = store.external
+    assert job.status == "completed", job.texts()
+    assert job.inputs["particles"].connections == [("J42", "particles")]
+    assert job.title == "Denoised J42:particles (general)"
+    assert "--blend 0.25" in job.description
+    assert any(text.startswith("cryohush watch (process ") for text in job.texts())
+    # once: also by a watcher that knows nothing of the first, and if the card was deleted since
+    job.deleted = True
+    looks = Counter()
+    watch_until(looks.at_least(3))
+    assert len(store.external) == 1
+
+
+class Counter:
+    """Counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def at_least(self, count: int) -> Callable[[], bool]:
+        def is_so() -> bool:
+            self.count += 1
+            return self.count > 20 * count
+
+        return is_so
+
+
+def test_a_cloned_card_runs_on_what_was_dragged_onto_it(
+    watch_until: Until, denoise: Run, store: Store, copying: None
+) -> None:
+    other = add_particles(store)
+    assert denoise("--blend", "0.5") == 0
+    clone = store.clone("J44")
+    clone.inputs["particles"].connections.clear()
+    looks = Counter()
+    watch_until(looks.at_least(2))
+    assert clone.status == "building", "nothing was dragged onto it yet"
+    store.connect(clone.uid, "particles", other.uid, "particles")
+    watch_until(lambda: clone.status == "completed")
+    paths = store.load(clone.uid, "particles")["blob/path"].tolist()
+    assert all(path.startswith(f"{clone.uid}/denoised/{other.uid}/".encode()) for path in paths)
+    assert any("--blend 0.5" in text for text in clone.texts())
+    # the lost description of a clone is that of its original
+    second = store.clone(clone.uid)
+    second.description = ""
+    watch_until(lambda: second.status == "completed")
+    assert "--blend 0.5" in second.description
+
+
+def test_others_jobs_are_never_touched(watch_until: Until, denoise: Run, store: Store, copying: None) -> None:
+    foreign = store.create("snowflake", "cryoDRGN", "cryohush is nice")
+    store.add_input(foreign.uid, "particles", "particle", ["blob"])
+    store.connect(foreign.uid, "particles", "J42", "particles")
+    running = store.create("snowflake", "somebody's", foreign.description)
+    running.status = "running"
+    assert denoise() == 0
+    by_hand = store.clone(store.external[-1].uid)
+    by_hand.status = "running"
+    looks = Counter()
+    watch_until(looks.at_least(3))
+    assert (foreign.status, running.status, by_hand.status) == ("building", "running", "running")
+    assert not foreign.texts() + running.texts() + by_hand.texts()
+
+
+@pytest.mark.parametrize(
+    ("title", "message"),
+    [
+        ("cryohush: modle=J60", "unrecognized arguments: --modle J60"),
+        ("cryohush: blend=2", "blend"),
+        ("cryohush: output=picks", "J42 has no output 'picks'"),
+        ("cryohush: extract-noise", "has no output of type exposure"),
+        ("cryohush: model=J42", "cannot find the external job J42"),
+    ],
+)
+def test_what_is_wrong_with_a_tag_is_said_on_a_card(
+    watch_until: Until, store: Store, title: str, message: str
+) -> None:
+    store.tag("J42", title)
+    watch_until(done(store, 1))
+    (job,) = store.external
+    assert job.status == "failed"
+    assert any(message in text for text in job.texts("error")), job.texts()
+
+
+def test_a_card_cannot_name_a_text_outside_of_the_project(watch_until: Until, store: Store) -> None:
+    line = "cryosparc_cryohush evaluate --project P3 --config /etc/passwd"
+    job = store.create("snowflake", "A card", str(Record(line, new_mark())))
+    for name in ("particles", "raw"):
+        store.add_input(job.uid, name, "particle", ["blob"])
+        store.connect(job.uid, name, "J42", "particles")
+    watch_until(done(store, 1))
+    assert job.status == "failed"
+    assert "--config /etc/passwd: watch takes files of the project only" in job.texts("error")[-1]
+
+
+def test_several_outputs_need_a_name(watch_until: Until, store: Store) -> None:
+    outputs = store.jobs["J42"].outputs
+    outputs["others"] = outputs["particles"]
+    store.tag("J42", "cryohush")
+    watch_until(done(store, 1))
+    (job,) = store.external
+    assert "has the outputs particles, others" in job.texts("error")[-1]
+    assert "output=NAME" in job.texts("error")[-1]
+    store.tag("J42", "cryohush: output=others")
+    watch_until(done(store, 2))
+    assert [job.status for job in store.external] == ["failed", "completed"]
+
+
+def test_a_selection_gets_its_raw_images_by_a_tag(
+    watch_until: Until, denoise: Run, store: Store, copying: None
+) -> None:
+    assert denoise() == 0
+    selected = store.load("J43", "particles")[::2]
+    selection = store.add_source("particle", selected, "particles_selected")
+    store.tag(selection.uid, "cryohush: restore")
+    watch_until(done(store, 2))
+    job = store.external[-1]
+    assert job.status == "completed", job.texts()
+    paths = store.load(job.uid, "particles")["blob/path"].tolist()
+    assert all(path.startswith(b"J42/extract/") for path in paths)
+
+
+def test_odd_answers_are_survived(watch_until: Until, store: Store, double: Double5) -> None:
+    store.tag("J42", "cryohush")
+    double.server.faults = [
+        Fault(operation, kind)
+        for kind in (429, 500, 404, 403, "drop before", "garbage")
+        for operation in ("jobs.find", "tags.find", "jobs.find_one", "jobs.add_event_log")
+    ]
+    watch_until(done(store, 1))
+    assert [job.status for job in store.external] == ["completed"]
+
+
+def test_requests_are_few(watch_until: Until, double: Double5, capfd: pytest.CaptureFixture[str]) -> None:
+    looks = Counter()
+    asked = len(double.server.operations)
+    watch_until(looks.at_least(2))
+    said = capfd.readouterr().out
+    asked = len(double.server.operations) - asked
+    assert f"stopped after {asked - 3} requests" in said, "all but those of signing in are counted"
+    finds = double.server.operations.count("jobs.find")
+    # a look is two requests: at 30 s between looks 240 an hour, and 60 with nothing to do
+    assert asked - finds <= 4 + 2, double.server.operations
+
+
+def start(double: Double5, *words: str) -> subprocess.Popen[bytes]:
+    """Start a watcher as a program of its own."""
+    script = (
+        "import sys\n"
+        "from cryohush.cryosparc_job import cli, drivers, watch\n"
+        f"watch.QUIET_SECONDS, watch.CLAIM_SECONDS, watch.POLL_SECONDS = 0.2, 3.0, {EVERY_SECONDS}\n"
+        f"drivers.COMMAND = {drivers.COMMAND!r}\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", script, *watch_words(double, *words)])
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+def test_two_watchers_never_take_one_job(quick: pytest.MonkeyPatch, store: Store, double: Double5) -> None:
+    for _ in range(3):
+        store.tag(add_particles(store).uid, "cryohush")
+    watchers = [start(double, "--gpus", name) for name in "01"]
+    wait_until(done(store, 3))
+    for watcher in watchers:
+        watcher.terminate()
+        assert watcher.wait() == 0
+    assert [job.status for job in store.external] == ["completed"] * 3
+    assert len({job.inputs["particles"].connections[0] for job in store.external}) == 3
+    begun = [text for job in store.external for text in job.texts() if text.startswith("cryohush 0")]
+    assert len(begun) == 3, "each was begun once"
+
+
+@pytest.mark.parametrize(
+    ("operation", "skip"),
+    [
+        ("jobs.create", 0),
+        ("jobs.find_one", 1),
+        ("jobs.connect", 0),
+        ("jobs.mark_running", 0),
+        ("jobs.add_event_log", 2),
+    ],
+)
+def test_a_watcher_killed_at_any_point_leaves_no_job_stuck(
+    quick: pytest.MonkeyPatch,
+    watch_until: Until,
+    store: Store,
+    double: Double5,
+    operation: str,
+    skip: int,
+) -> None:
+    """SIGKILL for it and, as the end of a machine does, for its drivers."""
+    store.tag("J42", "cryohush")
+    watcher: list[subprocess.Popen[bytes]] = []
+
+    def kill() -> None:
+        for pid in children(watcher[0].pid):
+            os.kill(pid, signal.SIGKILL)
+        watcher[0].kill()
+
+    double.server.faults = [Fault(operation, kill, skip)]
+    watcher.append(start(double))
+    assert watcher[0].wait(60) == -signal.SIGKILL
+    assert not done(store, 1)()
+    watch_until(done(store, 1))
+    assert [job.status for job in store.external] == ["completed"]
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started, and theirs."""
+    found = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*found, *(below for child in found for below in children(child))]
+
+
+def test_a_watcher_that_is_stopped_goes_on_the_next_time(
+    quick: pytest.MonkeyPatch, watch_until: Until, store: Store, double: Double5
+) -> None:
+    store.tag("J42", "cryohush")
+    quick.setenv("CRYOHUSH_FAKE_WORK", "wait")
+    watcher = start(double)
+    wait_until(lambda: bool(list(store.directory.glob("J43/denoised/ready"))))
+    watcher.terminate()
+    assert watcher.wait(60) == 0
+    (job,) = store.external
+    assert job.status == "failed"
+    assert "stopped by SIGTERM" in job.texts("error")[-1]
+    quick.setenv("CRYOHUSH_FAKE_WORK", "copy")
+    watch_until(lambda: job.status == "completed")
+    # one that failed by itself stays so
+    quick.setenv("CRYOHUSH_FAKE_WORK", "error")
+    clone = store.clone(job.uid)
+    watch_until(lambda: clone.status == "failed")
+    quick.setenv("CRYOHUSH_FAKE_WORK", "copy")
+    looks = Counter()
+    watch_until(looks.at_least(2))
+    assert clone.status == "failed"
+
+
+def test_one_job_at_a_time_on_each_gpu(
+    quick: pytest.MonkeyPatch, watch_until: Until, store: Store, double: Double5
+) -> None:
+    for _ in range(3):
+        store.tag(add_particles(store).uid, "cryohush")
+    at_once: list[int] = []
+
+    def count() -> bool:
+        at_once.append(sum(job.status == "running" for job in store.external))
+        return done(store, 3)()
+
+    watch_until(count)
+    assert max(at_once) == 1
+    waited = [any("waits for those before it" in text for text in job.texts()) for job in store.external]
+    assert sum(waited) == 2
+
+
+def test_slurm_gets_the_command_line(
+    quick: pytest.MonkeyPatch, watch_until: Until, store: Store, tmp_path: Path
+) -> None:
+    """With stand-ins for sbatch, which runs the script at once, and squeue, which knows of none."""
+    add_micrographs(store)
+    store.tag("J43", "cryohush")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "sbatch").write_text('#!/bin/sh\nshift\n"$@" </dev/null >/dev/null 2>&1 &\necho 17\n')
+    (folder / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id' >&2\nexit 1\n")
+    script = tmp_path / "cryohush.sbatch"
+    script.write_text('#!/bin/sh\nexec "$@"\n')
+    for path in (*folder.iterdir(), script):
+        path.chmod(0o755)
+    quick.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    quick.setenv("CRYOHUSH_FAKE_WORK", "report")
+    quick.setattr(drivers, "ASK_SECONDS", 3600.0)
+
+    def has_begun() -> bool:
+        return any(job.status != "building" for job in store.external)
+
+    watch_until(has_begun, "--sbatch", str(script))
+    (job,) = store.external
+    assert any("starts this SLURM job 17" in text for text in job.texts())
+    wait_until(done(store, 1))
+
+
+def test_what_cannot_be_watched(
+    quick: pytest.MonkeyPatch, double: Double5, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for words, message in (
+        (["--project", "P9"], "cannot find the project P9"),
+        (["--every", "0"], "expected seconds above 0"),
+        (["--sbatch", "nothing.sh"], "--sbatch nothing.sh: no such file"),
+    ):
+        assert main([*watch_words(double), *words]) == 1
+        assert message in capfd.readouterr().err

@@ -1,0 +1,110 @@
+"""The tables of the papers: equal terms for all rows, every row a valid run, nothing left out unnamed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from cryohush.core.config.load import find_preset, read_yaml, validate
+from cryohush.core.config.training import TrainingConfig
+from cryohush.core.models import CRITICS, MODELS
+
+BENCHMARKS = Path(__file__).parents[1] / "examples/benchmarks"
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Iterator[tuple[ModuleType, ModuleType]]:
+    """`paper_tables` and `paper_rows`."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module("paper_tables"), importlib.import_module("paper_rows")
+    sys.path.remove(str(BENCHMARKS))
+
+
+def sized(rows: ModuleType, row: Any, updates: int) -> TrainingConfig:
+    values = read_yaml(find_preset(row.preset), row.overrides)
+    rows.narrow(values)
+    rows.set_length(values, updates, 16)
+    return validate(values, TrainingConfig, row.name)
+
+
+def test_every_row_is_a_configuration_whose_network_is_updated_as_often(
+    benchmarks: tuple[ModuleType, ModuleType],
+) -> None:
+    tables, rows = benchmarks
+    seen = set()
+    for table in tables.TABLES.values():
+        for row in table.rows:
+            if (row.preset, row.overrides) in seen:
+                continue
+            seen.add((row.preset, row.overrides))
+            config = sized(rows, row, 300)
+            # a turn of a critic and its network may be cut in two
+            assert rows.updates_of(config) in (300, 301), row.name
+            MODELS[config.network.name](**config.network.arguments)
+            if config.adversarial is not None:
+                CRITICS[config.adversarial.critic.name](**config.adversarial.critic.arguments)
+    assert len(seen) > 30
+
+
+def test_rows_with_and_without_a_critic_differ_in_nothing_else(
+    benchmarks: tuple[ModuleType, ModuleType],
+) -> None:
+    tables, rows = benchmarks
+    table = {row.name: row for row in tables.TABLES["conformations_0.1"].rows}
+    with_critic = sized(rows, table["(.5, .5)-GAN + l1"], 300)
+    without = sized(rows, table["no critic + l1"], 300)
+    alone = sized(rows, table["l1"], 300)
+    assert without.adversarial is not None
+    assert without.adversarial.weight == 0
+    assert (with_critic.optimisation, with_critic.loss) == (without.optimisation, without.loss)
+    for config in (with_critic, without):
+        assert (config.network, config.loss) == (alone.network, alone.loss)
+        for name in ("learning_rate", "betas", "weight_decay", "gradient_clip", "ema_decay", "batch_size"):
+            assert getattr(config.optimisation, name) == getattr(alone.optimisation, name)
+
+
+def test_every_adversarial_table_has_a_row_without_critic(
+    benchmarks: tuple[ModuleType, ModuleType],
+) -> None:
+    for table in benchmarks[0].TABLES.values():
+        assert any("adversarial.weight=0" in row.overrides for row in table.rows), table.name
+
+
+def test_half_the_width_is_a_quarter_of_the_parameters(benchmarks: tuple[ModuleType, ModuleType]) -> None:
+    _, rows = benchmarks
+    for preset in ("denoise_l2", "dncnn", "cgan_perceptual", "wgan_gray", "sr3"):
+        network = read_yaml(find_preset(preset))["network"]
+        count = [
+            sum(parameter.numel() for parameter in MODELS[network["name"]](**arguments).parameters())
+            for arguments in (network["arguments"], rows.halved(network["arguments"]))
+        ]
+        # biases and first and last layers go with the width, not with its square
+        assert 0.23 < count[1] / count[0] < 0.30, preset
+
+
+def test_a_smaller_box_has_the_same_dose(benchmarks: tuple[ModuleType, ModuleType]) -> None:
+    sizes = benchmarks[0].SIZES
+    assert sizes["full"].snr(0.05) == 0.05
+    assert sizes["tiny"].snr(0.05) == pytest.approx(0.2)  # four pixels of 128 px in one of 64
+
+
+def test_baselines_without_their_library_are_left_out_and_named(
+    benchmarks: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables, rows = benchmarks
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "bm3d" else find(name, *rest)
+    )
+    table = tables.TABLES["conformations_0.1"]
+    assert rows.missing_baselines(table) == ["bm3d"]
+    bench = rows.Bench(table, tables.SIZES["tiny"], None, {}, None)
+    assert "bm3d" not in rows.reference_rows(bench)
+    assert "covariance_wiener" in rows.reference_rows(bench)
