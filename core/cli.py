@@ -10,19 +10,25 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import __version__
 from .config.preset_list import preset_descriptions
-from .console import USAGE, exit_status, prepare_streams, say
+from .console import USAGE, complain, exit_status, in_one_line, is_quiet, note, prepare_streams, say, speaking
 from .errors import Aborted, ConfigurationError, CryohushError, missing_package
 from .job_context import JobContext
+from .progress import ProgressText, counted
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from .batch.sources import Host
     from .jobs.folder import Earlier
 
+Options = TypeVar("Options", bound="BaseModel")
 STOP_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+# What a folder stands for.
+IMAGE_SUFFIXES, MICROGRAPH_SUFFIXES = (".mrc", ".mrcs", ".star", ".cs"), (".mrc", ".star")
 # Without a terminal, progress is a line each time this much more is done.
 PROGRESS_PERCENT = 5
 
@@ -34,16 +40,86 @@ def build_parser(prog: str = "cryohush", command: str | None = None) -> argparse
     """
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Denoise cryo-EM particles and micrographs.",
+        description="Denoise cryo-EM particles and micrographs. `COMMAND --help` has examples.",
         epilog="Denoised images are for looking, picking and sorting by eye. Refine raw ones.",
     )
     parser.add_argument("--version", action="version", version=f"cryohush {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (text, add) in COMMANDS.items():
-        parser_of_command = commands.add_parser(name, help=text)
+        parser_of_command = commands.add_parser(name, help=text, formatter_class=_Formatter)
         if command in (None, name):
             add(parser_of_command)
+            _add_manner(parser_of_command)
+            parser_of_command.epilog = _epilog(prog, name, parser_of_command.epilog)
     return parser
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Fills paragraphs, and leaves what has lines of its own (examples, lists) as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+def _epilog(prog: str, command: str, more: str | None) -> str:
+    lines = ["examples:", *(f"  {prog}{line.removeprefix('cryohush')}" for line in EXAMPLES[command])]
+    return "\n".join([*lines, "", more] if more else lines)
+
+
+def _add_manner(parser: argparse.ArgumentParser) -> None:
+    """How much is said, and where; the same for all commands."""
+    much = parser.add_mutually_exclusive_group()
+    much.add_argument("--quiet", action="store_true", help="say warnings and errors only (default: off)")
+    much.add_argument("--verbose", action="store_true", help="of an error, show the traceback (default: off)")
+    parser.add_argument(
+        "--log-file",
+        type=Path,
+        metavar="FILE",
+        help="append everything that is said to this file, with the time (default: none)",
+    )
+
+
+class _PrintConfig(argparse.Action):
+    """A switch without which files are needed, and with which they are not."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **given: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=False, **given)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        setattr(namespace, self.dest, True)
+        for action in parser._actions:
+            action.required = False
+
+
+def _add_print_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--print-config",
+        action=_PrintConfig,
+        help="print what would be in effect as a YAML file, and do nothing else (default: off)",
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser, help: str = "where the result goes") -> None:
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help=help)
+
+
+def _add_inputs(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
+    parser.add_argument(
+        "input",
+        nargs="+",
+        metavar=metavar,
+        help=f"{what}; of several files, folders or patterns each file has a folder of its own in DIR",
+    )
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a YAML file with these options, keys as in docs/reference.md; the command line overrides it "
+        "(default: none)",
+    )
 
 
 def _add_denoise(parser: argparse.ArgumentParser) -> None:
@@ -52,16 +128,15 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
 
     parser.description = (
         "Denoise the particles of a table of RELION or cryoSPARC, the micrographs of a table of RELION, "
-        "a whole stack, or one micrograph."
+        "whole stacks, or micrographs."
     )
     parser.set_defaults(work=_denoise)
-    parser.add_argument(
-        "input",
-        type=Path,
-        metavar="INPUT",
-        help="particles.star, particles.cs, micrographs.star, a .mrcs stack, or a .mrc stack or micrograph",
+    _add_inputs(
+        parser,
+        "INPUT",
+        "particles.star, particles.cs, micrographs.star, a .mrcs stack, or a .mrc stack or micrograph",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the result goes")
+    _add_output(parser)
     parser.add_argument(
         "--root",
         type=Path,
@@ -78,8 +153,15 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
         help="completes the rows of particles.cs with the fields of another file; may be repeated (default: "
         "those named *passthrough*.cs beside it that hold all its particles)",
     )
+    parser.add_argument(
+        "--preview",
+        type=int,
+        metavar="N",
+        help="only draw N images, evenly spread, raw and denoised, as preview.png, and stop (default: off)",
+    )
     _add_earlier(parser)
-
+    _add_config(parser)
+    _add_print_config(parser)
     add_options(parser, DenoiseOptions)
 
 
@@ -90,12 +172,18 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(work=_simulate)
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
-    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the result goes")
+    _add_output(parser)
+    parser.add_argument(
+        "--kind",
+        choices=("particles", "micrographs"),
+        help="what is simulated (default: as the file says, else particles)",
+    )
     parser.add_argument(
         "--device", metavar="DEVICE", default="auto", help="auto, cpu or cuda:N (default: %(default)s)"
     )
     _add_earlier(parser)
     _add_overrides(parser)
+    _add_print_config(parser)
 
 
 def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
@@ -107,10 +195,12 @@ def _add_extract_noise(parser: argparse.ArgumentParser) -> None:
         "nor contamination, or where the denoised micrograph is alike all over."
     )
     parser.set_defaults(work=_extract_noise)
-    parser.add_argument("input", type=Path, metavar="MICROGRAPHS", help="micrographs.star, or one .mrc")
-    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the result goes")
+    _add_inputs(parser, "MICROGRAPHS", "micrographs.star, or a micrograph (.mrc)")
+    _add_output(parser)
     parser.add_argument("--root", type=Path, metavar="DIR", help="as for denoise (default: looked for)")
     _add_earlier(parser)
+    _add_config(parser)
+    _add_print_config(parser)
     add_options(parser, ExtractNoiseOptions)
 
 
@@ -119,12 +209,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     presets = preset_descriptions()
     width = max(map(len, presets))
     parser.epilog = "\n".join(["presets:", *(f"  {name:<{width}}  {text}" for name, text in presets.items())])
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(work=_train)
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or one of the presets below")
-    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the weights go")
+    _add_output(parser, "where the weights go")
     _add_earlier(parser)
     _add_overrides(parser)
+    _add_print_config(parser)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -153,9 +243,10 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="a YAML file with these options and more (default: none)"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the report goes")
+    _add_output(parser, "where the report goes")
     _add_earlier(parser)
     _add_overrides(parser)
+    _add_print_config(parser)
 
 
 def add_batch(parser: argparse.ArgumentParser) -> None:
@@ -223,16 +314,93 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_restore(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Give the rows of a table of denoised images their raw images back: of a selection, re-sorted or "
+        "joined with others. All other columns keep their text."
+    )
+    parser.set_defaults(work=_restore)
+    parser.add_argument(
+        "input", type=Path, metavar="TABLE", help="particles.star, micrographs.star or particles.cs"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", required=True, help="the new table")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="as for denoise (default: looked for)")
+    parser.add_argument(
+        "--raw",
+        type=Path,
+        metavar="FILE.cs",
+        help="for a .cs file, the table that was denoised (default: as cryohush.json beside the denoised "
+        "stacks says)",
+    )
+
+
+def _add_completion(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Print what makes a shell complete the words of cryohush."
+    parser.set_defaults(work=_completion)
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
+
+
 COMMANDS: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "denoise": ("denoise particles or micrographs", _add_denoise),
     "simulate": ("simulate particles or micrographs", _add_simulate),
     "extract-noise": ("cut blocks of pure noise out of micrographs", _add_extract_noise),
     "train": ("train a network", _add_train),
     "evaluate": ("measure how good denoised images are", _add_evaluate),
+    "restore": ("give denoised images of a table their raw ones back", _add_restore),
     "batch": ("do one of these to many sources, on many workers", add_batch),
     "models": ("list the shipped models, or tell about one", _add_models),
     "doctor": ("see what this machine lacks", _add_doctor),
+    "completion": ("let a shell complete the words of commands", _add_completion),
 }
+
+EXAMPLES: Mapping[str, Sequence[str]] = {
+    "denoise": (
+        "cryohush denoise Extract/job007/particles.star -o Denoised",
+        "cryohush denoise Extract/job007/particles.star -o Preview --preview 12",
+        "cryohush denoise J42/particles.cs -o Denoised --root /data/P3",
+        "cryohush denoise Micrographs/*.mrc -o Denoised --keep-above 8",
+        "cryohush denoise particles.mrcs -o Denoised --pixel-size 1.5 --protein dark",
+        "cryohush denoise particles.star -o Denoised --resume",
+    ),
+    "simulate": (
+        "cryohush simulate --print-config --kind micrographs > simulate.yaml",
+        "cryohush simulate examples/simulate.yaml -o Simulated",
+        "cryohush simulate examples/simulate.yaml -o Simulated --set n_images=100 --set seed=2",
+    ),
+    "extract-noise": (
+        "cryohush extract-noise CtfFind/job003/micrographs_ctf.star -o Noise",
+        "cryohush extract-noise Micrographs/ -o Noise --window-px 128",
+        "cryohush extract-noise micrograph.mrc -o Noise --method similarity --pixel-size 1.5",
+    ),
+    "train": (
+        "cryohush train general -o run --set data.structures=PDB --set 'data.ctf_tables=[ctf.npy]'",
+        "cryohush train noise2noise --print-config > train.yaml",
+        "cryohush train train.yaml -o run --resume",
+    ),
+    "evaluate": (
+        "cryohush evaluate --denoised Denoised/particles.star --reference clean.star -o Report",
+        "cryohush evaluate --pairs Denoised/particles.star even.star --raw particles.star -o Report",
+        "cryohush evaluate --pairs half1.mrc half2.mrc --mask mask.mrc -o Report",
+        "cryohush evaluate --config evaluate.yaml -o Report",
+    ),
+    "restore": (
+        "cryohush restore Select/job012/particles.star -o raw_particles.star",
+        "cryohush restore selected.cs -o raw.cs --raw J42/particles.cs",
+    ),
+    "batch": (
+        "cryohush batch plan.yaml --dry-run",
+        "cryohush batch plan.yaml",
+        "cryohush batch status plan.yaml",
+    ),
+    "models": ("cryohush models", "cryohush models info general"),
+    "doctor": ("cryohush doctor", "cryohush doctor --url http://cryosparc:39000"),
+    "completion": (
+        "cryohush completion bash > ~/.local/share/bash-completion/completions/cryohush",
+        "cryohush completion zsh > ~/.zfunc/_cryohush",
+        "cryohush completion fish > ~/.config/fish/completions/cryohush.fish",
+    ),
+}
+"""Command lines that `--help` shows."""
 
 
 def main(
@@ -266,11 +434,16 @@ def main(
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else USAGE
     arguments.command_line, arguments.hosts = shlex.join([prog, *words]), hosts
-    with stop_flag() as should_stop:
-        try:
-            arguments.work(arguments, should_stop)
-        except (Exception, KeyboardInterrupt) as error:
-            return exit_status(error, should_stop.received)
+    manner = speaking(quiet=arguments.quiet, verbose=arguments.verbose, log_file=arguments.log_file)
+    try:
+        with manner, stop_flag() as should_stop:
+            note(f"cryohush {__version__}: {arguments.command_line}")
+            try:
+                arguments.work(arguments, should_stop)
+            except (Exception, KeyboardInterrupt) as error:
+                return exit_status(error, should_stop.received)
+    except CryohushError as error:  # of the log file
+        return exit_status(error)
     return 0
 
 
@@ -309,28 +482,78 @@ def stop_flag() -> Iterator[StopFlag]:
 
 
 def _denoise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
-    from .config.base import given_options
     from .config.denoise import DenoiseOptions
-    from .config.load import validate
 
-    options = validate(given_options(vars(arguments), DenoiseOptions), DenoiseOptions, "command line")
+    options = _options(arguments, DenoiseOptions)
+    if arguments.print_config:
+        _print_config(options)
+        return
 
     from .inference.plan import holds_micrographs
-    from .jobs.denoise import denoise
 
-    def noun() -> str:
-        return "micrographs" if holds_micrographs(arguments.input) else "images"
+    def work(source: Path, output: Path) -> None:
+        def noun() -> str:
+            return "micrographs" if holds_micrographs(source) else "images"
 
-    with _context(arguments, should_stop, noun) as context:
-        denoise(
-            arguments.input,
-            arguments.output,
-            options,
-            context,
-            root=arguments.root,
-            passthrough=arguments.passthrough,
-            earlier=_earlier(arguments),
-        )
+        given: dict[str, Any] = {"root": arguments.root, "passthrough": arguments.passthrough}
+        with _context(arguments, should_stop, noun) as context:
+            if arguments.preview is not None:
+                from .jobs.preview import preview
+
+                preview(source, output, options, arguments.preview, context, **given)
+            else:
+                from .jobs.denoise import denoise
+
+                denoise(source, output, options, context, earlier=_earlier(arguments), **given)
+
+    _for_each(arguments, IMAGE_SUFFIXES, work)
+    if arguments.preview is not None:
+        say("nothing else was written: run the same command without --preview to denoise everything")
+
+
+def _options(arguments: argparse.Namespace, model: type[Options]) -> Options:
+    """Return the options of a command line, on top of those of its --config."""
+    from .config.base import given_options
+    from .config.load import load_yaml, validate
+
+    given = given_options(vars(arguments), model)
+    if arguments.config is not None:
+        given = load_yaml(arguments.config, model).model_dump(exclude_unset=True) | given
+    return validate(given, model, "command line")
+
+
+def _print_config(config: BaseModel | type[BaseModel]) -> None:
+    """Print the values of a configuration, or what one can hold, as a YAML file."""
+    from .config.reference import as_yaml, blank_yaml
+
+    print(blank_yaml(config) if isinstance(config, type) else as_yaml(config), end="")
+
+
+def _for_each(
+    arguments: argparse.Namespace, suffixes: Sequence[str], work: Callable[[Path, Path], None]
+) -> None:
+    """Do the work for each input; what is wrong with one is told, and the others go on."""
+    from .batch.inputs import find_inputs, folder_names
+
+    found = find_inputs(arguments.input, suffixes)
+    if found.is_single:
+        work(found.paths[0], arguments.output)
+        return
+    failed = list(found.problems)
+    for error in found.problems.values():
+        complain(f"error: {error}")
+    for number, (path, name) in enumerate(zip(found.paths, folder_names(found.paths), strict=True), 1):
+        say(f"{number} of {counted(len(found.paths), 'input')}: {path}")
+        try:
+            work(path, arguments.output / name)
+        except Aborted:
+            raise
+        except Exception as error:
+            complain(f"error: {in_one_line(error)}")
+            failed.append(str(path))
+    if failed:
+        total = len(found.paths) + len(found.problems)
+        raise CryohushError(f"{len(failed)} of {counted(total, 'input')} failed: {', '.join(failed)}")
 
 
 @contextlib.contextmanager
@@ -357,17 +580,26 @@ def _progress(noun: Callable[[], str] = lambda: "images") -> Iterator[Callable[[
 
     `noun` tells what is counted; it is asked once counting begins, when the input was found sound.
     """
-    if not sys.stderr.isatty():
-        last, counted = -PROGRESS_PERCENT, ""
+    last, text = -PROGRESS_PERCENT, ProgressText()
 
-        def line(done: int, total: int) -> None:
-            nonlocal last, counted
-            percent = 100 * done // max(total, 1)
-            if percent >= last + PROGRESS_PERCENT or (done == total and percent > last):
-                last, counted = percent, counted or noun()
-                say(f"{done} of {total} {counted} ({percent} %)")
+    def line(done: int, total: int) -> str | None:
+        """What is to be said now; None for nothing."""
+        nonlocal last, text
+        if last < 0:
+            text = ProgressText(noun())
+        words, percent = text(done, total), 100 * done // max(total, 1)
+        if percent < last + PROGRESS_PERCENT and not (done == total and percent > last):
+            return None
+        last = percent
+        return words
 
-        yield line
+    if is_quiet() or not sys.stderr.isatty():
+
+        def tell(done: int, total: int) -> None:
+            if (words := line(done, total)) is not None:
+                say(words)
+
+        yield tell
         return
     from tqdm import tqdm
 
@@ -379,19 +611,27 @@ def _progress(noun: Callable[[], str] = lambda: "images") -> Iterator[Callable[[
                 bar.reset(total)
                 bar.initial = done
             bar.update(done - bar.n)
+            if (words := line(done, total)) is not None:
+                note(words)
 
         yield draw
 
 
 def _simulate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
-    from pydantic import BaseModel
 
     from .config.load import load_kind
     from .config.micrographs import MicrographsConfig
     from .config.simulate import ParticlesConfig
 
     kinds: dict[str, type[BaseModel]] = {"particles": ParticlesConfig, "micrographs": MicrographsConfig}
-    config = load_kind(arguments.config, kinds, arguments.overrides)
+    if arguments.config is None:
+        _print_config(kinds[arguments.kind or "particles"])
+        return
+    overrides = [*arguments.overrides, *([f"kind={arguments.kind}"] if arguments.kind else [])]
+    config = load_kind(arguments.config, kinds, overrides)
+    if arguments.print_config:
+        _print_config(config)
+        return
     try:
         from .jobs.simulate import simulate
     except ModuleNotFoundError as error:
@@ -403,28 +643,23 @@ def _simulate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) ->
 
 
 def _extract_noise(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
-    from .config.base import given_options
     from .config.extract_noise import ExtractNoiseOptions
-    from .config.load import validate
 
-    given = given_options(vars(arguments), ExtractNoiseOptions)
-    options = validate(given, ExtractNoiseOptions, "command line")
+    options = _options(arguments, ExtractNoiseOptions)
+    if arguments.print_config:
+        _print_config(options)
+        return
 
     from .jobs.extract_noise import extract_noise
 
-    with _context(arguments, should_stop) as context:
-        extract_noise(
-            arguments.input,
-            arguments.output,
-            options,
-            context,
-            root=arguments.root,
-            earlier=_earlier(arguments),
-        )
+    def work(source: Path, output: Path) -> None:
+        with _context(arguments, should_stop, lambda: "micrographs") as context:
+            extract_noise(source, output, options, context, root=arguments.root, earlier=_earlier(arguments))
+
+    _for_each(arguments, MICROGRAPH_SUFFIXES, work)
 
 
 def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
-    from pydantic import BaseModel
 
     from .config.load import find_preset, load_kind
     from .config.nt2c import Nt2cConfig
@@ -436,7 +671,13 @@ def _train(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> No
         "segmentation": SegmentationConfig,
         "nt2c": Nt2cConfig,
     }
+    if arguments.config is None:
+        _print_config(TrainingConfig)
+        return
     config = load_kind(find_preset(arguments.config), kinds, arguments.overrides)
+    if arguments.print_config:
+        _print_config(config)
+        return
     try:
         from .jobs.train import train
     except ModuleNotFoundError as error:
@@ -453,8 +694,14 @@ def _evaluate(arguments: argparse.Namespace, should_stop: Callable[[], bool]) ->
     from .config.evaluate import EvaluateConfig, read_config
 
     given = vars(arguments)
-    options = given_options(given, EvaluateConfig)
-    config = read_config({**options, **_pairs(given)}, arguments.config, arguments.overrides)
+    options = {**given_options(given, EvaluateConfig), **_pairs(given)}
+    if arguments.print_config and not options and arguments.config is None:
+        _print_config(EvaluateConfig)
+        return
+    config = read_config(options, arguments.config, arguments.overrides)
+    if arguments.print_config:
+        _print_config(config)
+        return
 
     from .jobs.evaluate import evaluate
 
@@ -526,6 +773,22 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
         raise CryohushError(f"{len(failed)} of {len(items)} sources failed: {', '.join(failed)}")
 
 
+def _restore(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .jobs.restore import restore
+
+    restored = restore(arguments.input, arguments.output, root=arguments.root, raw=arguments.raw)
+    say(f"{restored.n_restored} of {counted(restored.n_rows, 'row')} have their raw images again")
+    if restored.n_missing:
+        say(f"warning: {counted(restored.n_missing, 'raw file')} cannot be found, first {restored.missing}")
+    say(f"wrote {arguments.output}")
+
+
+def _completion(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
+    from .completion import SCRIPTS
+
+    print(SCRIPTS[arguments.shell](build_parser()), end="")
+
+
 def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
     from .models import ALL_NETWORKS
     from .models.weights import list_models, load_model
@@ -550,9 +813,7 @@ def _doctor(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> N
         say(str(finding))
         problems += finding.state == "problem"
     if problems:
-        raise CryohushError(
-            f"{problems} {'problem' if problems == 1 else 'problems'}, with what to do above."
-        )
+        raise CryohushError(f"{counted(problems, 'problem')}, with what to do above.")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,88 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
 
-from .errors import Aborted, CryohushError, missing_package
+from .errors import Aborted, CryohushError, OutputError, missing_package
 
 FAILED, USAGE = 1, 2
 """Exit status after an error, and for wrong usage; 128 and the signal's number after a signal."""
 
 GO_ON = "Run the same command with --resume to go on."
+WARNING = "warning:"
+"""What the lines begin with that are said even by --quiet, to stderr."""
+
+
+@dataclass
+class _Manner:
+    """How this process speaks: it has one terminal, so there is one manner."""
+
+    quiet: bool = False
+    verbose: bool = False
+    log: TextIO | None = None
+
+
+_manner = _Manner()
+
+
+@contextlib.contextmanager
+def speaking(
+    *, quiet: bool = False, verbose: bool = False, log_file: str | Path | None = None
+) -> Iterator[None]:
+    """Say less, or more, or to a file as well, for as long as the block lasts.
+
+    Parameters
+    ----------
+    quiet
+        Warnings and errors only.
+    verbose
+        Of an error the traceback, too.
+    log_file
+        Everything that is said is appended to it, with the time, whatever the terminal gets.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written to.
+    """
+    global _manner
+    earlier = _manner
+    with contextlib.ExitStack() as opened:
+        log = None
+        if log_file is not None:
+            try:
+                log = Path(log_file).open("a", encoding="utf-8", errors="replace", buffering=1)  # noqa: SIM115
+            except OSError as error:
+                raise OutputError(f"{log_file}: cannot be written: {error.strerror or error}.") from error
+            opened.callback(_close, log)
+        _manner = _Manner(quiet, verbose, log)
+        try:
+            yield
+        finally:
+            _manner = earlier
+
+
+def _close(file: TextIO) -> None:
+    with contextlib.suppress(OSError):  # what a full disk has not taken
+        file.close()
+
+
+def is_quiet() -> bool:
+    """Whether only warnings and errors are wanted."""
+    return _manner.quiet
+
+
+def note(line: str) -> None:
+    """Write a line to the log file, if there is one, and nowhere else."""
+    if _manner.log is not None:
+        now = time.strftime("%Y-%m-%dT%H:%M:%S")
+        with contextlib.suppress(OSError):  # a full disk: the work itself will tell
+            _manner.log.writelines(f"{now} {part}\n" for part in line.split("\n"))
 
 
 def prepare_streams() -> None:
@@ -30,6 +104,10 @@ def prepare_streams() -> None:
 
 def say(line: str) -> None:
     """Print a line at once. A reader that has gone (`| head -1`) or a full disk does not end the work."""
+    if _manner.quiet:
+        complain(line) if line.startswith(WARNING) else note(line)
+        return
+    note(line)
     try:
         print(line, flush=True)
     except OSError:
@@ -38,6 +116,7 @@ def say(line: str) -> None:
 
 def complain(line: str) -> None:
     """Print a line to stderr at once."""
+    note(line)
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -62,6 +141,8 @@ def exit_status(error: BaseException, received: int | None = None) -> int:
     received
         The signal that asked it to stop, if there was one.
     """
+    if _manner.verbose:
+        complain("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, KeyboardInterrupt):
         complain(f"Stopped. {GO_ON}")
         return 128 + signal.SIGINT

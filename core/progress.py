@@ -6,6 +6,11 @@ import time
 from collections.abc import Callable
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, given in the singular, as in `1 stack`, `2 stacks`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class ProgressText:
     """Says how much is done, how fast it goes and how long it will take; the clock starts when it is made."""
 
@@ -18,12 +23,15 @@ class ProgressText:
         if self._first_done is None:
             # A continued job starts with what an earlier one has done: that says nothing of the speed.
             self._first_done = done
-        text = f"{done} of {total} {self._noun} ({100 * done // max(total, 1)} %)"
+        noun = self._noun.removesuffix("s") if total == 1 else self._noun
+        text = f"{done} of {total} {noun} ({100 * done // max(total, 1)} %)"
         seconds = self._clock() - self._begin
         if seconds > 0 and done > self._first_done:
             speed = (done - self._first_done) / seconds
             pace = f"{speed:.0f} per second" if speed >= 1 else f"{1 / speed:.1f} s each"
-            text += f", {pace}, {duration((total - done) / speed)} to go"
+            text += f", {pace}"
+            if done < total:
+                text += f", {duration((total - done) / speed)} to go"
         return text
 
 

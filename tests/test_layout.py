@@ -35,6 +35,7 @@ LAYERS = (
     "batch",
     "api",
     "doctor",
+    "completion",
     "cli",
     "topaz_cli",
 )

@@ -13,7 +13,10 @@ from .base import Section, option
 from .denoise import Precision, Protein
 
 DEFAULT_WINDOW_PX = 320
-"""Of NT2C: Li et al. (2022) Bioinformatics 38, 2022-2029, section 2.2.2."""
+"""Of NT2C: Li et al. (2022) Bioinformatics 38, 2022-2029, section 2.2.2; in micrographs of 4096 px."""
+
+WINDOWS_ACROSS = 8
+"""A window is by default at most the shorter side of a micrograph divided by this."""
 
 DEFAULT_COARSE_PIXEL_ANGSTROM = 4.0
 
@@ -42,7 +45,13 @@ class ExtractNoiseOptions(Section):
         "of the denoised micrograph look alike; or another package's",
         metavar="NAME",
     )
-    window_px: int | None = option(None, "side of a block, pixels", metavar="N", shown="320", ge=16)
+    window_px: int | None = option(
+        None,
+        "side of a block, pixels",
+        metavar="N",
+        shown="320, in small micrographs an eighth of the shorter side",
+        ge=16,
+    )
     window_angstrom: float | None = option(
         None,
         "side of a block, Å, instead of window_px",
@@ -191,7 +200,9 @@ class ExtractNoiseOptions(Section):
             wanted = DEFAULT_COARSE_PIXEL_ANGSTROM if self.model is None else 0.0
         return 1 if pixel_size_angstrom is None else max(1, min(most, round(wanted / pixel_size_angstrom)))
 
-    def window_and_stride_px(self, pixel_size_angstrom: float | None) -> tuple[int, int]:
+    def window_and_stride_px(
+        self, pixel_size_angstrom: float | None, default_window_px: int = DEFAULT_WINDOW_PX
+    ) -> tuple[int, int]:
         """Side of a window and distance between windows in a micrograph.
 
         Raises
@@ -212,5 +223,5 @@ class ExtractNoiseOptions(Section):
                 )
             return max(1, round(length / pixel_size_angstrom))
 
-        window = pixels("window", DEFAULT_WINDOW_PX)
+        window = pixels("window", default_window_px)
         return window, pixels("stride", max(1, window // 2))

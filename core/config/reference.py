@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -108,6 +109,39 @@ def as_yaml(config: BaseModel) -> str:
         comment = f"# {meanings[name]}\n" if meanings[name] else ""
         parts.append(comment + yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True))
     return "".join(parts)
+
+
+def blank_yaml(model: type[BaseModel]) -> str:
+    """Return all keys of a configuration with their defaults as a YAML file, each with its meaning.
+
+    Those without a default have no value: the file is for filling in.
+    """
+    return "".join(_blank_lines(model, ""))
+
+
+def _blank_lines(model: type[BaseModel], indent: str) -> Iterator[str]:
+    import yaml
+
+    for name, field in model.model_fields.items():
+        if field.description:
+            yield f"{indent}# {field.description}\n"
+        section = field.annotation
+        if field.default is not PydanticUndefined:
+            default = TypeAdapter(Any).dump_python(field.default, mode="json")
+            yield textwrap.indent(
+                yaml.safe_dump({name: default}, sort_keys=False, allow_unicode=True), indent
+            )
+        elif get_origin(section) is Literal and len(get_args(section)) == 1:
+            yield f"{indent}{name}: {get_args(section)[0]}\n"
+        elif isinstance(section, type) and issubclass(section, BaseModel):
+            yield f"{indent}{name}:\n"
+            yield from _blank_lines(section, f"{indent}  ")
+        elif get_origin(section) is tuple and (entries := list(_models_in(section))):
+            # a list: one entry to fill in, which begins with a dash
+            yield f"{indent}{name}:\n{indent}-\n"
+            yield from _blank_lines(entries[0], f"{indent}  ")
+        else:
+            yield f"{indent}{name}:  # needed: {type_text(field)}\n"
 
 
 if __name__ == "__main__":

@@ -186,7 +186,8 @@ class Summary:
             return "all of them by an earlier run"
         if self.kind == "micrographs":
             return f"{60 * self.images_per_second:.1f} micrographs per minute"
-        return f"{self.images_per_second:.0f} images per second"
+        rate = self.images_per_second
+        return f"{rate:.0f} images per second" if rate >= 1.5 else f"{1 / rate:.1f} s per image"
 
 
 def read_samples(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -42,6 +42,14 @@ _MICROSCOPE = ("ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
 _BESIDE = ">"
 # The importing instance learns how old the fields are. Those written here are as in version 4.
 _GROUP_VERSION = "v4.0.0"
+_DENOISED_GROUP = {
+    "title": "Denoised particles",
+    "description": "Denoised by cryohush: for viewing and sorting. Reconstruct from the raw images.",
+}
+_RAW_GROUP = {
+    "title": "Raw particles of a selection",
+    "description": "Particles that were selected by their denoised images, with their raw ones.",
+}
 
 
 class CsTable:
@@ -369,7 +377,92 @@ def rewrite(
         _write_header(file, _fields(table, names), len(stack))
         for block in _blocks(table, names, stack, image, kept):
             file.write(block.view(np.uint8).data)
-    _write_group(table, path, len(stack))
+    _write_group(table, path, len(stack), _DENOISED_GROUP)
+
+
+def restore_images(
+    table: CsTable, raws: Sequence[CsTable], raw_of_row: NDArray[np.int32], path: str | Path
+) -> None:
+    """Write all rows of a table, in order, with the images that other tables name for the same uids.
+
+    The fields of the slot `blob` are the other tables', bit for bit; a path among them that is relative to
+    its table's folder (`>`) is made relative to the new one's. Every other value keeps its bits.
+
+    Parameters
+    ----------
+    table
+        The rows.
+    raws
+        The tables that have their images.
+    raw_of_row
+        `(n,)`: position in `raws` per row; -1 where the image stays as it is.
+    path
+        The new `.cs` file, with a `.csg` beside it as of `rewrite`.
+
+    Raises
+    ------
+    CsError
+        If one of `raws` lacks images, or some of its rows.
+    OutputError
+        If a file cannot be written, or is one of the inputs.
+    """
+    path = Path(path)
+    inputs = [source for one in (table, *raws) for source in (one.path, *one.passthrough)]
+    if path.exists() and any(path.samefile(source) for source in inputs):
+        raise OutputError(f"{path}: is an input itself, which is never written to. Choose another name.")
+    slot, folder = _slot(_PATH), path.absolute().parent
+    columns = {name: table.column(name) for name in table.fields if _slot(name) == slot}
+    for number, raw in enumerate(raws):
+        _check_fields(raw)
+        rows = np.flatnonzero(raw_of_row == number)
+        place = _rows_of(raw, table.column("uid")[rows], table.path)
+        for name in columns.keys() & raw.fields.keys():
+            values = raw.column(name)[place]
+            if name == _PATH:
+                values = _moved(values, raw.path.absolute().parent, folder)
+                columns[name] = columns[name].astype(np.promote_types(columns[name].dtype, values.dtype))
+            columns[name][rows] = values
+    fields = np.dtype(
+        [(name, columns[name].dtype if name == _PATH else kind) for name, kind in table.fields.items()]
+    )
+    with writing(path) as part, part.open("wb") as file:
+        _write_header(file, fields, len(table))
+        for begin in range(0, len(table), _BLOCK_ROWS):
+            some = slice(begin, min(begin + _BLOCK_ROWS, len(table)))
+            block = np.zeros(some.stop - some.start, fields)
+            for name in table.fields:
+                block[name] = columns[name][some] if name in columns else table.column(name, some)
+            file.write(block.view(np.uint8).data)
+    _write_group(table, path, len(table), _RAW_GROUP)
+
+
+def _rows_of(table: CsTable, wanted: NDArray[np.uint64], of: Path) -> NDArray[np.intp]:
+    """Return the rows of a table that have some uids, which are those of another table."""
+    order, uids = _sorted_uids(table.path, table.column("uid"))
+    place = np.minimum(np.searchsorted(uids, wanted), len(uids) - 1)
+    missing = uids[place] != wanted
+    if missing.any():
+        raise CsError(
+            f"{int(missing.sum())} of the {len(wanted)} particles of {of} are not in this table, first uid "
+            f"{wanted[missing.argmax()]}.",
+            path=table.path,
+            remedy="Name the table that was denoised with --raw.",
+        )
+    return order[place]
+
+
+def _moved(paths: NDArray[Any], folder: Path, new_folder: Path) -> NDArray[Any]:
+    """Return paths of which those that are relative to a table's folder are so to another's."""
+    if folder == new_folder or not len(paths):
+        return paths
+    different, position = np.unique(paths, return_inverse=True)
+    moved = [
+        os.fsencode(_BESIDE + os.path.relpath(folder / os.fsdecode(name[1:]), new_folder))
+        if name.startswith(_BESIDE.encode())
+        else name
+        for name in different.tolist()
+    ]
+    return np.array(moved)[position.reshape(-1)]
 
 
 def _fields(table: CsTable, names: NDArray[np.bytes_]) -> np.dtype[Any]:
@@ -407,15 +500,14 @@ def _blocks(
         yield block
 
 
-def _write_group(table: CsTable, path: Path, n_rows: int) -> None:
+def _write_group(table: CsTable, path: Path, n_rows: int, about: Mapping[str, str]) -> None:
     slots = dict.fromkeys(_slot(name) for name in table.fields if "/" in name)
     group = {
         "created": datetime.datetime.now(),
         "group": {
-            "description": "Denoised by cryohush: for viewing and sorting. Reconstruct from the raw images.",
             "name": "particles",
-            "title": "Denoised particles",
             "type": "particle",
+            **about,
         },
         "results": {
             slot: {"metafile": f"{_BESIDE}{path.name}", "num_items": n_rows, "type": f"particle.{slot}"}

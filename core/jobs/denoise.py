@@ -44,6 +44,7 @@ from ..io.mrc import WriterState
 from ..io.particles import ParticleSet
 from ..job_context import QUIET, JobContext
 from ..models.weights import LoadedModel, load_model
+from ..progress import counted
 from ..report import PDF_NAME, PNG_NAME
 from .contexts import contexts_of
 from .folder import Earlier, JobFolder
@@ -140,9 +141,14 @@ def run_denoise(
     n_images = sum(len(stack.indices) for stack in stacks)
     if is_micrographs:
         shapes = Counter(stack.shape for stack in stacks)
-        log(", ".join(f"{count} micrographs of {_box(shape)} px" for shape, count in shapes.items()))
+        log(
+            ", ".join(
+                f"{counted(count, 'micrograph')} of {_box(shape)} px" for shape, count in shapes.items()
+            )
+        )
     else:
-        log(f"{len(images)} particles, {n_images} images in {len(stacks)} stacks")
+        rows, files = counted(len(images), "particle"), counted(len(stacks), "stack")
+        log(f"{rows}, {counted(n_images, 'image')} in {files}")
 
     inputs = [*source_files(images), *images.stacks]
     with JobFolder(output_dir, undertaking, earlier, inputs=inputs, log=log) as folder:
@@ -214,14 +220,15 @@ def denoise(
     """
     summary = run_denoise(source, output_dir, options, context, **given)
     log = context.log
-    log(f"{summary.n_images} {summary.noun} in {summary.seconds['total']:.1f} s, {summary.speed}")
+    done = counted(summary.n_images, summary.noun.removesuffix("s"))
+    log(f"{done} in {summary.seconds['total']:.1f} s, {summary.speed}")
     if summary.skipped:
-        log(f"{len(summary.skipped)} bad images went through unchanged: see {summary.record}")
+        log(f"{counted(len(summary.skipped), 'bad image')} went through unchanged: see {summary.record}")
     for problem, notes in summary.remarks_by_kind()[:WARNINGS]:
         first = f"{notes[0].stack}, image {notes[0].image}" if summary.kind == "particles" else notes[0].stack
         log(f"warning: {first}{f' and {len(notes) - 1} more' if len(notes) > 1 else ''}: {problem}")
     if summary.remarks:
-        log(f"{len(summary.remarks)} conspicuous images: see {summary.record}")
+        log(f"{counted(len(summary.remarks), 'conspicuous image')}: see {summary.record}")
     paths = [summary.table] if summary.table else summary.stacks
     for path in (*paths, summary.record):
         log(f"wrote {path}")

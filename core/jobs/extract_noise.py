@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import queue
+import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from ... import __version__
-from ..config.extract_noise import ExtractNoiseOptions
+from ..config.extract_noise import DEFAULT_WINDOW_PX, WINDOWS_ACROSS, ExtractNoiseOptions
 from ..errors import Aborted, ConfigurationError, InputError, TooFewBlocks
 from ..inference.devices import (
     Precision,
@@ -29,13 +30,16 @@ from ..inference.plan import output_names
 from ..io.files import make_folder, sha256_of, write_json
 from ..io.journal import RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
 from ..io.micrographs import MicrographSet
-from ..io.mrc import WriterState
+from ..io.mrc import StackReader, WriterState
 from ..job_context import QUIET, JobContext
 from ..models.weights import LoadedModel
 from ..noise.finders import WindowFinder, finder_of, load_noise_network
 from ..noise.micrograph import Draw, MicrographCounts, MicrographTask, extract_from, overlay_file, part_file
 from ..noise.output import LABELS_FOLDER, PARTS_FOLDER, STACK_NAME, TABLE_NAME, write_noise
+from ..noise.patches import count_in_windows
+from ..noise.segmentation import BACKGROUND
 from ..noise.summary import NoiseSummary, explain
+from ..progress import counted
 from ..report import PDF_NAME
 from .folder import Earlier, JobFolder
 
@@ -198,8 +202,8 @@ def run_extract_noise(
     images = MicrographSet.read(source, root=root)
     tasks, too_small = plan_search(images, options)
     context.log(
-        f"{len(images.stacks)} micrographs, windows of {tasks[0].window_px} px every {tasks[0].stride_px} px"
-        f", model {model.name}, SHA-256 {model.sha256[:16]}…"
+        f"{counted(len(images.stacks), 'micrograph')}, windows of {tasks[0].window_px} px every "
+        f"{tasks[0].stride_px} px, model {model.name}, SHA-256 {model.sha256[:16]}…"
     )
     undertaking = _undertaking(images, tasks, model, options, searcher, drawn=draw is not None)
     inputs = [images.source, *images.stacks]
@@ -216,7 +220,7 @@ def run_extract_noise(
             raise TooFewBlocks(
                 f"{n_blocks} blocks of noise found, {options.min_blocks} are needed. {explain(counts)}",
                 path=images.source,
-                remedy=f"Try a smaller window_px or stride_px, or wider limits, {finder_of(options).remedy}.",
+                remedy=_remedy(options, tasks, output_dir),
             )
         drawn = [task for task in tasks if draw and counts[task.index].kept]
         summary = NoiseSummary(
@@ -270,13 +274,13 @@ def extract_noise(
 
     summary = run_extract_noise(source, output_dir, options, context, draw=write_overlay, **given)
     log = context.log
-    log(f"{summary.n_blocks} blocks of {summary.window_px} px in {summary.seconds:.1f} s")
+    log(f"{counted(summary.n_blocks, 'block')} of {summary.window_px} px in {summary.seconds:.1f} s")
     log(summary.explanation)
     remarks = [count for count in summary.counts if count.remark]
     for count in remarks[:WARNINGS]:
         log(f"warning: {count.micrograph}: {count.remark}")
     if len(remarks) > WARNINGS:
-        log(f"{len(remarks)} conspicuous micrographs: see {summary.record}")
+        log(f"{counted(len(remarks), 'conspicuous micrograph')}: see {summary.record}")
     for path in (summary.stack, summary.table, summary.record):
         log(f"wrote {path}")
     # a run that was killed while it drew has all but this
@@ -300,7 +304,7 @@ def _search(
     waiting = [task for task in tasks if not journal.is_finished(_part_name(task.index))]
     n_resumed = len(tasks) - len(waiting)
     if folder.goes_on:
-        context.log(f"{n_resumed} micrographs are done")
+        context.log(f"done already: {counted(n_resumed, 'micrograph')}")
     precision = _precision(searcher, model, options, journal, context.log)
     done = itertools.count(n_resumed + 1)
 
@@ -329,6 +333,31 @@ def _overlay_name(task: MicrographTask) -> str:
     return overlay_file(Path(), task).as_posix()
 
 
+def _remedy(options: ExtractNoiseOptions, tasks: Sequence[MicrographTask], output_dir: Path) -> str:
+    ways = "Try a smaller window_px or stride_px, or wider limits"
+    window = tasks[0].window_px // 2
+    while window >= max(16, finder_of(options).smallest_window_px(options)):
+        free = sum(_free_windows(output_dir / _label_name(task), window) for task in tasks)
+        if free:
+            ways = (
+                f"With window_px {window}, {free} windows touch neither particles nor contamination. Try that"
+                ", or a smaller stride_px, or wider limits"
+            )
+            break
+        window //= 2
+    return f"{ways}, {finder_of(options).remedy}."
+
+
+def _free_windows(label_map: Path, window_px: int) -> int:
+    """Return how many windows, half of one apart, touch nothing but background; 0 without a label map."""
+    if not label_map.exists():
+        return 0
+    with StackReader(label_map) as reader:
+        labels = torch.from_numpy(reader.read([0])[0])
+    touched = count_in_windows(labels != BACKGROUND, window_px, max(1, window_px // 2))
+    return int((touched == 0).sum())
+
+
 def plan_search(
     images: MicrographSet, options: ExtractNoiseOptions
 ) -> tuple[list[MicrographTask], dict[int, MicrographCounts]]:
@@ -340,10 +369,13 @@ def plan_search(
         If the window does not suit the micrographs, or a pixel size is needed and not known.
     """
     tasks, too_small, finder = [], {}, finder_of(options)
-    names = output_names(images)
-    for index, shape in enumerate(images.check_images()):
+    names, shapes = output_names(images), images.check_images()
+    # a few odd ones among them do not count
+    share = int(statistics.median(min(shape) for shape in shapes)) // WINDOWS_ACROSS
+    default = min(DEFAULT_WINDOW_PX, max(share, 16, finder.smallest_window_px(options)))
+    for index, shape in enumerate(shapes):
         pixel_size = options.pixel_size_angstrom or images.pixel_size_angstrom(index)
-        window, stride = options.window_and_stride_px(pixel_size)
+        window, stride = options.window_and_stride_px(pixel_size, default)
         task = MicrographTask(
             index,
             images.stacks[index],

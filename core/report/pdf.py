@@ -202,6 +202,21 @@ def _add_micrographs(
         draw_side_by_side(part, rows, number, columns=2, pixel_size_angstrom=pixel_size_angstrom)
 
 
+def write_montage(
+    path: Path,
+    raw: NDArray[np.float32],
+    denoised: NDArray[np.float32],
+    *,
+    titles: Sequence[str],
+    pixel_size_angstrom: float | None,
+    kind: Kind,
+) -> tuple[Path, str]:
+    """Write the picture alone, of all images `(n, y, x)`; return its path and what is to be said of it."""
+    filtered = like_low_pass(raw, denoised, pixel_size_angstrom)
+    figure = _montage(raw, denoised, filtered, titles, pixel_size_angstrom, kind)
+    return save(figure, path, format="png", dpi=150), filtered.verdict if filtered else ""
+
+
 def _montage(
     raw: NDArray[np.float32],
     denoised: NDArray[np.float32],

@@ -200,7 +200,9 @@ def test_progress_is_a_line_for_every_few_per_cent(capsys: pytest.CaptureFixture
             progress(done, 1000)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 100 / cli.PROGRESS_PERCENT + 1
-    assert (lines[0], lines[-1]) == ("0 of 1000 images (0 %)", "1000 of 1000 images (100 %)")
+    assert lines[0] == "0 of 1000 images (0 %)"
+    assert re.fullmatch(r"500 of 1000 images \(50 %\), \d+ per second, 0 min \d s to go", lines[10])
+    assert re.fullmatch(r"1000 of 1000 images \(100 %\), \d+ per second", lines[-1])
 
 
 def test_on_a_terminal_progress_is_a_bar(

@@ -109,7 +109,7 @@ def test_an_aborted_job_goes_on(
     with pytest.raises(Aborted):
         extract_noise(Request(Path(JOB), given, "command", lambda: next(calls)))
     extract_noise(Request(Path(JOB), given, "command"))
-    assert "1 micrographs are done" in capsys.readouterr().out
+    assert "done already: 1 micrograph" in capsys.readouterr().out
     # other options: the job begins anew
     extract_noise(Request(Path(JOB), {**given, "window_px": "48"}, "command"))
     with StackReader("External/job012/noise.mrcs") as reader:

@@ -1,0 +1,107 @@
+"""The inputs of one command line: files, folders and patterns, and a folder for what is made of each."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from .sources import item_names, matching
+
+# RELION's own tables, which lie in the folders of its jobs and name no images.
+_NO_IMAGES = ("job.star", "_pipeline.star")
+# cryoSPARC's files that complete the rows of others.
+_PASSTHROUGH = "passthrough"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the words of a command line stand for.
+
+    Attributes
+    ----------
+    paths
+        The files, each once.
+    is_single
+        Whether one word named one file: its result then goes into the output folder itself.
+    problems
+        What is wrong with words that stand for nothing, by word.
+    """
+
+    paths: list[Path]
+    is_single: bool
+    problems: dict[str, InputError]
+
+
+def find_inputs(words: Sequence[str], suffixes: Collection[str]) -> Inputs:
+    """Return the files that words stand for.
+
+    Parameters
+    ----------
+    words
+        Each a file, a folder or a pattern (`*`, `?`, `**`, `[...]`). A folder stands for its files with one
+        of the suffixes, but for hidden ones, cryoSPARC's passthrough files and RELION's tables of jobs.
+    suffixes
+        In lower case, with the dot.
+    """
+    if (
+        len(words) == 1
+        and not Path(words[0]).is_dir()
+        and (os.path.lexists(words[0]) or not _is_pattern(words[0]))
+    ):
+        return Inputs([Path(words[0])], True, {})
+    found: dict[str, Path] = {}
+    problems: dict[str, InputError] = {}
+    for word in words:
+        try:
+            for path in _files_of(word, suffixes):
+                found.setdefault(os.path.realpath(path), path)
+        except InputError as error:
+            problems[word] = error
+    return Inputs(list(found.values()), False, problems)
+
+
+def folder_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each file, all different: of its folder and itself, with its suffix where needed."""
+    names = item_names(None, [path.absolute() for path in paths])
+    counts = Counter(names)
+    taken: set[str] = set()
+    for number, (name, path) in enumerate(zip(names, paths, strict=True)):
+        free = stem = name if counts[name] == 1 else f"{name}_{path.suffix.lstrip('.')}"
+        count = 1
+        while free in taken:
+            count += 1
+            free = f"{stem}_{count}"
+        taken.add(free)
+        names[number] = free
+    return names
+
+
+def _is_pattern(word: str) -> bool:
+    return any(mark in word for mark in "*?[")
+
+
+def _files_of(word: str, suffixes: Collection[str]) -> list[Path]:
+    folder = Path(word)
+    if not folder.is_dir():
+        return matching(word) if _is_pattern(word) else [folder]
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"the folder cannot be read: {error.strerror or error}.", path=folder) from error
+    files = [
+        path
+        for path in paths
+        if path.suffix.lower() in suffixes
+        and not path.name.startswith(".")
+        and not path.name.endswith(_NO_IMAGES)
+        and not (path.suffix == ".cs" and _PASSTHROUGH in path.name)
+        and path.is_file()
+    ]
+    if not files:
+        kinds = ", ".join(sorted(suffixes))
+        raise InputError(f"the folder holds no file with the suffix {kinds}.", path=folder)
+    return files

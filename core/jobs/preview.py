@@ -1,0 +1,126 @@
+"""A few images of a set, denoised for a look before the whole run."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..config.denoise import DenoiseOptions
+from ..errors import ConfigurationError
+from ..inference.devices import resolve_devices
+from ..inference.engine import LocalDevices, Task
+from ..inference.inputs import look_at_inputs
+from ..inference.plan import StackPlan, leave_out_damaged, plan_stacks, read_images
+from ..inference.summary import SAMPLED_MICROGRAPHS, read_samples
+from ..io.files import make_folder
+from ..io.journal import JOURNAL_NAME, Journal, Undertaking
+from ..io.micrographs import MicrographSet
+from ..job_context import QUIET, JobContext
+from ..models.weights import load_model
+from ..report.pdf import write_montage
+from .contexts import contexts_of
+from .denoise import measure_run
+
+PREVIEW_NAME = "preview.png"
+LARGEST_PREVIEW = 24
+"""Images that still fit beside each other in a picture."""
+
+
+def preview(
+    source: str | Path,
+    output_dir: str | Path,
+    options: DenoiseOptions,
+    n_images: int,
+    context: JobContext = QUIET,
+    *,
+    root: Path | None = None,
+    passthrough: Sequence[str | Path] = (),
+) -> Path:
+    """Denoise a few evenly spread images, and draw them raw, low-pass filtered and denoised, and what goes.
+
+    Everything is as in a run with these options, but nothing stays except the picture, in `output_dir`.
+
+    Parameters
+    ----------
+    source, output_dir, options, context, root, passthrough
+        As of `jobs.denoise.run_denoise`.
+    n_images
+        At most so many; of micrographs never more than six, of which the middle is shown. Images of another
+        size than the first are left out.
+
+    Returns
+    -------
+    Path
+        The picture; one that is there is replaced.
+
+    Raises
+    ------
+    CryohushError
+        As `jobs.denoise.run_denoise`.
+    """
+    if not 1 <= n_images <= LARGEST_PREVIEW:
+        raise ConfigurationError(f"preview: expected 1 to {LARGEST_PREVIEW} images, found {n_images}.")
+    output_dir = Path(output_dir)
+    measure_run(source, output_dir, options, root=root, passthrough=passthrough)  # raises what a run would
+    model = load_model(options.model)
+    engine = LocalDevices(resolve_devices(options.device), options.threads)
+    images = read_images(source, root=root, passthrough=passthrough)
+    is_micrographs = isinstance(images, MicrographSet)
+    if options.skip_bad and images.has_table:
+        images, _ = leave_out_damaged(images)
+    trained_angstrom = model.trained_pixel_sizes_angstrom
+    stacks = plan_stacks(
+        images,
+        options.protein,
+        pixel_size_angstrom=options.pixel_size_angstrom,
+        trained_angstrom=trained_angstrom,
+    )
+    notes = look_at_inputs(images, stacks, trained_angstrom)
+    for line in (*notes.facts, *(f"warning: {warning}" for warning in notes.warnings)):
+        context.log(line)
+    chosen = _spread(stacks, min(n_images, SAMPLED_MICROGRAPHS) if is_micrographs else n_images)
+    make_folder(output_dir)
+    with tempfile.TemporaryDirectory(prefix=".preview-", dir=output_dir) as folder:
+        place = Path(folder)
+        known = contexts_of(images, stacks, model, options, place, goes_on=False, log=context.log)
+        choices, _ = engine.choose(model, options, [chosen[0].shape], are_micrographs=is_micrographs)
+        task = Task(model, options, choices, chosen, is_micrographs, "preview", known.contexts)
+        with Journal(place / JOURNAL_NAME) as journal:
+            journal.begin(Undertaking("preview", parts=dict.fromkeys((stack.name for stack in chosen), "")))
+            result = engine.denoise(task, place, journal, context.progress, context.should_stop)
+        samples = read_samples(chosen, place, result.skipped, are_micrographs=is_micrographs)
+    path, verdict = write_montage(
+        output_dir / PREVIEW_NAME,
+        samples.raw,
+        samples.denoised,
+        titles=samples.titles,
+        pixel_size_angstrom=samples.pixel_size_angstrom,
+        kind="micrographs" if is_micrographs else "particles",
+    )
+    if verdict:
+        context.log(verdict)
+    context.log(f"wrote {path}")
+    return path
+
+
+def _spread(stacks: Sequence[StackPlan], n_images: int) -> list[StackPlan]:
+    """Return stacks with only some of their images, evenly spread over those that are like the first one."""
+    first = stacks[0]
+    alike = [
+        stack
+        for stack in stacks
+        if (stack.shape, stack.pixel_size_angstrom) == (first.shape, first.pixel_size_angstrom)
+    ]
+    ends = np.cumsum([len(stack.indices) for stack in alike])
+    picks = np.unique(np.linspace(0, ends[-1] - 1, n_images).round().astype(np.int64))
+    chosen = []
+    for stack, end in zip(alike, ends.tolist(), strict=True):
+        begin = end - len(stack.indices)
+        positions = picks[(picks >= begin) & (picks < end)] - begin
+        if len(positions):
+            chosen.append(dataclasses.replace(stack, indices=stack.indices[positions]))
+    return chosen
