@@ -357,7 +357,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "denoise": (
         "cryohush denoise Extract/job007/particles.star -o Denoised",
         "cryohush denoise Extract/job007/particles.star -o Preview --preview 12",
-        "cryohush denoise J42/particles.cs -o Denoised --root /data/P3",
+        "cryohush denoise J42/particles.cs -o Denoised",
         "cryohush denoise Micrographs/*.mrc -o Denoised --keep-above 8",
         "cryohush denoise particles.mrcs -o Denoised --pixel-size 1.5 --protein dark",
         "cryohush denoise particles.star -o Denoised --resume",
