@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import __version__
 from .config.preset_list import preset_descriptions
-from .console import USAGE, complain, exit_status, in_one_line, is_quiet, note, prepare_streams, say, speaking
+from .console import (
+    USAGE,
+    complain,
+    exit_status,
+    in_one_line,
+    is_quiet,
+    note,
+    prepare_streams,
+    say,
+    show,
+    speaking,
+)
 from .errors import Aborted, ConfigurationError, CryohushError, missing_package
 from .job_context import JobContext
 from .progress import ProgressText, counted
@@ -526,7 +537,7 @@ def _print_config(config: BaseModel | type[BaseModel]) -> None:
     """Print the values of a configuration, or what one can hold, as a YAML file."""
     from .config.reference import as_yaml, blank_yaml
 
-    print(blank_yaml(config) if isinstance(config, type) else as_yaml(config), end="")
+    show((blank_yaml(config) if isinstance(config, type) else as_yaml(config)).rstrip())
 
 
 def _for_each(
@@ -786,7 +797,7 @@ def _restore(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
 def _completion(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
     from .completion import SCRIPTS
 
-    print(SCRIPTS[arguments.shell](build_parser()), end="")
+    show(SCRIPTS[arguments.shell](build_parser()).rstrip())
 
 
 def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
