@@ -225,8 +225,7 @@ def fit_context(
         )
     working = min(box, WORKING_BOX_PX)
     ratio = working / box
-    blocks = images.float().split(256)  # type: ignore[no-untyped-call]
-    small = torch.cat([fourier_resample(block, working) for block in blocks])
+    small = torch.cat([fourier_resample(block, working) for block in torch.split(images.float(), 256)])
     power = background_power(small, radius_px * ratio)
     nyquist = working // 2
     noise = float(power[int(_NOISE_RINGS[0] * nyquist) : int(_NOISE_RINGS[1] * nyquist)].median())
@@ -254,7 +253,7 @@ def _signal_power(
     """`(rings,)` power without CTF, by least squares over the images: power = CTF² signal + noise."""
     shape = (images.shape[-2], images.shape[-1])
     top = bottom = torch.zeros(())
-    for members in torch.arange(len(images)).split(256):  # type: ignore[no-untyped-call]
+    for members in torch.split(torch.arange(len(images)), 256):
         power = torch.fft.rfft2(images[members], norm="ortho").abs().square()
         if optics is None:
             squared = torch.ones_like(power)

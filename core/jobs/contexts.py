@@ -45,8 +45,8 @@ def contexts_of(
     Parameters
     ----------
     goes_on
-        Whether a run is gone on with: the contexts that it has found then stay as they are, and only groups
-        of images that are new get one.
+        Whether a run is gone on with: the contexts that it has found then stay as they are, and only
+        groups of images that are new get one.
     """
     if not getattr(model.module, "context_channels", 0):
         return RunContexts(None, {"used": False, "why": "this model sees single images"})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ..config.denoise import DenoiseOptions
 from ..context.contexts import StackContexts, read_sample
@@ -80,14 +80,11 @@ def measure_gain(
             return {"verdict": f"Not measured: {error}."}
     denoiser = Denoiser(model.module, "cpu", "fp32" if precision == "fp16" else precision)
     parts = []
-    for begin in range(0, len(first), _BATCH):
-        members = torch.arange(begin, min(begin + _BATCH, len(first)))
-        shown: Callable[[torch.Tensor], torch.Tensor] | None = None
+    for members in torch.split(torch.arange(len(first)), _BATCH):
+        channels = None
         if context is not None:
             channels = context.channels(first[members], None if known is None else known[members])
-            shown = partial(_always, channels)
-        denoised, _, _ = denoiser.denoise(first[members].numpy(), radius_px=radius, context=shown)
-        parts.append(denoised)
+        parts.append(_denoised(denoiser, first[members], radius, channels))
     judge = RingGain(first, second, radius_px=radius, pixel_size_angstrom=pixel_size_angstrom)
     bands = judge.bands(torch.from_numpy(np.concatenate(parts)))
     return {
@@ -100,6 +97,9 @@ def measure_gain(
     }
 
 
-def _always(channels: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """The channels of these images, which are known already."""
-    return channels
+def _denoised(
+    denoiser: Denoiser, images: Tensor, radius_px: float, channels: Tensor | None
+) -> NDArray[np.float32]:
+    context = None if channels is None else lambda shown: channels
+    denoised: NDArray[np.float32] = denoiser.denoise(images.numpy(), radius_px=radius_px, context=context)[0]
+    return denoised

@@ -34,6 +34,8 @@ WHOLE_BAND_ANGSTROM = (32.0, 11.0)
 _EDGE_SHARE = 0.07
 #: a raw correlation has to be so many standard errors away from 0 for a gain over it
 _SIGNIFICANT = 3.0
+#: a gain or loss of less is none
+_WORTH_NAMING = 0.01
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,8 @@ class RingGain:
 
         So that the power of its rings, which a filter may change, does not matter.
         """
-        parts = (self._transform(denoised), self._raw, self._twin)
-        white, raw, twin = (self._whitened(part) for part in parts)
-        return self._gain(white, raw, twin, band)
+        ours, raw, twin = map(self._whitened, (self._transform(denoised), self._raw, self._twin))
+        return self._gain(ours, raw, twin, band)
 
     def _gain(self, denoised: Tensor, raw: Tensor, twin: Tensor, band: tuple[float, float]) -> BandGain:
         members = self._rings(band)
@@ -118,7 +119,8 @@ class RingGain:
         a, b = first[:, chosen], second[:, chosen]
         cross = ((a * b.conj()).real * weight).sum(1)
         power = (a.abs().square() * weight).sum(1) * (b.abs().square() * weight).sum(1)
-        return cross / power.clamp_min(1e-30).sqrt()
+        correlation: Tensor = cross / power.clamp_min(1e-30).sqrt()
+        return correlation
 
     def _transform(self, images: Tensor) -> Tensor:
         centred = images.float() - images.float().mean((1, 2), keepdim=True)
@@ -171,8 +173,8 @@ def verdict(gains: Sequence[BandGain]) -> str:
     sure = [band for band in gains if band.gain == band.gain]
     if not sure:
         return "The images are too noisy, or too few, to tell whether denoising adds anything."
-    better = [band for band in sure if band.gain - 1 > 2 * band.standard_error]
-    worse = [band for band in sure if 1 - band.gain > 2 * band.standard_error]
+    better = [band for band in sure if band.gain - 1 > max(2 * band.standard_error, _WORTH_NAMING)]
+    worse = [band for band in sure if 1 - band.gain > max(2 * band.standard_error, _WORTH_NAMING)]
     finest = min(band.finest_angstrom for band in sure)
     tail = f"; nothing finer than {finest:g} Å could be measured."
     if worse:

@@ -77,7 +77,8 @@ class ContextUNet(ShuffleUNet):
         if x.shape[1] == 1:
             return image
         shares = from_cells(self.shares(features), self._side)
-        return image + (shares * x[:, 1 : 1 + shares.shape[1]]).sum(1, keepdim=True)
+        passed: Tensor = (shares * x[:, 1 : 1 + shares.shape[1]]).sum(1, keepdim=True)
+        return image + passed
 
     def with_error(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The image, and the logarithm of the variance of its error, `(n, 1, y, x)` each."""

@@ -259,7 +259,7 @@ class NoiseFinder:
 
     make: Callable[[LoadedModel, torch.device, Precision, ExtractNoiseOptions], WindowFinder]
     model: str = "segmentation"
-    networks: Networks = SEGMENTERS
+    networks: Networks = field(default_factory=lambda: SEGMENTERS)
     smallest_window_px: Callable[[ExtractNoiseOptions], int] = lambda options: 1
     needs_pixel_size: bool = False
     makes_labels: bool = False

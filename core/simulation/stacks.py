@@ -145,7 +145,7 @@ def simulate_stack(
     colour = _spectrum(frequency, ranges.noise_tilt, generator).sqrt()
     # the particles' fall-off varies somewhat from image to image
     noisy, clean = torch.empty(n, *shape), torch.empty(n, *shape)
-    for members in torch.arange(n).split(_BLOCK):  # type: ignore[no-untyped-call]
+    for members in torch.split(torch.arange(n), _BLOCK):
         m = len(members)
         specimen = _specimens(volumes, m, other, empty, each, box_px, generator)
         transfer = torch.ones(m, *frequency.shape)

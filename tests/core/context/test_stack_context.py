@@ -187,7 +187,7 @@ def write_particles(folder: Path, simulated: SimulatedStack, half_sets: bool = T
         lines.append(" ".join(values))
     path = folder / "particles.star"
     path.write_text("\n".join(lines) + "\n")
-    return ParticleSet.read(path)
+    return ParticleSet.read(path, root=folder)
 
 
 def test_half_sets_do_not_see_each_other(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_stack(tmp_path / "a.mrcs", images[:50])
     write_stack(tmp_path / "b.mrcs", images[50:])
     names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
-    write_table(tmp_path / "particles.star", names)
+    write_table(tmp_path / "particles.star", names, box_px=32)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "particles.star"
 
@@ -96,7 +96,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(table: Path, weight
 
 
 def test_a_table_of_few_images_is_denoised_without(table: Path, weights: Path) -> None:
-    write_table(table.with_name("few.star"), [f"{i + 1:06d}@a.mrcs" for i in range(20)])
+    write_table(table.with_name("few.star"), [f"{i + 1:06d}@a.mrcs" for i in range(20)], box_px=32)
     run_denoise(table.with_name("few.star"), "few", options(weights))
     record = json.loads(Path("few/cryohush.json").read_text())
     assert record["context"]["used"] is False

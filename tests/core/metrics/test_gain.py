@@ -30,10 +30,13 @@ def gains(first: torch.Tensor, second: torch.Tensor) -> RingGain:
 def test_a_radial_filter_gains_nothing_in_any_ring() -> None:
     _, first, second = pair()
     judge = gains(first, second)
-    for filtered in (gaussian_filter(first, 1.5), low_pass(first, 10.0, PIXEL_SIZE)):
-        # a band holds a few rings, which a steep filter weights anew: below a tenth
-        assert [gain.gain for gain in judge.bands(filtered)] == pytest.approx([1.0] * 6, abs=0.1)
-        assert judge.whole(filtered).gain == pytest.approx(1.0, abs=0.03)
+    for filtered in (gaussian_filter(first, 1.0), low_pass(first, 10.0, PIXEL_SIZE)):
+        assert [gain.gain for gain in judge.bands(filtered)] == pytest.approx([1.0] * 6, abs=0.02)
+        assert judge.whole(filtered).gain == pytest.approx(1.0, abs=0.01)
+    # the particle's disc mixes neighbouring rings, which a steep filter weights anew: a loss, never a gain
+    steep = gaussian_filter(first, 1.5)
+    assert all(0.9 < gain.gain < 1.0 for gain in judge.bands(steep))
+    assert 0.9 < judge.whole(steep).gain < 1.0
 
 
 def test_half_of_the_noise_gains_what_the_ratio_of_signal_to_noise_says() -> None:
