@@ -544,7 +544,7 @@ def _for_each(
     arguments: argparse.Namespace, suffixes: Sequence[str], work: Callable[[Path, Path], None]
 ) -> None:
     """Do the work for each input; what is wrong with one is told, and the others go on."""
-    from .batch.inputs import find_inputs, folder_names
+    from .io.inputs import find_inputs, folder_names
 
     found = find_inputs(arguments.input, suffixes)
     if found.is_single:
