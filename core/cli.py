@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import __version__
 from .config.preset_list import preset_descriptions
-from .console import USAGE, complain, exit_status, in_one_line, is_quiet, note, prepare_streams, say, speaking
+from .console import (
+    USAGE,
+    complain,
+    exit_status,
+    in_one_line,
+    is_quiet,
+    note,
+    prepare_streams,
+    say,
+    show,
+    speaking,
+)
 from .errors import Aborted, ConfigurationError, CryohushError, missing_package
 from .job_context import JobContext
 from .progress import ProgressText, counted
@@ -357,7 +368,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "denoise": (
         "cryohush denoise Extract/job007/particles.star -o Denoised",
         "cryohush denoise Extract/job007/particles.star -o Preview --preview 12",
-        "cryohush denoise J42/particles.cs -o Denoised --root /data/P3",
+        "cryohush denoise J42/particles.cs -o Denoised",
         "cryohush denoise Micrographs/*.mrc -o Denoised --keep-above 8",
         "cryohush denoise particles.mrcs -o Denoised --pixel-size 1.5 --protein dark",
         "cryohush denoise particles.star -o Denoised --resume",
@@ -526,14 +537,14 @@ def _print_config(config: BaseModel | type[BaseModel]) -> None:
     """Print the values of a configuration, or what one can hold, as a YAML file."""
     from .config.reference import as_yaml, blank_yaml
 
-    print(blank_yaml(config) if isinstance(config, type) else as_yaml(config), end="")
+    show((blank_yaml(config) if isinstance(config, type) else as_yaml(config)).rstrip())
 
 
 def _for_each(
     arguments: argparse.Namespace, suffixes: Sequence[str], work: Callable[[Path, Path], None]
 ) -> None:
     """Do the work for each input; what is wrong with one is told, and the others go on."""
-    from .batch.inputs import find_inputs, folder_names
+    from .io.inputs import find_inputs, folder_names
 
     found = find_inputs(arguments.input, suffixes)
     if found.is_single:
@@ -786,7 +797,7 @@ def _restore(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
 def _completion(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
     from .completion import SCRIPTS
 
-    print(SCRIPTS[arguments.shell](build_parser()), end="")
+    show(SCRIPTS[arguments.shell](build_parser()).rstrip())
 
 
 def _models(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:

@@ -108,8 +108,13 @@ def say(line: str) -> None:
         complain(line) if line.startswith(WARNING) else note(line)
         return
     note(line)
+    show(line)
+
+
+def show(text: str) -> None:
+    """Print what was asked for, quiet or not, and not to the log file."""
     try:
-        print(line, flush=True)
+        print(text, flush=True)
     except OSError:
         _to_nowhere("stdout")
 

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.batch.sources import item_names, matching
 from ..core.batch.state import Item, log_path
 from ..core.config.batch import Source
 from ..core.config.denoise import DenoiseOptions
 from ..core.errors import ConfigurationError, HostError, InputError, OutputError
 from ..core.inference.plan import MICROGRAPH_TABLE_NAME, TABLE_NAME
+from ..core.io.inputs import item_names, matching
 from ..core.io.micrographs import lists_micrographs
 from ..core.noise.output import TABLE_NAME as NOISE_TABLE_NAME
 from ..core.report import PDF_NAME

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
-import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +13,9 @@ from typing import Any, Protocol
 
 from ..config.batch import BatchPlan, Job, Options, Source
 from ..config.evaluate import EvaluateConfig
-from ..errors import ConfigurationError, CryohushError, InputError, OutputError
+from ..errors import ConfigurationError, CryohushError, OutputError
 from ..inference.devices import resolve_devices
+from ..io.inputs import item_names, matching
 from ..jobs.denoise import RunSize
 from ..models.weights import list_models
 from .kinds import JobKind, Result
@@ -109,51 +108,6 @@ class Files:
         """Write the report."""
         if summary is not None:
             self._report(summary)
-
-
-def matching(pattern: str, folder: Path | None = None) -> list[Path]:
-    """Return the files that a path or pattern names, sorted; of several names of one file, one.
-
-    A file that is there is meant as it is, however many brackets its name has. Brackets are a class of
-    characters (`[0-9]`) where that finds something, and otherwise themselves.
-
-    Parameters
-    ----------
-    pattern
-        With `*`, `?`, `**` and `[...]`.
-    folder
-        What it is relative to, taken as it is; None is the working directory.
-
-    Raises
-    ------
-    InputError
-        If there is none.
-    """
-    start = "" if folder is None else f"{glob.escape(str(folder))}/"
-    if os.path.lexists(folder / pattern if folder else pattern):
-        found = [str(folder / pattern if folder else pattern)]
-    else:
-        # Path.glob takes no absolute patterns
-        found = glob.glob(start + pattern, recursive=True)  # noqa: PTH207
-        found = found or glob.glob(start + pattern.replace("[", "[[]"), recursive=True)  # noqa: PTH207
-    if not found:
-        raise InputError("no such file.", path=folder / pattern if folder else pattern)
-    # RELION links a job's alias to its folder: the real name wins
-    by_file: dict[str, Path] = {}
-    for path in sorted((Path(name).absolute() for name in found), key=_is_linked):
-        by_file.setdefault(os.path.realpath(path), path)
-    return sorted(by_file.values())
-
-
-def _is_linked(path: Path) -> bool:
-    return os.path.realpath(path) != str(path)
-
-
-def item_names(name: str | None, paths: Sequence[Path]) -> list[str]:
-    """Return a name for each file: of its folder and itself, or the source's, numbered if it has several."""
-    if name is None:
-        return [re.sub(r"[^\w.+-]+", "_", "_".join([*path.parts[-3:-1], path.stem])) for path in paths]
-    return [name] if len(paths) == 1 else [f"{name}_{number}" for number in range(1, len(paths) + 1)]
 
 
 @dataclass(frozen=True)

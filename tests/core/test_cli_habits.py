@@ -10,12 +10,12 @@ import yaml
 from particle_files import noise, write_stack, write_table
 
 from cryohush.core import cli
-from cryohush.core.batch.inputs import find_inputs, folder_names
 from cryohush.core.cli import main
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.config.evaluate import EvaluateConfig
 from cryohush.core.config.extract_noise import ExtractNoiseOptions
 from cryohush.core.config.preset_list import preset_descriptions
+from cryohush.core.io.inputs import find_inputs, folder_names
 
 SUFFIXES = (".mrc", ".mrcs", ".star", ".cs")
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from cryohush.core.batch import workers
-from cryohush.core.batch.sources import matching
 from cryohush.core.batch.workers import Pool, open_pool
 from cryohush.core.config.batch import EngineConfig
 from cryohush.core.config.load import validate
 from cryohush.core.errors import ConfigurationError, InputError
+from cryohush.core.io.inputs import matching
 
 pytest.importorskip("distributed")
 ENGINE = {"device": "cpu", "workers": 1, "threads": 1, "memory": "2GB"}
