@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import configparser
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,20 +124,3 @@ def test_errors_config_and_io_never_import_torch() -> None:
     # What they import must not bring it in either.
     code = f"import {', '.join(light)}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_the_page_about_the_architecture_names_what_is_there() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    paths = set(re.findall(r"`((?:core|relion_external|cryosparc_job|tests|examples)/[\w/.]+)`", page))
-    assert len(paths) > 10
-    assert not [path for path in paths if not (ROOT / path).exists()]
-    names = {".".join(name.split(".")[1:]) for name in modules()}
-    # `io.mrc.StackReader` and `batch.retry`: modules of core, or what is in them
-    rooms = "|".join(LAYERS)
-    for name in set(re.findall(rf"`((?:{rooms})\.[\w.]+)`", page)):
-        if name.endswith((".json", ".safetensors")):
-            continue
-        module, _, thing = name.rpartition(".")
-        assert (
-            f"core.{name}" in names or thing in (ROOT / f"core/{module.replace('.', '/')}.py").read_text()
-        ), name
