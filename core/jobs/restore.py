@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,14 +101,15 @@ def _restore_star(source: Path, destination: Path, root: Path | None) -> Restore
         )
     previous = [name for name in table.labels if name.startswith(_PREVIOUS)]
     columns = [table.column(name) for name in (label, raw_label, *previous)]
-    files = _Files(source, root)
-    lines = _line_numbers(source, is_target)
+    rows = _rows(source, is_target)
+    files = _Files(source, root, (_file_of(values[columns[0]]) for _, values in rows))
+    rows = _rows(source, is_target)
     n_rows = n_restored = 0
     raw_files: dict[str, None] = {}
 
     def edit(values: list[bytes]) -> list[bytes]:
         nonlocal n_rows, n_restored
-        line = next(lines)
+        line, _ = next(rows)
         image, *originals = [values[column] for column in columns]
         n_rows += 1
         if files.are_raw(image):
@@ -152,10 +153,11 @@ def _has(label: str) -> Callable[[Table], bool]:
     return lambda table: label in table.labels
 
 
-def _line_numbers(source: Path, is_target: Callable[[Table], bool]) -> Iterator[int]:
+def _rows(source: Path, is_target: Callable[[Table], bool]) -> Iterator[tuple[int, list[bytes]]]:
+    """Yield the line and the values of each row."""
     for table in read_tables(source):
         if is_target(table):
-            yield from (line for line, _, values in table.rows() if values)
+            yield from ((line, values) for line, _, values in table.rows() if values)
 
 
 def _file_of(token: bytes) -> str:
@@ -164,16 +166,36 @@ def _file_of(token: bytes) -> str:
 
 
 class _Files:
-    """What is known of the files that a table names."""
+    """What is known of the files that a table names.
 
-    def __init__(self, source: Path, root: Path | None) -> None:
+    All names are relative to one folder: that in which most of the images are, and of several the one in
+    which they are denoised (a run keeps the names of its stacks, so that raw ones of the same name may lie
+    elsewhere).
+
+    Parameters
+    ----------
+    source
+        The table.
+    root
+        The folder; None is looked for: the working directory, that of the table, those above it.
+    images
+        The files of its images.
+    """
+
+    def __init__(self, source: Path, root: Path | None, images: Iterable[str]) -> None:
         folder = source.absolute().parent
-        self._places = [root] if root else list(dict.fromkeys([Path.cwd(), folder, *folder.parents]))
+        names = list(dict.fromkeys(name for name in images if not Path(name).is_absolute()))
+        places = [root] if root else list(dict.fromkeys([Path.cwd(), folder, *folder.parents]))
+        found = {place: [place / name for name in names if (place / name).is_file()] for place in places}
+        most = max(map(len, found.values()))
+        best = [place for place in places if len(found[place]) == most]
+        self._root = max(best, key=lambda place: any(map(_says_denoised, found[place]))) if most else best[0]
         self._denoised: dict[str, bool | None] = {}
 
     def find(self, name: str) -> Path | None:
         """Return where a file is; None if it cannot be found."""
-        return next((place / name for place in self._places if (place / name).is_file()), None)
+        path = self._root / name
+        return path if path.is_file() else None
 
     def were_denoised(self, token: bytes) -> bool:
         """Tell whether the file of an image says that it was denoised."""
@@ -202,7 +224,7 @@ def _says_denoised(path: Path) -> bool:
 def _restore_cs(source: Path, destination: Path, root: Path | None, raw: Path | None) -> Restored:
     table = CsTable(source)
     images = read_images(table)
-    files = _Files(source, root)
+    files = _Files(source, source.absolute().parent if images.beside else root, images.stack_names)
     raws: dict[Path, int] = {}
     raw_of_stack = []
     for name in images.stack_names:
