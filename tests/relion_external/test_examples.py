@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from relion_project import EMPTY_PIPELINE, processes, relion
 
 from cryohush.core.io.star import read_tables, unquote
+from cryohush.relion_external.cli import parse
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "relion"
 FLOWS = {
@@ -97,3 +100,58 @@ def test_the_jobs_run_in_order_and_then_the_flow_ends(flow: str) -> None:
 def test_no_value_needs_what_relion_cannot_read_back(flow: str) -> None:
     for job in JOBS:
         assert not any('"' in value for value in options(flow, job).values())
+
+
+FORMS = sorted(EXAMPLES.glob("*/jobs/*/job.star"))
+FIELD = {
+    "denoise_particles": "in_part",
+    "train": "in_part",
+    "evaluate": "in_part",
+    "denoise_micrographs": "in_mic",
+    "extract_noise": "in_mic",
+    "raw_picks": "in_coords",
+}
+
+
+def form(path: Path) -> dict[str, str]:
+    return dict(tables(path)["joboptions_values"])  # type: ignore[arg-type]
+
+
+def test_there_is_a_form_for_each_command_and_relion() -> None:
+    assert {path.parent.name for path in FORMS if "relion4" in path.parts} == set(FIELD)
+    # in 3.1 picks need no way back
+    assert {path.parent.name for path in FORMS if "relion31" in path.parts} == set(FIELD) - {"raw_picks"}
+
+
+@pytest.mark.parametrize("path", FORMS, ids=lambda path: f"{path.parts[-4]}-{path.parent.name}")
+def test_a_form_holds_what_relion_asks_and_parameters_that_the_command_knows(path: Path) -> None:
+    values = form(path)
+    assert set(values) == EXTERNAL
+    head = dict(tables(path)["job"])  # type: ignore[arg-type]
+    assert head.get("rlnJobType" if "relion31" in path.parts else "rlnJobTypeLabel") in (
+        "99",
+        "relion.external",
+    )
+    words = values["fn_exe"].split()
+    assert words[0] == "relion_cryohush"
+    given = [
+        f"--{values[f'param{number}_label']}={values[f'param{number}_value']}"
+        for number in range(1, 11)
+        if values[f"param{number}_label"]
+    ]
+    parse([*words[1:], "--o", "External/job001/", *given])
+
+
+@pytest.mark.relion
+@pytest.mark.skipif(shutil.which("relion_pipeliner") is None, reason="needs RELION 3.1 (Debian: relion)")
+def test_relion_takes_each_form_with_its_input(tmp_path: Path) -> None:
+    (tmp_path / "default_pipeline.star").write_text(EMPTY_PIPELINE)
+    for path in (path for path in FORMS if "relion31" in path.parts):
+        before = set(processes(tmp_path))
+        option = f"{FIELD[path.parent.name]} == Some/job001/table.star"
+        relion(tmp_path, "relion_pipeliner", "--addJobFromStar", str(path), "--addJobOptions", option)
+        (name,) = set(processes(tmp_path)) - before
+        # added as a job that is to be run
+        assert processes(tmp_path)[name] == "1"
+        kept = form(tmp_path / name / "job.star")
+        assert kept == {**form(path), FIELD[path.parent.name]: "Some/job001/table.star"}
