@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,3 +125,23 @@ def test_errors_config_and_io_never_import_torch() -> None:
     # What they import must not bring it in either.
     code = f"import {', '.join(light)}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_page_about_the_rooms_names_what_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    picture = page.split("```")[1]
+    rooms = [word for word in re.findall(r"\w+", picture) if word in LAYERS + ADAPTERS]
+    assert set(rooms) == {*LAYERS, *ADAPTERS}
+    for words in re.findall(r"`([^`\n]+)`", page.replace(picture, "")):
+        if re.fullmatch(r"[\w./]+/[\w./]*\w", words):
+            assert (ROOT / words).exists(), words
+        elif (
+            re.fullmatch(r"\w+(\.\w+)+", words)
+            and words.split(".")[0] in LAYERS + ADAPTERS
+            and not words.endswith((".json", ".safetensors"))
+        ):
+            room, module, *names = words.split(".")
+            path = ROOT / ("" if room in ADAPTERS else "core") / room / f"{module}.py"
+            assert path.is_file(), words
+            for name in names:
+                assert re.search(rf"^ *(class|def) {name}\b", path.read_text(), re.MULTILINE), words

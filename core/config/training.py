@@ -284,7 +284,7 @@ class LossConfig(Section):
         default=0.0, ge=0, description="Weight of the squared difference of features; 0 leaves it out."
     )
     features: str = Field(
-        default="general-1",
+        default="general",
         description=(
             "Whose: a shipped model or weights file of a `shuffle_unet`, or the ImageNet weights "
             "of VGG-19: a file named `vgg19*`, or `vgg19` to download them once (548 MB)."

@@ -31,7 +31,7 @@ from ..imaging.rings import hermitian_weight, ring_index, ring_mean
 BANDS_ANGSTROM = ((65.0, 47.0), (39.0, 32.0), (28.0, 24.0), (21.5, 19.0), (17.5, 14.7), (14.0, 11.0))
 #: all of what single particles usually show
 WHOLE_BAND_ANGSTROM = (32.0, 11.0)
-_EDGE_SHARE = 0.07
+_EDGE_SHARE = 0.047
 #: a raw correlation has to be so many standard errors away from 0 for a gain over it
 _SIGNIFICANT = 3.0
 #: a gain or loss of less is none
@@ -67,7 +67,7 @@ class RingGain:
     raw, twin
         `(n, y, x)`: images and independent ones of the same particles.
     radius_px
-        Of the particle: the rest is masked, with a soft edge of 7 % of the box.
+        Of the particle: the rest is masked, with a soft edge of 5 % of the box.
     pixel_size_angstrom
         Of both.
     """

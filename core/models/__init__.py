@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import ConfigurationError
 from ..registry import Registry
 from .base import DenoisingNetwork, require_denoising_network
-from .context_unet import ContextUNet
+from .context_unet import ContextAverage, ContextUNet
 from .diffusion import DiffusionDenoiser
 from .dncnn import DnCNN
 from .pix2pix import ConvolutionalCritic, ConvolutionalGenerator, ResidualCritic, ResidualPix2Pix
@@ -27,6 +27,7 @@ Networks = Mapping[str, Callable[..., nn.Module]]
 # What denoises: classes by name. Other packages offer theirs at the entry points `cryohush.networks`.
 _DENOISERS: dict[str, Callable[..., nn.Module] | str] = {
     "shuffle_unet": ShuffleUNet,
+    "context_average": ContextAverage,
     "context_unet": ContextUNet,
     "dncnn": DnCNN,
     "resnet_autoencoder": ResNetAutoencoder,

@@ -85,3 +85,43 @@ class ContextUNet(ShuffleUNet):
         features = self.features(x)
         log_variance = from_cells(self.error_head(features.detach()), self._side)
         return self._image(x, features), log_variance.clamp(*LOG_VARIANCE)
+
+
+class ContextAverage(ShuffleUNet):
+    """A network of single images, averaged with the stack's own linear estimate where there is one.
+
+    The network knows particles in general and nothing of this one's CTF; the Wiener filter of the context
+    (`context.stack_context.StackContext.channels`, its second channel) knows the CTF and the stack's spectrum
+    and nothing else. Their errors have little in common, so that their mean is better than either. Without
+    context it is the network alone.
+
+    Parameters
+    ----------
+    share
+        Of the linear estimate, 0 to 1.
+    widths, blocks, unshuffle
+        As of `ShuffleUNet`.
+    """
+
+    def __init__(
+        self,
+        share: float = 0.5,
+        widths: Sequence[int] = (48, 96, 160, 160),
+        blocks: Sequence[int] = (1, 1, 1, 2),
+        unshuffle: int = 4,
+    ) -> None:
+        super().__init__(widths, blocks, unshuffle)
+        if not 0 <= share <= 1:
+            raise ValueError(f"a share lies between 0 and 1, found {share}")
+        self.context_channels = 3
+        self._share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, 1 or 4, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
+        image = super().forward(x[:, :1])
+        if x.shape[1] == 1:
+            return image
+        # images without context have zeros in all of its channels
+        share = self._share * (x[:, 3:4].amax((2, 3), keepdim=True) > 0).to(image.dtype)
+        mean: Tensor = image + share * (x[:, 2:3] - image)
+        return mean

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .base import DenoisingNetwork
+
 _HALVINGS = 5
 
 
@@ -12,7 +14,7 @@ def _convolution(width_in: int, width_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(width_in, width_out, 3, padding=1), nn.LeakyReLU(0.1))
 
 
-class PoolingUNet(nn.Module):
+class PoolingUNet(DenoisingNetwork):
     """U-Net of five max-pooling and five nearest-neighbour blocks, joined level by level [1]_ (figure 2).
 
     A block down is a 3x3 convolution and a 2x2 maximum; a block up enlarges, sets the features of the same

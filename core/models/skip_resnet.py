@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from .base import DenoisingNetwork
+
 
 class _Residual(nn.Module):
     """`relu(x + norm(conv(x)))`, one 3x3 convolution."""
@@ -26,7 +28,7 @@ def _residuals(width: int, count: int, *, normalise: bool = True) -> nn.Sequenti
     return nn.Sequential(*(_Residual(width, normalise=normalise) for _ in range(count)))
 
 
-class SkipResNet(nn.Module):
+class SkipResNet(DenoisingNetwork):
     """Residual autoencoder whose decoder adds the encoder's features [1]_ (figure 4).
 
     4x4 convolutions of stride 2 with batch normalisation, one-convolution residual layers at each level, and

@@ -80,7 +80,11 @@ def explain(counts: Sequence[MicrographCounts]) -> str:
         "noise": "have more energy than noise (min_noise_probability)",
         "check": "are alike, but touch something or have more energy than noise (min_noise_probability)",
     }
-    parts = [f"{number} {meaning[reason]}" for reason, number in excluded.items() if number]
+    parts = [
+        f"{number} {meaning.get(reason, f'are left out by the method ({reason})')}"
+        for reason, number in excluded.items()
+        if number
+    ]
     parts += [f"{number} exceed max_{name}" for name, number in rejected.items() if number]
     parts += [f"{sum(c.beyond_cap for c in counts)} are beyond max_per_micrograph"] * any(
         c.beyond_cap for c in counts

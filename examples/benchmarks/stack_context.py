@@ -43,10 +43,11 @@ from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.io.particles import ParticleSet
 from cryohush.core.metrics.gain import BandGain, RingGain, recorrupted, verdict
 from cryohush.core.models.weights import load_model
-from cryohush.core.simulation.image_formation import make_projection_bank
+from cryohush.core.simulation.image_formation import ProjectionBank, make_projection_bank
 from cryohush.core.simulation.stacks import StackRanges, simulate_stack
 
 BATCH = 64
+_OF_VIEWS = ("images", "pixel_size_angstrom", "diameter_px", "volume")
 BOX_PX = 128
 
 
@@ -239,7 +240,7 @@ def measure_hallucination(arguments: argparse.Namespace) -> None:
         generator=generator,
     )
     volumes = [
-        type(bank)(**{name: value[bank.volume == number] for name, value in vars(bank).items()})
+        ProjectionBank(*(getattr(bank, name)[bank.volume == number] for name in _OF_VIEWS))
         for number in (0, 1)
     ]
     tables = [read_ctf_table(path) for path in arguments.ctf_tables]

@@ -52,7 +52,7 @@ def test_what_cannot_be_followed_is_said_and_can_be_named(
 ) -> None:
     assert restore(double, "--particles", "J42:particles") == 1
     error = capfd.readouterr().err
-    assert "not all images are from cryohush: some are in J42. Name the outputs" in error
+    assert "not all of the images are from cryohush: some are in J42. Name the outputs" in error
     assert not store.external
     assert denoise() == 0
     selection = select(store)

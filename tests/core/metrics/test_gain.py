@@ -35,7 +35,7 @@ def test_a_radial_filter_gains_nothing_in_any_ring() -> None:
         assert judge.whole(filtered).gain == pytest.approx(1.0, abs=0.01)
     # the particle's disc mixes neighbouring rings, which a steep filter weights anew: a loss, never a gain
     steep = gaussian_filter(first, 1.5)
-    assert all(0.9 < gain.gain < 1.0 for gain in judge.bands(steep))
+    assert all(0.85 < gain.gain < 1.0 for gain in judge.bands(steep))
     assert 0.9 < judge.whole(steep).gain < 1.0
 
 

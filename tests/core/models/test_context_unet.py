@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cryohush.core.models.context_unet import LOG_VARIANCE, ContextUNet
+from cryohush.core.models.context_unet import LOG_VARIANCE, ContextAverage, ContextUNet
 from cryohush.core.models.unet import ShuffleUNet
 
 SMALL = {"widths": (8, 8), "blocks": (1, 1), "unshuffle": 2}
@@ -48,3 +48,15 @@ def test_the_error_learns_without_touching_the_image() -> None:
     of_image = [name for name, value in ours.named_parameters() if value.grad is not None]
     assert of_image
     assert all(name.startswith("error_head") for name in of_image)
+
+
+@torch.inference_mode()
+def test_the_average_is_half_the_linear_estimate_where_there_is_a_context() -> None:
+    torch.manual_seed(0)
+    ours = ContextAverage(share=0.5, **SMALL).eval()  # type: ignore[arg-type]
+    x = torch.randn(3, 4, 16, 16)
+    x[1, 1:] = 0  # an image without
+    x[[0, 2], 3] = 0.7
+    found, alone = ours(x), ours(x[:, :1])
+    torch.testing.assert_close(found[1], alone[1])
+    torch.testing.assert_close(found[[0, 2]], (alone[[0, 2]] + x[[0, 2], 2:3]) / 2)

@@ -56,6 +56,7 @@ def test_its_windows_become_blocks(stranger: Path) -> None:
     blocks, image = mrcfile.read(summary.stack), mrcfile.read(stranger / "m.mrc")
     np.testing.assert_array_equal(blocks, np.stack([image[:32, :32], image[-32:, -32:]]))
     assert not (stranger / "out/labels").exists()
+    assert "7 are left out by the method (middle)" in summary.explanation
 
 
 def test_what_it_needs_and_advises_is_said(stranger: Path) -> None:
