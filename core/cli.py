@@ -380,7 +380,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     ),
     "extract-noise": (
         "cryohush extract-noise CtfFind/job003/micrographs_ctf.star -o Noise",
-        "cryohush extract-noise Micrographs/ -o Noise --window-px 128",
+        "cryohush extract-noise Micrographs/ -o Noise --window-px 64",
         "cryohush extract-noise micrograph.mrc -o Noise --method similarity --pixel-size 1.5",
     ),
     "train": (

@@ -23,9 +23,10 @@ from cryohush.core.errors import (
     OutputError,
 )
 from cryohush.core.io.journal import JOURNAL_NAME
+from cryohush.core.io.micrographs import MicrographSet
 from cryohush.core.io.star import read_tables, unquote
 from cryohush.core.job_context import JobContext
-from cryohush.core.jobs.extract_noise import run_extract_noise
+from cryohush.core.jobs.extract_noise import plan_search, run_extract_noise
 from cryohush.core.noise.patches import whiten
 from cryohush.core.noise.summary import NoiseSummary
 from cryohush.core.report.overlays import write_overlay
@@ -273,6 +274,21 @@ def test_bad_micrographs_stop_the_run_or_are_left_out(defect: str, table: Path, 
         run_extract_noise(table, tmp_path / "out", options())
     summary = run_extract_noise(table, tmp_path / "out", options(skip_bad=True), earlier="replace")
     assert [count.kept > 0 for count in summary.counts] == [True, False]
+
+
+def test_by_default_eight_windows_go_across_a_small_micrograph(tmp_path: Path) -> None:
+    for number, side in enumerate((SIDE, SIDE, 128), 1):  # the last one is an odd one out
+        write_stack(tmp_path / f"{number}.mrc", np.zeros((1, side, side + 64), np.float32), 1.5)
+    (tmp_path / "m.star").write_text(table_of(["1.mrc", "2.mrc", "3.mrc"]))
+    default = options(window_px=None, stride_px=None)
+    tasks, _ = plan_search(MicrographSet.read(tmp_path / "m.star", root=tmp_path), default)
+    assert {(task.window_px, task.stride_px) for task in tasks} == {(SIDE // 8, SIDE // 16)}
+    assert default.window_and_stride_px(1.5) == (320, 160)
+
+
+def test_where_too_little_is_found_a_window_that_fits_is_named(table: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"With window_px {WINDOW // 2}, [1-9]\d* windows touch neither"):
+        run_extract_noise(table, tmp_path / "out", options(min_blocks=10**6))
 
 
 def test_windows_have_to_suit_the_micrographs(table: Path, tmp_path: Path) -> None:
