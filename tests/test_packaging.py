@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import configparser
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,12 @@ def test_a_source_archive_holds_what_its_tests_need() -> None:
     assert {"tests", "examples", "docs", "packaging"} <= grafted
     for name in (word for line in lines if line.startswith("include") for word in line.split()[1:]):
         assert (ROOT / name).is_file(), f"MANIFEST.in names {name}, which is not there"
+
+
+@pytest.mark.parametrize("module", ["core.jobs.denoise", "core.jobs.extract_noise", "relion_external.host"])
+def test_what_runs_a_model_imports_no_package_of_an_extra(module: str) -> None:
+    others = (
+        "gemmi lightning_fabric tensorboardX skimage sklearn distributed dask_jobqueue bm3d cryosparc lz4"
+    )
+    code = f"import sys; sys.modules.update(dict.fromkeys({others.split()!r})); import cryohush.{module}"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -27,8 +27,8 @@ from ..classical.covariance import ImageCovariance, estimate_covariance_through_
 from ..classical.fourier_bessel import FourierBesselBasis
 from ..imaging.ctf import CtfParameters, ctf, defocus_groups
 from ..imaging.filters import background_power
+from ..imaging.resample import fourier_resample
 from ..imaging.rings import ring_index, ring_mean
-from ..simulation.image_formation import fourier_resample
 
 WORKING_BOX_PX = 64
 #: cycles per working pixel, of the covariance

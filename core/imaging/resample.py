@@ -96,6 +96,23 @@ def volume_frequency(shape: torch.Size, device: torch.device | None = None) -> T
     return frequency
 
 
+def fourier_resample(images: Tensor, box_px: int) -> Tensor:
+    """`(n, y, x)` images to `(n, box_px, box_px)` by cutting or zero-padding their transform; sides are even.
+
+    Grey values are kept; the Nyquist frequency of the smaller grid is left out.
+    """
+    old = images.shape[-1]
+    if old == box_px:
+        return images
+    half = min(old, box_px) // 2
+    transform = torch.fft.rfft2(images)
+    resampled = transform.new_zeros(len(images), box_px, box_px // 2 + 1)
+    resampled[:, :half, :half] = transform[:, :half, :half]
+    resampled[:, 1 - half :, :half] = transform[:, 1 - half :, :half]
+    images = torch.fft.irfft2(resampled, s=(box_px, box_px))
+    return images * (box_px / old) ** 2
+
+
 def shift_images(images: Tensor, shifts_px: Tensor) -> Tensor:
     """Move what is in each image, by fractions of a pixel too; the images are periodic.
 

@@ -25,6 +25,7 @@ from ..imaging.maps import DensityMap, read_map, resampled
 from ..imaging.noise import log_uniform, noise_of_ice_and_detector, random_patch, smooth_background, uniform
 from ..imaging.normalise import background_statistics, default_radius_px
 from ..imaging.projection import Projector, random_rotations
+from ..imaging.resample import fourier_resample
 from ..imaging.rings import frequency_grid
 from ..imaging.structure import Structure, potential_map, read_structure
 from .classes import split_by_model
@@ -308,23 +309,6 @@ def _lenses(
     squared_angstrom = (frequency / pixel_size_angstrom[:, None, None]) ** 2
     b_factor = ranges.envelope_b_factor * uniform(n, (0.0, 1.0), generator)[:, None, None] ** 2
     return transfer, torch.exp(-squared_angstrom * b_factor / 4)
-
-
-def fourier_resample(images: Tensor, box_px: int) -> Tensor:
-    """`(n, y, x)` images to `(n, box_px, box_px)` by cutting or zero-padding their transform; sides are even.
-
-    Grey values are kept; the Nyquist frequency of the smaller grid is left out.
-    """
-    old = images.shape[-1]
-    if old == box_px:
-        return images
-    half = min(old, box_px) // 2
-    transform = torch.fft.rfft2(images)
-    resampled = transform.new_zeros(len(images), box_px, box_px // 2 + 1)
-    resampled[:, :half, :half] = transform[:, :half, :half]
-    resampled[:, 1 - half :, :half] = transform[:, 1 - half :, :half]
-    images = torch.fft.irfft2(resampled, s=(box_px, box_px))
-    return images * (box_px / old) ** 2
 
 
 def place_particles(

@@ -21,11 +21,11 @@ from ..imaging.noise import (
     uniform,
 )
 from ..imaging.normalise import background_statistics, default_radius_px
+from ..imaging.resample import fourier_resample
 from ..imaging.rings import frequency_grid
 from .image_formation import (
     ImagingRanges,
     ProjectionBank,
-    fourier_resample,
     place_particles,
     random_dihedral,
 )

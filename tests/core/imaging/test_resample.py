@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cryohush.core.imaging.resample import low_pass_volume, resample_volume, shift_images
+from cryohush.core.imaging.resample import fourier_resample, low_pass_volume, resample_volume, shift_images
 
 
 def gaussians(side: int, spacing: float) -> torch.Tensor:
@@ -38,3 +38,13 @@ def test_shift_moves_towards_larger_indices_by_fractions_too():
     moved = shift_images(images, torch.tensor([[2.5, -1.25], [0.0, 3.0]]))
     expected = torch.stack([spot(18.5, 14.75), spot(14, 20)])
     torch.testing.assert_close(moved, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("box", [32, 96])
+def test_resampling_keeps_a_smooth_image(box):
+    """A band-limited image has the same values on the new grid, wherever the two grids meet."""
+    coordinate = torch.arange(64) / 64
+    wave = torch.cos(2 * torch.pi * (3 * coordinate[:, None] + 5 * coordinate[None, :]) + 0.4)
+    grid = torch.arange(box) / box
+    expected = torch.cos(2 * torch.pi * (3 * grid[:, None] + 5 * grid[None, :]) + 0.4)
+    torch.testing.assert_close(fourier_resample(wave[None], box)[0], expected, atol=1e-5, rtol=0)

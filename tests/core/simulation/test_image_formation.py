@@ -8,7 +8,6 @@ from cryohush.core.simulation.image_formation import (
     ImagingRanges,
     ProjectionBank,
     _shift_without_wrap,
-    fourier_resample,
     simulate_pairs,
 )
 
@@ -114,16 +113,6 @@ def test_shift_moves_right_and_down_and_does_not_wrap():
     image[0, 7, 7] = 5
     shifted = _shift_without_wrap(image, torch.tensor([[1, 2]]))
     assert shifted.nonzero().tolist() == [[0, 3, 5]]
-
-
-@pytest.mark.parametrize("box", [32, 96])
-def test_resampling_keeps_a_smooth_image(box):
-    """A band-limited image has the same values on the new grid, wherever the two grids meet."""
-    coordinate = torch.arange(64) / 64
-    wave = torch.cos(2 * torch.pi * (3 * coordinate[:, None] + 5 * coordinate[None, :]) + 0.4)
-    grid = torch.arange(box) / box
-    expected = torch.cos(2 * torch.pi * (3 * grid[:, None] + 5 * grid[None, :]) + 0.4)
-    torch.testing.assert_close(fourier_resample(wave[None], box)[0], expected, atol=1e-5, rtol=0)
 
 
 def test_other_box_changes_the_pixel_size_with_it(bank, optics):
