@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..core.cli import add_batch, run_plan, stop_flag
+from ..core.cli import add_batch, stop_flag
+from ..core.commands import run_plan
 from ..core.config.base import Option, add_options
 from ..core.config.denoise import DenoiseOptions
 from ..core.config.evaluate import EvaluateConfig

@@ -37,6 +37,7 @@ LAYERS = (
     "api",
     "doctor",
     "completion",
+    "commands",
     "cli",
     "topaz_cli",
 )

@@ -15,7 +15,7 @@ import pytest
 from micrograph_files import micrograph, table_of, write_micrograph
 from particle_files import noise, read_stack, write_stack, write_table
 
-from cryohush.core import cli
+from cryohush.core import cli, commands
 from cryohush.core.cli import build_parser, main
 from cryohush.core.config.base import options_of
 from cryohush.core.config.denoise import PARTICLE_SHARE_OF_BOX, DenoiseOptions
@@ -195,11 +195,11 @@ def test_signals_are_handled_as_before_once_a_command_is_done() -> None:
 
 
 def test_progress_is_a_line_for_every_few_per_cent(capsys: pytest.CaptureFixture[str]) -> None:
-    with cli._progress() as progress:
+    with commands.shown_progress() as progress:
         for done in range(0, 1001, 10):
             progress(done, 1000)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 100 / cli.PROGRESS_PERCENT + 1
+    assert len(lines) == 100 / commands.PROGRESS_PERCENT + 1
     assert lines[0] == "0 of 1000 images (0 %)"
     assert re.fullmatch(r"500 of 1000 images \(50 %\), \d+ per second, 0 min \d s to go", lines[10])
     assert re.fullmatch(r"1000 of 1000 images \(100 %\), \d+ per second", lines[-1])
@@ -209,7 +209,7 @@ def test_on_a_terminal_progress_is_a_bar(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with cli._progress() as progress:
+    with commands.shown_progress() as progress:
         for done in (40, 60, 100):  # the first 40 were done by an earlier run
             progress(done, 100)
     captured = capsys.readouterr()
