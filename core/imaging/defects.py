@@ -155,9 +155,9 @@ def find_noise_free(images: Tensor) -> Tensor | None:
 def _with_soft_edge(image: Tensor, area: Tensor) -> Tensor:
     """Return an area without noise, bool `(y, x)`, grown by the pixels next to it that have little noise."""
     fine = (image - functional.avg_pool2d(image[None], 3, stride=1, padding=1)[0]).abs_()
-    sample = _sampled(fine.masked_fill(area, math.nan)[None])
-    usual = sample.nanmedian()
     for _ in range(_MAX_SOFT_EDGE_PX):
+        # anew each time: a wide edge makes up much of a particle's box, and the noise look less than it is
+        usual = _sampled(fine.masked_fill(area, math.nan)[None]).nanmedian()
         grown = functional.max_pool2d(area[None].float(), 3, stride=1, padding=1)[0] > 0
         edge = grown & ~area
         if not bool(edge.any()) or not bool(fine[edge].median() < _SOFT_EDGE_NOISE * usual):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..errors import CsError, OutputError
 from .csdat import MAGIC as CSDAT_MAGIC
 from .csdat import read_csdat
-from .files import write_text, writing
+from .files import link_target, write_text, writing
 
 CS_SUFFIX = ".cs"
 _MAGIC = b"\x93NUMPY"
@@ -163,7 +163,8 @@ def _open(path: Path) -> NDArray[Any]:
         else:
             raise CsError(f"is no .cs file: it begins with {magic!r}, expected {_MAGIC!r}.", path=path)
     except OSError as error:
-        raise CsError(f"the file cannot be read: {error.strerror or error}.", path=path) from error
+        reason = f"{error.strerror or error}{link_target(path)}"
+        raise CsError(f"the file cannot be read: {reason}.", path=path) from error
     except _DAMAGE as error:
         if "Python objects" in str(error):
             raise CsError("its fields hold Python objects, which no .cs file does.", path=path) from error

@@ -37,7 +37,19 @@ def writing_failed(path: Path, error: OSError, bytes_needed: int | None = None) 
         return OutputError(
             f"{path}: the disk is full or its quota is used up{size}. Free some space, then run again."
         )
-    return OutputError(f"{path}: cannot be written: {error.strerror or error}.")
+    return OutputError(f"{path}: cannot be written: {error.strerror or error}{link_target(path)}.")
+
+
+def link_target(path: Path) -> str:
+    """Return where a broken link on the way to `path` leads, as a clause; nothing where there is none."""
+    for place in (path, *path.parents):
+        try:
+            if place.is_symlink() and not place.exists():
+                name = "a link" if place == path else f"{place} is a link"
+                return f" ({name} to {place.readlink()}, which is not there)"
+        except (OSError, ValueError):
+            break
+    return ""
 
 
 def make_folder(path: Path) -> None:

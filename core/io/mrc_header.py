@@ -13,6 +13,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 from numpy.typing import NDArray
 
 from ..errors import MrcError
+from .files import link_target
 
 HEADER_BYTES = 1024
 DTYPE_OF_MODE = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
@@ -100,14 +101,6 @@ def open_regular(path: Path) -> int:
         os.close(descriptor)
         raise MrcError("expected a file with images, found a folder, a pipe or a device.", path=path)
     return descriptor
-
-
-def link_target(path: Path) -> str:
-    """Return where a link leads that is broken, as a clause; nothing for anything else."""
-    try:
-        return f" (a link to {path.readlink()}, which is not there)" if not path.exists() else ""
-    except OSError:
-        return ""
 
 
 def _compressed(path: Path) -> MrcError:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import OutputError, StarError
-from .files import writing
+from .files import link_target, writing
 
 # A quoted value ends at the same quote followed by white space; a comment runs to the end of the line.
 _WORD = re.compile(rb"\S+")
@@ -232,7 +232,8 @@ def read_tables(path: str | Path) -> Iterator[Table]:
                 for _ in table.rows():
                     pass
     except OSError as error:
-        raise StarError(f"the STAR file cannot be read: {error.strerror or error}.", path=path) from error
+        reason = f"{error.strerror or error}{link_target(Path(path))}"
+        raise StarError(f"the STAR file cannot be read: {reason}.", path=path) from error
 
 
 def open_text(path: Path) -> BinaryIO:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..errors import ModelError
-from ..io.files import writing
+from ..io.files import link_target, writing
 from ..registry import is_place
 from . import ALL_NETWORKS, MODELS, SEGMENTERS, DenoisingNetwork, Networks
 from .base import require_denoising_network
@@ -169,7 +169,8 @@ def _read(path: Path) -> tuple[bytes, str]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ModelError(f"{path}: the weights cannot be read: {error.strerror}.") from error
+        reason = f"{error.strerror}{link_target(path)}"
+        raise ModelError(f"{path}: the weights cannot be read: {reason}.") from error
     return data, hashlib.sha256(data).hexdigest()
 
 

@@ -86,6 +86,14 @@ def test_the_soft_edge_of_a_mask_belongs_to_it() -> None:
     assert not defects.noise_free[:, distance() < 28].any()
 
 
+def test_a_soft_edge_may_be_most_of_what_is_outside() -> None:
+    share = 1 / (1 + torch.exp((distance() - 30) / 2))  # reaches zero nowhere
+    defects = find_defects(noise() * share)
+    assert defects is not None
+    assert defects.noise_free[:, share < 0.4].all()
+    assert not defects.noise_free[:, share > 0.98].any()
+
+
 @pytest.mark.parametrize("value", [9.5, -12.0, 330.0, 1e5])
 @pytest.mark.parametrize(
     "where",

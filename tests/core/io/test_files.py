@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cryohush.core.errors import OutputError
+from cryohush.core.errors import CryohushError, OutputError
 from cryohush.core.io import files
-from cryohush.core.io.files import write_text, writing
+from cryohush.core.io.cs import CsTable
+from cryohush.core.io.files import make_folder, write_text, writing
+from cryohush.core.io.star import read_tables
+from cryohush.core.models.weights import load_model
 
 
 def write_and_fail(path: Path, error: BaseException) -> None:
@@ -99,3 +102,19 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
     assert (tmp_path / "a.txt").read_text() == "text"
     assert not (tmp_path / "a.txt").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["t.star", "t.cs", "w.safetensors"])
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_whatever_a_broken_link_was_to_hold_is_told_with_its_target(
+    tmp_path: Path, name: str, linked: str
+) -> None:
+    read = {".star": lambda path: list(read_tables(path)), ".cs": CsTable, ".safetensors": load_model}
+    path = tmp_path / "J1" / name
+    link = path if linked == "file" else path.parent
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to("/store/session12")
+    with pytest.raises(CryohushError, match=r"link to /store/session12, which is not there"):
+        read[path.suffix](path)
+    with pytest.raises(OutputError, match=r"link to /store/session12, which is not there"):
+        make_folder(link)
