@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from ..errors import ConfigurationError
 from .preset_list import PRESET_FOLDER, preset_descriptions
+from .strict_yaml import MAX_BYTES, parse
 
 Model = TypeVar("Model", bound=BaseModel)
+
+MAX_PROBLEMS = 8
+"""So many are told at once; after more, only their number."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlevel = 3
 
 
 def find_preset(name_or_path: str) -> Path:
@@ -69,23 +79,37 @@ def load_kind(
     values = read_yaml(path, overrides)
     kind = values.get("kind", next(iter(models)))
     if not isinstance(kind, str) or kind not in models:
-        raise ConfigurationError(f"{path}: kind: expected {' or '.join(models)}, found {kind!r}")
+        hint = _nearest(str(kind), list(models))
+        raise ConfigurationError(
+            f"{path}: kind: expected {' or '.join(models)}, found {_SHORT.repr(kind)}{hint}"
+        )
     return validate(values, models[kind], str(path))
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a YAML file, one mapping, without a model to fit; parameters and errors as of `load_yaml`."""
+    """Read a YAML file, one mapping, without a model to fit; parameters and errors as in `load_yaml`."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
+    if len(raw) > MAX_BYTES:
         raise ConfigurationError(
-            f"{path}: expected UTF-8 text, found the byte 0x{error.object[error.start]:02x} at "
-            f"{error.start}. Save it as UTF-8."
+            f"{path}: expected a YAML file, found more than {MAX_BYTES // 2**20} MB of data."
+        )
+    try:
+        text = raw.decode("utf-8-sig")  # editors on Windows put a mark before the text
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(
+            f"{path}, line {line}: expected UTF-8 text, found the byte 0x{raw[error.start]:02x}. "
+            "Save the file as UTF-8."
         ) from error
-    values = _parse(text, str(path))
+    try:
+        values = parse(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path}{_yaml_problem(error)}") from error
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path}: expected `key: value` lines, found a {type(values).__name__}.")
@@ -94,48 +118,21 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     return values
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as written: a key that is given twice is refused, not silently the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} is given twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, TypeError, OverflowError) as error:  # the 31st of February, 5,000 digits
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the value cannot be read ({error})", node.start_mark
-            ) from error
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """Say in one line where text is not YAML, and why; the file's name goes before it."""
+    mark = getattr(error, "problem_mark", None)
+    where = "" if mark is None else f", line {mark.line + 1}"
+    text = _sentence(error)
+    if "'\\t'" in text:
+        text += "; indent with blanks instead of tabs"
+    return f"{where}: not valid YAML: {text}."
 
 
-def _parse(text: str, source: str) -> Any:
-    """Return what YAML `text` says.
-
-    Raises
-    ------
-    ConfigurationError
-        If it is not YAML, or brackets are nested by the thousand.
-    """
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
-        problem = error.problem or error.context
-        raise ConfigurationError(f"{source}{where}: not valid YAML: {problem}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise ConfigurationError(f"{source}: brackets are nested too deeply.") from error
+def _sentence(error: yaml.YAMLError) -> str:
+    context, problem = getattr(error, "context", None), getattr(error, "problem", None)
+    if problem and context and problem.startswith("but"):
+        problem = f"{context}, {problem}"
+    return " ".join(str(problem or error).split())
 
 
 def validate(values: Mapping[str, Any], model: type[Model], source: str) -> Model:
@@ -146,45 +143,48 @@ def validate(values: Mapping[str, Any], model: type[Model], source: str) -> Mode
     ConfigurationError
         If a key is unknown or a value does not fit.
     """
-    if wrong := next((key for key in values if not isinstance(key, str)), None):
-        raise ConfigurationError(f"{source}: expected names as keys, found {_shortened(wrong)}.")
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigurationError(f"{source}: {'; '.join(_describe(error, model))}") from error
-    except RecursionError as error:
-        raise ConfigurationError(f"{source}: sections are nested too deeply.") from error
+        problems = _describe(error, values, model)
+        if len(problems) > MAX_PROBLEMS:
+            problems[MAX_PROBLEMS:] = [f"and {len(problems) - MAX_PROBLEMS} more"]
+        raise ConfigurationError(f"{source}: {'; '.join(problems)}") from error
 
 
 def _override(values: dict[str, Any], text: str) -> None:
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise ConfigurationError(f"expected key=value, found {text!r}.")
+        raise ConfigurationError(f"expected key=value, found {_SHORT.repr(text)}.")
     *sections, last = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigurationError(f"{text!r}: {section} is a single value, it has no entries.")
-    values[last] = _parse(value, repr(text))
+            raise ConfigurationError(f"{_SHORT.repr(text)}: {section} is not a section, it has no entries.")
+    try:
+        values[last] = parse(value)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(
+            f"{_SHORT.repr(text)}: the value is not valid YAML: {_sentence(error)}."
+        ) from error
 
 
-def _describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
+def _describe(error: ValidationError, values: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
     """Return one sentence for each entry that does not fit."""
     sentences: dict[str, str] = {}
-    for problem in error.errors():
-        if problem["type"] == "extra_forbidden":
-            location = problem["loc"]
-            name = ".".join(map(str, location))
-            sentences[name] = _unknown(name, str(location[-1]), _keys(model, location[:-1]))
-            continue
-        # Of a value that may be of several types, pydantic adds each type (`constrained-int`) to its place.
-        known = [part for part in problem["loc"] if isinstance(part, int) or part.isidentifier()]
-        name, found = ".".join(map(str, known)), f", found {_shortened(problem['input'])}"
+    for problem in error.errors(include_url=False):
+        location = _location(problem, values)
+        name, found = ".".join(map(str, location)), f", found {_SHORT.repr(problem['input'])}"
         message = problem["msg"].removeprefix("Input should be ")
-        if problem["type"] == "missing":
+        if problem["type"] == "extra_forbidden":
+            key = str(location[-1]) if location else name
+            sentences[name] = _unknown(name, key, sorted(_keys(model, location[:-1])))
+        elif problem["type"] == "missing":
             sentences[name] = f"{name} is missing"
         elif problem["type"] == "value_error":  # a validator's own sentence
             sentences[name] = f"{name}: {problem['ctx']['error']}".removeprefix(": ")
+        elif message == problem["msg"]:
+            sentences[name] = f"{name}: {message[:1].lower()}{message[1:]}{found}".removeprefix(": ")
         elif name in sentences:
             sentences[name] = sentences[name].removesuffix(found) + f" or {message}{found}"
         else:
@@ -192,33 +192,52 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
     return list(sentences.values())
 
 
-def _shortened(value: Any, most: int = 80) -> str:
-    """`repr` of a value that may be a whole file."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a number with thousands of digits; a list that holds itself
-        return f"a {type(value).__name__} too large to show"
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _location(problem: ErrorDetails, values: Any) -> list[int | str]:
+    """Return the keys and indices that lead to what does not fit.
+
+    Of a value that may be of several types, pydantic adds each type (`constrained-int`) to its place: what
+    the user did not write is left out.
+    """
+    location: list[int | str] = []
+    for part in problem["loc"]:
+        inside = isinstance(values, Mapping) and part in values
+        if inside or (isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values)):
+            values = values[part]
+            location.append(part)
+        elif isinstance(values, Mapping) and problem["type"] == "missing" and part == problem["loc"][-1]:
+            location.append(part)
+    return location
 
 
 def _unknown(name: str, key: str, valid: Sequence[str]) -> str:
-    name = _shortened(name)
-    spelt = key.replace("-", "_")  # as on the command line
-    by_flag = {field.removesuffix("_angstrom"): field for field in valid}
+    hint = _nearest(key, valid) or f"; expected one of {', '.join(valid)}"
+    return f"unknown key {_SHORT.repr(name)}{hint}"
+
+
+def _nearest(word: str, valid: Sequence[str]) -> str:
+    """Return `; did you mean …?`, or nothing. Command lines spell keys with hyphens and without units."""
+    spelt = word[:80].replace("-", "_").lower()
+    by_flag = {key.removesuffix("_angstrom"): key for key in valid}
     nearest = (
         [by_flag[spelt]] if spelt in by_flag else difflib.get_close_matches(spelt, valid, n=1, cutoff=0.5)
     )
-    if nearest:
-        return f"unknown key {name}; did you mean {nearest[0]!r}?"
-    return f"unknown key {name}; expected one of {', '.join(sorted(valid))}"
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
-def _keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Names of the fields of the section at `location`."""
+def _keys(model: type[BaseModel], location: Sequence[int | str]) -> set[str]:
+    """Names of the fields of the sections that may stand at `location`."""
+    models = [model]
     for part in location:
-        field = model.model_fields.get(str(part))
-        if field is None:  # an index into a list
+        if isinstance(part, int):  # the sections of a list are alike
             continue
-        candidates = [field.annotation, *get_args(field.annotation)]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
-    return list(model.model_fields)
+        fields = [one.model_fields[part] for one in models if part in one.model_fields]
+        models = [found for field in fields for found in _sections(field.annotation)] or models
+    return {name for one in models for name in one.model_fields}
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the sections that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)
