@@ -21,6 +21,9 @@ Model = TypeVar("Model", bound=BaseModel)
 MAX_PROBLEMS = 8
 """So many are told at once; after more, only their number."""
 
+MAX_LETTERS = 600
+"""Of a sentence."""
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _SHORT.maxlevel = 3
@@ -182,7 +185,7 @@ def _describe(error: ValidationError, values: Mapping[str, Any], model: type[Bas
         elif problem["type"] == "missing":
             sentences[name] = f"{name} is missing"
         elif problem["type"] == "value_error":  # a validator's own sentence
-            sentences[name] = f"{name}: {problem['ctx']['error']}".removeprefix(": ")
+            sentences[name] = _cut(f"{name}: {problem['ctx']['error']}".removeprefix(": "))
         elif message == problem["msg"]:
             sentences[name] = f"{name}: {message[:1].lower()}{message[1:]}{found}".removeprefix(": ")
         elif name in sentences:
@@ -190,6 +193,12 @@ def _describe(error: ValidationError, values: Mapping[str, Any], model: type[Bas
         else:
             sentences[name] = f"{name}: expected {message}{found}"
     return list(sentences.values())
+
+
+def _cut(text: str) -> str:
+    """Keep a sentence that quotes what a user wrote to one line, and not a page long."""
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_LETTERS else f"{text[:MAX_LETTERS]}…"
 
 
 def _location(problem: ErrorDetails, values: Any) -> list[int | str]:

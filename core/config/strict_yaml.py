@@ -7,7 +7,7 @@ swell a few lines to millions of values.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -67,13 +67,6 @@ def _count(node: Node, known: dict[int, int]) -> int:
 class _Loader(yaml.SafeLoader):
     """PyYAML's loader for plain data, stricter where it is surprising."""
 
-    # Without dates, which no configuration has: 2020-13-41 is text, not an error.
-    yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    yaml_constructors: ClassVar[dict[Any, Any]] = {}
-
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
@@ -81,9 +74,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise ConstructorError(
-                None, None, f"more than {MAX_DEPTH} levels deep", self.peek_event().start_mark
-            )
+            raise ConstructorError(None, None, f"more than {MAX_DEPTH} levels deep", self.get_mark())
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -128,6 +119,12 @@ class _Loader(yaml.SafeLoader):
         raise _problem(f"the tag {node.tag[:80]!r} is of no use here; leave it out", node)
 
 
+# Without dates, which no configuration has: 2020-13-41 is text, not an error.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.yaml_constructors = {}
 for _kind in ("null", "bool", "int", "float", "str"):
     _Loader.add_constructor(f"{_TAG}{_kind}", _Loader.construct_plain)
 _Loader.add_constructor(f"{_TAG}seq", _Loader.construct_list)
