@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import emtable
 
 from ..core.errors import HostError, InputError
 from ..core.io.files import make_folder, writing, writing_failed
@@ -160,11 +163,16 @@ def _locked(project: Path) -> Iterator[None]:
 
 
 def _table(text: str, name: str) -> tuple[list[str], list[list[str]]]:
-    """Return the columns and rows of a table of the pipeline; nothing of one that is absent."""
-    _, _, block = text.partition(f"data_pipeline_{name}\n")
-    lines = re.split(r"^(?:# version|data_)", block, maxsplit=1, flags=re.MULTILINE)[0].splitlines()
-    columns = [line.split()[0] for line in lines if line.startswith("_")]
-    return columns, [line.split() for line in lines if line.strip() and not line.startswith(("_", "loop_"))]
+    """Return the columns and rows of a table of the pipeline; nothing of one that is absent.
+
+    RELION writes these rows, which never hold quotes: emtable judges a table's quotes by its first row.
+    """
+    name = f"pipeline_{name}"
+    if f"data_{name}\n" not in text:
+        return [], []
+    table = emtable.Table()
+    table.readStar(io.StringIO(text), tableName=name, guessType=False)
+    return [f"_{column}" for column in table.getColumnNames()], [list(row) for row in table]
 
 
 def _with_row(text: str, name: str, row: str, columns: tuple[str, ...]) -> str:
