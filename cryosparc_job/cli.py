@@ -20,6 +20,7 @@ from ..core.config.base import Option, add_options
 from ..core.config.denoise import DenoiseOptions
 from ..core.config.evaluate import EvaluateConfig
 from ..core.config.extract_noise import ExtractNoiseOptions
+from ..core.console import prepare_streams
 from ..core.errors import Aborted, ConfigurationError, CryohushError
 
 if TYPE_CHECKING:
@@ -267,6 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if the job is completed; 1 after an error, told in one line on stderr and in the job, if there is
         one; 2 for wrong usage, or when the job was stopped by a signal or ended in cryoSPARC.
     """
+    prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = build_parser().parse_args(words)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
+from ..core.console import prepare_streams
 from .markers import find_job_directory, run_as_external_job
 
 if TYPE_CHECKING:
@@ -224,6 +225,7 @@ def _explain(unknown: str, options: Sequence[tuple[str, str, str, str]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command of RELION's External job; 0 on success, 1 on failure, 2 for wrong usage or an abort."""
+    prepare_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["batch"]:
         return _batch(arguments)

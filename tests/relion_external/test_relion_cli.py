@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +156,21 @@ def test_hours_are_shown_as_hours() -> None:
     clock.now = 10.0
     line(100, 100_000)
     assert "2 h 46 min to go" in stream.getvalue()
+
+
+@pytest.mark.parametrize("host", ["relion_external", "cryosparc_job"])
+def test_letters_that_the_locale_lacks_end_no_job(host: str) -> None:
+    code = f"""
+import contextlib
+from cryohush.{host}.cli import main
+with contextlib.suppress(SystemExit):
+    main([])
+print(chr(0x2026))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=True,
+    )
+    assert run.stdout.endswith(b"?\n")
