@@ -44,6 +44,7 @@ _CS_PATH, _CS_UID, _CS_SHAPE = (
 )
 _CS_X, _CS_Y = "location/center_x_frac", "location/center_y_frac"
 # Tables round a place differently: by six decimals, or as a share of the micrograph in single precision.
+_ORDER = "their order"
 _SAME_PLACE_PX = 0.1
 
 
@@ -71,6 +72,8 @@ class SameRows:
     def note(self) -> str:
         """What to tell the user: by what rows were paired, and how many have no partner."""
         text = f"paired by {self.by}"
+        if self.by == _ORDER:  # a table that was sorted in between would go unnoticed
+            text = f"warning: {text}: nothing in the tables shows which images are the same particle"
         if len(self.first) < max(self.n_first, self.n_other):
             text += f": {len(self.first)} of {self.n_other} rows, of {self.n_first} on the other side"
         return text
@@ -339,7 +342,7 @@ def _in_order(ours: _Identity, theirs: _Identity, compared: Sequence[str]) -> Sa
             remedy="Give tables of the same images, or tables with micrographs and coordinates.",
         )
     places, one, another = (ours.places_px(), theirs.places_px()), ours.micrographs(), theirs.micrographs()
-    by = "their order"
+    by = _ORDER
     if places[0] is not None and places[1] is not None:
         apart = np.abs(places[0] - places[1]).max(axis=1) > _SAME_PLACE_PX
         if apart.any():

@@ -117,7 +117,7 @@ class _Lines:
 
     def _check_text(self, block: bytes) -> None:
         if b"\0" in block:
-            raise StarError("binary data: this is not a STAR file.", path=self.path)
+            raise StarError("binary data: this is not a STAR file. Images are .mrcs or .mrc.", path=self.path)
         if b"\r" in block:
             raise StarError(
                 "the line ends in CR+LF, as files written on Windows do; RELION cannot read such files.",

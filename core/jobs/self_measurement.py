@@ -51,12 +51,14 @@ def measure_gain(
     For the record: `verdict`, a sentence; and, where there was something to measure, `images` and `bands`.
     """
     if pixel_size_angstrom is None or len(particles) < _FEWEST:
-        return {"verdict": f"Not measured: it takes a pixel size and {_FEWEST} particles of one kind."}
+        return {
+            "verdict": f"Not measured: this needs a pixel size and at least {_FEWEST} particles of one kind."
+        }
     if isinstance(model.module, DiffusionDenoiser):
         return {"verdict": "Not measured: it would take as long as the run itself."}
     sample = read_sample(particles, contexts, dark_stacks, SAMPLE)
     if sample is None:
-        return {"verdict": f"Not measured: it takes {_FEWEST} particles of one kind."}
+        return {"verdict": f"Not measured: this needs at least {_FEWEST} particles of one kind."}
     images, optics = sample
     radius = default_radius_px((images.shape[-2], images.shape[-1]))
     if options.particle_diameter_angstrom is not None:
@@ -65,7 +67,7 @@ def measure_gain(
     usable = torch.isfinite(normalised.sum((1, 2))) & (std > 0)
     normalised = normalised[usable]
     if len(normalised) < _FEWEST:
-        return {"verdict": f"Not measured: it takes {_FEWEST} usable particles."}
+        return {"verdict": f"Not measured: this needs at least {_FEWEST} usable particles."}
     power = background_power(normalised, radius)
     nyquist = min(images.shape[-2:]) // 2
     floor = power[int(_NOISE_RINGS[0] * nyquist) : int(_NOISE_RINGS[1] * nyquist)].median()
