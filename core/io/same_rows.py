@@ -44,8 +44,8 @@ _CS_PATH, _CS_UID, _CS_SHAPE = (
 )
 _CS_X, _CS_Y = "location/center_x_frac", "location/center_y_frac"
 # Tables round a place differently: by six decimals, or as a share of the micrograph in single precision.
-_ORDER = "their order"
 _SAME_PLACE_PX = 0.1
+_ORDER = "their order"
 
 
 @dataclass(frozen=True, eq=False)
