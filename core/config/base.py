@@ -32,6 +32,7 @@ def option(
     flag: str | None = None,
     shown: str | None = None,
     label: str | None = None,
+    former: str | None = None,
     **limits: Any,
 ) -> Any:
     """A field of a `Section` that command lines and forms offer as well.
@@ -50,10 +51,12 @@ def option(
         What stands for the default; None is the default itself.
     label
         In forms; None is the description.
+    former
+        A flag that it had in release 0.1, which command lines still take and no longer show.
     limits
         `ge`, `gt` and so on, as for `pydantic.Field`.
     """
-    facts: Any = {"metavar": metavar, "flag": flag, "shown": shown, "label": label}
+    facts: Any = {"metavar": metavar, "flag": flag, "shown": shown, "label": label, "former": former}
     return Field(default=default, description=description, json_schema_extra={_KEY: facts}, **limits)
 
 
@@ -73,6 +76,8 @@ class Option:
         Whether it is yes or no.
     is_list
         Whether it takes several values.
+    former
+        See `option`.
     """
 
     name: str
@@ -83,6 +88,7 @@ class Option:
     label: str
     is_switch: bool
     is_list: bool
+    former: str | None = None
 
     @property
     def help(self) -> str:
@@ -115,6 +121,7 @@ def options_of(model: type[BaseModel]) -> list[Option]:
                 label=facts["label"] or (field.description or ""),
                 is_switch=field.annotation is bool,
                 is_list=_is_list(field),
+                former=facts["former"],
             )
         )
     return found
@@ -171,6 +178,10 @@ def add_options(
         else:
             arguments |= {"metavar": one.metavar, "nargs": "+" if one.is_list else None}
         parser.add_argument(*one.flags(style), **arguments)
+        if one.former is not None:
+            former = f"--{one.former if style == 'shell' else one.former.replace('-', '_')}"
+            if former not in one.flags(style):
+                parser.add_argument(former, **{**arguments, "help": argparse.SUPPRESS})
 
 
 def given_options(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:

@@ -93,7 +93,12 @@ class ExtractNoiseOptions(Section):
         allow_inf_nan=False,
     )
     min_background: float = option(
-        0.9, "probability from which the network's label counts as background", metavar="P", gt=0, lt=1
+        0.9,
+        "probability from which the network's label counts as background",
+        metavar="P",
+        gt=0,
+        lt=1,
+        former="least-background",
     )
     margin_angstrom: float = option(
         0.0,
@@ -101,6 +106,7 @@ class ExtractNoiseOptions(Section):
         metavar="L",
         ge=0,
         allow_inf_nan=False,
+        former="margin-angstrom",
     )
     min_noise_probability: float = option(
         0.05,
@@ -108,6 +114,7 @@ class ExtractNoiseOptions(Section):
         metavar="P",
         ge=0,
         lt=1,
+        former="least-p-value",
     )
     model: str | None = option(
         None,
@@ -116,24 +123,43 @@ class ExtractNoiseOptions(Section):
         shown="general or segmentation, by the method",
     )
     max_level: float = option(
-        0.5, "reject blocks whose mean is farther from the background's, in its sd", metavar="X", gt=0
+        0.5,
+        "reject blocks whose mean is farther from the background's, in its sd",
+        metavar="X",
+        gt=0,
+        former="largest-level",
     )
     max_spread: float = option(
-        1.25, "reject blocks whose sd differs from the background's by a larger factor", metavar="X", gt=1
+        1.25,
+        "reject blocks whose sd differs from the background's by a larger factor",
+        metavar="X",
+        gt=1,
+        former="largest-spread",
     )
-    max_gradient: float = option(0.5, "reject blocks with a steeper ramp, in sd", metavar="X", gt=0)
+    max_gradient: float = option(
+        0.5, "reject blocks with a steeper ramp, in sd", metavar="X", gt=0, former="largest-gradient"
+    )
     max_streak: float = option(
-        7.0, "reject blocks with a row or column farther off, in standard errors", metavar="X", gt=0
+        7.0,
+        "reject blocks with a row or column farther off, in standard errors",
+        metavar="X",
+        gt=0,
+        former="largest-streak",
     )
-    max_deviation: float = option(10.0, "reject blocks with a pixel farther off, in sd", metavar="X", gt=0)
+    max_deviation: float = option(
+        10.0, "reject blocks with a pixel farther off, in sd", metavar="X", gt=0, former="largest-deviation"
+    )
     max_per_micrograph: int | None = option(
         None,
         "blocks of one micrograph; of more, that many are drawn at random",
         metavar="N",
         shown="all",
         ge=1,
+        former="most-per-micrograph",
     )
-    min_blocks: int = option(1, "fewer blocks in all are an error", metavar="N", ge=1)
+    min_blocks: int = option(
+        1, "fewer blocks in all are an error", metavar="N", ge=1, former="minimum-blocks"
+    )
     normalisation: Normalisation = option(
         "none",
         "of the written blocks: none; zscore, mean 0 and sd 1; or whiten, a flat spectrum as well",

@@ -58,6 +58,15 @@ def test_a_field_is_an_option_of_both_styles() -> None:
     assert "a length of 5 % or so, Å (default: none)" in " ".join(parser("shell").format_help().split())
 
 
+@pytest.mark.parametrize("style", ["shell", "relion"])
+def test_flags_of_release_0_1_are_still_taken_and_no_longer_shown(style: str) -> None:
+    made = argparse.ArgumentParser()
+    add_options(made, ExtractNoiseOptions, style)  # type: ignore[arg-type]
+    flag = "--least-p-value" if style == "shell" else "--least_p_value"
+    assert vars(made.parse_args([flag, "0"])) == {"min_noise_probability": "0"}
+    assert "least" not in made.format_help()
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("host", ["core", "relion", "cryosparc"])
 def test_every_host_offers_every_option(host: str, command: str) -> None:
