@@ -226,7 +226,11 @@ def _unknown(name: str, key: str, valid: Sequence[str]) -> str:
 def _nearest(word: str, valid: Sequence[str]) -> str:
     """Return `; did you mean …?`, or nothing. Command lines spell keys with hyphens and without units."""
     spelt = word[:80].replace("-", "_").lower()
-    by_flag = {key.removesuffix("_angstrom"): key for key in valid}
+    by_flag = {
+        stem: key
+        for key in valid
+        if f"{(stem := key.removesuffix('_angstrom'))}_px" not in valid  # else its flag has the unit
+    }
     nearest = (
         [by_flag[spelt]] if spelt in by_flag else difflib.get_close_matches(spelt, valid, n=1, cutoff=0.5)
     )
