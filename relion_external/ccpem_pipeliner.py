@@ -38,7 +38,7 @@ class DenoiseParticlesJob(PipelinerJob):  # type: ignore[misc]  # the pipeliner 
     def __init__(self) -> None:
         super().__init__()
         self.jobinfo.display_name = "cryohush particle denoising"
-        self.jobinfo.short_desc = "Denoise particle images for viewing, sorting and classification"
+        self.jobinfo.short_desc = "Denoise particle images for viewing and sorting"
         self.jobinfo.long_desc = (
             "Gives back the same particles with denoised images. Final refinement, FSC and deposition belong "
             "to the raw images, to which RELION's particle subtraction job can revert the result."
