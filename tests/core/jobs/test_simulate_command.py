@@ -49,7 +49,7 @@ def test_a_set_is_made_and_a_second_run_needs_a_word(
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"snr": -0.1}, "snr.0: expected greater than 0, found -0.1"),
+        ({"snr": -0.1}, "snr: expected greater than 0, found -0.1"),
         ({"snr": []}, "give a signal-to-noise ratio"),
         ({"box_pixels": 64}, "unknown key 'box_pixels'; did you mean 'box_px'?"),
         ({"noise": {"components": [{"kind": "gama"}]}}, "expected 'gaussian', 'poisson', 'gamma'"),
