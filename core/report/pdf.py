@@ -94,9 +94,13 @@ def write_report(
     shown = np.unique(np.linspace(0, len(raw) - 1, SHOWN[kind]).astype(int)) if len(raw) else np.arange(0)
     low_pass = None if filtered is None else filtered.of(shown)
     parts = (raw[shown], denoised[shown], low_pass, [titles[number] for number in shown.tolist()])
+    facts = dict(facts)
+    gain, likeness = facts.pop("verdict", ""), filtered.verdict if filtered else ""
     paper = Paper(headline)
-    if filtered is not None:
-        paper.note(filtered.verdict, "good")
+    if gain:
+        paper.note(gain, "good")
+    if likeness:
+        paper.note(likeness)
     if remarks:
         paper.note(f"{len(remarks)} images need a look: they are listed at the end.", "bad")
     paper.note(" ".join(filter(None, (TRUST, way_back))))
@@ -129,7 +133,7 @@ def write_report(
             titles=titles,
             pixel_size_angstrom=pixel_size_angstrom,
             headline=headline,
-            note=" ".join(filter(None, (filtered.verdict if filtered else "", TRUST, way_back))),
+            note=" ".join(filter(None, (gain, likeness, TRUST, way_back))),
             filtered=filtered,
             trust=trust,
         ),

@@ -312,3 +312,18 @@ def test_matplotlib_says_nothing_where_the_home_folder_cannot_be_written_to(
     )
     assert done.stderr == ""
     assert done.stdout.startswith(str(home) if is_writable else str(tmp_path / "cryohush-matplotlib"))
+
+
+def test_what_denoising_added_stands_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    note = Paper.note
+    monkeypatch.setattr(
+        Paper, "note", lambda self, text, *kind: (said.append(text), note(self, text, *kind))[1]
+    )
+    raw, clean = particles(4)
+    facts = {"verdict": "Denoising adds 10 %.", "model": "general"}
+    names = [str(number) for number in range(4)]
+    write_report(tmp_path, raw, clean, titles=names, pixel_size_angstrom=1.5, headline="4", facts=facts)
+    assert said[0] == "Denoising adds 10 %."
+    assert facts["verdict"]  # which others read as well
+    assert "Denoising adds 10 %." in (tmp_path / "view.html").read_text(encoding="utf-8")
