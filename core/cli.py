@@ -377,8 +377,8 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     ),
     "extract-noise": (
         "cryohush extract-noise CtfFind/job003/micrographs_ctf.star -o Noise",
-        "cryohush extract-noise Micrographs/ -o Noise --window-px 64",
-        "cryohush extract-noise micrograph.mrc -o Noise --method similarity --pixel-size 1.5 --window-px 32",
+        "cryohush extract-noise Micrographs/ -o Noise --window-px 48",
+        "cryohush extract-noise micrograph.mrc -o Noise --method similarity --similarity-threshold 0.5",
     ),
     "train": (
         "cryohush train general -o run --set data.structures=PDB --set 'data.ctf_tables=[ctf.npy]'",
