@@ -188,6 +188,21 @@ def rename_complete(part: Path, path: Path) -> None:
         os.close(directory)
 
 
+def file_state(path: Path) -> str:
+    """Return a file's place, size and time: what changes when it is replaced, without reading it.
+
+    Raises
+    ------
+    InputError
+        If it is gone.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror or error}.", path=path) from error
+    return f"{path.absolute()}\0{status.st_size} {status.st_mtime_ns}"
+
+
 def sha256_of(*paths: Path, salt: str = "") -> str:
     """Return the SHA-256 of files one after the other, and of a text before them.
 

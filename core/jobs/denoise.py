@@ -37,7 +37,7 @@ from ..inference.plan import (
 )
 from ..inference.stream import StreamResult, n_safely_written, recorded_notes
 from ..inference.summary import Summary, read_samples, write_record
-from ..io.files import sha256_of
+from ..io.files import file_state, sha256_of
 from ..io.journal import RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.mrc import WriterState
@@ -352,15 +352,7 @@ def _digests(images: ImageSet, stacks: Sequence[StackPlan]) -> dict[str, str]:
     """
     digests = {}
     for stack in stacks:
-        try:
-            status = stack.source.stat()
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror or error}.", path=stack.source) from error
-        digest = hashlib.sha256(
-            f"{stack.source.absolute()}\0{status.st_size} {status.st_mtime_ns}".encode(
-                errors="surrogateescape"
-            )
-        )
+        digest = hashlib.sha256(file_state(stack.source).encode(errors="surrogateescape"))
         digest.update(f"\0{stack.shape} {stack.pixel_size_angstrom} {stack.protein_dark}\0".encode())
         digest.update(stack.indices.astype("<i4").tobytes())
         digests[stack.name] = digest.hexdigest()[:32]

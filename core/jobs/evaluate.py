@@ -27,7 +27,7 @@ from ..evaluation.sections import against_clean, against_twin, sample_section
 from ..evaluation.tasks import Found, clustering, half_maps, pose_accuracy
 from ..inference.devices import available_threads
 from ..inference.plan import source_files
-from ..io.files import sha256_of
+from ..io.files import file_state, sha256_of
 from ..io.journal import RANGES_FOLDER, RECORD_NAME, Undertaking
 from ..job_context import QUIET, JobContext
 from ..report import PDF_NAME
@@ -137,9 +137,7 @@ def plan_evaluation(config: EvaluateConfig, sources: Sources | None) -> tuple[Un
     inputs = list(dict.fromkeys(inputs))
     digest = hashlib.sha256()
     for path in inputs:
-        status = path.stat()
-        text = f"{path.absolute()}\0{status.st_size} {status.st_mtime_ns}\n"
-        digest.update(text.encode(errors="surrogateescape"))
+        digest.update(f"{file_state(path)}\n".encode(errors="surrogateescape"))
     options = config.model_dump(mode="json", exclude={"device", "threads"})
     fingerprint = {"version": __version__, "inputs": digest.hexdigest(), **options}
     files = (JSON_NAME, HTML_NAME, TABLE_NAME, PDF_NAME)

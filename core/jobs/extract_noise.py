@@ -27,7 +27,7 @@ from ..inference.devices import (
     resolve_devices,
 )
 from ..inference.plan import output_names
-from ..io.files import make_folder, sha256_of, write_json
+from ..io.files import file_state, make_folder, sha256_of, write_json
 from ..io.journal import RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader, WriterState
@@ -454,11 +454,7 @@ def _parts(images: MicrographSet, tasks: Sequence[MicrographTask]) -> dict[str, 
     """
     parts = {}
     for task in tasks:
-        try:
-            status = task.path.stat()
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror or error}.", path=task.path) from error
-        made_of = f"{task}\0{task.path.absolute()}\0{status.st_size} {status.st_mtime_ns}"
+        made_of = f"{task}\0{file_state(task.path)}"
         digest = hashlib.sha256(made_of.encode(errors="surrogateescape"))
         parts[_part_name(task.index)] = digest.hexdigest()[:32]
     parts[TABLE_NAME] = sha256_of(
