@@ -14,6 +14,8 @@ from .normalise import background_mask, default_radius_px
 # The protein's middle: half of the default circle.
 _MIDDLE = 0.5
 _CELL_ANGSTROM, _CELL_PX = 24.0, 16
+# Protein is fainter than so many standard deviations of the noise.
+_BEYOND = 2.0
 
 
 def middle_above_background(images: Tensor) -> tuple[float, float]:
@@ -26,6 +28,9 @@ def middle_above_background(images: Tensor) -> tuple[float, float]:
     radius_px = default_radius_px(shape)
     outside = background_mask(shape, radius_px, images.device)
     middle = ~background_mask(shape, _MIDDLE * radius_px, images.device)
+    # only what has a counterpart opposite of it: a brightness that rises across the box then cancels
+    outside[: 1 - shape[0] % 2] = False
+    outside[:, : 1 - shape[1] % 2] = False
     background = images[:, outside].double()
     height = (images[:, middle].double().mean(1) - background.mean(1)) / background.std(1)
     height = height[torch.isfinite(height)]
@@ -38,14 +43,20 @@ def skewness(micrograph: Tensor, pixel_size_angstrom: float | None = None) -> fl
     """Skewness of the coarse structure of a micrograph `(y, x)`: negative where protein (and ice) is dark.
 
     Of its means over squares of 24 Å (16 px if the pixel size is unknown), after the level of the ice was
-    taken off. 0 for a micrograph that is too small or constant.
+    taken off, where they are not beyond what protein can be. 0 for a micrograph that is too small or constant.
     """
     side = _CELL_PX if pixel_size_angstrom is None else max(2, round(_CELL_ANGSTROM / pixel_size_angstrom))
     if min(micrograph.shape) < 16 * side:
         return 0.0
     centred = micrograph - micrograph.mean()
-    cells = functional.avg_pool2d((centred - background_level(centred))[None], side)[0].double()
-    # a few huge values, as of a hot pixel, would decide alone
+    residual = centred - background_level(centred)
+    cells = functional.avg_pool2d(residual[None], side)[0].double()
+    # contamination and holes are no protein, and a few of them would decide alone
+    noise = 1.4826 * float(residual[:: max(1, side // 4), :: max(1, side // 4)].abs().median())
+    beyond = (
+        functional.max_pool2d((cells.abs() > _BEYOND * noise)[None].float(), 3, stride=1, padding=1)[0] > 0
+    )
+    cells = cells[~beyond] if beyond.float().mean() < 0.5 else cells.flatten()
     low, high = torch.quantile(cells, torch.tensor([0.001, 0.999], dtype=torch.float64, device=cells.device))
     cells = cells.clamp(low, high)
     cells = cells - cells.mean()

@@ -1,7 +1,8 @@
 """What in an image is no noisy data: areas without noise (masks, padding) and outlying pixels.
 
 A network that was trained on noise everywhere answers to what has none, or to a hot pixel, with artefacts far
-around it. So both are found, filled with what the rest of the image looks like, and put back after it.
+around it. So both are found, filled with what the rest of the image looks like, and put back after it: areas as
+they were, outlying pixels as bright or dark as the rest gets, so that they leave its grey scale to the rest.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ _CANDIDATE = 6.0
 _RING_PX = 5
 # So many of the 40 pixels there may be outliers, too: a line of up to three pixels' width crosses it twice.
 _RING_OUTLIERS = 6
+# What is outlying is narrower.
+_NARROW_PX, _TIP_PX = 6, 24
 _CHUNK = 1 << 17
 # With more of it outlying, the image is something else.
 _MAX_OUTLIER_SHARE = 0.1
@@ -93,9 +96,13 @@ def find_defects(images: Tensor) -> Defects | None:
     if not len(suspects):
         return None
     noise_free = find_noise_free(images[suspects])
-    outlying = find_outliers(images[suspects], noise_free)
+    # a saturated line or spot has no noise, and yet is outlying
+    wide = None if noise_free is None else noise_free & ~_narrow(noise_free)
+    outlying = find_outliers(images[suspects], wide)
     if noise_free is None and outlying is None:
         return None
+    if noise_free is not None and outlying is not None:
+        noise_free &= ~outlying
     found = Defects(*(torch.zeros_like(images, dtype=torch.bool) for _ in range(2)))
     if noise_free is not None:
         found.noise_free[suspects] = noise_free
@@ -150,6 +157,20 @@ def find_noise_free(images: Tensor) -> Tensor | None:
     for index in torch.nonzero(found.flatten(1).any(1))[:, 0].tolist():
         found[index] = _with_soft_edge(images[index], found[index])
     return found if bool(found.any()) else None
+
+
+def _narrow(area: Tensor) -> Tensor:
+    """bool `(n, y, x)`: parts of areas that are far from any square of `_NARROW_PX` a side within them."""
+    if min(area.shape[1:]) < _NARROW_PX:
+        return area
+    squares = functional.max_pool2d((~area).float(), _NARROW_PX, stride=1) == 0
+    border = _NARROW_PX - 1
+    wide = functional.max_pool2d(
+        functional.pad(squares.float(), (border, border, border, border)), _NARROW_PX, stride=1
+    )
+    for _ in range(_TIP_PX if bool(squares.any()) else 0):  # along its tips
+        wide = functional.max_pool2d(wide, 3, stride=1, padding=1) * area
+    return area & (wide == 0)
 
 
 def _with_soft_edge(image: Tensor, area: Tensor) -> Tensor:
@@ -318,6 +339,20 @@ def fill_defects(images: Tensor, defects: Defects, radius_px: float | None = Non
         # on the CPU, where sums have one order: the same image is filled alike each time
         filled[index] = _with_noise(filled[index].cpu(), defects.noise_free[index].cpu(), radius_px)
     return filled
+
+
+def put_back(denoised: Tensor, raw: Tensor, defects: Defects) -> Tensor:
+    """Return `denoised` `(n, y, x)` with what `raw` has in areas without noise and in outlying pixels.
+
+    Outlying pixels are clipped to the range of all that is neither. A denoised image has little spread: one
+    hot pixel would leave it a single grey wherever black and white are the smallest and the largest value.
+    """
+    shown = torch.where(defects.noise_free, raw, denoised)
+    if not bool(defects.outlying.any()):
+        return shown
+    low = denoised.masked_fill(defects.anywhere, math.inf).amin((1, 2), keepdim=True)
+    high = denoised.masked_fill(defects.anywhere, -math.inf).amax((1, 2), keepdim=True)
+    return torch.where(defects.outlying, torch.minimum(torch.maximum(raw, low), high), shown)
 
 
 def _with_noise(image: Tensor, area: Tensor, radius_px: float | None) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ImageError
-from ..imaging.defects import Defects, fill_defects, find_defects
+from ..imaging.defects import Defects, fill_defects, find_defects, put_back
 from ..imaging.finer_grid import from_finer_grid, to_finer_grid, without_noise
 from ..imaging.normalise import default_radius_px, denormalise, normalise
 from ..imaging.rings import frequency_grid
@@ -28,7 +28,8 @@ NOISE_FREE_REMARK = (
     "an area has no noise (a mask, padding?): the network saw noise there; it stays as it was."
 )
 OUTLYING_REMARK = (
-    "outlying pixels (hot or dead ones, cosmic rays?): the network saw ordinary ones; they stay as they were."
+    "outlying pixels (hot or dead ones, cosmic rays?): the network saw ordinary ones, and in the output they "
+    "are no brighter or darker than the rest."
 )
 
 # A background whose spread is below this share of its mean is constant but for rounding.
@@ -95,7 +96,7 @@ class Denoiser:
         """Denoise what can be denoised, and say what cannot.
 
         Areas without noise and outlying pixels are filled for the network (`imaging.defects`), and what was
-        there is put back after it.
+        there is put back after it, outlying pixels clipped to the range of the rest.
 
         Parameters
         ----------
@@ -157,7 +158,7 @@ class Denoiser:
             if keep_above_px is not None:
                 denoised = keep_above(denoised, raw, keep_above_px)
             if defects is not None:
-                denoised = torch.where(defects.anywhere, original, denoised)
+                denoised = put_back(denoised, original, defects)
             if problems:
                 denoised[bad] = original[bad]
             return download(denoised), problems, remarks_on(defects, without=problems)

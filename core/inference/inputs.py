@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..errors import InputError
 from ..imaging.contrast import middle_above_background, skewness
+from ..imaging.defects import fill_defects, find_defects
+from ..imaging.normalise import default_radius_px
 from ..io.mrc import StackReader
 from .plan import ImageSet, StackPlan
 
@@ -126,7 +129,8 @@ def _of_particles(stacks: Sequence[StackPlan], *, dark: bool) -> list[str]:
         stack = stacks[number]
         chosen = stack.indices[_spread(len(stack.indices), _PARTICLES // min(_STACKS, len(stacks)))]
         with StackReader(stack.source) as reader:
-            height, error = middle_above_background(torch.from_numpy(reader.read(chosen)))
+            images = _filled(torch.from_numpy(reader.read(chosen)))
+        height, error = middle_above_background(images)
         if error > 0:
             heights.append(height)
             errors.append(error)
@@ -145,12 +149,21 @@ def _of_particles(stacks: Sequence[StackPlan], *, dark: bool) -> list[str]:
     ]
 
 
+def _filled(images: Tensor, *, particles: bool = True) -> Tensor:
+    """`(n, y, x)` as the network sees them: masks and outlying pixels would decide alone what looks bright."""
+    defects = find_defects(images)
+    if defects is None:
+        return images
+    radius_px = default_radius_px((images.shape[1], images.shape[2])) if particles else None
+    return fill_defects(images, defects, radius_px)
+
+
 def _of_micrographs(stacks: Sequence[StackPlan]) -> list[str]:
     values = []
     for number in _spread(len(stacks), _MICROGRAPHS):
         stack = stacks[number]
         with StackReader(stack.source) as reader:
-            image = torch.from_numpy(reader.read(stack.indices)[0])
+            image = _filled(torch.from_numpy(reader.read(stack.indices)), particles=False)[0]
         values.append(skewness(image if stack.protein_dark else -image, stack.pixel_size_angstrom))
     if float(np.median(values)) < _SKEWED * (1 if len(values) > 2 else 2):
         return []

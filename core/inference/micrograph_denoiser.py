@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..imaging.background import NoiseStatistics, background_level, noise_statistics
-from ..imaging.defects import Defects, fill_defects, find_defects
+from ..imaging.defects import Defects, fill_defects, find_defects, put_back
 from ..imaging.filters import gaussian_filter
 from ..imaging.finer_grid import from_finer_grid, to_finer_grid
 from .denoiser import Denoiser, keep_above, remarks_on
@@ -115,7 +115,7 @@ class MicrographDenoiser:
             if keep_above_px is not None:
                 denoised = keep_above(denoised, raw, keep_above_px)
             if defects is not None:
-                denoised = torch.where(defects.anywhere[0], original, denoised)
+                denoised = put_back(denoised[None], original[None], defects)[0]
             return download(denoised), None, _remark(noise, defects)
 
     def _network(self, image: Tensor, finer: int) -> Tensor:

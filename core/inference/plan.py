@@ -33,6 +33,10 @@ COARSE_SHARE = 0.75
 DENOISED = "denoised by"
 """In the labels of all files that a run writes."""
 
+_UNSAID = (
+    "its .cs file has no field blob/sign, so protein is taken for white. Say --protein dark if it is dark."
+)
+
 ImageSet = ParticleSet | MicrographSet
 # RELION's job that a file comes from; its own jobs, too, name their outputs without it.
 _JOB_FOLDER = re.compile(r"[^/]+/job\d+/(?=.)")
@@ -176,6 +180,7 @@ def plan_stacks(
     else:
         images.check_boxes(found.shapes)
         indices, dark = images.distinct_images(), images.dark_stacks
+    says_contrast = not isinstance(images, ParticleSet) or images.says_contrast or protein != "auto"
     plans = []
     for stack, (source, name) in enumerate(zip(images.stacks, output_names(images), strict=True)):
         size, size_source = images.pixel_size_angstrom(stack), images.pixel_size_source(stack)
@@ -199,7 +204,7 @@ def plan_stacks(
                 size_source,
                 finer_grid(size, trained_angstrom),
                 is_micrographs,
-                tuple(found.remarks.get(stack, ())),
+                (*found.remarks.get(stack, ()), *(() if says_contrast else (_UNSAID,))),
             )
         )
     return plans
@@ -233,19 +238,33 @@ def leave_out_damaged(images: ImageSet) -> tuple[ImageSet, list[InputError]]:
 def refuse_denoised(images: ImageSet, found: Examined) -> None:
     """Raise when images were denoised by cryohush before: the result would pass for one of raw images.
 
+    So were particles that were extracted from denoised micrographs.
+
     Raises
     ------
     InputError
         Names the first file.
     """
-    for number, label in found.labels.items():
-        if DENOISED in label:
-            raise InputError(
-                f"these images were denoised already ({label.strip()}): {len(found.labels)} of "
-                f"{len(images.stacks)} files.",
-                path=images.stacks[number],
-                remedy="Give the raw images; docs/relion.md and docs/cryosparc.md tell how to get back.",
-            )
+    labels = {number: label for number, label in found.labels.items() if DENOISED in label}
+    if labels:
+        number, label = next(iter(labels.items()))
+        raise InputError(
+            f"these images were denoised already ({label}): {len(labels)} of {len(images.stacks)} files.",
+            path=images.stacks[number],
+            remedy="Give the raw images; docs/relion.md and docs/cryosparc.md tell how to get back.",
+        )
+    if not isinstance(images, ParticleSet):
+        return
+    denoised = {name: label for name, label in images.denoised_micrographs().items() if DENOISED in label}
+    if denoised:
+        name, label = next(iter(denoised.items()))
+        raise InputError(
+            f"the table says that these particles are from micrographs that were denoised already: "
+            f"{len(denoised)} of {len(images.micrograph_names)}, such as {name} ({label}).",
+            path=images.source,
+            remedy="Extract them from the raw micrographs; docs/relion.md tells how to bring the picks there. "
+            "If they are from the raw ones, correct the names of micrographs in the table.",
+        )
 
 
 def output_names(images: ImageSet) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..errors import CsError, OutputError
 from .csdat import MAGIC as CSDAT_MAGIC
 from .csdat import read_csdat
-from .files import link_target, write_text, writing
+from .files import file_state, link_target, write_text, writing
 
 CS_SUFFIX = ".cs"
 _MAGIC = b"\x93NUMPY"
@@ -35,8 +35,9 @@ _LARGEST_INDEX = 2**31 - 1
 _PATH, _INDEX, _SHAPE, _PIXEL_SIZE, _SIGN, _SIGNATURE = (
     f"blob/{name}" for name in ("path", "idx", "shape", "psize_A", "sign", "import_sig")
 )
+_MICROGRAPH = "location/micrograph_path"
 # The fields that must be there, with the kinds and shape of their values.
-_BLOB = {_PATH: ("S", ()), _INDEX: ("ui", ()), _SHAPE: ("ui", (2,)), _PIXEL_SIZE: ("f", ()), _SIGN: ("f", ())}
+_BLOB = {_PATH: ("S", ()), _INDEX: ("ui", ()), _SHAPE: ("ui", (2,)), _PIXEL_SIZE: ("f", ())}
 _MICROSCOPE = ("ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
 # A path that begins with it is relative to the .cs file, as in exports; other ones are to the project.
 _BESIDE = ">"
@@ -53,7 +54,7 @@ _RAW_GROUP = {
 
 
 class CsTable:
-    """A `.cs` file joined by uid with its passthrough files; the rows stay on disk.
+    """A `.cs` file joined by uid with its passthrough files.
 
     Parameters
     ----------
@@ -150,23 +151,30 @@ def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 
 def _open(path: Path) -> NDArray[Any]:
-    """Map the rows of a file into memory; those of a stream, which lie there column by column, are read."""
+    """Read the rows of a file.
+
+    They are read, not mapped: a file that is cut off or on a failing disk gives an error and no bus error.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise CsError("expected a .cs file, found a folder, a pipe or a device.", path=path)
-        with path.open("rb") as file:
+        state = file_state(path)
+        with path.open("rb", buffering=0) as file:
             magic = file.read(len(_MAGIC))
-        if magic == CSDAT_MAGIC:
-            rows = read_csdat(path)
-        elif magic == _MAGIC:
-            rows = np.lib.format.open_memmap(path, mode="r", max_header_size=_LARGEST_HEADER).view(np.ndarray)
-        else:
-            raise CsError(f"is no .cs file: it begins with {magic!r}, expected {_MAGIC!r}.", path=path)
+            if magic == CSDAT_MAGIC:
+                rows = read_csdat(path)
+            elif magic == _MAGIC:
+                file.seek(0)
+                rows = np.lib.format.read_array(_Stream(file.read), max_header_size=_LARGEST_HEADER)
+            else:
+                raise CsError(f"is no .cs file: it begins with {magic!r}, expected {_MAGIC!r}.", path=path)
+        if file_state(path) != state:
+            raise CsError("the file was changed while it was read.", path=path, remedy="Run again.")
     except OSError as error:
         reason = f"{error.strerror or error}{link_target(path)}"
         raise CsError(f"the file cannot be read: {reason}.", path=path) from error
     except _DAMAGE as error:
-        if "Python objects" in str(error):
+        if "Object arrays" in str(error):
             raise CsError("its fields hold Python objects, which no .cs file does.", path=path) from error
         raise CsError(f"the file is cut off or damaged ({str(error)[:100]}).", path=path) from error
     if rows.ndim != 1 or not rows.dtype.names:
@@ -176,6 +184,13 @@ def _open(path: Path) -> NDArray[Any]:
     if "uid" not in rows.dtype.names or rows.dtype["uid"] != np.uint64:
         raise CsError("the table has no field uid of 64 bits, which names its particles.", path=path)
     return rows
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What NumPy reads in pieces; of a file it would take a read error for its end."""
+
+    read: Callable[..., bytes]
 
 
 def _sorted_uids(path: Path, uids: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
@@ -208,10 +223,14 @@ class CsImages:
         int32 `(n,)`: position in `stack_names` and 0-based index in the stack, per row.
     dark_stacks
         Positions of the stacks whose protein is dark (`blob/sign` -1).
+    says_contrast
+        Whether there is such a field.
     optics_group
         int32 `(n,)`: position in `optics`, per row.
     optics
         `(pixel size in Å, box in pixels, kV, Cs in mm, amplitude contrast)`, the last three None if unknown.
+    micrograph_names
+        The micrographs that the particles are from, each once; empty if the table does not tell.
     """
 
     stack_names: list[str]
@@ -219,8 +238,10 @@ class CsImages:
     stack: NDArray[np.int32]
     image: NDArray[np.int32]
     dark_stacks: frozenset[int]
+    says_contrast: bool
     optics_group: NDArray[np.int32]
     optics: list[tuple[float, int, float | None, float | None, float | None]]
+    micrograph_names: tuple[str, ...]
 
 
 def read_images(table: CsTable) -> CsImages:
@@ -244,9 +265,19 @@ def read_images(table: CsTable) -> CsImages:
         stack=stack,
         image=image.astype(np.int32),
         dark_stacks=_dark_stacks(table, names, stack),
+        says_contrast=_SIGN in table.fields,
         optics_group=group,
         optics=optics,
+        micrograph_names=_micrograph_names(table),
     )
+
+
+def _micrograph_names(table: CsTable) -> tuple[str, ...]:
+    kind = table.fields.get(_MICROGRAPH)
+    if kind is None or kind.kind != "S":
+        return ()
+    names, _ = _distinct(table.column(_MICROGRAPH))
+    return tuple(os.fsdecode(name).removeprefix(_BESIDE) for name in names if name)
 
 
 def _check_fields(table: CsTable) -> None:
@@ -267,7 +298,9 @@ def _check_fields(table: CsTable) -> None:
             remedy="Give the passthrough file of the same job that has the slot blob "
             "(--passthrough J12_passthrough_particles.cs), or the .cs file of an exported result group.",
         )
-    for name, (kinds, shape) in _BLOB.items():
+    for name, (kinds, shape) in {**_BLOB, _SIGN: ("f", ())}.items():
+        if name not in table.fields:  # the sign
+            continue
         base, found_shape = table.fields[name].base, table.fields[name].shape
         if base.kind not in kinds or found_shape != shape:
             raise CsError(f"the field {name} has the unexpected type {table.fields[name]}.", path=table.path)
@@ -306,6 +339,8 @@ def _stack_names(
 
 
 def _dark_stacks(table: CsTable, names: Sequence[str], stack: NDArray[np.int32]) -> frozenset[int]:
+    if _SIGN not in table.fields:
+        return frozenset()
     sign = table.column(_SIGN)
     _refuse(table, np.abs(sign) != 1, _SIGN, "1 (protein white) or -1 (protein dark)")
     dark, rows = np.bincount(stack[sign < 0], minlength=len(names)), np.bincount(stack)

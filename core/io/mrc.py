@@ -91,16 +91,21 @@ class StackReader:
         self.pixel_size_angstrom = (x if y is None else y) if isotropic((y, x)) else None
         self._dtype = self.header.dtype
         self._image_bytes = self.shape[1] * self.shape[2] * self._dtype.itemsize
-        self._check_size()
+        surplus = self._check_size()
+        if surplus:
+            self.remarks.append(
+                f"the file goes on for {surplus} bytes after the {self.n_images} images that its header counts "
+                f"({surplus // self._image_bytes} more would fit): they are not read."
+            )
         if self.mode == 0:
             self._decide_bytes()
 
-    def _check_size(self) -> None:
-        """Raise when the file is shorter than its header says, or became so."""
+    def _check_size(self) -> int:
+        """Return how many bytes the file is longer than its header says; raise when it is shorter."""
         size, offset = os.fstat(self._descriptor).st_size, self.header.offset
         expected = offset + self.n_images * self._image_bytes
         if size >= expected:
-            return
+            return size - expected
         if offset > HEADER_BYTES and size == expected - (offset - HEADER_BYTES):
             raise MrcError(
                 f"the header counts {offset - HEADER_BYTES} bytes of an extended header, which is not there: "

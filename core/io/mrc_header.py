@@ -67,7 +67,7 @@ class MrcHeader:
     bytes_reason
         Why.
     label
-        The first label.
+        The label that cryohush wrote, whichever programs wrote others; else the first.
     """
 
     shape: tuple[int, int, int]
@@ -141,8 +141,13 @@ def parse_header(path: Path, raw: bytes) -> MrcHeader:
         _says_volume(header),
         signed,
         reason,
-        bytes(header["label"][0]).decode("ascii", "replace").strip("\0 "),
+        _label(header),
     )
+
+
+def _label(header: NDArray[np.void]) -> str:
+    labels = [bytes(label).decode("ascii", "replace").strip("\0 ") for label in header["label"]]
+    return next((label for label in labels if label.startswith("cryohush")), labels[0])
 
 
 def _in_its_byte_order(path: Path, raw: bytes) -> tuple[NDArray[np.void], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from .roots import find_root
 from .star import Table, decode, encode, read_tables, unquote
 
 STACK_SUFFIXES = (".mrcs", ".mrc")
-_IMAGE = "rlnImageName"
+_IMAGE, _MICROGRAPH = "rlnImageName", "rlnMicrographName"
 _PARTICLE_TABLES = ("particles", "images", "")
 _NO_TABLE = "Give the particles.star of an extraction, selection or refinement job."
 
@@ -36,13 +37,19 @@ class ParticleSet(ImageSet):
         int32 `(n,)`: 0-based index in the stack, per row.
     dark_stacks
         Positions of the stacks whose protein is dark, as a `.cs` file can say. RELION's is white.
+    says_contrast
+        Whether table or convention tell that; a `.cs` file without `blob/sign` does not.
     passthrough
         The files whose fields complete those of a `.cs` file.
+    micrograph_names
+        The micrographs that the particles are from, each once; empty if the table does not tell.
     """
 
     image: NDArray[np.int32]
     dark_stacks: frozenset[int] = frozenset()
+    says_contrast: bool = True
     passthrough: tuple[Path, ...] = ()
+    micrograph_names: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -98,6 +105,7 @@ class ParticleSet(ImageSet):
             line=np.frombuffer(rows.line, dtype=np.int32),
             optics_group=np.frombuffer(rows.optics_group, dtype=np.int32),
             optics=optics,
+            micrograph_names=tuple(unquote(name) for name in rows.micrographs),
         )
 
     @property
@@ -154,6 +162,18 @@ class ParticleSet(ImageSet):
                 f"{self._row(row)}.",
                 path=reader.path,
             )
+
+    def denoised_micrographs(self) -> dict[str, str]:
+        """Return which of the micrographs cryohush has made, and the label in each that says so.
+
+        Micrographs that are gone, or cannot be read, tell nothing.
+        """
+        found = {}
+        for name in self.micrograph_names:
+            with contextlib.suppress(MrcError), StackReader(self.root / name) as reader:
+                if reader.header.label.startswith("cryohush"):
+                    found[name] = reader.header.label
+        return found
 
     @functools.cached_property
     def _last_image(self) -> NDArray[np.int32]:
@@ -350,7 +370,7 @@ def _read_rows(table: Table) -> tuple[Rows, dict[int, OpticsGroup]]:
     """Read the table of particles; return also the optics that its rows themselves tell."""
     if _IMAGE not in table.labels:
         where = "rlnCoordinateX" in table.labels
-        is_micrographs = "rlnMicrographName" in table.labels and not where
+        is_micrographs = _MICROGRAPH in table.labels and not where
         kind = "these are coordinates of particles, without images" if where else "it names no images"
         raise StarError(
             f"data_{table.name} has no column _{_IMAGE}: {kind}."
@@ -360,6 +380,7 @@ def _read_rows(table: Table) -> tuple[Rows, dict[int, OpticsGroup]]:
             remedy="Extract the particles first, and give that table." if where else _NO_TABLE,
         )
     rows, image_column = Rows(), table.column(_IMAGE)
+    micrograph_column = table.labels.index(_MICROGRAPH) if _MICROGRAPH in table.labels else None
     group_of, optics = grouping(table)
     for line, _, tokens in table.rows():
         if not tokens:
@@ -379,6 +400,8 @@ def _read_rows(table: Table) -> tuple[Rows, dict[int, OpticsGroup]]:
         rows.image.append(int(index) - 1)
         rows.line.append(line)
         rows.optics_group.append(group_of(tokens, line))
+        if micrograph_column is not None:
+            rows.micrographs[tokens[micrograph_column]] = None
     return rows, optics
 
 
@@ -406,7 +429,9 @@ def _read_cs(path: Path, root: Path | None, passthrough: Sequence[str | Path]) -
             for number, values in enumerate(images.optics, start=1)
         },
         dark_stacks=images.dark_stacks,
+        says_contrast=images.says_contrast,
         passthrough=table.passthrough,
+        micrograph_names=images.micrograph_names,
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from cryohush.core.imaging.defects import Defects, fill_defects, find_defects
+from cryohush.core.imaging.defects import Defects, fill_defects, find_defects, put_back
 from cryohush.core.imaging.filters import gaussian_filter
 from cryohush.core.imaging.rings import ring_mean
 
@@ -58,7 +59,7 @@ def test_an_area_of_one_value_or_gradient_is_found(
     defects = find_defects(images)
     assert defects is not None
     # a line of fewer than eight pixels could be chance, so that corners of an area may be missed
-    assert (defects.noise_free[1] & area).sum() > 0.97 * area.sum()
+    assert (defects.anywhere[1] & area).sum() > 0.97 * area.sum()
     # and a pixel beside it that happens to lie on the line is taken for one of it
     assert (defects.noise_free[1] & ~area).sum() <= 0.02 * area.sum() + 2
     assert not defects.anywhere[[0, 2]].any()
@@ -227,3 +228,44 @@ def test_an_outlier_gets_the_value_of_an_ordinary_neighbour() -> None:
     filled = fill_defects(spoilt, defects)
     assert float(filled.abs().max()) < 6.0
     torch.testing.assert_close(filled[~defects.outlying], images[~defects.outlying], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [-50.0, 1e5])
+@pytest.mark.parametrize(
+    "where", [(slice(None), 30), (slice(40, 42), slice(None)), (slice(50, 54), slice(20, 25))]
+)
+def test_saturated_lines_and_spots_are_outlying_and_no_mask(where: Any, value: float) -> None:
+    images = noise()
+    images[1][where] = value
+    defects = find_defects(images)
+    assert defects is not None
+    assert defects.outlying[1][where].all()
+    assert not defects.noise_free.any()
+
+
+@pytest.mark.parametrize("radius", [44, 47, 62])
+def test_a_mask_far_from_the_grey_of_the_rest_is_a_mask_to_its_tips(radius: int) -> None:
+    images = 100 + noise()
+    images[1][distance() > radius] = 0.0
+    defects = find_defects(images)
+    assert defects is not None
+    assert not defects.outlying.any()
+    raw = images.clone()
+    denoised = put_back(0.1 * images, raw, defects)
+    torch.testing.assert_close(
+        denoised[1][defects.noise_free[1]], raw[1][defects.noise_free[1]], rtol=0, atol=0
+    )
+
+
+def test_outlying_pixels_leave_the_grey_scale_to_the_rest() -> None:
+    images = noise()
+    images[0, 30, 40], images[1, 3, 50] = 1e6, -700.0
+    defects = find_defects(images)
+    assert defects is not None
+    denoised = 0.1 * fill_defects(images, defects)
+    shown = put_back(denoised, images, defects)
+    for one, before, place in zip(shown, denoised, [(30, 40), (3, 50)], strict=False):
+        rest = torch.ones_like(one, dtype=torch.bool)
+        rest[place] = False
+        assert one[place] == (before[rest].max() if one[place] > 0 else before[rest].min())
+        torch.testing.assert_close(one[rest], before[rest], rtol=0, atol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import numpy as np
@@ -163,6 +164,162 @@ def test_what_was_denoised_is_not_denoised_again(tmp_path: Path, weights: Path) 
     with pytest.raises(InputError, match=r"were denoised already.*Give the raw images"):
         run_denoise(summary.stacks[0], tmp_path / "again", options)
     assert not (tmp_path / "again").exists()
+
+
+def cs_rows(n: int) -> NDArray[Any]:
+    """Rows of a `.cs` table for the images of `p.mrcs`, protein white."""
+    rows = np.zeros(
+        n,
+        [
+            ("uid", "<u8"),
+            ("blob/path", "S16"),
+            ("blob/idx", "<u4"),
+            ("blob/shape", "<u4", (2,)),
+            ("blob/psize_A", "<f4"),
+            ("blob/sign", "<f4"),
+        ],
+    )
+    rows["uid"], rows["blob/path"], rows["blob/idx"] = np.arange(n) + 7, b"p.mrcs", np.arange(n)
+    rows["blob/shape"], rows["blob/psize_A"], rows["blob/sign"] = SIDE, 1.5, 1.0
+    return rows
+
+
+def save(path: Path, rows: NDArray[Any]) -> None:
+    with path.open("wb") as file:
+        np.save(file, rows)
+
+
+def denoised_micrographs(folder: Path, weights: Path, names: list[str]) -> list[str]:
+    """Denoise some micrographs, and return the new ones' names relative to the working directory."""
+    made = []
+    for seed, name in enumerate(names):
+        write_stack(folder / f"{name}.mrc", micrograph(-1.0, seed)[None], 1.5)
+        options = DenoiseOptions(model=str(weights), device="cpu", precision="fp32", threads=1)
+        summary = run_denoise(folder / f"{name}.mrc", folder / f"denoised_{name}", options)
+        made.append(str(summary.stacks[0].relative_to(folder)))
+    return made
+
+
+@pytest.mark.parametrize("other_label", [False, True])
+@pytest.mark.parametrize("later_columns", ["", "_rlnCoordinateX\n"])
+def test_particles_from_denoised_micrographs_are_refused(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, other_label: bool, later_columns: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (denoised,) = denoised_micrographs(tmp_path, weights, ["m1"])
+    if other_label:  # as programs do that note what they did to a file
+        with mrcfile.open(denoised, "r+") as file:
+            file.header.label[1], file.header.label[0] = file.header.label[0], b"newstack: pixels shifted"
+    write_stack(Path("p.mrcs"), particles(0.5, 4))
+    value = " 12.5" if later_columns else ""
+    rows = "".join(
+        f"{micrograph}{value} {number}@p.mrcs\n"
+        for number, micrograph in enumerate(["m1.mrc", f'"{denoised}"', "gone.mrc"], start=1)
+    )
+    Path("p.star").write_text(
+        f"data_particles\n\nloop_\n_rlnMicrographName\n{later_columns}_rlnImageName\n{rows}\n"
+    )
+    with pytest.raises(InputError, match=r"1 of 3, such as denoised_m1.*from the raw micrographs"):
+        look(Path("p.star"))
+    Path("p.star").write_text(Path("p.star").read_text().replace(f'"{denoised}"', "m1.mrc"))
+    assert look(Path("p.star")).warnings == []
+
+
+def test_particles_of_cryosparc_from_denoised_micrographs_are_refused(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = np.array([b"m1.mrc", b"m2.mrc", b"gone.mrc", b"m1.mrc"])
+    denoised = denoised_micrographs(tmp_path, weights, ["m1", "m2"])
+    write_stack(tmp_path / "p.mrcs", particles(0.5, 4), 1.5)
+    blob = cs_rows(4)
+    save(Path("J1_particles.cs"), blob)
+    places = np.zeros(
+        4, [("uid", "u8"), ("location/micrograph_path", "S40"), ("location/center_x_frac", "f4")]
+    )
+    places["uid"], places["location/micrograph_path"] = blob["uid"][::-1], raw
+    save(Path("J1_passthrough_particles.cs"), places)
+    assert look(Path("J1_particles.cs")).warnings == []
+    places["location/micrograph_path"][2] = f">{denoised[1]}".encode()
+    save(Path("J1_passthrough_particles.cs"), places)
+    with pytest.raises(InputError, match=r"1 of 3, such as denoised_m2.*from the raw micrographs"):
+        look(Path("J1_particles.cs"))
+
+
+@pytest.mark.parametrize(("protein", "said"), [("auto", True), ("white", False), ("dark", False)])
+def test_a_table_of_cryosparc_without_a_sign_says_what_was_taken_for_granted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protein: str, said: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_stack(Path("p.mrcs"), particles(0.0, 4), 1.5)
+    rows = cs_rows(4)
+    save(Path("p.cs"), rows[[name for name in rows.dtype.names or () if name != "blob/sign"]])
+    warnings = look(Path("p.cs"), protein).warnings
+    assert any("no field blob/sign" in text and "taken for white" in text for text in warnings) is said
+    assert [stack.protein_dark for stack in plan_stacks(read_images("p.cs"), protein)] == [protein == "dark"]  # type: ignore[arg-type]
+
+
+def test_what_follows_the_images_that_a_header_counts_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "p.mrcs"
+    write_stack(path, particles(0.5, 5))
+    assert look(path).warnings == []
+    with path.open("r+b") as file:  # as a program leaves it that appends images before it counts them
+        file.seek(8)
+        file.write((3).to_bytes(4, "little"))
+    (warning,) = look(path).warnings
+    assert f"goes on for {2 * 4 * SIDE * SIDE} bytes after the 3 images" in warning
+    assert "2 more would fit" in warning
+
+
+SPOTS = {
+    "a hot pixel in the middle": lambda y, x: (y == 24) & (x == 24),
+    "a hot pixel in a corner": lambda y, x: (y == 2) & (x == 2),
+    "a rectangle in the middle": lambda y, x: (y >= 18) & (y < 26) & (x >= 18) & (x < 28),
+    "a rectangle in a corner": lambda y, x: (y < 12) & (x < 14),
+    "a column": lambda y, x: (x == 24) & (y >= 0),
+    "all but a circle": lambda y, x: (y - 24) ** 2 + (x - 24) ** 2 > 400,
+}
+
+
+@pytest.mark.parametrize("value", [-30.0, 30.0, 1e5])
+@pytest.mark.parametrize("where", SPOTS)
+def test_masks_and_outlying_pixels_do_not_decide_what_is_dark(
+    tmp_path: Path, where: str, value: float
+) -> None:
+    y, x = np.ogrid[:SIDE, :SIDE]
+    for height, protein in ((0.5, "white"), (-0.5, "dark"), (0.5, "dark"), (-0.5, "white")):
+        images = particles(height)
+        images[:, SPOTS[where](y, x)] = value
+        write_stack(tmp_path / "p.mrcs", images)
+        warned = any("protein looks" in text for text in look(tmp_path / "p.mrcs", protein).warnings)
+        assert warned == ((height > 0) == (protein == "dark"))
+
+
+def test_brightness_that_rises_across_particles_has_no_contrast(tmp_path: Path) -> None:
+    images = particles(0.0) + np.arange(SIDE, dtype=np.float32) / 4
+    write_stack(tmp_path / "p.mrcs", images)
+    for protein in ("white", "dark"):
+        assert look(tmp_path / "p.mrcs", protein).warnings == []
+
+
+@pytest.mark.parametrize("spoilt", ["hot pixels", "a rectangle", "a column", "a border", "a bright hole"])
+def test_defects_of_a_micrograph_do_not_decide_what_is_dark(tmp_path: Path, spoilt: str) -> None:
+    y, x = np.ogrid[:600, :600]
+    for height, protein in ((-1.0, "dark"), (1.0, "white"), (1.0, "dark"), (-1.0, "white")):
+        image = micrograph(height)
+        if spoilt == "hot pixels":
+            image[::97, ::89] = 1e4
+        elif spoilt == "a rectangle":
+            image[100:300, 100:200] = 60 * np.sign(height)
+        elif spoilt == "a column":
+            image[:, 300] = -30
+        elif spoilt == "a border":
+            image[:60] = 0
+        else:
+            image += 60 * ((y - 300) ** 2 + (x - 300) ** 2 < 900)
+        write_stack(tmp_path / "m.mrc", image[None], 1.5)
+        warned = any("protein looks" in text for text in look(tmp_path / "m.mrc", protein).warnings)
+        assert warned == ((height > 0) == (protein == "dark"))
 
 
 def test_all_damaged_files_are_named_at_once_and_left_out_if_asked(

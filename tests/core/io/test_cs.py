@@ -281,7 +281,7 @@ def retyped(name: str, kind: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
         (lambda table: table[:0], "has no rows"),
         (lambda table: np.zeros(4), r"expected a table, found an array of \(4,\) x float64"),
         (lambda table: table[["blob/path", "blob/idx"]], "no field uid"),
-        (lambda table: table[["uid", "blob/path"]], "no field blob/idx, blob/shape, blob/psize_A, blob/sign"),
+        (lambda table: table[["uid", "blob/path"]], "no field blob/idx, blob/shape, blob/psize_A"),
         (
             lambda table: np.array([(1, b"x")], [("uid", "<u8"), ("micrograph_blob/path", "S1")]),
             "It is a table of micrographs",
@@ -366,3 +366,38 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
     assert int(run.stdout) < 190_000  # KiB
     written = np.load(project / "out.cs", mmap_mode="r")
     assert written["more/value_59"].tobytes() == table["more/value_59"].tobytes()
+
+
+def test_a_table_that_is_cut_off_after_it_was_read_is_no_bus_error(project: Path) -> None:
+    table = CsTable(save(project / "own.cs", rows()))
+    before = table.column("uid")
+    with (project / "own.cs").open("r+b") as file:
+        file.truncate(0)
+    np.testing.assert_array_equal(table.column("uid"), before)
+
+
+def test_a_table_that_is_replaced_while_it_is_read_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(project / "own.cs", rows())
+    read_array = np.lib.format.read_array
+
+    def replaced(*args: Any, **options: Any) -> Any:
+        rows = read_array(*args, **options)
+        (project / "own.cs").write_bytes(b"shorter")
+        return rows
+
+    monkeypatch.setattr(np.lib.format, "read_array", replaced)
+    with pytest.raises(CsError, match=r"own\.cs: .*changed while it was read"):
+        CsTable(project / "own.cs")
+
+
+def test_a_failing_disk_is_told_as_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(project / "own.cs", rows())
+
+    def failing(*args: Any, **options: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(np.lib.format, "read_array", failing)
+    with pytest.raises(CsError, match=r"own\.cs: the file cannot be read: Input/output error"):
+        CsTable(project / "own.cs")
