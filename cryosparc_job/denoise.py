@@ -25,6 +25,8 @@ def denoising(project: Project, kind: Kind, options: DenoiseOptions) -> Command:
 
     def prepare(place: Place, datasets: Mapping[str, Any]) -> Prepared:
         dataset, chosen = datasets[kind.name], options
+        if options.limit is not None:
+            dataset = dataset.take(np.arange(min(options.limit, len(dataset))))
         if kind is MICROGRAPHS and options.protein == "auto" and is_negative_stain(dataset):
             chosen = options.model_copy(update={"protein": "white"})
         chosen = chosen.model_copy(update={"model": find_model(project, place, options.model)})
@@ -64,10 +66,10 @@ def denoising(project: Project, kind: Kind, options: DenoiseOptions) -> Command:
             check={"model": chosen.model, "device": options.device},
         )
 
-    name = kind.name
+    name, trial = kind.name, "" if options.limit is None else f"the first {options.limit} of "
     also = (SCOPE,) if kind is MICROGRAPHS else ()
     return Command(
-        f"Denoised {{source}} ({model_name(options.model)})",
+        f"Denoised {trial}{{source}} ({model_name(options.model)})",
         f"{kind.trust}\n\n{kind.way_back}\n\nModel: {options.model}",
         FOLDER,
         kind.noun,

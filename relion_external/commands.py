@@ -62,6 +62,11 @@ def denoise(request: Request) -> None:
         options = options.model_copy(update={"output_dtype": _same_format(source, project)})
     models = half_models(options.model) if kind == "particles" else None
     if models is not None:
+        if options.limit is not None:
+            raise ConfigurationError(
+                f"limit goes with one model, but {options.model} is a training of two, one per half set. "
+                "Leave it out, or give one of the two."
+            )
         summary = _denoise_halves(request, source, options, models)
     else:
         if kind == "particles" and (line := warning(source, options.model)):

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config.denoise import Protein
+from ..config.denoise import DenoiseOptions, Protein
 from ..errors import ConfigurationError, InputError, MrcError, OutputError, several
 from ..io.image_set import Examined
 from ..io.micrographs import MICROGRAPH_SUFFIX, MOVIE_SUFFIXES, MicrographSet, lists_micrographs
@@ -116,6 +116,31 @@ def read_images(
             f"passthrough files complete a .cs file, and {source} is none. Leave them out."
         )
     return MicrographSet.read(source, root=root)
+
+
+def chosen_images(
+    source: str | Path,
+    options: DenoiseOptions,
+    *,
+    root: Path | None = None,
+    passthrough: Sequence[str | Path] = (),
+) -> tuple[ImageSet, list[InputError], int]:
+    """Return the images that a run denoises, what is wrong with damaged files, and how many rows there are.
+
+    Rows of damaged files are left out with `options.skip_bad`, those after the first `options.limit` always.
+
+    Raises
+    ------
+    InputError, ConfigurationError
+        As `read_images`, or if all files are damaged.
+    """
+    images, damaged = read_images(source, root=root, passthrough=passthrough), list[InputError]()
+    n_rows = len(images)
+    if options.limit is not None:
+        images = images.first(options.limit)
+    if options.skip_bad and images.has_table:
+        images, damaged = leave_out_damaged(images)
+    return images, damaged, n_rows
 
 
 def holds_micrographs(source: Path) -> bool:

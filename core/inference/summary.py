@@ -153,6 +153,7 @@ class Summary:
             "verdict": str(self.gain.get("verdict", "")),
             "input": str(self.source),
             self.kind: f"{self.n_rows} ({self.n_images} images in {len(self.stacks)} files)",
+            "trial": f"the first {self.options.limit} only (option limit)" if self.options.limit else "",
             "unchanged": f"{len(self.skipped)} images that could not be denoised" if self.skipped else "",
             "left out": f"the rows of {len(self.damaged)} damaged files" if self.damaged else "",
             "warning": " ".join(self.warnings),

@@ -27,10 +27,9 @@ from ..inference.plan import (
     TABLE_NAME,
     ImageSet,
     StackPlan,
-    leave_out_damaged,
+    chosen_images,
     path_below,
     plan_stacks,
-    read_images,
     refuse_to_replace_inputs,
     source_files,
     written_image_names,
@@ -114,11 +113,8 @@ def run_denoise(
     model = load_model(options.model)
     if engine is None:
         engine = LocalDevices(resolve_devices(options.device), options.threads)
-    images = read_images(source, root=root, passthrough=passthrough)
+    images, damaged, n_rows = chosen_images(source, options, root=root, passthrough=passthrough)
     is_micrographs = isinstance(images, MicrographSet)
-    damaged: list[InputError] = []
-    if options.skip_bad and images.has_table:
-        images, damaged = leave_out_damaged(images)
     trained_angstrom = model.trained_pixel_sizes_angstrom
     stacks = plan_stacks(
         images,
@@ -134,6 +130,9 @@ def run_denoise(
         log(f"warning: {several(damaged, len(damaged) + len(stacks), 'files')} Their rows are left out.")
     for warning in notes.warnings:
         log(f"warning: {warning}")
+    if options.limit is not None and options.limit < n_rows:
+        noun = "micrographs" if is_micrographs else "particles"
+        log(f"a trial: only the first {options.limit} of {counted(n_rows, noun.removesuffix('s'))}")
     undertaking = _undertaking(images, stacks, model, engine, options)
     log(f"model {model.name}, SHA-256 {model.sha256[:16]}…")
     for path in source_files(images)[1:]:
@@ -282,9 +281,7 @@ def measure_run(
         As `run_denoise`, but for pixels, devices and the room on the disk.
     """
     load_model(options.model)
-    images = read_images(source, root=root, passthrough=passthrough)
-    if options.skip_bad and images.has_table:
-        images, _ = leave_out_damaged(images)
+    images, _, _ = chosen_images(source, options, root=root, passthrough=passthrough)
     stacks = plan_stacks(images, options.protein, pixel_size_angstrom=options.pixel_size_angstrom)
     _check_options(options, stacks, images)
     refuse_to_replace_inputs(images, stacks, output_dir)

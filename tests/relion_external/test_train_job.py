@@ -24,7 +24,7 @@ from cryohush.core.io.mrc import StackReader
 from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.jobs.simulate import simulate_particles
 from cryohush.core.models import MODELS
-from cryohush.core.models.weights import load_model, save_model
+from cryohush.core.models.weights import WEIGHTS_NAME, load_model, save_model
 from cryohush.relion_external import commands, train_inputs
 from cryohush.relion_external.cli import parse
 from cryohush.relion_external.half_sets import subsets
@@ -193,6 +193,16 @@ def test_one_job_denoises_each_half_set_with_the_model_of_the_other_one(project,
 def image_of(line: str) -> str:
     """The image of a row: the original one stands last."""
     return next(value for value in line.split() if "@" in value)
+
+
+def test_a_trial_goes_with_one_model(project):
+    for half in (1, 2):
+        Path(JOB, f"half{half}").mkdir(parents=True)
+        Path(JOB, f"half{half}", WEIGHTS_NAME).touch()
+    after = Path("External/job013")
+    arguments = ["denoise", "--o", f"{after}/", "--in_parts", PARTICLES, "--model", JOB, "--limit", "4"]
+    with pytest.raises(ConfigurationError, match="limit goes with one model"):
+        commands.denoise(Request(after, parse(arguments), "command"))
 
 
 def test_a_model_that_meets_its_own_half_set_is_warned_of(project, capsys):
