@@ -1,7 +1,7 @@
 """RELION's Class2D on raw and on denoised particles: do the classes get better?
 
     python classification.py --structures DIR --topaz-python PYTHON --output OUT
-                             [--particles 800] [--iterations 10] [--repeats 2] [--quick]
+                             [--particles 600] [--iterations 8] [--repeats 2] [--quick]
 
 Boxes of 64 px from simulated micrographs (physical dose, defocus 0.8 to 2 µm) of structures that no model was
 trained on, two species and five, in equal shares. `relion_refine` (its noise model, CTF, a
@@ -77,8 +77,8 @@ FIGURES = {
 
 def main() -> None:
     parser = task_parser(__doc__, "two species, 200 particles, three iterations")
-    parser.add_argument("--particles", type=int, default=800, help="of a stack (default: 800)")
-    parser.add_argument("--iterations", type=int, default=10, help="of RELION (default: 10)")
+    parser.add_argument("--particles", type=int, default=600, help="of a stack (default: 600)")
+    parser.add_argument("--iterations", type=int, default=8, help="of RELION (default: 8)")
     parser.add_argument("--mixtures", nargs="+", choices=list(MIXTURES), default=list(MIXTURES))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,7 +1,7 @@
 """Poses from a start of 40 Å, as RELION finds them: are those of denoised particles better?
 
     python found_poses.py --structures DIR --topaz-python PYTHON --output OUT
-                          [--particles 300] [--iterations 4] [--quick]
+                          [--particles 250] [--iterations 4] [--quick]
 
 Boxes of 64 px from simulated micrographs (physical dose, defocus 0.8 to 2 µm) of two structures without
 symmetry that no model was trained on. `relion_refine` begins with the true map cut off at 40 Å, searches all
@@ -60,7 +60,7 @@ FIGURES = {
 
 def main() -> None:
     parser = task_parser(__doc__, "one structure, 60 particles, two iterations")
-    parser.add_argument("--particles", type=int, default=300, help="of a stack (default: 300)")
+    parser.add_argument("--particles", type=int, default=250, help="of a stack (default: 250)")
     parser.add_argument("--iterations", type=int, default=4, help="of RELION (default: 4)")
     parser.add_argument("--structure-names", nargs="+", default=list(STRUCTURES))
     parser.set_defaults(repeats=1)

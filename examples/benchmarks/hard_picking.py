@@ -4,7 +4,7 @@
 
 Simulated micrographs of 1024 px at 2.5 Å of particles from 80 to 350 kDa, which no model was trained on, at
 a defocus of 0.4 to 1.2 µm in ice of 250 to 900 Å, 40 % of them with the edge of a carbon film, all with
-crystals of ice (`TARGETS`; three micrographs of each are a cell). `--real`: the eight exposures of
+crystals of ice (`TARGETS`; two micrographs of each are a cell). `--real`: the eight exposures of
 EMPIAR-10146 with labelled particles, each a cell.
 
 Micrographs are raw, cut off at 20 Å (RELION's habit for looking), denoised by Topaz, and by the model as
@@ -76,8 +76,9 @@ def main() -> None:
     parser = task_parser(__doc__, "one micrograph of one structure")
     parser.add_argument("--real", type=Path, help="folder with micrographs_rest.star, Micrographs and Picks")
     parser.add_argument(
-        "--micrographs", type=int, default=3, help="of each structure and repeat (default: 3)"
+        "--micrographs", type=int, default=2, help="of each structure and repeat (default: 2)"
     )
+    parser.set_defaults(repeats=1)
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

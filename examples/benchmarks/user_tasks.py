@@ -115,13 +115,16 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def summary(cells: Iterable[Cell], figure: str, reference: str = RAW) -> dict[str, dict[str, float]]:
-    """Of a figure, for each method that all cells have: mean, error, and what it gains on the reference."""
+    """Of a figure, for each method that has it in all cells: mean, error, and its gain on the reference.
+
+    The gain is NaN where the reference has no such figure.
+    """
     cells = list(cells)
     rows = {}
     for method in cells[0]:
         if all(figure in cell.get(method, {}) for cell in cells):
             values = [cell[method][figure] for cell in cells]
-            gains = [cell[method][figure] - cell[reference][figure] for cell in cells]
+            gains = [cell[method][figure] - cell[reference].get(figure, math.nan) for cell in cells]
             mean, error = mean_and_error(values)
             gain, gain_error = mean_and_error(gains)
             rows[method] = {"mean": mean, "error": error, "gain": gain, "gain_error": gain_error}
@@ -141,7 +144,7 @@ def table(cells: Iterable[Cell], figures: Mapping[str, str], reference: str = RA
                 entries.append("")
                 continue
             text = f"{row['mean']:.3f} ± {row['error']:.3f}"
-            if method != reference:
+            if method != reference and not math.isnan(row["gain"]):
                 text += f" ({row['gain']:+.3f} ± {row['gain_error']:.3f})"
             entries.append(text)
         lines.append(f"| {method} | " + " | ".join(entries) + " |")
