@@ -18,7 +18,7 @@ from ..core.config.evaluate import EvaluateConfig, read_config
 from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.config.load import validate
 from ..core.config.training import TrainingConfig
-from ..core.errors import ConfigurationError, InputError, TooFewBlocks
+from ..core.errors import ConfigurationError, InputError, TableChanged, TooFewBlocks
 from ..core.report import PDF_NAME, quiet_matplotlib
 from .host import finish
 from .log import begin_log, say, warn
@@ -55,7 +55,6 @@ def denoise(request: Request) -> None:
         )
     _begin(request, kind, source)
     # Heavy: torch. Nothing that a user can mistype is still unread by now.
-    from ..core.jobs.denoise import run_denoise
     from .half_sets import half_models, warning
 
     if "output_dtype" not in options.model_fields_set:
@@ -71,9 +70,7 @@ def denoise(request: Request) -> None:
     else:
         if kind == "particles" and (line := warning(source, options.model)):
             request.warn(line)
-        summary = run_denoise(
-            source, request.directory, options, request.context(kind), root=Path.cwd(), earlier="anew"
-        )
+        summary = _denoise_all(request, source, kind, options)
     for what, notes, in_all in (
         ("unchanged", summary.skipped, "images were passed through unchanged"),
         ("conspicuous", summary.remarks, "images are conspicuous"),
@@ -82,6 +79,19 @@ def denoise(request: Request) -> None:
     way_back = finish(summary, request.directory, project, kind, request.command, request.warnings)
     done_before = f", {summary.n_resumed} images done by an earlier run" if summary.n_resumed else ""
     say(f"{summary.n_rows} {kind} in {summary.table}{done_before}\n{way_back}")
+
+
+def _denoise_all(request: Request, source: str, kind: Kind, options: DenoiseOptions) -> Summary:
+    """Denoise what a table lists, and what was added to it meanwhile: other jobs go on in a session."""
+    from ..core.jobs.denoise import run_denoise
+
+    while True:
+        try:
+            return run_denoise(
+                source, request.directory, options, request.context(kind), root=Path.cwd(), earlier="anew"
+            )
+        except TableChanged:
+            say(f"{source} has changed meanwhile: going on with what is new in it")
 
 
 def _denoise_halves(

@@ -15,7 +15,7 @@ import numpy as np
 from ... import __version__
 from ..config.denoise import CONTEXT_NAME, PARTICLE_SHARE_OF_BOX, DenoiseOptions
 from ..context.contexts import StackContexts
-from ..errors import ConfigurationError, InputError, several
+from ..errors import ConfigurationError, InputError, TableChanged, several
 from ..imaging.normalise import background_mask
 from ..inference.devices import resolve_devices
 from ..inference.engine import Choices, Engine, LocalDevices, Task, tiling
@@ -365,18 +365,21 @@ def _refuse_changed_inputs(images: ImageSet, stacks: Sequence[StackPlan], undert
 
     Raises
     ------
+    TableChanged
+        If it is the table alone.
     InputError
-        Names the first such file.
+        Names the first image file.
     """
     now = _digests(images, stacks)
     sources = {stack.name: stack.source for stack in stacks}
-    for name, digest in undertaking.parts.items():
-        if now[name] != digest:
-            raise InputError(
-                "the file was changed while it was in use.",
-                path=sources.get(name, images.source),
-                remedy="Run again with --resume, which does again what was made of it and keeps the rest.",
-            )
+    changed = [name for name, digest in undertaking.parts.items() if now[name] != digest]
+    for name in sorted(changed, key=lambda name: name not in sources):
+        error = InputError if name in sources else TableChanged
+        raise error(
+            "the file was changed while it was in use.",
+            path=sources.get(name, images.source),
+            remedy="Run again with --resume, which does again what was made of it and keeps the rest.",
+        )
 
 
 def _table_files(images: ImageSet) -> list[str]:

@@ -1,7 +1,7 @@
 """`cryohush-topaz` leaves what topaz-em 0.3.20 itself leaves, but for the pixels.
 
-Runs where Topaz is: `topaz` on the PATH, or its path in CRYOHUSH_TOPAZ. It is GPL and no dependency of cryohush:
-`pip install topaz-em==0.3.20 'setuptools<81'` in an environment of its own.
+Runs where Topaz is: `topaz` on the PATH, or its path in CRYOHUSH_TOPAZ. It is GPL and no dependency of
+cryohush: `pip install topaz-em==0.3.20 'setuptools<81'` in an environment of its own.
 """
 
 from __future__ import annotations

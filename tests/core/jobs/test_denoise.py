@@ -21,7 +21,15 @@ import pytest
 from particle_files import noise, read_stack, write_stack, write_table
 
 from cryohush.core.config.denoise import DenoiseOptions
-from cryohush.core.errors import Aborted, ConfigurationError, ImageError, InputError, OutputError, StarError
+from cryohush.core.errors import (
+    Aborted,
+    ConfigurationError,
+    ImageError,
+    InputError,
+    OutputError,
+    StarError,
+    TableChanged,
+)
 from cryohush.core.inference import devices, engine, feeding, stream
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.summary import Summary
@@ -614,7 +622,8 @@ def test_an_input_that_changes_while_it_is_in_use_is_refused_and_then_done(
             rewritten(how)
 
     name = r"A/x\.mrcs" if how == "stack replaced" else r"particles\.star"
-    with pytest.raises(InputError, match=rf"{name}: the file was changed while it was in use.*--resume"):
+    kind = InputError if how == "stack replaced" else TableChanged
+    with pytest.raises(kind, match=rf"{name}: the file was changed while it was in use.*--resume"):
         run_denoise("particles.star", "out", options(weights), JobContext(change))
     assert not Path("out/particles.star").exists()
     summary = run_denoise("particles.star", "out", options(weights), earlier="resume")
