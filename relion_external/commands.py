@@ -250,16 +250,17 @@ def _explained(error: TooFewBlocks, request: Request) -> TooFewBlocks:
 
 
 def train(request: Request) -> None:
-    """Train a model on `in_parts` with `in_3dref`, or with other images of the same particles.
+    """Train a model on `in_parts` with `in_3dref`, on other images of the same particles, or on half frames.
 
     `weights.safetensors` lies in the job directory; with `half_sets` in its folders `half1` and `half2`. A
     continued job goes on from its last checkpoint, or begins anew where a parameter has changed.
     """
     directory, given = request.directory, request.given
     options = read_train_options(given)
-    _, source = find_input(given, "particles")
+    kind, source = find_input(given, "micrographs" if given.get("in_mics") else "particles")
     runs = plan_runs(directory, options, given, source)
-    project = _begin(request, "particles", source)
+    project = Project.of_job(directory, source, kind)
+    begin_log(project, request.command)
     set_device(options)
     # it says on stderr which number format it uses
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
@@ -269,7 +270,11 @@ def train(request: Request) -> None:
     from ..core.training.run import with_network
     from .train_inputs import held_out_scores
 
-    facts = {"particles": source, "counterparts": str(options.twin or reference_map(given))}
+    if kind == "particles":
+        facts = {"particles": source, "counterparts": str(options.twin or reference_map(given))}
+    else:
+        where = given.get("in_parts") or given.get("in_coords") or "anywhere"
+        facts = {"even and odd frames": source, "boxes": where}
     verdicts = []
     for folder, values in runs.items():
         part = "" if folder == directory else f"{folder.name}: "
