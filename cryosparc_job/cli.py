@@ -133,6 +133,12 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
     images.add_argument(
         "--micrographs", nargs="+", metavar="J10:exposures", help=f"job and output with micrographs{several}"
     )
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        metavar="J57",
+        help="jobs of this command whose images are left out, in a set that has grown since (default: none)",
+    )
     add_options(parser, DenoiseOptions, describe=_with_jobs)
 
 
@@ -420,7 +426,7 @@ def _denoise(arguments: argparse.Namespace) -> Callable[[Project, ExternalJob | 
             raise ConfigurationError(
                 "neither --particles nor --micrographs is given, as in --particles J42:particles."
             )
-        return denoising(project, kind, options)
+        return denoising(project, kind, options, arguments.without or ())
 
     return make
 
