@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import math
 import sys
@@ -10,11 +11,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import mrcfile
+import numpy as np
 import pytest
 import torch
 
 from cryohush.core.classical.covariance import estimate_covariance
 from cryohush.core.context.stack_context import fit_context
+from cryohush.core.imaging.ctf import CtfParameters
 from cryohush.core.imaging.projection import Projector, random_rotations, rotations_from_euler
 from cryohush.core.imaging.resample import shift_images
 
@@ -148,3 +152,80 @@ def test_the_low_pass_keeps_as_much_variance_as_what_it_is_compared_with(tasks: 
     filtered, cut_off = tasks.low_pass_like(white, white * math.sqrt(math.pi / 16), 2.0)
     assert cut_off == pytest.approx(8.0, rel=0.03)
     assert float(filtered.var()) == pytest.approx(math.pi / 16, rel=0.03)
+
+
+@pytest.fixture(scope="module")
+def deposits(benchmark: Any) -> ModuleType:
+    return benchmark("deposits")  # type: ignore[no-any-return]
+
+
+def test_a_movie_is_one_frame_and_the_mean_of_the_others(deposits: ModuleType, tmp_path: Path) -> None:
+    movie = np.random.default_rng(1).poisson(3, (5, 8, 6)).astype(np.float32)
+    (tmp_path / "movies").mkdir()
+    mrcfile.write(tmp_path / "movies/a.mrcs", movie)
+    mrcfile.write(tmp_path / "gain.mrc", np.full((8, 6), 2, np.float32))
+    arguments = argparse.Namespace(
+        movies=tmp_path / "movies", gain=tmp_path / "gain.mrc", skip=1, frame=-1, bin=2, pixel_size=1.0
+    )
+    arguments.output = tmp_path
+    deposits.split_movies(arguments)
+    small = 2 * movie.reshape(5, 4, 2, 3, 2).mean((2, 4))
+    np.testing.assert_allclose(mrcfile.read(tmp_path / "Micrographs/a_frame.mrc"), small[4], rtol=1e-6)
+    np.testing.assert_allclose(
+        mrcfile.read(tmp_path / "Micrographs/a_rest.mrc"), small[1:4].mean(0), rtol=1e-6
+    )
+    assert "2.000000" in (tmp_path / "micrographs_rest.star").read_text()
+
+
+def test_files_that_changed_are_named(deposits: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.star").write_text("abc")
+    arguments = argparse.Namespace(folder=tmp_path / "data", sums=tmp_path / "sums")
+    deposits.check_sums(arguments)
+    # the digest of "abc" that FIPS 180 gives
+    assert (tmp_path / "sums").read_text().startswith("ba7816bf8f01cfea414140de5dae2223b00361a3")
+    deposits.check_sums(arguments)
+    (tmp_path / "data/a.star").write_text("abd")
+    with pytest.raises(SystemExit, match=r"1 of 1 files are missing or differ, first a\.star"):
+        deposits.check_sums(arguments)
+
+
+def test_the_other_half_shows_the_particle_and_not_this_image_s_noise(
+    benchmark: Any, deposits: ModuleType
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    volume, n = blobs(), 200
+    rotations = random_rotations(n, generator)
+    shifts = torch.randn(n, 2, generator=generator)
+    values = (torch.full((n,), value) for value in (9000.0, 9000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
+    optics = benchmark("projection_matching").Optics(CtfParameters(*values), 3.0)
+    seen = torch.fft.rfft2(Projector(volume)(rotations)) * optics.transfer(32)
+    clean = shift_images(torch.fft.irfft2(seen, s=(32, 32)), shifts)
+    noise = torch.randn(clean.shape, generator=generator) * clean.std()
+    half = torch.arange(n) % 2
+    twin = deposits.projections_of_other_half(clean + noise, optics, rotations, shifts, half, "C1")
+    assert float(correlation(twin, clean).mean()) > 0.9
+    # of 200 images of 1,024 pixels a chance correlation has a mean of 0 to 0.002
+    assert abs(float(correlation(twin, noise).mean())) < 0.01
+
+
+def correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    first, second = (images.flatten(1) - images.mean((1, 2))[:, None] for images in (first, second))
+    return (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))
+
+
+def test_a_verdict_needs_more_than_chance(benchmark: Any) -> None:
+    table = benchmark("what_helps")
+    row = table.Row("", "", "x", better=-1)
+
+    def sets(gains: list[float]) -> Any:
+        values = {"raw": 5.0, "low-pass": 5.0}
+        return [
+            {name: {"x": value} for name, value in {**values, "new": 5.0 - gain}.items()} for gain in gains
+        ]
+
+    # three sets: the mean has to be more than 4.30 errors
+    assert table.verdict(row, sets([1.0, 1.1, 1.2]), "low-pass", "new") == "use it"
+    assert table.verdict(row, sets([-1.0, -1.1, -1.2]), "low-pass", "new") == "don't"
+    assert table.verdict(row, sets([0.1, 1.0, 2.0]), "low-pass", "new") == "makes no difference"
+    assert table.verdict(row, sets([1.0]), "low-pass", "new") == "one set: no verdict"

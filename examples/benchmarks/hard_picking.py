@@ -79,7 +79,7 @@ def main() -> None:
         "--micrographs", type=int, default=2, help="of each structure and repeat (default: 2)"
     )
     parser.set_defaults(repeats=1)
-    parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument("--targets", nargs="*", choices=list(TARGETS), default=list(TARGETS))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.quick:
