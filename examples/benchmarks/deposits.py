@@ -42,7 +42,7 @@ from pairs import read_particles
 from projection_matching import Optics, phases
 from stack_context import markdown
 from torch import Tensor
-from user_tasks import denoised_by_each, write_particles
+from user_tasks import LOW_PASS, RAW, denoised_by_each, write_particles
 
 from cryohush.core.context.contexts import half_sets_of
 from cryohush.core.errors import InputError
@@ -171,9 +171,12 @@ def judge_by_poses(arguments: argparse.Namespace) -> None:
         {"rlnRandomSubset": (half + 1).tolist()},
     )
     judge = RingGain(images, twin, radius_px=radius, pixel_size_angstrom=pixel_size)
+    shown_by = denoised_by_each(arguments.output / "particles.star", arguments)
+    # a filter has the gain of the raw images, 1, where it leaves anything
     rows = {
         name: [*judge.bands(shown), judge.whole(shown)]
-        for name, shown in denoised_by_each(arguments.output / "particles.star", arguments).items()
+        for name, shown in shown_by.items()
+        if name not in (RAW, LOW_PASS)
     }
     text = markdown(rows, n)
     (arguments.output / "deposits.md").write_text(text, encoding="utf-8")

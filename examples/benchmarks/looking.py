@@ -5,8 +5,9 @@
 Micrographs as hard as those of hard_picking.py, without contamination, one of each of its particles, which
 no model was trained on. Two observers:
 
-- pixels: the probability that a pixel of a particle's silhouette is darker than one of the ice (area under
-  the ROC curve), which is what an eye has to tell outlines by;
+- eye: the probability that a place on a particle's silhouette has more contrast (variance within a Gaussian
+  of 15 Å) than one on the ice (area under the ROC curve): close to focus it is grain that shows an outline,
+  not darkness;
 - picker: the average precision of a picker of blobs (Laplacian of Gaussian).
 
 Raw micrographs behind low-pass filters from 10 to 150 Å, beside denoised ones; `detail` is the correlation
@@ -33,14 +34,15 @@ from torch import Tensor
 from user_tasks import RAW, TOPAZ, Cell, Cells, summary, table, task_parser
 
 from cryohush.core.config.micrographs import MicrographSettings
-from cryohush.core.imaging.filters import low_pass
+from cryohush.core.imaging.filters import gaussian_filter, low_pass
 from cryohush.core.metrics.fourier import band_correlation
 from cryohush.core.metrics.picking import average_precision, pick_blobs
 from cryohush.core.models.weights import load_model
 from cryohush.core.simulation.micrograph import PARTICLE, SimulatedMicrograph, simulate_micrograph
 
 CUT_OFFS_ANGSTROM = (10, 15, 20, 25, 30, 35, 40, 50, 60, 70, 80, 100, 120, 150)
-FIGURES = {"AUC of pixels": "pixels", "AP of blobs": "picker", "correlation, 60 to 20 Å": "detail"}
+FIGURES = {"AUC of contrast": "eye", "AP of blobs": "picker", "correlation, 60 to 20 Å": "detail"}
+EYE_ANGSTROM = 15.0
 PIXEL_STEP = 7
 CROP_PX = 300
 
@@ -68,7 +70,7 @@ def main() -> None:
                 text += f"{method}, {title}: {told}.\n"
     (arguments.output / "looking.md").write_text(text, encoding="utf-8")
     print(text)
-    draw(found, pictures(arguments, equal_filter(found, GENERAL, "pixels")), arguments.output / "looking.png")
+    draw(found, pictures(arguments, equal_filter(found, GENERAL, "eye")), arguments.output / "looking.png")
 
 
 def micrograph(name: str, repeat: int, folder: Path) -> tuple[SimulatedMicrograph, float]:
@@ -111,16 +113,19 @@ def seen(image: Tensor, made: SimulatedMicrograph, diameter_px: float) -> dict[s
         -image[None], made.clean[None], PIXEL_SIZE_ANGSTROM, coarsest_angstrom=60.0, finest_angstrom=20.0
     )
     return {
-        "pixels": pixel_auc(image, made.labels == PARTICLE),
+        "eye": contrast_auc(image, made.labels == PARTICLE),
         "picker": average_precision([picks], [centres], diameter_px / 2),
         "detail": float(detail),
     }
 
 
-def pixel_auc(image: Tensor, particle: Tensor) -> float:
-    """Probability that a pixel of a particle is darker than one outside; one pixel in `PIXEL_STEP` counts."""
-    values, truth = image.flatten()[::PIXEL_STEP], particle.flatten()[::PIXEL_STEP]
-    return float(roc_auc_score(truth.numpy(), -values.numpy()))
+def contrast_auc(image: Tensor, particle: Tensor) -> float:
+    """Probability of more local contrast on a particle than off it; one pixel in `PIXEL_STEP` counts."""
+    sigma_px = EYE_ANGSTROM / PIXEL_SIZE_ANGSTROM
+    mean, square = (gaussian_filter(values[None], sigma_px)[0] for values in (image, image.square()))
+    contrast = square - mean.square()
+    truth = particle.flatten()[::PIXEL_STEP].numpy()
+    return float(roc_auc_score(truth, contrast.flatten()[::PIXEL_STEP].numpy()))
 
 
 def equal_filter(cells: Sequence[Cell], method: str, figure: str) -> int | None:

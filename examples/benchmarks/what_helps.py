@@ -59,7 +59,7 @@ ROWS = (
     Row("RELION's LoG, real: AP", PICKS, RELION_AP, "real", micrographs=True),
     Row("Poses from 40 Å: median error, degrees, less is better", POSES, "median", better=-1, digits=1),
     Row("Poses from 40 Å: raw map right to, 1/Å", POSES, "resolution", digits=4),
-    Row("Looking: pixels of particles from ice, AUC", "looking", "pixels", micrographs=True),
+    Row("Looking: contrast on particles and ice, AUC", "looking", "eye", micrographs=True),
     Row("Looking: blobs, AP", "looking", "picker", micrographs=True),
     Row("Two conformations, one view: components, accuracy", "heterogeneity", "pca"),
     Row("the same: best line, accuracy", "heterogeneity", "line"),
