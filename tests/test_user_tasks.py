@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import math
 import sys
 from collections.abc import Iterator
@@ -229,3 +230,42 @@ def test_a_verdict_needs_more_than_chance(benchmark: Any) -> None:
     assert table.verdict(row, sets([-1.0, -1.1, -1.2]), "low-pass", "new") == "don't"
     assert table.verdict(row, sets([0.1, 1.0, 2.0]), "low-pass", "new") == "makes no difference"
     assert table.verdict(row, sets([1.0]), "low-pass", "new") == "one set: no verdict"
+
+
+def run_quickly(monkeypatch: pytest.MonkeyPatch, script: ModuleType, output: Path, *more: str) -> Any:
+    """What a script's --quick run on the structure of the examples writes."""
+    structures = BENCHMARKS.parent / "data"
+    command = [
+        "",
+        "--structures",
+        str(structures),
+        "--quick",
+        "--output",
+        str(output),
+        "--threads",
+        "1",
+        *more,
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    script.main()
+    return json.loads((output / f"{script.__name__}.json").read_text())["cells"]
+
+
+@pytest.mark.slow
+def test_looking_runs_quickly(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (cell,) = run_quickly(monkeypatch, benchmark("looking"), tmp_path).values()
+    # denoised or raw, particles have more contrast than ice
+    assert min(cell[method]["eye"] for method in ("raw", "general")) > 0.6
+    assert (tmp_path / "looking.png").stat().st_size > 10_000
+
+
+@pytest.mark.relion
+def test_picking_runs_quickly(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (cell,) = run_quickly(monkeypatch, benchmark("hard_picking"), tmp_path).values()
+    assert min(cell["raw"][f"{picker} F1"] for picker in ("LoG", "RELION LoG")) > 0.5
+
+
+@pytest.mark.slow
+def test_sorting_runs_quickly(sorting: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (cell,) = run_quickly(monkeypatch, sorting, tmp_path, "--structure-names", "2cg9").values()
+    assert cell["raw"]["ordinary auc"] > 0.7

@@ -54,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.quick:
-        arguments.targets, arguments.repeats = arguments.targets[2:3], 1
+        arguments.targets, arguments.repeats = arguments.targets[1:2], 1
     cells = Cells("looking", {"model": arguments.model}, arguments.output)
     found = [
         cells(f"{name}, {repeat + 1}", lambda: cell(name, repeat, arguments))  # noqa: B023
