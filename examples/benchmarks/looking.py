@@ -176,7 +176,7 @@ def draw(cells: Sequence[Cell], images: dict[str, Tensor], path: Path) -> None:
         panel.imshow(image.numpy(), cmap="gray", vmin=low_value, vmax=high_value)
         panel.set_title(name, fontsize=10)
         panel.set_axis_off()
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=64)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ were made.
 
 - use it: better than raw images and than the low-pass filter;
 - use it or a low-pass filter: better than raw images, and not than the filter;
-- makes no difference: neither a gain nor a loss that counts;
+- no difference shown: neither a gain nor a loss that counts;
 - don't: worse than raw images.
 """
 
@@ -129,7 +129,7 @@ def verdict(row: Row, cells: Sequence[Cell], low_pass: str, ours: str) -> str:
     if over_raw < 0:
         return "don't"
     if over_raw == 0:
-        return "makes no difference"
+        return "no difference shown"
     return "use it" if over_filter > 0 else "use it or a low-pass filter"
 
 
