@@ -232,6 +232,13 @@ def test_a_verdict_needs_more_than_chance(benchmark: Any) -> None:
     assert table.verdict(row, sets([1.0]), "low-pass", "new") == "one set: no verdict"
 
 
+def test_the_published_table_is_that_of_the_published_figures(benchmark: Any) -> None:
+    table = benchmark("what_helps")
+    page = (BENCHMARKS.parents[1] / "docs/evidence.md").read_text()
+    shown = page.split(table.HEAD)[1].split(table.FOOT)[0]
+    assert shown.strip() == table.whole_table(BENCHMARKS / "results").strip()
+
+
 def run_quickly(monkeypatch: pytest.MonkeyPatch, script: ModuleType, output: Path, *more: str) -> Any:
     """What a script's --quick run on the structure of the examples writes."""
     structures = BENCHMARKS.parent / "data"
