@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -19,6 +20,7 @@ from ..io.image_set import Examined
 from ..io.micrographs import MICROGRAPH_SUFFIX, MOVIE_SUFFIXES, MicrographSet, lists_micrographs
 from ..io.mrc import StackReader
 from ..io.particles import STACK_SUFFIXES, ParticleSet
+from ..io.star import read_tables, unquote
 
 TABLE_NAME = "particles.star"
 CS_TABLE_NAME = "particles.cs"
@@ -32,6 +34,8 @@ COARSE_SHARE = 0.75
 
 DENOISED = "denoised by"
 """In the labels of all files that a run writes."""
+# Of so many particles it is looked whether their micrographs were denoised.
+_ROWS_LOOKED_AT = 1000
 
 ImageSet = ParticleSet | MicrographSet
 # RELION's job that a file comes from; its own jobs, too, name their outputs without it.
@@ -258,6 +262,8 @@ def leave_out_damaged(images: ImageSet) -> tuple[ImageSet, list[InputError]]:
 def refuse_denoised(images: ImageSet, found: Examined) -> None:
     """Raise when images were denoised by cryohush before: the result would pass for one of raw images.
 
+    Particles count that were extracted from denoised micrographs, where these are still there.
+
     Raises
     ------
     InputError
@@ -271,6 +277,39 @@ def refuse_denoised(images: ImageSet, found: Examined) -> None:
                 path=images.stacks[number],
                 remedy="Give the raw images; docs/relion.md and docs/cryosparc.md tell how to get back.",
             )
+    for micrograph in _micrographs_of(images):
+        if DENOISED in _label_of(micrograph):
+            raise InputError(
+                f"these particles were extracted from micrographs that were denoised already ({micrograph}).",
+                path=images.source,
+                remedy="Extract them again, from the raw micrographs with the same picks; docs/relion.md "
+                "tells how.",
+            )
+
+
+def _label_of(path: Path) -> str:
+    """Return the first label of a file; nothing where it cannot be read."""
+    try:
+        with StackReader(path) as reader:
+            return reader.header.label
+    except InputError:
+        return ""
+
+
+def _micrographs_of(images: ImageSet) -> list[Path]:
+    """Return a micrograph of each folder that the first particles of a STAR file were extracted from."""
+    if not isinstance(images, ParticleSet) or not images.has_table or images.is_cs:
+        return []
+    names: dict[PurePosixPath, str] = {}
+    for table in read_tables(images.source):
+        if "rlnImageName" in table.labels and "rlnMicrographName" in table.labels:
+            column = table.column("rlnMicrographName")
+            for _, _, values in itertools.islice(table.rows(), _ROWS_LOOKED_AT):
+                if values:
+                    name = unquote(values[column])
+                    names.setdefault(PurePosixPath(name).parent, name)
+            break
+    return [path for name in names.values() if (path := images.root / name).is_file()]
 
 
 def output_names(images: ImageSet) -> list[str]:

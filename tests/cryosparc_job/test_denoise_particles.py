@@ -57,7 +57,7 @@ def test_a_trial_gives_the_first_particles_with_all_their_slots(denoise: Run, st
 def assert_the_job_shows_what_it_does(store: Store) -> None:
     (job,) = store.external
     assert job.inputs["particles"].connections == [("J42", "particles")]
-    assert "Refine" in job.description
+    assert "Classify, refine" in job.description
     texts = job.texts()
     assert sum("24 of 24 particles (100 %)" in text for text in texts) == 1, "one line of progress"
     assert any("SHA-256" in text for text in texts)

@@ -165,6 +165,31 @@ def test_what_was_denoised_is_not_denoised_again(tmp_path: Path, weights: Path) 
     assert not (tmp_path / "again").exists()
 
 
+def test_particles_extracted_from_denoised_micrographs_are_not_denoised_again(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_stack(tmp_path / "m.mrc", 20 + particles(0.5, 1), 1.5)
+    options = DenoiseOptions(model=str(weights), device="cpu", precision="fp32", threads=1)
+    run_denoise("m.mrc", "External/job005", options)
+    # what RELION extracts has no label of ours
+    write_stack(tmp_path / "p.mrcs", particles(0.5, 2))
+    for micrograph, is_refused in (("External/job005/m.mrc", True), ("m.mrc", False), ("gone.mrc", False)):
+        Path("particles.star").write_text(
+            "data_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnImagePixelSize #2\n1 1.5\n\n"
+            "data_particles\n\nloop_\n_rlnImageName #1\n_rlnMicrographName #2\n_rlnOpticsGroup #3\n"
+            f"1@p.mrcs {micrograph} 1\n2@p.mrcs {micrograph} 1\n\n"
+        )
+        images = read_images("particles.star")
+        if not is_refused:
+            assert len(plan_stacks(images)) == 1
+            continue
+        with pytest.raises(
+            InputError, match=r"extracted from micrographs that were denoised already \(.*m.mrc"
+        ):
+            plan_stacks(images)
+
+
 def test_all_damaged_files_are_named_at_once_and_left_out_if_asked(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
