@@ -130,7 +130,8 @@ def contrast_auc(image: Tensor, particle: Tensor) -> float:
 
 def equal_filter(cells: Sequence[Cell], method: str, figure: str) -> int | None:
     """The finest low-pass filter, Å, behind which raw micrographs give at least what the method gives."""
-    means = {name: row["mean"] for name, row in summary(cells, figure).items()}
+    having = [cell for cell in cells if method in cell]
+    means = {name: row["mean"] for name, row in summary(having, figure).items()}
     reached = [cut for cut in CUT_OFFS_ANGSTROM if means[low(cut)] >= means[method]]
     return min(reached, default=None)
 
@@ -165,7 +166,8 @@ def draw(cells: Sequence[Cell], images: dict[str, Tensor], path: Path) -> None:
             label="raw behind a low-pass filter",
         )
         for method, colour in ((GENERAL, "#c8641b"), (TOPAZ, "#1b6ec8"), (RAW, "0.7")):
-            if method in rows:
+            # of other sets it is no comparison
+            if method in rows and rows[method]["sets"] == len(cells):
                 panel.axhline(rows[method]["mean"], color=colour, label=method)
         panel.set(xscale="log", xlabel="low-pass filter, Å", title=title)
         panel.set_xticks([10, 20, 40, 80, 150], ["10", "20", "40", "80", "150"])

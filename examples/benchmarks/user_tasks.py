@@ -115,19 +115,25 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def summary(cells: Iterable[Cell], figure: str, reference: str = RAW) -> dict[str, dict[str, float]]:
-    """Of a figure, for each method that has it in all cells: mean, error, and its gain on the reference.
+    """Of a figure, for each method: mean, error, gain on the reference, and how many sets have it.
 
     The gain is NaN where the reference has no such figure.
     """
     cells = list(cells)
     rows = {}
     for method in cells[0]:
-        if all(figure in cell.get(method, {}) for cell in cells):
-            values = [cell[method][figure] for cell in cells]
-            gains = [cell[method][figure] - cell[reference].get(figure, math.nan) for cell in cells]
-            mean, error = mean_and_error(values)
+        having = [cell for cell in cells if figure in cell.get(method, {})]
+        if having:
+            mean, error = mean_and_error([cell[method][figure] for cell in having])
+            gains = [cell[method][figure] - cell[reference].get(figure, math.nan) for cell in having]
             gain, gain_error = mean_and_error(gains)
-            rows[method] = {"mean": mean, "error": error, "gain": gain, "gain_error": gain_error}
+            rows[method] = {
+                "mean": mean,
+                "error": error,
+                "gain": gain,
+                "gain_error": gain_error,
+                "sets": len(having),
+            }
     return rows
 
 
@@ -146,6 +152,8 @@ def table(cells: Iterable[Cell], figures: Mapping[str, str], reference: str = RA
             text = f"{row['mean']:.3f} ± {row['error']:.3f}"
             if method != reference and not math.isnan(row["gain"]):
                 text += f" ({row['gain']:+.3f} ± {row['gain_error']:.3f})"
+            if row["sets"] < len(cells):
+                text += f", {row['sets']} sets"
             entries.append(text)
         lines.append(f"| {method} | " + " | ".join(entries) + " |")
     return "\n".join(lines) + "\n"
