@@ -164,7 +164,9 @@ def line(row: Row, cells: Sequence[Cell]) -> str:
             continue
         mean, error = mean_and_error([cell[name][row.figure] for cell in having])
         text = f"{mean:.{row.digits}f}" + ("" if math.isnan(error) else f" ± {error:.{row.digits}f}")
-        entries.append(text + ("" if len(having) == len(cells) else f" ({len(having)} sets)"))
+        if len(having) < len(cells):
+            text += f" ({len(having)} set{'s' if len(having) > 1 else ''})"
+        entries.append(text)
     said = verdict(row, cells, low_pass=TWENTY if row.micrographs else LOW_PASS, ours=names[-1] or GENERAL)
     return f"| {row.title} | " + " | ".join([*entries, str(len(cells)), f"**{said}**"]) + " |"
 
