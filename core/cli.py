@@ -49,7 +49,7 @@ def build_parser(prog: str = "cryohush", command: str | None = None) -> argparse
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Denoise cryo-EM particles and micrographs. `COMMAND --help` has examples.",
-        epilog="Denoised images are for looking, picking and sorting by eye. Refine raw ones.",
+        epilog="Denoised images are for looking, picking and sorting. Classify and refine raw ones.",
     )
     parser.add_argument("--version", action="version", version=f"cryohush {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -7,6 +7,7 @@
     ├── InputError                something wrong with a user's file
     │   ├── MrcError              an MRC stack that is missing, truncated or of a kind that is not supported
     │   ├── StarError             a STAR file that cannot be parsed or lacks what is needed
+    │   ├── TableChanged          a table that was written anew, with other rows, while it was in use
     │   ├── CsError               a cryoSPARC .cs file that cannot be read or lacks what is needed
     │   └── ImageError            pixel values that cannot be denoised (NaN, Inf, constant image)
     ├── OutputError               the output cannot be written (occupied directory, full disk)
@@ -75,6 +76,10 @@ class MrcError(InputError):
 
 class StarError(InputError):
     """A STAR file that cannot be parsed or lacks what is needed."""
+
+
+class TableChanged(InputError):
+    """A table that was written anew while it was in use, none of whose images has changed."""
 
 
 class TooFewBlocks(InputError):

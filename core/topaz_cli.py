@@ -142,8 +142,16 @@ def _denoise(given: argparse.Namespace) -> None:
     print(f"# device {used}, model {model.name}", file=sys.stderr)
     for number, (path, target) in enumerate(zip(paths, targets, strict=True), 1):
         _denoise_file(path, target, given, model, str(used), precision)
-        print(f"\r# {number} of {len(paths)} completed.", end="", file=sys.stderr, flush=True)
+        if not given.stack:
+            _completed(number, len(paths))
     print(file=sys.stderr)
+    if given.stack:
+        print(f"# writing to {given.output}", file=sys.stderr)
+
+
+def _completed(number: int, total: int) -> None:
+    """Say how far it is in Topaz's words, which other programs may look for."""
+    print(f"\r# {number} of {total} completed.", end="", file=sys.stderr, flush=True)
 
 
 def _targets(paths: Sequence[Path], output: str, suffix: str) -> list[Path]:
@@ -168,6 +176,8 @@ def _denoise_file(
             raise InputError(
                 f"expected a micrograph, found {reader.n_images} images.", path=path, remedy="Give --stack."
             )
+        if given.stack:
+            print(f"# denoising stack with shape: {reader.shape}", file=sys.stderr)
         with StackWriter(
             target, reader.shape, pixel_size_angstrom=reader.pixel_size_angstrom, label=LABEL
         ) as writer:
@@ -179,3 +189,5 @@ def _denoise_file(
                     mean, sd = made.mean((1, 2), keepdims=True), made.std((1, 2), keepdims=True)
                     made = (made - mean) / np.where(sd > 0, sd, 1)
                 writer.write(made)
+                if given.stack:
+                    _completed(first + len(images), reader.n_images)

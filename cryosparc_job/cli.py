@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from .project import Project
 
 
+# Of boxes that are cut from the two sums of a micrograph's frames.
+FRAMES_BOX_PX = 128
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser. Options of a run that are not given are absent from its result."""
     parser = argparse.ArgumentParser(
@@ -129,6 +133,12 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
     images.add_argument(
         "--micrographs", nargs="+", metavar="J10:exposures", help=f"job and output with micrographs{several}"
     )
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        metavar="J57",
+        help="jobs of this command whose images are left out, in a set that has grown since (default: none)",
+    )
     add_options(parser, DenoiseOptions, describe=_with_jobs)
 
 
@@ -168,12 +178,28 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Train a model on particles with poses and the map that they were refined to. The weights are in the "
-        "directory of an external job; cryosparc_cryohush denoise --model J57 takes them."
+        "Train a model on particles with poses and the map that they were refined to, or on the two sums of "
+        "frames of micrographs. The weights are in the directory of an external job; cryosparc_cryohush "
+        "denoise --model J57 takes them."
     )
     parser.set_defaults(work=_run, make=_train)
     _add_job(parser)
-    parser.add_argument("--particles", metavar="J50:particles", help="particles of a 3D refinement")
+    parser.add_argument(
+        "--particles",
+        metavar="J50:particles",
+        help="particles of a 3D refinement; with --micrographs: where to cut boxes out (default: anywhere)",
+    )
+    parser.add_argument(
+        "--micrographs",
+        metavar="J3:micrographs",
+        help="of Patch Motion Correction with 'Output denoiser training data', instead of a map",
+    )
+    parser.add_argument(
+        "--box-px",
+        type=int,
+        metavar="N",
+        help=f"with --micrographs: side of the boxes (default: {FRAMES_BOX_PX})",
+    )
     parser.add_argument("--volume", metavar="J50:volume", help="the map of the same refinement")
     parser.add_argument("--mask", metavar="J50:mask", help="what is outside is not learnt (default: none)")
     parser.add_argument(
@@ -400,7 +426,7 @@ def _denoise(arguments: argparse.Namespace) -> Callable[[Project, ExternalJob | 
             raise ConfigurationError(
                 "neither --particles nor --micrographs is given, as in --particles J42:particles."
             )
-        return denoising(project, kind, options)
+        return denoising(project, kind, options, arguments.without or ())
 
     return make
 
@@ -445,10 +471,19 @@ def _train(arguments: argparse.Namespace) -> Callable[[Project, ExternalJob | No
     from ..core.config.load import find_preset, read_yaml
 
     values = read_yaml(find_preset(arguments.config), arguments.overrides)
+    wrong = [name for name in ("volume", "mask", "half_set") if getattr(arguments, name)]
+    if arguments.micrographs and wrong:
+        flag = wrong[0].replace("_", "-")
+        raise ConfigurationError(f"--{flag} makes no sense with --micrographs: leave one of them out.")
+    if arguments.box_px is not None and arguments.volume:
+        raise ConfigurationError("--box-px is for --micrographs: leave it out.")
 
     def make(project: Project, job: ExternalJob | None) -> Command:
         from .train import training
+        from .train_frames import training_on_frames
 
+        if arguments.micrographs or (job is not None and job.connections("exposures")):
+            return training_on_frames(project, values, arguments.box_px)
         return training(project, values, arguments.half_set)
 
     return make

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..core.config.denoise import DenoiseOptions
 from ..core.inference.plan import CS_TABLE_NAME, plan_stacks, read_images
 from ..core.io.files import writing
 from .command import Command, Given, Input, Prepared
+from .growing import new_rows
 from .job import ExternalJob
 from .models import find_model, model_name
 from .outputs import MICROGRAPHS, SCOPE, Kind, filler, is_negative_stain, write_table
@@ -20,11 +21,18 @@ from .place import FOLDER, Place
 from .project import Project
 
 
-def denoising(project: Project, kind: Kind, options: DenoiseOptions) -> Command:
-    """Return the denoising of images of a project."""
+def denoising(project: Project, kind: Kind, options: DenoiseOptions, without: Sequence[str] = ()) -> Command:
+    """Return the denoising of images of a project, but for those that the jobs `without` have denoised."""
 
     def prepare(place: Place, datasets: Mapping[str, Any]) -> Prepared:
         dataset, chosen = datasets[kind.name], options
+        remarks = []
+        if without:
+            n_rows = len(dataset)
+            dataset = new_rows(project, kind, dataset, without)
+            remarks.append(f"{len(dataset)} of {n_rows} {kind.noun} are new: the others were denoised before")
+        if options.limit is not None:
+            dataset = dataset.take(np.arange(min(options.limit, len(dataset))))
         if kind is MICROGRAPHS and options.protein == "auto" and is_negative_stain(dataset):
             chosen = options.model_copy(update={"protein": "white"})
         chosen = chosen.model_copy(update={"model": find_model(project, place, options.model)})
@@ -60,14 +68,15 @@ def denoising(project: Project, kind: Kind, options: DenoiseOptions) -> Command:
             names,
             write,
             save,
+            remarks=remarks,
             n_bytes=pixels * np.dtype(options.output_dtype).itemsize,
             check={"model": chosen.model, "device": options.device},
         )
 
-    name = kind.name
+    name, trial = kind.name, "" if options.limit is None else f"the first {options.limit} of "
     also = (SCOPE,) if kind is MICROGRAPHS else ()
     return Command(
-        f"Denoised {{source}} ({model_name(options.model)})",
+        f"Denoised {trial}{{source}} ({model_name(options.model)})",
         f"{kind.trust}\n\n{kind.way_back}\n\nModel: {options.model}",
         FOLDER,
         kind.noun,

@@ -60,7 +60,7 @@ PARTICLES = Kind(
     table="input.cs",
     noun="particles",
     trust=(
-        "Look at, sort and classify these particles. Refine, reconstruct and measure resolution with the raw "
+        "Look at and sort these particles. Classify, refine, reconstruct and measure resolution with the raw "
         "ones: a denoiser adds what it has learnt, the same to both half sets."
     ),
     way_back="Back to the raw images of a selection: cryosparc_cryohush restore.",

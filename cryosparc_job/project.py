@@ -23,6 +23,7 @@ _WITHOUT = {
     "blob": "Particles that were picked but not extracted have no images.",
     "alignments3D": "Particles get poses in a 3D refinement.",
     "ctf": "Particles get CTF parameters from their micrographs, when they are extracted.",
+    "micrograph_blob_non_dw_AB": "Run Patch Motion Correction again with 'Output denoiser training data' on.",
     "map_half_A": "Maps have halves after a refinement with half sets.",
     "map_half_B": "Maps have halves after a refinement with half sets.",
 }

@@ -61,9 +61,7 @@ def training(project: Project, values: Mapping[str, Any], half: Literal["A", "B"
             {**{entry: place.root / name for entry, name in maps.items()}, "particles": "particles.cs"},
             half,
         )
-        if config.initial_weights is not None:
-            initial = find_model(project, place, str(config.initial_weights))
-            config = config.model_copy(update={"initial_weights": Path(initial)})
+        config = with_weights(config, project, place)
         with tempfile.TemporaryDirectory(prefix="cryohush-") as folder:
             table = Path(folder) / "particles.cs"
             names = write_table(PARTICLES, particles, table)
@@ -94,6 +92,14 @@ def training(project: Project, values: Mapping[str, Any], half: Literal["A", "B"
     return Command(title, DESCRIPTION, FOLDER, "steps", inputs, prepare, trust=DESCRIPTION)
 
 
+def with_weights(config: TrainingConfig, project: Project, place: Place) -> TrainingConfig:
+    """Return the configuration with the file of the model to begin with, which may be a job's."""
+    if config.initial_weights is None:
+        return config
+    initial = find_model(project, place, str(config.initial_weights))
+    return config.model_copy(update={"initial_weights": Path(initial)})
+
+
 def _path_of(dataset: Any, field: str) -> str:
     """Return the file of a map, relative to the project's directory."""
     names = list(dataset[f"{field}/path"])
@@ -108,9 +114,19 @@ def _read_config(
     kept = {name: value for name, value in values.items() if name not in ("data", "pairs", "kind")}
     reference = {**(values.get("reference") or {}), **files, "half_set": HALVES[half] if half else None}
     config = validate({**kept, "reference": reference}, TrainingConfig, "training")
+    refuse_several_devices(config)
+    return config
+
+
+def refuse_several_devices(config: TrainingConfig) -> None:
+    """
+    Raises
+    ------
+    ConfigurationError
+        The training is for more than one.
+    """
     if config.optimisation.devices > 1 or config.optimisation.nodes > 1:
         raise ConfigurationError(
             "optimisation.devices: an external job trains on one device. For several, run cryohush train on "
-            "the particles.cs of a job like this one."
+            "the table in the folder of a job like this one."
         )
-    return config

@@ -22,6 +22,7 @@ from typing import Any
 from ..core.errors import ConfigurationError, CryohushError, HostError
 from .command import Command
 from .drivers import SLURM_JOB, Drivers, Local, Slurm
+from .growing import leave_out_earlier, left_out
 from .guard import end_as_failed
 from .instance import Instance
 from .job import ACTIVE, create_job, find_job
@@ -180,6 +181,8 @@ class Watcher:
         self._titles: dict[str, str] = {}
         self._handled: set[str] = set()
         self._since: datetime.datetime | None = None
+        # external jobs that have not ended
+        self._unfinished: set[str] = set()
 
     def look(self) -> bool:
         """Look once at all projects and start what is ready; tell whether there was anything to do.
@@ -191,7 +194,9 @@ class Watcher:
         """
         found = self._make_cards()
         states = ["building", *ACTIVE]
-        for job in self._find(type=EXTERNAL, status=[*states, "failed"] if not self._looks else states):
+        jobs = self._find(type=EXTERNAL, status=[*states, "failed"] if not self._looks else states)
+        self._unfinished = {f"{job.project_uid} {job.uid}" for job in jobs if job.status != "failed"}
+        for job in jobs:
             card = self._read(job)
             if card is None or card.key in self._started:
                 continue
@@ -261,6 +266,12 @@ class Watcher:
             if time.monotonic() - since < QUIET_SECONDS or is_locked(card.lock_path):
                 return None
             if holder.slurm and self._drivers.is_there(holder.slurm):
+                return None
+            # what they have made is left out, and only known in the end
+            if any(
+                f"{card.project} {uid}" in self._unfinished
+                for uid in left_out(self._build_parser, card.record)
+            ):
                 return None
             return None if holder.watched and _is_fresh(card.lock_path) else "--job"
         # the lock of a dead driver is free; one without a file is none of a watcher's
@@ -334,17 +345,18 @@ class Watcher:
         """Make a card, unless there is one already, or another watcher is at it."""
         try:
             with locked(self._directories[project.uid] / PROJECT_LOCK, project.uid):
-                self._handled |= {f"{project} {line}" for line in self._origins(project)}
+                cards = list(self._cards_of_tags(project))
+                self._handled |= {f"{project} {record.origin}" for _, record in cards}
                 if f"{project} {origin}" in self._handled:
                     return False
-                self._create(project, job, tag, origin)
+                self._create(project, job, tag, origin, cards)
                 self._handled.add(f"{project} {origin}")
         except JobBusy:
             return False
         return True
 
-    def _origins(self, project: Project) -> Iterator[str]:
-        """Yield for what each card of a project was made, also those that were deleted."""
+    def _cards_of_tags(self, project: Project) -> Iterator[tuple[Any, Record]]:
+        """Yield each card of a project that was made for a tag, also those that were deleted."""
         api = self.instance.client.api.jobs
         for deleted in (False, True):
             after = None
@@ -358,12 +370,14 @@ class Watcher:
                 for model in page:
                     record = Record.read(model.description)
                     if record is not None and record.origin and not model.cloned_from:
-                        yield record.origin
+                        yield model, record
                 if len(page) < _PAGE:
                     break
                 after = page[-1].id
 
-    def _create(self, project: Project, job: Any, tag: Tag, origin: str) -> None:
+    def _create(
+        self, project: Project, job: Any, tag: Tag, origin: str, cards: list[tuple[Any, Record]]
+    ) -> None:
         """Make the card, or, if there is something wrong with the tag, one that says so."""
         workspace = job.model.workspace_uids[0]
         words = [tag.command, "--project", project.uid, "--workspace", workspace]
@@ -371,6 +385,8 @@ class Watcher:
         try:
             option, source = _input(project, job.uid, tag)
             words += [option, source, *tag.words]
+            if tag.only_new:
+                words += leave_out_earlier(self._build_parser, words, workspace, cards)
             command = self._command(project, words)
             title, description = command.title.replace("{source}", source), command.description
         except CryohushError as error:

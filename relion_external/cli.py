@@ -57,6 +57,7 @@ TRAIN_OPTIONS = (
         "what to begin with: a shipped model, a training job, weights, none (default: general)",
     ),
     ("--twin", "twin", "STAR", "the same particles with independent noise, instead of a map"),
+    ("--box", "box_px", "N", "boxes from even and odd frames, px (default: as the particles, or 128)"),
     ("--half_set", "half_set", "1|2", "learn from this half set only (default: all particles)"),
     ("--half_sets", "half_sets", "YES", "train a model for each half set (default: No)"),
     ("--low_pass", "low_pass_angstrom", "RES", "resolution of the map, Å: finer is not learnt"),
@@ -175,6 +176,9 @@ def build_parser() -> argparse.ArgumentParser:
             "Input tab, Input particles:      particles with poses, of a 3D refinement\n"
             "Input tab, Input 3D reference:   the map of that refinement\n"
             "Input tab, Input 3D mask:        optional\n"
+            "or, on the sums of even and of odd frames,\n"
+            "Input tab, Input micrographs:    of a motion correction with --even_odd_split\n"
+            "Input tab, Input particles:      or Input coordinates: what to cut out; optional\n"
             "Params tab:                      any option below, its name without the dashes"
         ),
     )

@@ -18,7 +18,7 @@ from ..core.config.evaluate import EvaluateConfig, read_config
 from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.config.load import validate
 from ..core.config.training import TrainingConfig
-from ..core.errors import ConfigurationError, InputError, TooFewBlocks
+from ..core.errors import ConfigurationError, InputError, TableChanged, TooFewBlocks
 from ..core.report import PDF_NAME, quiet_matplotlib
 from .host import finish
 from .log import begin_log, say, warn
@@ -55,20 +55,22 @@ def denoise(request: Request) -> None:
         )
     _begin(request, kind, source)
     # Heavy: torch. Nothing that a user can mistype is still unread by now.
-    from ..core.jobs.denoise import run_denoise
     from .half_sets import half_models, warning
 
     if "output_dtype" not in options.model_fields_set:
         options = options.model_copy(update={"output_dtype": _same_format(source, project)})
     models = half_models(options.model) if kind == "particles" else None
     if models is not None:
+        if options.limit is not None:
+            raise ConfigurationError(
+                f"limit goes with one model, but {options.model} is a training of two, one per half set. "
+                "Leave it out, or give one of the two."
+            )
         summary = _denoise_halves(request, source, options, models)
     else:
         if kind == "particles" and (line := warning(source, options.model)):
             request.warn(line)
-        summary = run_denoise(
-            source, request.directory, options, request.context(kind), root=Path.cwd(), earlier="anew"
-        )
+        summary = _denoise_all(request, source, kind, options)
     for what, notes, in_all in (
         ("unchanged", summary.skipped, "images were passed through unchanged"),
         ("conspicuous", summary.remarks, "images are conspicuous"),
@@ -77,6 +79,19 @@ def denoise(request: Request) -> None:
     way_back = finish(summary, request.directory, project, kind, request.command, request.warnings)
     done_before = f", {summary.n_resumed} images done by an earlier run" if summary.n_resumed else ""
     say(f"{summary.n_rows} {kind} in {summary.table}{done_before}\n{way_back}")
+
+
+def _denoise_all(request: Request, source: str, kind: Kind, options: DenoiseOptions) -> Summary:
+    """Denoise what a table lists, and what was added to it meanwhile: other jobs go on in a session."""
+    from ..core.jobs.denoise import run_denoise
+
+    while True:
+        try:
+            return run_denoise(
+                source, request.directory, options, request.context(kind), root=Path.cwd(), earlier="anew"
+            )
+        except TableChanged:
+            say(f"{source} has changed meanwhile: going on with what is new in it")
 
 
 def _denoise_halves(
@@ -235,16 +250,17 @@ def _explained(error: TooFewBlocks, request: Request) -> TooFewBlocks:
 
 
 def train(request: Request) -> None:
-    """Train a model on `in_parts` with `in_3dref`, or with other images of the same particles.
+    """Train a model on `in_parts` with `in_3dref`, on other images of the same particles, or on half frames.
 
     `weights.safetensors` lies in the job directory; with `half_sets` in its folders `half1` and `half2`. A
     continued job goes on from its last checkpoint, or begins anew where a parameter has changed.
     """
     directory, given = request.directory, request.given
     options = read_train_options(given)
-    _, source = find_input(given, "particles")
+    kind, source = find_input(given, "micrographs" if given.get("in_mics") else "particles")
     runs = plan_runs(directory, options, given, source)
-    project = _begin(request, "particles", source)
+    project = Project.of_job(directory, source, kind)
+    begin_log(project, request.command)
     set_device(options)
     # it says on stderr which number format it uses
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
@@ -254,7 +270,11 @@ def train(request: Request) -> None:
     from ..core.training.run import with_network
     from .train_inputs import held_out_scores
 
-    facts = {"particles": source, "counterparts": str(options.twin or reference_map(given))}
+    if kind == "particles":
+        facts = {"particles": source, "counterparts": str(options.twin or reference_map(given))}
+    else:
+        where = given.get("in_parts") or given.get("in_coords") or "anywhere"
+        facts = {"even and odd frames": source, "boxes": where}
     verdicts = []
     for folder, values in runs.items():
         part = "" if folder == directory else f"{folder.name}: "

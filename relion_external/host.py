@@ -58,12 +58,12 @@ def way_back(kind: Kind, version: str | None) -> str:
     """
     if kind == "particles":
         return (
-            "Look at these and sort them by eye; classify, refine and measure resolution with the raw "
+            "Look at these and sort with them; classify, refine and measure resolution with the raw "
             "images. 2D classes of denoised particles look better than those of raw ones, but where it was "
-            "measured they mixed more views (docs/relion.md). Back to the raw images: job type Particle "
-            "subtraction, 'OR revert to original particles?' Yes, with the selected denoised particles as "
-            "'revert this particle star file'. Particles that are extracted again after that are raw "
-            "already: do not revert those."
+            "measured they were no better, at times far worse (docs/relion.md). Back to the raw images: "
+            "job type Particle subtraction, 'OR revert to original particles?' Yes, with the selected "
+            "denoised particles as 'revert this particle star file'. Particles that are extracted again "
+            "after that are raw already: do not revert those."
         )
     in_31 = "The extraction job takes the raw micrographs and the picked coordinates as they are."
     since_4 = (

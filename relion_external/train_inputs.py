@@ -13,12 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..core.config.load import find_preset, read_yaml, validate
 from ..core.config.training import TrainingConfig
 from ..core.errors import ConfigurationError, DeviceError
+from ..core.io.micrographs import MicrographSet
+from ..core.io.mrc import StackReader
+from ..core.io.particles import ParticleSet
 from .log import say
 from .request import read_values
 
 CONFIGURATION_NAME = "configuration.json"
 # What is trained where the form says nothing else.
 PRESET = "reference"
+# Of boxes that are cut from micrographs anywhere.
+DEFAULT_BOX_PX = 128
 # Tells the halves of RELION's maps: run_half1_class001_unfil.mrc beside run_class001.mrc
 _HALF = re.compile(r"(half_?)[12]")
 
@@ -35,6 +40,8 @@ class TrainOptions(BaseModel):
         A preset or YAML file of `cryohush train`; the job's inputs take the place of its images.
     twin
         STAR file of the same particles with independent noise: Noise2Noise, instead of a map.
+    box_px
+        Side of the boxes that are cut from the sums of even and of odd frames.
     half_set
         Learn from this half set only.
     half_sets
@@ -48,6 +55,7 @@ class TrainOptions(BaseModel):
     model: str | None = None
     config: str | None = None
     twin: Path | None = None
+    box_px: int | None = Field(None, ge=32)
     steps: int | None = Field(None, gt=0)
     batch_size: int | None = Field(None, gt=0)
     learning_rate: float | None = Field(None, gt=0)
@@ -85,19 +93,24 @@ def plan_runs(
     """
     halves = [1, 2] if options.half_sets else [int(options.half_set) if options.half_set else None]
     folders = [directory / f"half{half}" if options.half_sets else directory for half in halves]
+    if given.get("in_mics"):
+        return {directory: {**_settings(options, are_pairs=True), **_frames(options, given)}}
+    if options.box_px is not None:
+        raise ConfigurationError("box is for even and odd frames: leave it out, or give 'Input micrographs'.")
+    settings = _settings(options, are_pairs=options.twin is not None)
     return {
-        folder: {**_settings(options), **_images(options, given, source, half)}
+        folder: {**settings, **_images(options, given, source, half)}
         for folder, half in zip(folders, halves, strict=True)
     }
 
 
-def _settings(options: TrainOptions) -> dict[str, Any]:
+def _settings(options: TrainOptions, *, are_pairs: bool) -> dict[str, Any]:
     """All of a configuration but the images."""
     values = read_yaml(find_preset(options.config or PRESET))
     optimisation = dict(values.get("optimisation") or {})
     if options.config is None:
         values["name"] = "own"
-        if options.twin is not None:
+        if are_pairs:
             values["description"] = "The general model, fine-tuned on pairs of images of the same particles."
         if options.steps is not None:
             # as often as the preset does in all
@@ -135,6 +148,55 @@ def _images(
     section |= {"particles": source, "map": reference if half_set is None else half_map(reference, half_set)}
     section |= {"mask": given.get("in_mask") or None, "low_pass_angstrom": options.low_pass_angstrom}
     return nothing | {"reference": section}
+
+
+def _frames(options: TrainOptions, given: Mapping[str, str | None]) -> dict[str, Any]:
+    """The section `pairs` of boxes from the sums of even and of odd frames, and the others empty."""
+    wrong = [
+        name
+        for name, value in (
+            ("'Input 3D reference'", reference_map(given)),
+            ("'Input 3D mask'", given.get("in_mask")),
+            ("twin", options.twin),
+            ("half_set", options.half_set),
+            ("half_sets", options.half_sets),
+            ("low_pass", options.low_pass_angstrom),
+        )
+        if value
+    ]
+    if wrong:
+        raise ConfigurationError(
+            f"with 'Input micrographs' the even and odd frames are compared, and {', '.join(wrong)} makes no "
+            "sense: leave it out, or leave 'Input micrographs' empty."
+        )
+    particles, picks = given.get("in_parts"), given.get("in_coords")
+    if particles and picks:
+        raise ConfigurationError(
+            "both 'Input particles' and 'Input coordinates' are given: leave one of them out."
+        )
+    micrographs = str(given["in_mics"])
+    section: dict[str, Any] = {
+        "noisy": micrographs,
+        "box_px": options.box_px or _box_of(particles, micrographs),
+        "coordinates": particles or picks,
+        "target_is_clean": False,
+    }
+    if options.validation_share is not None:
+        section["validation_share"] = options.validation_share
+    return {"data": None, "pairs": section, "reference": None}
+
+
+def _box_of(particles: str | None, micrographs: str) -> int:
+    """Return the side of the boxes in the micrographs' pixels: of the particles, if there are some."""
+    if particles is None:
+        return DEFAULT_BOX_PX
+    found = ParticleSet.read(particles, root=Path.cwd())
+    pixel = found.pixel_size_angstrom(0)
+    raw = MicrographSet.read(micrographs, root=Path.cwd()).pixel_size_angstrom(0)
+    with StackReader(found.stacks[0]) as stack:
+        box = stack.shape[1]
+    # a multiple of what any network takes
+    return max(32, round(box * (pixel / raw if pixel and raw else 1) / 32) * 32)
 
 
 def reference_map(given: Mapping[str, str | None]) -> Path | None:

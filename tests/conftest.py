@@ -20,6 +20,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         pytest.exit(
             "CRYOHUSH_REQUIRE_CRYOSPARC47 is set and CRYOHUSH_CRYOSPARC47_PYTHON is not", returncode=1
         )
+    if os.environ.get("CRYOHUSH_REQUIRE_CCPEM") and not os.environ.get("CRYOHUSH_CCPEM_PYTHON"):
+        pytest.exit("CRYOHUSH_REQUIRE_CCPEM is set and CRYOHUSH_CCPEM_PYTHON is not", returncode=1)
     without_47 = pytest.mark.skip(
         reason="CRYOHUSH_CRYOSPARC47_PYTHON does not name a Python with cryosparc-tools 4.7 and cryohush"
     )

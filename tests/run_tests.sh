@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sets up everything in its own environment (.venv-tests) and runs all checks: ruff, mypy and pytest.
 # Arguments go to pytest. CRYOHUSH_REQUIRE_RELION=1 fails, rather than skips, what needs RELION 3.1.3, and
-# CRYOHUSH_REQUIRE_CRYOSPARC47=1 makes the environment (.venv-cryosparc47) for what needs cryosparc-tools 4.7.
+# CRYOHUSH_REQUIRE_CRYOSPARC47=1 makes the environment (.venv-cryosparc47) for what needs cryosparc-tools 4.7,
+# CRYOHUSH_REQUIRE_CCPEM=1 that (.venv-ccpem) for the CCP-EM pipeliner.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -10,15 +11,24 @@ python=${PYTHON:-python3}
 .venv-tests/bin/python -m pip install --quiet --disable-pip-version-check \
     --constraint constraints.txt '.[train,evaluate,batch,baselines,test]'
 
-if [ -n "${CRYOHUSH_REQUIRE_CRYOSPARC47:-}" ] && [ -z "${CRYOHUSH_CRYOSPARC47_PYTHON:-}" ]; then
-    # Its own client, and behind it all the packages of the first environment.
-    [ -x .venv-cryosparc47/bin/python ] || .venv-tests/bin/python -m venv .venv-cryosparc47
-    packages='import sysconfig; print(sysconfig.get_path("purelib"))'
+packages='import sysconfig; print(sysconfig.get_path("purelib"))'
+beside() { # FOLDER PIP-ARGUMENTS...: packages of its own, and behind them all those of the first environment
+    [ -x "$1/bin/python" ] || .venv-tests/bin/python -m venv "$1"
     echo "import site; site.addsitedir('$(.venv-tests/bin/python -c "$packages")')" \
-        >"$(.venv-cryosparc47/bin/python -c "$packages")/tests.pth"
-    .venv-cryosparc47/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-        cryosparc-tools==4.7.1
+        >"$("$1/bin/python" -c "$packages")/tests.pth"
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check "${@:2}"
+}
+if [ -n "${CRYOHUSH_REQUIRE_CRYOSPARC47:-}" ] && [ -z "${CRYOHUSH_CRYOSPARC47_PYTHON:-}" ]; then
+    beside .venv-cryosparc47 --no-deps cryosparc-tools==4.7.1
     export CRYOHUSH_CRYOSPARC47_PYTHON="$PWD/.venv-cryosparc47/bin/python"
+fi
+if [ -n "${CRYOHUSH_REQUIRE_CCPEM:-}" ] && [ -z "${CRYOHUSH_CCPEM_PYTHON:-}" ]; then
+    beside .venv-ccpem ccpem-pipeliner==1.6.1
+    # the pipeliner looks for the program on the PATH
+    printf '#!/bin/sh\nexec "%s" -c "import sys; from cryohush.relion_external.cli import main; sys.exit(main())" "$@"\n' \
+        "$PWD/.venv-ccpem/bin/python" >.venv-ccpem/bin/relion_cryohush
+    chmod +x .venv-ccpem/bin/relion_cryohush
+    export CRYOHUSH_CCPEM_PYTHON="$PWD/.venv-ccpem/bin/python"
 fi
 
 .venv-tests/bin/ruff check .

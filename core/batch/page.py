@@ -31,7 +31,7 @@ img { max-width: 100%; border: 1px solid #ddd } h2 { margin: 2.2rem 0 .4rem } co
 """
 # What whoever looks at the results of each job has to know.
 _SAYS: Mapping[Job, str] = {
-    "denoise": "Look at, pick, sort and classify denoised images. Refine, reconstruct and compute the FSC "
+    "denoise": "Look at, pick and sort denoised images. Classify, refine, reconstruct and compute the FSC "
     "from the raw ones.",
     "extract-noise": "Green frames are blocks of noise that were taken, orange ones were rejected by their "
     "statistics; red is contamination and blue are particles, where a network labelled them.",

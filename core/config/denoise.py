@@ -32,6 +32,13 @@ class DenoiseOptions(Section):
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = option(
         "auto", "images, or tiles of a micrograph, that go through the network at once", metavar="N"
     )
+    limit: int | None = option(
+        None,
+        "denoise only the first N particles or micrographs, as a trial: the table has only these",
+        metavar="N",
+        shown="all of them",
+        ge=1,
+    )
     blend: float = option(0.0, "share of the raw image in the output, 0 to 1", metavar="A", ge=0, le=1)
     keep_above_angstrom: float | None = option(
         None,

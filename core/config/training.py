@@ -207,8 +207,9 @@ class PairsConfig(StoredSection):
     coordinates: Path | None = Field(
         default=None,
         description=(
-            "With `box_px`: a STAR file with micrographs and coordinates of the particles to cut out. None "
-            "takes boxes at random, to train for whole micrographs."
+            "With `box_px`: a STAR file with micrographs and coordinates of the particles to cut out, or "
+            "RELION's list of the coordinate files of a picking job. None takes boxes at random, to train "
+            "for whole micrographs."
         ),
     )
     boxes_per_micrograph: int = Field(

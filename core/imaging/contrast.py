@@ -43,7 +43,8 @@ def skewness(micrograph: Tensor, pixel_size_angstrom: float | None = None) -> fl
     """Skewness of the coarse structure of a micrograph `(y, x)`: negative where protein (and ice) is dark.
 
     Of its means over squares of 24 Å (16 px if the pixel size is unknown), after the level of the ice was
-    taken off, where they are not beyond what protein can be. 0 for a micrograph that is too small or constant.
+    taken off, where they are not beyond what protein can be. 0 for a micrograph that is too small or
+    constant.
     """
     side = _CELL_PX if pixel_size_angstrom is None else max(2, round(_CELL_ANGSTROM / pixel_size_angstrom))
     if min(micrograph.shape) < 16 * side:

@@ -1,8 +1,9 @@
 """What in an image is no noisy data: areas without noise (masks, padding) and outlying pixels.
 
 A network that was trained on noise everywhere answers to what has none, or to a hot pixel, with artefacts far
-around it. So both are found, filled with what the rest of the image looks like, and put back after it: areas as
-they were, outlying pixels as bright or dark as the rest gets, so that they leave its grey scale to the rest.
+around it. So both are found, filled with what the rest of the image looks like, and put back after it: areas
+as they were, outlying pixels as bright or dark as the rest gets, so that they leave its grey scale to the
+rest.
 """
 
 from __future__ import annotations

@@ -179,7 +179,8 @@ class Denoiser:
         for first in range(0, len(images), at_once):
             some = images[first : first + at_once]
             fine = to_finer_grid(some[:, 0], factor)[:, None]
-            fine = torch.cat([fine, without_noise(some[:, 1:], factor)], 1)
+            if some.shape[1] > 1:  # MKL refuses to transform nothing
+                fine = torch.cat([fine, without_noise(some[:, 1:], factor)], 1)
             parts.append(from_finer_grid(self._mirrored_to_stride(fine), factor))
         return torch.cat(parts)
 

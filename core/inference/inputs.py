@@ -150,7 +150,7 @@ def _of_particles(stacks: Sequence[StackPlan], *, dark: bool) -> list[str]:
 
 
 def _filled(images: Tensor, *, particles: bool = True) -> Tensor:
-    """`(n, y, x)` as the network sees them: masks and outlying pixels would decide alone what looks bright."""
+    """`(n, y, x)` as the network sees them: else masks and outlying pixels decide what looks bright."""
     defects = find_defects(images)
     if defects is None:
         return images

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config.denoise import Protein
+from ..config.denoise import DenoiseOptions, Protein
 from ..errors import ConfigurationError, InputError, MrcError, OutputError, several
 from ..io.image_set import Examined
 from ..io.micrographs import MICROGRAPH_SUFFIX, MOVIE_SUFFIXES, MicrographSet, lists_micrographs
@@ -120,6 +120,31 @@ def read_images(
             f"passthrough files complete a .cs file, and {source} is none. Leave them out."
         )
     return MicrographSet.read(source, root=root)
+
+
+def chosen_images(
+    source: str | Path,
+    options: DenoiseOptions,
+    *,
+    root: Path | None = None,
+    passthrough: Sequence[str | Path] = (),
+) -> tuple[ImageSet, list[InputError], int]:
+    """Return the images that a run denoises, what is wrong with damaged files, and how many rows there are.
+
+    Rows of damaged files are left out with `options.skip_bad`, those after the first `options.limit` always.
+
+    Raises
+    ------
+    InputError, ConfigurationError
+        As `read_images`, or if all files are damaged.
+    """
+    images, damaged = read_images(source, root=root, passthrough=passthrough), list[InputError]()
+    n_rows = len(images)
+    if options.limit is not None:
+        images = images.first(options.limit)
+    if options.skip_bad and images.has_table:
+        images, damaged = leave_out_damaged(images)
+    return images, damaged, n_rows
 
 
 def holds_micrographs(source: Path) -> bool:
@@ -262,8 +287,8 @@ def refuse_denoised(images: ImageSet, found: Examined) -> None:
             f"the table says that these particles are from micrographs that were denoised already: "
             f"{len(denoised)} of {len(images.micrograph_names)}, such as {name} ({label}).",
             path=images.source,
-            remedy="Extract them from the raw micrographs; docs/relion.md tells how to bring the picks there. "
-            "If they are from the raw ones, correct the names of micrographs in the table.",
+            remedy="Extract them from the raw ones; docs/relion.md tells how to bring the picks there. "
+            "If they are, correct the names of micrographs in the table.",
         )
 
 

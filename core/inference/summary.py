@@ -20,6 +20,7 @@ from ..io.files import write_json
 from ..io.journal import RECORD_NAME
 from ..io.mrc import StackReader
 from ..models.weights import LoadedModel
+from ..progress import counted
 from .devices import Precision
 from .plan import StackPlan
 from .stream import ImageNote
@@ -152,9 +153,11 @@ class Summary:
         facts = {
             "verdict": str(self.gain.get("verdict", "")),
             "input": str(self.source),
-            self.kind: f"{self.n_rows} ({self.n_images} images in {len(self.stacks)} files)",
+            self.kind: f"{self.n_rows} ({counted(self.n_images, 'image')} in "
+            f"{counted(len(self.stacks), 'file')})",
+            "trial": f"the first {self.options.limit} only (option limit)" if self.options.limit else "",
             "unchanged": f"{len(self.skipped)} images that could not be denoised" if self.skipped else "",
-            "left out": f"the rows of {len(self.damaged)} damaged files" if self.damaged else "",
+            "left out": f"the rows of {counted(len(self.damaged), 'damaged file')}" if self.damaged else "",
             "warning": " ".join(self.warnings),
             "pixel size": "; ".join(
                 f"{size:g} Å, by {source}" for size, source in self.pixel_sizes[:5] if size is not None
@@ -163,7 +166,7 @@ class Summary:
             "model": f"{self.model.name}, SHA-256 {self.model.sha256}",
             "context": self._context(),
             "output": f"{', '.join(output)}; {self.options.output_dtype}",
-            "device": f"{', '.join(self.devices)}, {self.precision}, {self.threads} workers",
+            "device": f"{', '.join(self.devices)}, {self.precision}, {counted(self.threads, 'worker')}",
             "time": f"{self.seconds['total']:.1f} s, {self.speed}",
             "version": f"cryohush {__version__}",
         }

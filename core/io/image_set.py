@@ -71,7 +71,7 @@ class ImageSet:
     optics
         The optics groups by number.
     kept
-        Which rows of the table are in the set; None is all of them. Those of damaged files can be left out.
+        Which rows of the table are in the set; None is all of them.
     """
 
     source: Path
@@ -102,10 +102,17 @@ class ImageSet:
 
     def without(self, stacks: Collection[int]) -> Self:
         """Return the set without the rows of some files, by their positions in `stacks`."""
-        left = [position for position in range(len(self.stacks)) if position not in stacks]
+        return self._of_rows(~np.isin(self.stack, list(stacks)))
+
+    def first(self, n_rows: int) -> Self:
+        """Return the set of the first rows; all of it where there are not more."""
+        return self if n_rows >= len(self) else self._of_rows(np.arange(len(self)) < n_rows)
+
+    def _of_rows(self, kept: NDArray[np.bool_]) -> Self:
+        """Return the set of some rows and of the files that they name."""
+        left = np.unique(self.stack[kept]).tolist()
         number = np.full(len(self.stacks), -1, dtype=np.int32)
         number[left] = np.arange(len(left), dtype=np.int32)
-        kept = number[self.stack] >= 0
         rows = np.ones(len(self), dtype=np.bool_) if self.kept is None else self.kept.copy()
         rows[np.flatnonzero(rows)] = kept
         return dataclasses.replace(
@@ -120,7 +127,7 @@ class ImageSet:
         )
 
     def _rows_without(self, kept: NDArray[np.bool_], number: NDArray[np.int32]) -> dict[str, Any]:
-        """Return what `without` changes beyond the attributes of every set."""
+        """Return what `_of_rows` changes beyond the attributes of every set."""
         return {}
 
     def examine(self) -> Examined:

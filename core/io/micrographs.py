@@ -21,6 +21,8 @@ _NAME, _PARTICLE, _MOVIE = "rlnMicrographName", "rlnImageName", "rlnMicrographMo
 _COORDINATE = "rlnCoordinateX"
 RAW_LABEL = "rlnCryohushRawMicrographName"
 """Column of the raw micrographs in the table of denoised ones."""
+EVEN_LABEL, ODD_LABEL = "rlnMicrographNameEven", "rlnMicrographNameOdd"
+"""Columns of the sums of even and of odd frames."""
 
 
 @dataclass(frozen=True, eq=False)

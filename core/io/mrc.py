@@ -94,8 +94,8 @@ class StackReader:
         surplus = self._check_size()
         if surplus:
             self.remarks.append(
-                f"the file goes on for {surplus} bytes after the {self.n_images} images that its header counts "
-                f"({surplus // self._image_bytes} more would fit): they are not read."
+                f"the file goes on for {surplus} bytes after the {self.n_images} images that its header "
+                f"counts ({surplus // self._image_bytes} more would fit): they are not read."
             )
         if self.mode == 0:
             self._decide_bytes()

@@ -15,7 +15,7 @@ import numpy as np
 from ... import __version__
 from ..config.denoise import CONTEXT_NAME, PARTICLE_SHARE_OF_BOX, DenoiseOptions
 from ..context.contexts import StackContexts
-from ..errors import ConfigurationError, InputError, several
+from ..errors import ConfigurationError, InputError, TableChanged, several
 from ..imaging.normalise import background_mask
 from ..inference.devices import resolve_devices
 from ..inference.engine import Choices, Engine, LocalDevices, Task, tiling
@@ -27,10 +27,9 @@ from ..inference.plan import (
     TABLE_NAME,
     ImageSet,
     StackPlan,
-    leave_out_damaged,
+    chosen_images,
     path_below,
     plan_stacks,
-    read_images,
     refuse_to_replace_inputs,
     source_files,
     written_image_names,
@@ -114,11 +113,8 @@ def run_denoise(
     model = load_model(options.model)
     if engine is None:
         engine = LocalDevices(resolve_devices(options.device), options.threads)
-    images = read_images(source, root=root, passthrough=passthrough)
+    images, damaged, n_rows = chosen_images(source, options, root=root, passthrough=passthrough)
     is_micrographs = isinstance(images, MicrographSet)
-    damaged: list[InputError] = []
-    if options.skip_bad and images.has_table:
-        images, damaged = leave_out_damaged(images)
     trained_angstrom = model.trained_pixel_sizes_angstrom
     stacks = plan_stacks(
         images,
@@ -134,6 +130,9 @@ def run_denoise(
         log(f"warning: {several(damaged, len(damaged) + len(stacks), 'files')} Their rows are left out.")
     for warning in notes.warnings:
         log(f"warning: {warning}")
+    if options.limit is not None and options.limit < n_rows:
+        noun = "micrographs" if is_micrographs else "particles"
+        log(f"a trial: only the first {options.limit} of {counted(n_rows, noun.removesuffix('s'))}")
     undertaking = _undertaking(images, stacks, model, engine, options)
     log(f"model {model.name}, SHA-256 {model.sha256[:16]}…")
     for path in source_files(images)[1:]:
@@ -282,9 +281,7 @@ def measure_run(
         As `run_denoise`, but for pixels, devices and the room on the disk.
     """
     load_model(options.model)
-    images = read_images(source, root=root, passthrough=passthrough)
-    if options.skip_bad and images.has_table:
-        images, _ = leave_out_damaged(images)
+    images, _, _ = chosen_images(source, options, root=root, passthrough=passthrough)
     stacks = plan_stacks(images, options.protein, pixel_size_angstrom=options.pixel_size_angstrom)
     _check_options(options, stacks, images)
     refuse_to_replace_inputs(images, stacks, output_dir)
@@ -368,18 +365,21 @@ def _refuse_changed_inputs(images: ImageSet, stacks: Sequence[StackPlan], undert
 
     Raises
     ------
+    TableChanged
+        If it is the table alone.
     InputError
-        Names the first such file.
+        Names the first image file.
     """
     now = _digests(images, stacks)
     sources = {stack.name: stack.source for stack in stacks}
-    for name, digest in undertaking.parts.items():
-        if now[name] != digest:
-            raise InputError(
-                "the file was changed while it was in use.",
-                path=sources.get(name, images.source),
-                remedy="Run again with --resume, which does again what was made of it and keeps the rest.",
-            )
+    changed = [name for name, digest in undertaking.parts.items() if now[name] != digest]
+    for name in sorted(changed, key=lambda name: name not in sources):
+        error = InputError if name in sources else TableChanged
+        raise error(
+            "the file was changed while it was in use.",
+            path=sources.get(name, images.source),
+            remedy="Run again with --resume, which does again what was made of it and keeps the rest.",
+        )
 
 
 def _table_files(images: ImageSet) -> list[str]:

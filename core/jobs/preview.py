@@ -14,7 +14,7 @@ from ..errors import ConfigurationError
 from ..inference.devices import resolve_devices
 from ..inference.engine import LocalDevices, Task
 from ..inference.inputs import look_at_inputs
-from ..inference.plan import StackPlan, leave_out_damaged, plan_stacks, read_images
+from ..inference.plan import StackPlan, chosen_images, plan_stacks
 from ..inference.summary import SAMPLED_MICROGRAPHS, read_samples
 from ..io.files import make_folder
 from ..io.journal import JOURNAL_NAME, Journal, Undertaking
@@ -68,10 +68,8 @@ def preview(
     measure_run(source, output_dir, options, root=root, passthrough=passthrough)  # raises what a run would
     model = load_model(options.model)
     engine = LocalDevices(resolve_devices(options.device), options.threads)
-    images = read_images(source, root=root, passthrough=passthrough)
+    images, _, _ = chosen_images(source, options, root=root, passthrough=passthrough)
     is_micrographs = isinstance(images, MicrographSet)
-    if options.skip_bad and images.has_table:
-        images, _ = leave_out_damaged(images)
     trained_angstrom = model.trained_pixel_sizes_angstrom
     stacks = plan_stacks(
         images,

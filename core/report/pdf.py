@@ -34,7 +34,7 @@ SPECTRA_HEIGHT = 2.6
 NAMED = 30
 
 TRUST = (
-    "Look at, pick and sort denoised images by eye. Classify, refine, reconstruct, compute the FSC and "
+    "Look at denoised images, pick and sort with them. Classify, refine, reconstruct, compute the FSC and "
     "deposit with the raw ones: a denoiser adds what it has learnt, the same to both half sets, so a "
     "resolution measured on denoised images is no evidence."
 )

@@ -2,6 +2,7 @@
 
 RELION 4 and 5 write both sums beside each micrograph (motion correction with `--even_odd_split`: the columns
 `rlnMicrographNameEven` and `rlnMicrographNameOdd`). Their noise is independent, the specimen the same [1]_.
+Where both are images of one file, their names are `1@file` and `2@file`.
 
 References
 ----------
@@ -23,17 +24,46 @@ from numpy.typing import NDArray
 
 from ..config.training import PairsConfig
 from ..errors import ConfigurationError, InputError, StarError
+from ..io.coordinates import read_coordinates
 from ..io.files import write_text
-from ..io.micrographs import MicrographSet
+from ..io.micrographs import EVEN_LABEL, ODD_LABEL, MicrographSet
 from ..io.mrc import StackReader, StackWriter
-from ..io.star import read_tables, unquote, write_tables
+from ..io.star import Table, read_tables, unquote, write_tables
 from ..job_context import QUIET, JobContext
 
 FOLDER = "frame_halves"
-EVEN, ODD = "rlnMicrographNameEven", "rlnMicrographNameOdd"
+_LIST = ("rlnMicrographName", "rlnMicrographCoordinates")
 _MADE_FROM = "made_from.json"
 _LABELS = ("rlnImageName", "rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY", "rlnOpticsGroup")
 _OPTICS = ("rlnOpticsGroup", "rlnOpticsGroupName", "rlnImagePixelSize", "rlnImageSize")
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum of frames: an image, 0-based, of a file."""
+
+    path: Path
+    image: int
+
+    def read(self) -> NDArray[np.float32]:
+        """Return it, `(y, x)`."""
+        with StackReader(self.path) as reader:
+            self._check(reader)
+            image: NDArray[np.float32] = reader.read([self.image])[0]
+        return image
+
+    def shape(self) -> tuple[int, int]:
+        """Return its height and width in px."""
+        with StackReader(self.path) as reader:
+            self._check(reader)
+            return reader.shape[1], reader.shape[2]
+
+    def _check(self, reader: StackReader) -> None:
+        if self.image >= reader.n_images:
+            raise InputError(
+                f"expected two sums of frames, found {reader.n_images} image{'s' * (reader.n_images > 1)}.",
+                path=self.path,
+            )
 
 
 @dataclass(frozen=True)
@@ -49,8 +79,8 @@ class Halves:
     """
 
     name: str
-    even: Path
-    odd: Path
+    even: Sum
+    odd: Sum
 
 
 def cut_pairs(config: PairsConfig, folder: Path, *, seed: int, context: JobContext = QUIET) -> PairsConfig:
@@ -109,8 +139,8 @@ def cut_pairs(config: PairsConfig, folder: Path, *, seed: int, context: JobConte
             open_stacks.enter_context(writer)
         for halves, corners in zip(micrographs, places, strict=True):
             context.stop_if_asked("stopped while boxes were cut; run again with --resume to begin with them")
-            for writer, path in zip(writers, (halves.even, halves.odd), strict=True):
-                writer.write(_boxes(path, corners, box))
+            for writer, half in zip(writers, (halves.even, halves.odd), strict=True):
+                writer.write(_boxes(half, corners, box))
     for name in names:
         rows = (
             (f"{index:06d}@{name}.mrcs", halves.name, float(x + box // 2), float(y + box // 2), 1)
@@ -137,24 +167,29 @@ def read_halves(path: Path) -> tuple[list[Halves], float | None]:
     for block in read_tables(path):
         if "rlnMicrographName" not in block.labels or block.name == "optics":
             continue
-        if EVEN not in block.labels or ODD not in block.labels:
+        if EVEN_LABEL not in block.labels or ODD_LABEL not in block.labels:
             raise StarError(
-                f"the table has no columns {EVEN} and {ODD}.",
+                f"the table has no columns {EVEN_LABEL} and {ODD_LABEL}.",
                 path=path,
                 remedy="Run RELION's motion correction again so that it writes even and odd frames "
                 "(--even_odd_split), and give the micrographs of that job.",
             )
-        columns = [block.column(label) for label in ("rlnMicrographName", EVEN, ODD)]
+        columns = [block.column(label) for label in ("rlnMicrographName", EVEN_LABEL, ODD_LABEL)]
         for line, _, tokens in block.rows():
             if not tokens:
                 continue
             name, even, odd = (unquote(tokens[column]) for column in columns)
-            halves = Halves(name, table.root / even, table.root / odd)
-            for sum_path in (halves.even, halves.odd):
-                if not sum_path.is_file():
-                    raise StarError(f"{sum_path} is not there.", path=path, line=line)
+            halves = Halves(name, _sum(table.root, even), _sum(table.root, odd))
+            for half in (halves.even, halves.odd):
+                if not half.path.is_file():
+                    raise StarError(f"{half.path} is not there.", path=path, line=line)
             found.append(halves)
     return found, sizes.pop() if len(sizes) == 1 else None
+
+
+def _sum(root: Path, name: str) -> Sum:
+    number, _, file = name.rpartition("@")
+    return Sum(root / file, int(number) - 1 if number.isdigit() else 0)
 
 
 def _places(config: PairsConfig, micrographs: list[Halves], seed: int) -> list[NDArray[np.int64]]:
@@ -163,14 +198,12 @@ def _places(config: PairsConfig, micrographs: list[Halves], seed: int) -> list[N
     picked = None if config.coordinates is None else _read_places(config.coordinates)
     places = []
     for number, halves in enumerate(micrographs):
-        with StackReader(halves.even) as even, StackReader(halves.odd) as odd:
-            if even.shape != odd.shape:
-                raise InputError(
-                    f"expected {even.shape[2]} x {even.shape[1]} px as in {halves.even}, found "
-                    f"{odd.shape[2]} x {odd.shape[1]} px.",
-                    path=halves.odd,
-                )
-            height, width = even.shape[1:]
+        (height, width), odd = halves.even.shape(), halves.odd.shape()
+        if (height, width) != odd:
+            raise InputError(
+                f"expected {width} x {height} px as in {halves.even.path}, found {odd[1]} x {odd[0]} px.",
+                path=halves.odd.path,
+            )
         if min(height, width) < box:
             corners = np.empty((0, 2), dtype=np.int64)
         elif picked is None:
@@ -183,7 +216,9 @@ def _places(config: PairsConfig, micrographs: list[Halves], seed: int) -> list[N
             corners = np.rint(centres).astype(np.int64) - box // 2
             inside = ((corners >= 0) & (corners + box <= (height, width))).all(axis=1)
             corners = corners[inside]
-        places.append(corners)
+        # one place is one pair
+        _, first = np.unique(corners, axis=0, return_index=True)
+        places.append(corners[np.sort(first)])
     if picked is not None and not any(map(len, places)):
         raise ConfigurationError(
             f"pairs.coordinates: {config.coordinates} has no particle on the micrographs of {config.noisy}: "
@@ -195,6 +230,8 @@ def _places(config: PairsConfig, micrographs: list[Halves], seed: int) -> list[N
 def _read_places(path: Path) -> dict[str, NDArray[np.float64]]:
     """Centres `(n, 2)` (y, x) by micrograph, under its whole name and the file's own."""
     for block in read_tables(path):
+        if all(label in block.labels for label in _LIST):
+            return _with_file_names(_read_list(path, block))
         wanted = ("rlnMicrographName", "rlnCoordinateY", "rlnCoordinateX")
         if not all(label in block.labels for label in wanted):
             continue
@@ -209,13 +246,31 @@ def _read_places(path: Path) -> dict[str, NDArray[np.float64]]:
             except ValueError as error:
                 raise StarError(f"a coordinate is no number: {error}.", path=path, line=line) from error
             found.setdefault(name, []).append((y, x))
-        places = {name: np.array(centres) for name, centres in found.items()}
-        return {Path(name).name: centres for name, centres in places.items()} | places
+        return _with_file_names({name: np.array(centres) for name, centres in found.items()})
     raise StarError(
         "no table with rlnMicrographName, rlnCoordinateX and rlnCoordinateY.",
         path=path,
         remedy="Give the particles of an extraction, or the coordinates of a picking job in one table.",
     )
+
+
+def _with_file_names(places: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    return {Path(name).name: centres for name, centres in places.items()} | places
+
+
+def _read_list(path: Path, block: Table) -> dict[str, NDArray[np.float64]]:
+    """Centres by micrograph from the files of RELION 4's and 5's list of a picking job."""
+    columns = [block.column(label) for label in _LIST]
+    found = {}
+    for line, _, tokens in block.rows():
+        if not tokens:
+            continue
+        name, file = (unquote(tokens[column]) for column in columns)
+        # relative to the project, as everything in RELION
+        if not Path(file).is_file():
+            raise StarError(f"{file} is not there.", path=path, line=line)
+        found[name] = read_coordinates(file)
+    return found
 
 
 def _each(
@@ -226,12 +281,11 @@ def _each(
             yield halves, (y, x)
 
 
-def _boxes(path: Path, corners: NDArray[np.int64], box: int) -> NDArray[np.float32]:
+def _boxes(half: Sum, corners: NDArray[np.int64], box: int) -> NDArray[np.float32]:
     """`(n, y, x)`, protein white, as in particles."""
     if not len(corners):
         return np.empty((0, box, box), dtype=np.float32)
-    with StackReader(path) as reader:
-        image = -reader.read([0])[0]
+    image = -half.read()
     return np.stack([image[y : y + box, x : x + box] for y, x in corners.tolist()])
 
 

@@ -159,13 +159,17 @@ def score_of(images: Tensor, twin: Particles) -> float:
     return float(independent_correlation(images, twin.images).mean())
 
 
-def topaz(python: str, images: Tensor, arch: str, threads: int) -> Tensor:
-    """Denoise `(n, y, x)` images with a pretrained Topaz model in its own environment."""
+def topaz(python: str, images: Tensor, arch: str, threads: int, *, whole: bool = False) -> Tensor:
+    """Denoise `(n, y, x)` images with a pretrained Topaz model in its own environment.
+
+    `whole` takes each as one piece, which is quicker than the padded tiles and has no seams.
+    """
     runner = Path(__file__).with_name("topaz_runner.py")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.npy", Path(folder) / "out.npy"
         np.save(source, images.numpy())
         command = [python, str(runner), str(source), str(target), "--arch", arch, "--threads", str(threads)]
+        command += ["--whole"] if whole else []
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return torch.from_numpy(np.load(target))
 

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("output")
     parser.add_argument("--arch", default="unet")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--whole", action="store_true", help="each image as one piece, without padded tiles")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -31,12 +32,12 @@ def main() -> None:
     images = np.load(arguments.input)
     denoised = np.empty_like(images)
     models = [Denoise(arguments.arch, use_cuda=False)]
-    denoise_image(
-        images[0], models, patch_size=1024, padding=500
-    )  # first call: memory and kernels are set up
+    pieces = {} if arguments.whole else {"patch_size": 1024, "padding": 500}
+    if not arguments.whole:  # first call: memory and kernels are set up
+        denoise_image(images[0], models, **pieces)
     begin = time.perf_counter()
     for number, image in enumerate(images):
-        denoised[number] = denoise_image(image, models, patch_size=1024, padding=500)
+        denoised[number] = denoise_image(image, models, **pieces)
     seconds = time.perf_counter() - begin
     np.save(arguments.output, denoised)
     print(json.dumps({"seconds": seconds, "images": len(images), "threads": torch.get_num_threads()}))

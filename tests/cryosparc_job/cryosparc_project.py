@@ -102,6 +102,54 @@ def add_micrographs(store: Store) -> None:
     store._write(job, "exposures", table, passed=False)
 
 
+FRAMES_PX = (120, 150)
+# Row and column of the discs of each micrograph.
+DISCS = [(40, 50), (80, 100), (60, 110)]
+
+
+def add_half_exposures(store: Store, n_sums: int = 2) -> None:
+    """Add a job with four micrographs and both sums of their frames in one file, and a job with particles."""
+    fields = [("uid", "<u8")]
+    for slot in ("micrograph_blob", "micrograph_blob_non_dw_AB"):
+        fields += [(f"{slot}/path", "S60"), (f"{slot}/idx", "<u4"), (f"{slot}/shape", "<u4", (2,))]
+        fields += [(f"{slot}/psize_A", "<f4")]
+    table = np.zeros(4, fields)
+    job = store.add_source("exposure", table, "micrographs")
+    table["uid"] = [11, 13, 17, 19]
+    y, x = np.ogrid[: FRAMES_PX[0], : FRAMES_PX[1]]
+    disc = sum(((y - row) ** 2 + (x - column) ** 2 < 100).astype(np.float32) for row, column in DISCS)
+    for number in range(4):
+        noise = np.random.default_rng(number).normal(size=(n_sums, *FRAMES_PX))
+        for slot, images in (
+            ("micrograph_blob", (noise.mean(0) - disc)[None]),
+            ("micrograph_blob_non_dw_AB", noise - disc),
+        ):
+            name = f"{job.uid}/motioncorrected/m{number}_{slot[16:] or 'dw'}.mrc"
+            table[f"{slot}/path"][number] = name.encode()
+            table[f"{slot}/shape"], table[f"{slot}/psize_A"] = FRAMES_PX, 1.5
+            path = store.directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with StackWriter(path, images.shape, pixel_size_angstrom=1.5, label="test") as writer:
+                writer.write(images.astype(np.float32))
+    store._write(job, "micrographs", table, passed=False)
+    places = np.zeros(
+        4 * len(DISCS),
+        [
+            ("uid", "<u8"),
+            ("location/micrograph_uid", "<u8"),
+            ("location/center_x_frac", "<f4"),
+            ("location/center_y_frac", "<f4"),
+        ],
+    )
+    picks = store.add_source("particle", places)
+    places["uid"] = np.arange(len(places)) + 1000
+    places["location/micrograph_uid"] = np.repeat(table["uid"], len(DISCS))
+    centres = np.tile(DISCS, (4, 1))
+    places["location/center_y_frac"] = centres[:, 0] / FRAMES_PX[0]
+    places["location/center_x_frac"] = centres[:, 1] / FRAMES_PX[1]
+    store._write(picks, "particles", places, passed=False)
+
+
 N_POSED, BOX, POSED_PIXEL_SIZE = 64, 32, 4.0
 _WIDTH = 7.0  # Å, sd of the Gaussians
 _CENTRES = np.array([[20.0, 0, 5], [-15, 12, 0], [0, -22, 10], [6, 8, -24]])  # x, y, z, Å

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cryohush.core.inference.plan import output_names
+from cryohush.core.inference.plan import plan_stacks, read_images
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.io.particles import ParticleSet
 
@@ -24,21 +24,22 @@ def say(**message: Any) -> None:
 
 def copy(task: dict[str, Any]) -> dict[str, Any]:
     output = Path(task["output"])
-    particles = ParticleSet.read(task["source"], root=Path(task["root"]))
-    names = output_names(particles)
-    for path, name, indices in zip(particles.stacks, names, particles.distinct_images(), strict=True):
-        (output / name).parent.mkdir(parents=True, exist_ok=True)
-        with StackReader(path) as reader:
-            images = reader.read(indices)
-        with StackWriter(output / name, images.shape, pixel_size_angstrom=1.5, label="copy") as writer:
-            writer.write(images)
-    particles.write_cs(output / "particles.cs", names)
+    images = read_images(task["source"], root=Path(task["root"]))
+    stacks = plan_stacks(images)
+    for stack in stacks:
+        (output / stack.name).parent.mkdir(parents=True, exist_ok=True)
+        with StackReader(stack.source) as reader:
+            pixels = reader.read(stack.indices)
+        with StackWriter(output / stack.name, pixels.shape, pixel_size_angstrom=1.5, label="copy") as writer:
+            writer.write(pixels)
+    if isinstance(images, ParticleSet):
+        images.write_cs(output / "particles.cs", [stack.name for stack in stacks])
     for name in ("cryohush.json", "logfile.pdf", "montage.png"):
         (output / name).write_bytes(b"picture")
     return {
         "plots": {"Raw, denoised and removed images.": str(output / "montage.png")},
         "lines": ["version: fake", f"model: {task['options']['model']}"],
-        "grey_ranges": [],
+        "grey_ranges": [] if isinstance(images, ParticleSet) else [(0.0, 40.0)] * len(stacks),
     }
 
 

@@ -45,10 +45,19 @@ def test_particles_come_back_with_other_images_and_nothing_else(
     assert_requests_are_few(double)
 
 
+def test_a_trial_gives_the_first_particles_with_all_their_slots(denoise: Run, store: Store) -> None:
+    assert denoise("--limit", "5") == 0
+    (job,) = store.external
+    assert job.title.startswith("Denoised the first 5 of J42:particles")
+    whole, before = store.load(job.uid, "particles"), particle_table()
+    for name in ("uid", "ctf/df1_A", "location/center_x_frac"):
+        assert whole[name].tolist() == before[name][:5].tolist(), name
+
+
 def assert_the_job_shows_what_it_does(store: Store) -> None:
     (job,) = store.external
     assert job.inputs["particles"].connections == [("J42", "particles")]
-    assert "Refine" in job.description
+    assert "Classify, refine" in job.description
     texts = job.texts()
     assert sum("24 of 24 particles (100 %)" in text for text in texts) == 1, "one line of progress"
     assert any("SHA-256" in text for text in texts)

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryosparc_project import (
+    DISCS,
     Run,
+    add_half_exposures,
     add_micrographs,
     add_posed_particles,
     particle_table,
@@ -149,6 +151,79 @@ def test_a_model_is_trained_and_denoises_by_the_name_of_its_job(
     assert command("train", *words, *config, "--set", "initial_weights=J46") == 0
     task = json.loads((store.directory / "J48/training/task.json").read_text())
     assert task["options"]["initial_weights"] == str(weights)
+
+
+def test_a_model_learns_from_both_sums_of_the_frames_where_the_particles_are(
+    command: Run, store: Store, tmp_path: Path
+) -> None:
+    add_half_exposures(store)
+    words = ["--micrographs", "J43:micrographs", "--particles", "J44", "--box-px", "32"]
+    words += ["--config", str(training_file(tmp_path)), "--set", "pairs.validation_share=0.25"]
+    assert command("train", *words) == 0
+    (job,) = store.external
+    assert job.status == "completed", job.texts()
+    assert job.title == "Denoiser trained on half exposures of J43:micrographs"
+    assert {name: entry.connections for name, entry in job.inputs.items()} == {
+        "exposures": [("J43", "micrographs")],
+        "particles": [("J44", "particles")],
+    }
+    folder = store.directory / job.uid / "training"
+    assert load_model(folder).card["training"]["pairs"]["target_is_clean"] is False
+    with StackReader(folder / "frame_halves/even.mrcs") as even:
+        boxes = even.read(range(even.n_images))
+    row, column = DISCS[0]
+    with StackReader(store.directory / "J43/motioncorrected/m0_non_dw_AB.mrc") as both:
+        first = both.read([0])[0]
+    # protein is white in boxes
+    np.testing.assert_array_equal(boxes[0], -first[row - 16 : row + 16, column - 16 : column + 16])
+    assert len(boxes) == 4 * len(DISCS)
+    # in a clone the connected micrographs say which training it is
+    clone = store.clone(job.uid)
+    assert command("train", "--job", clone.uid, workspace=None) == 0
+    assert clone.status == "completed", clone.texts()
+
+
+def test_without_particles_boxes_lie_anywhere_and_files_may_travel(
+    command: Run, store: Store, double: Double5, tmp_path: Path
+) -> None:
+    add_half_exposures(store)
+    words = ["--micrographs", "J43:micrographs", "--box-px", "32", "--config", str(training_file(tmp_path))]
+    words += ["--set", "pairs.validation_share=0.25", "--scratch", str(tmp_path / "scratch")]
+    assert command("train", *words) == 0
+    (job,) = store.external
+    assert job.status == "completed", job.texts()
+    assert double.server.operations.count("projects.download_file") == 4, "both sums of each, nothing else"
+    assert (store.directory / job.uid / "training/weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--micrographs J43:exposures", "no slot micrograph_blob_non_dw_AB.*Output denoiser training data"),
+        ("--micrographs J44:micrographs --volume J9:map", "--volume makes no sense with --micrographs"),
+        ("--micrographs J44:micrographs --half-set A", "--half-set makes no sense with --micrographs"),
+        (
+            "--micrographs J44:micrographs --particles J42",
+            "they have no location/micrograph_uid, location/center_y_frac",
+        ),
+        ("--micrographs J44:micrographs --particles J46", "no particle lies on one of the micrographs"),
+        ("--micrographs J44:micrographs --box-px 8", "box_px"),
+        ("--micrographs J44:micrographs", "expected both sums of frames as the two images .*, found 1"),
+    ],
+)
+def test_micrographs_without_two_sums_are_refused(
+    command: Run, store: Store, capsys: pytest.CaptureFixture[str], words: str, message: str
+) -> None:
+    add_micrographs(store)
+    add_half_exposures(store, n_sums=1)
+    elsewhere = store.load("J45", "particles")
+    elsewhere["location/micrograph_uid"] += 1
+    store.add_source("particle", elsewhere)
+    assert command("train", *words.split()) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert re.search(message, error), error
+    assert not store.external
 
 
 def test_only_a_finished_training_has_a_model(

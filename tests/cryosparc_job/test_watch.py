@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryosparc_project import Run, add_micrographs, add_particles
 from double_server import Fault
-from double_store import Store
+from double_store import Job, Store
 from double_v5 import Double5
 
+from cryohush.core.io.mrc import StackWriter
 from cryohush.cryosparc_job import drivers, watch
 from cryohush.cryosparc_job.cli import main
 from cryohush.cryosparc_job.record import Record, new_mark
@@ -82,6 +84,7 @@ def done(store: Store, count: int) -> Callable[[], bool]:
             Tag("denoise", "particles_selected", ("--blend", "0.2", "--skip-bad")),
         ),
         ("cryohush: restore", Tag("restore", None, ())),
+        ("cryohush: new blend=0.2", Tag("denoise", None, ("--blend", "0.2"), only_new=True)),
         ("cryohush2", None),
         ("not cryohush", None),
         ("", None),
@@ -392,3 +395,131 @@ def test_what_cannot_be_watched(
     ):
         assert main([*watch_words(double), *words]) == 1
         assert message in capfd.readouterr().err
+
+
+def add_exposures(store: Store, count: int, job: Job | None = None) -> Job:
+    """Add an export of so many exposures of a session, or export it again in the same job."""
+    table = np.zeros(
+        count,
+        [
+            ("uid", "<u8"),
+            ("micrograph_blob/path", "S40"),
+            ("micrograph_blob/idx", "<u4"),
+            ("micrograph_blob/shape", "<u4", (2,)),
+            ("micrograph_blob/psize_A", "<f4"),
+        ],
+    )
+    table["uid"], table["micrograph_blob/psize_A"] = np.arange(count) + 500, 1.5
+    table["micrograph_blob/shape"] = (96, 96)
+    for number in range(count):
+        name = f"S1/m{number}.mrc"
+        table["micrograph_blob/path"][number] = name.encode()
+        path = store.directory / name
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            image = np.random.default_rng(number).normal(20, 3, (1, 96, 96)).astype(np.float32)
+            with StackWriter(path, image.shape, pixel_size_angstrom=1.5, label="test") as writer:
+                writer.write(image)
+    if job is None:
+        return store.add_source("exposure", table, "exposures")
+    store._write(job, "exposures", table, passed=False)
+    store._complete(job)
+    return job
+
+
+def uids(store: Store, job: Job) -> list[int]:
+    return [int(uid) - 500 for uid in store.load(job.uid, "exposures")["uid"]]
+
+
+def test_of_a_live_export_that_grows_only_what_is_new_is_denoised(watch_until: Until, store: Store) -> None:
+    export = add_exposures(store, 2)
+    store.tag(export.uid, "cryohush: new")
+    watch_until(done(store, 1))
+    # exported again, in the same job
+    add_exposures(store, 5, export)
+    watch_until(done(store, 2))
+    # and in another job
+    store.tag(add_exposures(store, 6).uid, "cryohush: new")
+    watch_until(done(store, 3))
+    assert [job.status for job in store.external] == ["completed"] * 3
+    assert [uids(store, job) for job in store.external] == [[0, 1], [2, 3, 4], [5]]
+    first, second, third = store.external
+    assert f"--without {first.uid}" in second.description
+    assert f"--without {first.uid} {second.uid}" in third.description
+    assert "3 of 5 micrographs are new: the others were denoised before" in second.texts()
+    # with nothing new there is nothing to denoise
+    add_exposures(store, 5, export)
+    watch_until(done(store, 4))
+    last = store.external[-1]
+    assert last.status == "failed"
+    assert "all 5 micrographs were denoised before" in last.texts("error")[-1]
+    # other options are other work
+    store.tag(export.uid, "cryohush: new blend=0.5")
+    watch_until(done(store, 5))
+    assert uids(store, store.external[-1]) == [0, 1, 2, 3, 4]
+
+
+def test_a_portion_waits_for_the_one_before_it(
+    quick: pytest.MonkeyPatch, watch_until: Until, store: Store, double: Double5
+) -> None:
+    """Two watchers, and a session that goes on while the first portion is at work."""
+    export = add_exposures(store, 2)
+    store.tag(export.uid, "cryohush: new")
+    quick.setenv("CRYOHUSH_FAKE_WORK", "wait")
+    watchers = [start(double, "--gpus", name) for name in "01"]
+    wait_until(lambda: bool(list(store.directory.glob("*/denoised/ready"))))
+    add_exposures(store, 4, export)
+    wait_until(lambda: len(store.external) == 2)
+    time.sleep(1.0)
+    assert [job.status for job in store.external] == ["running", "building"]
+    quick.setenv("CRYOHUSH_FAKE_WORK", "copy")
+    for watcher in watchers:
+        watcher.terminate()
+        assert watcher.wait(60) == 0
+    # the first was stopped with its watcher; taken up again it finds all that is there by now, and the
+    # second, which has waited for it, nothing
+    watch_until(done(store, 2))
+    first, second = store.external
+    assert (first.status, uids(store, first)) == ("completed", [0, 1, 2, 3])
+    assert "all 4 micrographs were denoised before, by J44" in second.texts("error")[-1]
+
+
+@pytest.mark.parametrize(("operation", "skip"), [("jobs.create", 0), ("jobs.mark_running", 0)])
+def test_a_watcher_of_a_live_export_may_be_killed_and_the_server_be_away(
+    quick: pytest.MonkeyPatch,
+    watch_until: Until,
+    store: Store,
+    double: Double5,
+    operation: str,
+    skip: int,
+) -> None:
+    export = add_exposures(store, 2)
+    store.tag(export.uid, "cryohush: new")
+    watch_until(done(store, 1))
+    add_exposures(store, 3, export)
+    watcher: list[subprocess.Popen[bytes]] = []
+
+    def kill() -> None:
+        for pid in children(watcher[0].pid):
+            os.kill(pid, signal.SIGKILL)
+        watcher[0].kill()
+
+    double.server.faults = [Fault(operation, kill, skip)]
+    watcher.append(start(double))
+    assert watcher[0].wait(60) == -signal.SIGKILL
+    double.server.faults = [
+        Fault(of, kind) for kind in (429, 500) for of in ("jobs.find", "tags.find", "jobs.load_output")
+    ]
+    watch_until(done(store, 2))
+    assert [job.status for job in store.external] == ["completed"] * 2
+    assert [uids(store, job) for job in store.external] == [[0, 1], [2]]
+
+
+def test_a_live_export_asks_no_more_of_the_server(watch_until: Until, double: Double5, store: Store) -> None:
+    store.tag(add_exposures(store, 2).uid, "cryohush: new")
+    watch_until(done(store, 1))
+    before, looks = len(double.server.operations), Counter()
+    watch_until(looks.at_least(2))
+    asked = double.server.operations[before:]
+    # two a look, as without it: 240 an hour at 30 s between looks
+    assert len(asked) - asked.count("jobs.find") <= 6, asked

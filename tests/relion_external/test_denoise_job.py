@@ -278,3 +278,33 @@ def test_a_continued_job_with_another_parameter_starts_anew(project: Path, model
     assert (result.stderr, result.returncode, markers(project)) == ("", 0, {EXIT_SUCCESS})
     assert "starting anew" in result.stdout
     assert json.loads((project / JOB / "cryohush.json").read_text())["resumed_images"] == 0
+
+
+def test_what_is_added_to_the_table_during_the_run_is_denoised_in_it(
+    project: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cryohush.relion_external.commands import denoise
+    from cryohush.relion_external.request import Request
+
+    monkeypatch.chdir(project)
+    added = STACK.replace("a.mrcs", "b.mrcs")
+
+    def another_job_goes_on() -> bool:
+        if not Path(added).exists():
+            shutil.copy(STACK, added)
+            text = Path(TABLE).read_text().rstrip("\n")
+            Path(TABLE).write_text(f"{text}\n000003@{added} 1 0.000000\n\n")
+        return False
+
+    given = {"in_parts": TABLE, "model": str(model), "device": "cpu"}
+    denoise(Request(Path(JOB), given, "relion_cryohush denoise", another_job_goes_on))
+    said = capsys.readouterr().out
+    assert f"{TABLE} has changed meanwhile: going on with what is new in it" in said
+    assert (
+        f"{N_PARTICLES + 1} particles in {JOB}particles.star, {N_PARTICLES} images done by an earlier" in said
+    )
+    table = (project / JOB / "particles.star").read_text()
+    assert f"000001@{JOB}{added} 1 0.000000 000003@{added}\n" in table
+    with StackReader(project / JOB / added) as output:
+        # the one image that the table names
+        assert output.shape == (1, BOX, BOX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -10,14 +11,16 @@ from relion_project import EMPTY_PIPELINE, processes, relion
 
 from cryohush.core.io.star import read_tables, unquote
 from cryohush.relion_external.cli import parse
+from cryohush.relion_external.raw_picks import TABLE_NAME
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "relion"
 FLOWS = {
-    "5": EXAMPLES / "relion5" / "Schemes" / "denoise",
-    "3.1": EXAMPLES / "relion31" / "Schedules" / "denoise",
+    "5": EXAMPLES / "relion5" / "Schemes" / "session",
+    "3.1": EXAMPLES / "relion31" / "Schedules" / "session",
 }
 ENTRY = {"5": "scheme", "3.1": "schedule"}
-JOBS = ("denoise", "class2d", "revert")
+# In 3.1 picks on denoised micrographs need no way back.
+JOBS = {"5": ("denoise", "pick", "raw_picks", "extract"), "3.1": ("denoise", "pick", "extract")}
 
 INPUTS = ("3dref", "coords", "mask", "mic", "mov", "part")
 QUEUE = ("do_queue", "min_dedicated", "qsub", "qsubscript", "queuename")
@@ -30,8 +33,8 @@ EXTERNAL = {
     *(f"param{number}_{part}" for number in range(1, 11) for part in ("label", "value")),
 }
 KINDS = {
-    "5": {"denoise": "relion.external", "class2d": "relion.class2d", "revert": "relion.subtract"},
-    "3.1": {"denoise": "99", "class2d": "8", "revert": "14"},
+    "5": ("relion.external", "relion.autopick", "relion.external", "relion.extract"),
+    "3.1": ("99", "4", "5"),
 }
 
 
@@ -49,56 +52,91 @@ def options(flow: str, job: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("flow", FLOWS)
-def test_the_external_job_has_every_option_of_the_form(flow: str) -> None:
-    assert set(options(flow, "denoise")) == EXTERNAL
+def test_the_external_jobs_have_every_option_of_the_form(flow: str) -> None:
+    for job, kind in zip(JOBS[flow], KINDS[flow], strict=True):
+        if kind in ("99", "relion.external"):
+            assert set(options(flow, job)) == EXTERNAL
 
 
 @pytest.mark.parametrize("flow", FLOWS)
-@pytest.mark.parametrize("job", JOBS)
-def test_each_job_is_of_its_kind_and_starts_new(flow: str, job: str) -> None:
-    head = dict(tables(FLOWS[flow] / job / "job.star")["job"])  # type: ignore[arg-type]
-    assert head["rlnJobTypeLabel" if flow == "5" else "rlnJobType"] == KINDS[flow][job]
-    assert head["rlnJobIsContinue"] == "0"
+def test_each_job_is_of_its_kind_and_starts_new(flow: str) -> None:
+    for job, kind in zip(JOBS[flow], KINDS[flow], strict=True):
+        head = dict(tables(FLOWS[flow] / job / "job.star")["job"])  # type: ignore[arg-type]
+        assert head["rlnJobTypeLabel" if flow == "5" else "rlnJobType"] == kind
+        assert head["rlnJobIsContinue"] == "0"
 
 
 @pytest.mark.parametrize("flow", FLOWS)
-def test_the_jobs_follow_each_other_by_constant_names(flow: str) -> None:
-    folder = f"{FLOWS[flow].parent.name}/denoise"
-    assert options(flow, "class2d")["fn_img"] == f"{folder}/denoise/particles.star"
-    revert, classify = options(flow, "revert"), options(flow, "class2d")
-    iterations = int(classify["nr_iter_grad" if flow == "5" else "nr_iter"])
-    assert revert["fn_fliplabel"] == f"{folder}/class2d/run_it{iterations:03d}_data.star"
-    assert revert["do_fliplabel"] == "Yes"
-    assert flow == "3.1" or (classify["do_grad"], classify["do_em"]) == ("Yes", "No")
+def test_picking_gets_the_denoised_micrographs_and_extraction_the_raw_ones(flow: str) -> None:
+    folder = f"{FLOWS[flow].parent.name}/session"
+    assert options(flow, "denoise")["in_mic"] == options(flow, "extract")["star_mics"] == "$$micrographs"
+    assert options(flow, "pick")["fn_input_autopick"] == f"{folder}/denoise/micrographs.star"
+    if flow == "5":
+        assert options(flow, "raw_picks")["in_coords"] == f"{folder}/pick/autopick.star"
+        assert options(flow, "extract")["coords_suffix"] == f"{folder}/raw_picks/{TABLE_NAME}"
+    else:
+        assert options(flow, "extract")["coords_suffix"] == f"{folder}/pick/coords_suffix_autopick.star"
 
 
 @pytest.mark.parametrize("flow", FLOWS)
-def test_every_variable_that_a_job_names_exists(flow: str) -> None:
-    path = FLOWS[flow] / f"{ENTRY[flow]}.star"
-    content = tables(path)
-    variables = {row[0] for kind in ("floats", "strings") for row in content[f"{ENTRY[flow]}_{kind}"]}
-    used = {v.removeprefix("$$") for job in JOBS for v in options(flow, job).values() if v.startswith("$$")}
-    assert used == variables == {"particles", "model", "nr_classes", "particle_diameter"}
+def test_every_variable_that_a_job_or_an_operator_names_exists(flow: str) -> None:
+    name = ENTRY[flow]
+    content = tables(FLOWS[flow] / f"{name}.star")
+    variables = {row[0] for kind in ("floats", "bools", "strings") for row in content[f"{name}_{kind}"]}
+    used = {
+        value.removeprefix("$$")
+        for job in JOBS[flow]
+        for value in options(flow, job).values()
+        if value.startswith("$$")
+    }
+    named = {word for row in content[f"{name}_operators"] for word in row[2:] if word != "undefined"}
+    assert used | named == variables
+    assert used == {"micrographs", "model", "diameter_min", "diameter_max", "box_px"}
 
 
 @pytest.mark.parametrize("flow", FLOWS)
-def test_the_jobs_run_in_order_and_then_the_flow_ends(flow: str) -> None:
+def test_each_round_goes_through_all_jobs_and_ends_where_it_was_asked_to(flow: str) -> None:
     name = ENTRY[flow]
     content = tables(FLOWS[flow] / f"{name}.star")
     general = [value for _, value in content[f"{name}_general"]]
-    assert general == [f"{FLOWS[flow].parent.name}/denoise/", "denoise"]
-    assert [row[:2] for row in content[f"{name}_edges"]] == [
-        ["denoise", "class2d"],
-        ["class2d", "revert"],
-        ["revert", "EXIT"],
-    ]
-    assert [row[:2] for row in content[f"{name}_operators"]] == [["EXIT", "exit"]]
-    assert {tuple(row) for row in content[f"{name}_jobs"]} == {(job, job, "new", "0") for job in JOBS}
+    assert general == [f"{FLOWS[flow].parent.name}/session/", "WAIT"]
+    operators = {row[0]: row for row in content[f"{name}_operators"]}
+    # a job that is not gone on with would be made anew in each round
+    assert {tuple(row) for row in content[f"{name}_jobs"]} == {
+        (job, job, "continue", "0") for job in JOBS[flow]
+    }
+    edges = {row[0]: row[1:] for row in content[f"{name}_edges"]}
+
+    def visited(**true: bool) -> list[str]:
+        """Return the nodes of a round, given the truth of the booleans."""
+        nodes = ["WAIT"]
+        while len(nodes) < 30:
+            following, is_fork, if_true, boolean = edges[nodes[-1]]
+            nodes.append(if_true if is_fork == "1" and true[boolean] else following)
+            if nodes[-1] in ("WAIT", "EXIT"):
+                return nodes
+        return nodes
+
+    assert set(edges) | {"EXIT"} == {*operators, *JOBS[flow]}
+    asked, work = ["HAS_ENDED", "HAS_TABLE"], ["REMEMBER", *JOBS[flow]]
+    first = ["WAIT", "EXIT_maxtime", *asked] if flow == "5" else ["WAIT", *asked]
+    count = ["COUNT", "HAS_MORE"]
+    for table, more, ended in itertools.product((False, True), repeat=3):
+        wanted = [*first, *(count if table else []), *(work if table and more else []), "AGAIN"]
+        wanted.append("EXIT" if ended else "WAIT")
+        assert visited(has_table=table, has_more=more, has_ended=ended) == wanted
+
+
+def test_in_31_the_input_that_a_job_made_comes_first() -> None:
+    """RELION 3.1.3 leaves the names of a job's inputs as they are behind the first that no job has made."""
+    edges = tables(FLOWS["3.1"] / "schedule_pipeline.star")["pipeline_input_edges"]
+    inputs = [source for source, job in edges if job.endswith("/extract/")]
+    assert inputs == ["Schedules/session/pick/coords_suffix_autopick.star", "$$micrographs"]
 
 
 @pytest.mark.parametrize("flow", FLOWS)
 def test_no_value_needs_what_relion_cannot_read_back(flow: str) -> None:
-    for job in JOBS:
+    for job in JOBS[flow]:
         assert not any('"' in value for value in options(flow, job).values())
 
 
@@ -110,7 +148,10 @@ FIELD = {
     "denoise_micrographs": "in_mic",
     "extract_noise": "in_mic",
     "raw_picks": "in_coords",
+    "train_half_frames": "in_mic",
 }
+# RELION 3.1 finds picks on denoised micrographs by itself, and writes no sums of even and odd frames.
+NOT_IN_31 = {"raw_picks", "train_half_frames"}
 
 
 def form(path: Path) -> dict[str, str]:
@@ -119,8 +160,7 @@ def form(path: Path) -> dict[str, str]:
 
 def test_there_is_a_form_for_each_command_and_relion() -> None:
     assert {path.parent.name for path in FORMS if "relion4" in path.parts} == set(FIELD)
-    # in 3.1 picks need no way back
-    assert {path.parent.name for path in FORMS if "relion31" in path.parts} == set(FIELD) - {"raw_picks"}
+    assert {path.parent.name for path in FORMS if "relion31" in path.parts} == set(FIELD) - NOT_IN_31
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: f"{path.parts[-4]}-{path.parent.name}")

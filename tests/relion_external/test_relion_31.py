@@ -130,36 +130,3 @@ def test_a_job_that_fails_is_shown_as_failed(project: Path) -> None:
     failed = run_job(project, "External", {**options, "param1_label": "model", "param1_value": "no_such"})
     assert processes(project)[failed] == FAILED
     assert "unknown model 'no_such'" in (project / failed / "run.err").read_text()
-
-
-def test_the_shipped_schedule_runs_to_its_end(project: Path) -> None:
-    shutil.copytree(EXAMPLES / "relion" / "relion31" / "Schedules", project / "Schedules")
-    folder = project / "Schedules" / "denoise"
-    # one quick iteration instead of 25; RELION names the result after it
-    for name, old, new in [
-        ("class2d/job.star", "nr_iter         25", "nr_iter 1"),
-        ("class2d/job.star", "psi_sampling          6", "psi_sampling 12"),
-        ("class2d/job.star", "nr_threads          4", "nr_threads 1"),
-        ("revert/job.star", "run_it025", "run_it001"),
-        ("schedule_pipeline.star", "run_it025", "run_it001"),
-    ]:
-        text = (folder / name).read_text()
-        assert old in text
-        (folder / name).write_text(text.replace(old, new))
-    for variable, value in [
-        ("particles", "Extract/job001/particles.star"),
-        ("model", "general"),
-        ("nr_classes", "2"),
-        ("particle_diameter", "150"),
-    ]:
-        relion(project, "relion_scheduler", "--schedule", "denoise", "--set_var", variable, "--value", value)
-    before = set(processes(project))
-    relion(project, "relion_scheduler", "--schedule", "denoise", "--run")
-    jobs = {name: status for name, status in processes(project).items() if name not in before}
-    assert [name.split("/")[0] for name in jobs] == ["External", "Class2D", "Subtract"]
-    assert set(jobs.values()) == {SUCCEEDED}
-    denoise, _, revert = jobs
-    assert columns(project / revert / "original.star", "rlnImageName", "rlnImageOriginalName")[0] == [
-        f"000001@{RAW}",
-        f"000001@{denoise}{RAW}",
-    ]

@@ -20,11 +20,11 @@ from cryohush.core.config.load import validate
 from cryohush.core.config.simulate import ParticlesConfig
 from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import Aborted, ConfigurationError, DeviceError, InputError, ModelError
-from cryohush.core.io.mrc import StackReader
+from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.jobs.simulate import simulate_particles
 from cryohush.core.models import MODELS
-from cryohush.core.models.weights import load_model, save_model
+from cryohush.core.models.weights import WEIGHTS_NAME, load_model, save_model
 from cryohush.relion_external import commands, train_inputs
 from cryohush.relion_external.cli import parse
 from cryohush.relion_external.half_sets import subsets
@@ -195,6 +195,16 @@ def image_of(line: str) -> str:
     return next(value for value in line.split() if "@" in value)
 
 
+def test_a_trial_goes_with_one_model(project):
+    for half in (1, 2):
+        Path(JOB, f"half{half}").mkdir(parents=True)
+        Path(JOB, f"half{half}", WEIGHTS_NAME).touch()
+    after = Path("External/job013")
+    arguments = ["denoise", "--o", f"{after}/", "--in_parts", PARTICLES, "--model", JOB, "--limit", "4"]
+    with pytest.raises(ConfigurationError, match="limit goes with one model"):
+        commands.denoise(Request(after, parse(arguments), "command"))
+
+
 def test_a_model_that_meets_its_own_half_set_is_warned_of(project, capsys):
     commands.train(Request(Path(JOB), given("--half_sets"), "command"))
     after = Path("External/job013/")
@@ -344,3 +354,104 @@ def test_relion_trains_and_denoises_with_the_result(project):
     assert processes(project)[denoised] == SUCCEEDED, (project / denoised / "run.err").read_text()
     record = json.loads((project / denoised / "cryohush.json").read_text())
     assert record["model"]["sha256"] == load_model(project / trained).sha256
+
+
+MICS, PICKED = "MotionCorr/job002/corrected_micrographs.star", "Extract/job007/particles.star"
+PLACES = [(50, 60), (110, 50), (90, 120)]
+
+
+def write_half_frames(project: Path) -> None:
+    """Write five micrographs with the sums of their even and odd frames, as RELION 4 and 5 leave them."""
+    y, x = np.ogrid[:160, :176]
+    disc = sum(((y - row) ** 2 + (x - column) ** 2 < 100).astype(np.float32) for row, column in PLACES)
+    names = []
+    for number in range(5):
+        names.append([f"MotionCorr/job002/Movies/m{number}{end}.mrc" for end in ("", "_EVN", "_ODD")])
+        (project / names[-1][0]).parent.mkdir(parents=True, exist_ok=True)
+        for which, name in enumerate(names[-1]):
+            noise = np.random.default_rng([number, which]).normal(size=(160, 176))
+            with StackWriter(project / name, (1, 160, 176), pixel_size_angstrom=2.0, label="") as writer:
+                writer.write((noise - disc).astype(np.float32)[None])
+    rows = "".join(f"{' '.join(row)} 1\n" for row in names)
+    (project / MICS).write_text(
+        "\n# version 50001\n\ndata_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnMicrographPixelSize #2\n"
+        "1 2.0\n\n\n"
+        "# version 50001\n\ndata_micrographs\n\nloop_\n_rlnMicrographName #1\n_rlnMicrographNameEven #2\n"
+        f"_rlnMicrographNameOdd #3\n_rlnOpticsGroup #4\n{rows}\n"
+    )
+    # as extracted and binned by two
+    stack = (project / PICKED).with_name("m.mrcs")
+    stack.parent.mkdir(parents=True)
+    with StackWriter(stack, (15, 32, 32), pixel_size_angstrom=4.0, label="") as writer:
+        writer.write(np.random.default_rng(0).normal(size=(15, 32, 32)).astype(np.float32))
+    particles = "".join(
+        f"{5 * i + k + 1 - 2 * i:06d}@Extract/job007/m.mrcs {names[i][0]} {x} {y} 1\n"
+        for i in range(5)
+        for k, (y, x) in enumerate(PLACES)
+    )
+    (project / PICKED).write_text(
+        "\n# version 50001\n\ndata_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnImagePixelSize #2\n"
+        "_rlnImageSize #3\n1 4.0 32\n\n\n# version 50001\n\ndata_particles\n\nloop_\n_rlnImageName #1\n"
+        "_rlnMicrographName #2\n"
+        f"_rlnCoordinateX #3\n_rlnCoordinateY #4\n_rlnOpticsGroup #5\n{particles}\n"
+    )
+
+
+def half_frames(*extra: str) -> dict[str, str | None]:
+    words = [
+        "train",
+        "--o",
+        JOB,
+        "--in_mics",
+        MICS,
+        "--j",
+        "1",
+        "--device",
+        "cpu",
+        "--validation_share",
+        "0.2",
+    ]
+    return parse([*words, "--model", "tiny.safetensors", "--steps", "8", "--batch_size", "8", *extra])
+
+
+@pytest.mark.parametrize(
+    ("extra", "box", "n"),
+    [((), 128, None), (("--box", "48"), 48, None), (("--in_parts", PICKED), 64, 15)],
+    ids=["anywhere", "a box that is given", "particles of twice the pixel size"],
+)
+def test_even_and_odd_frames_train_noise2noise(project, capsys, extra, box, n):
+    write_half_frames(project)
+    commands.train(Request(Path(JOB), half_frames(*extra), "command"))
+    with StackReader(Path(JOB) / "frame_halves/even.mrcs") as boxes:
+        assert boxes.shape[1:] == (box, box)
+        # 64 of each micrograph, but for places that were drawn twice
+        assert boxes.n_images in ([n] if n else range(9 * 32, 10 * 32 + 1))
+        told = f"{boxes.n_images} pairs of boxes of even and odd frames, from 5 micrographs"
+    assert told in capsys.readouterr().out
+    section = load_model(JOB).card["training"]["pairs"]
+    assert (section["target_is_clean"], section["box_px"]) == (False, box)
+    # and the next job denoises the micrographs with it
+    words = ["denoise", "--o", "External/job013/", "--in_mics", MICS, "--model", "External/job012"]
+    commands.denoise(Request(Path("External/job013"), parse([*words, "--device", "cpu"]), "command"))
+    assert "MotionCorr/job002/Movies/m0_EVN.mrc" in Path("External/job013/micrographs.star").read_text()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--in_3dref", MAP), "'Input 3D reference' makes no sense"),
+        (("--twin", PARTICLES, "--half_sets", "Yes"), "twin, half_sets makes no sense"),
+        (("--in_parts", PICKED, "--in_coords", "AutoPick/job004/autopick.star"), "leave one of them out"),
+        (("--in_parts", PARTICLES), "no table with rlnMicrographName, rlnCoordinateX and rlnCoordinateY"),
+        (("--box", "400"), "no box of 400 px lies within a micrograph"),
+    ],
+)
+def test_what_does_not_go_with_half_frames_is_refused(project, extra, message):
+    write_half_frames(project)
+    with pytest.raises((ConfigurationError, InputError), match=message):
+        commands.train(Request(Path(JOB), half_frames(*extra), "command"))
+
+
+def test_a_box_without_half_frames_is_refused(project):
+    with pytest.raises(ConfigurationError, match="box is for even and odd frames"):
+        commands.train(Request(Path(JOB), given("--box", "64"), "command"))

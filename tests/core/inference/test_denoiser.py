@@ -296,3 +296,14 @@ def test_an_image_of_which_hardly_anything_is_left_is_a_problem(denoiser: Denois
     _, problems, remarks = denoiser.denoise(images)
     assert problems == {1: "only 12 % of it has noise: too little to measure."}
     assert not remarks
+
+
+@pytest.mark.parametrize("with_context", [False, True])
+def test_coarse_pixels_are_denoised_with_and_without_context(with_context: bool) -> None:
+    """The network sees them on a grid twice as fine; without context there is nothing beside the image."""
+    images = noise(3, 32, 32)
+    context = (lambda shown: shown.new_zeros(len(shown), 3, 32, 32)) if with_context else None
+    denoised, problems, _ = Denoiser(load_model("general").module).denoise(images, finer=2, context=context)
+    assert not problems
+    assert denoised.shape == images.shape
+    assert 0 < denoised.std() < 0.5 * images.std()

@@ -219,7 +219,7 @@ def test_particles_from_denoised_micrographs_are_refused(
     Path("p.star").write_text(
         f"data_particles\n\nloop_\n_rlnMicrographName\n{later_columns}_rlnImageName\n{rows}\n"
     )
-    with pytest.raises(InputError, match=r"1 of 3, such as denoised_m1.*from the raw micrographs"):
+    with pytest.raises(InputError, match=r"1 of 3, such as denoised_m1.*from the raw ones"):
         look(Path("p.star"))
     Path("p.star").write_text(Path("p.star").read_text().replace(f'"{denoised}"', "m1.mrc"))
     assert look(Path("p.star")).warnings == []
@@ -242,7 +242,7 @@ def test_particles_of_cryosparc_from_denoised_micrographs_are_refused(
     assert look(Path("J1_particles.cs")).warnings == []
     places["location/micrograph_path"][2] = f">{denoised[1]}".encode()
     save(Path("J1_passthrough_particles.cs"), places)
-    with pytest.raises(InputError, match=r"1 of 3, such as denoised_m2.*from the raw micrographs"):
+    with pytest.raises(InputError, match=r"1 of 3, such as denoised_m2.*from the raw ones"):
         look(Path("J1_particles.cs"))
 
 

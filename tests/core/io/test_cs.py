@@ -17,6 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from cryohush.core.errors import ConfigurationError, CryohushError, CsError, ImageError, OutputError
+from cryohush.core.io.cs import CsTable
 from cryohush.core.io.mrc import StackReader
 from cryohush.core.io.particles import ParticleSet
 from cryohush.core.io.poses import CtfTable, read_ctf

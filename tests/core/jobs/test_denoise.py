@@ -21,7 +21,15 @@ import pytest
 from particle_files import noise, read_stack, write_stack, write_table
 
 from cryohush.core.config.denoise import DenoiseOptions
-from cryohush.core.errors import Aborted, ConfigurationError, ImageError, InputError, OutputError, StarError
+from cryohush.core.errors import (
+    Aborted,
+    ConfigurationError,
+    ImageError,
+    InputError,
+    OutputError,
+    StarError,
+    TableChanged,
+)
 from cryohush.core.inference import devices, engine, feeding, stream
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.summary import Summary
@@ -103,6 +111,41 @@ def test_a_bare_stack_becomes_a_stack(tmp_path: Path, weights: Path) -> None:
     assert summary.table is None
     assert summary.stacks == [tmp_path / "out" / "x.mrcs"]
     assert set(files(tmp_path / "out")) == {"x.mrcs"}
+
+
+def test_a_trial_denoises_the_first_rows_and_its_table_has_only_these(project: Path, weights: Path) -> None:
+    whole = run_denoise("particles.star", "Job/whole", options(weights))
+    lines: list[str] = []
+    trial = run_denoise(
+        "particles.star", "Job/trial", options(weights, limit=4), JobContext(log=lines.append)
+    )
+    assert "a trial: only the first 4 of 13 particles" in lines
+    assert trial.facts()["trial"]
+    # the fourth row is the first of B/y.mrcs
+    assert [path.relative_to("Job/trial").as_posix() for path in trial.stacks] == [
+        "B/x.mrcs",
+        "A/x.mrcs",
+        "B/y.mrcs",
+    ]
+    assert trial.table is not None
+    assert whole.table is not None
+    assert column(trial.table, 1) == column(whole.table, 1)[:4]
+    images = images_of(whole.table, project)[:4]
+    # batches of another size: the last bits of values of about 100
+    np.testing.assert_allclose(images_of(trial.table, project), images, rtol=0, atol=1e-3)
+    # a trial is a run of its own: it does not become the whole one
+    with pytest.raises(OutputError, match=r"other settings \(limit\)"):
+        run_denoise("particles.star", "Job/trial", options(weights), earlier="resume")
+    again = run_denoise("particles.star", "Job/all", options(weights, limit=99), JobContext(log=lines.append))
+    assert again.n_rows == 13
+    assert len([line for line in lines if line.startswith("a trial")]) == 1
+
+
+def test_a_trial_of_a_bare_stack_has_its_first_images(tmp_path: Path, weights: Path) -> None:
+    raw = write_stack(tmp_path / "x.mrcs", noise(11, 18, 18))
+    run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights, limit=3))
+    expected = Denoiser(load_model(weights).module)(raw[:3])
+    np.testing.assert_allclose(read_stack(tmp_path / "out" / "x.mrcs"), expected, rtol=0, atol=1e-3)
 
 
 def test_every_row_gets_the_denoised_image_of_its_own_raw_one(project: Path, weights: Path) -> None:
@@ -579,7 +622,8 @@ def test_an_input_that_changes_while_it_is_in_use_is_refused_and_then_done(
             rewritten(how)
 
     name = r"A/x\.mrcs" if how == "stack replaced" else r"particles\.star"
-    with pytest.raises(InputError, match=rf"{name}: the file was changed while it was in use.*--resume"):
+    kind = InputError if how == "stack replaced" else TableChanged
+    with pytest.raises(kind, match=rf"{name}: the file was changed while it was in use.*--resume"):
         run_denoise("particles.star", "out", options(weights), JobContext(change))
     assert not Path("out/particles.star").exists()
     summary = run_denoise("particles.star", "out", options(weights), earlier="resume")

@@ -71,6 +71,14 @@ def images_of(table: Path) -> NDArray[np.float32]:
     )
 
 
+def test_a_trial_leaves_a_table_of_the_first_rows(project: Path, weights: Path) -> None:
+    summary = run_denoise("extracted.cs", "out", options(weights, limit=3))
+    assert summary.table is not None
+    before, after = np.load("extracted.cs"), np.load(summary.table)
+    assert after["uid"].tolist() == before["uid"][:3].tolist()
+    np.testing.assert_array_equal(images_of(summary.table).shape, (3, 16, 16))
+
+
 def test_the_network_sees_white_protein_and_the_output_has_the_sign_of_the_input(
     project: Path, weights: Path
 ) -> None:

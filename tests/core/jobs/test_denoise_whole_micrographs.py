@@ -63,6 +63,16 @@ def outputs(folder: Path) -> dict[str, bytes]:
     }
 
 
+def test_a_trial_denoises_the_first_micrographs(project: Path, weights: Path) -> None:
+    summary = run_denoise("m.star", "Job", options(weights, limit=2))
+    assert [path.name for path in summary.stacks] == ["b.mrc", "c.mrc"]
+    assert summary.table is not None
+    assert [path.name for path in MicrographSet.read(summary.table, root=project).stacks] == [
+        "b.mrc",
+        "c.mrc",
+    ]
+
+
 def test_each_micrograph_is_denoised_with_dark_protein(
     project: Path, weights: Path, model: LoadedModel
 ) -> None:

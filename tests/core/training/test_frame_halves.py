@@ -153,3 +153,46 @@ def test_sections_that_do_not_fit_are_refused(changes: dict[str, Any], message: 
         pairs(Path("m.star"), **changes)
     with pytest.raises(ValueError, match="coordinates need box_px"):
         PairsConfig(noisy=Path("m.star"), coordinates=Path("p.star"))
+
+
+def test_a_list_of_coordinate_files_says_where_to_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = pairs(write_session(tmp_path), coordinates=Path("AutoPick/job004/autopick.star"))
+    rows = []
+    for number, places in enumerate(PLACES):
+        file = Path(f"AutoPick/job004/m{number}_autopick.star")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(f"{x}.2 {y}.4\n" for y, x in places)
+        file.write_text(f"data_\n\nloop_\n_rlnCoordinateX #1\n_rlnCoordinateY #2\n{lines}\n")
+        rows.append(f"job002/m{number}.mrc {file}\n")
+    head = "data_coordinate_files\n\nloop_\n_rlnMicrographName #1\n_rlnMicrographCoordinates #2\n"
+    Path("AutoPick/job004/autopick.star").write_text(f"{head}{''.join(rows)}\n")
+    by_list = mrcfile.read(cut_pairs(config, tmp_path / "a", seed=1).noisy.with_suffix(".mrcs"))
+    config = config.model_copy(update={"coordinates": write_coordinates(tmp_path)})
+    by_table = mrcfile.read(cut_pairs(config, tmp_path / "b", seed=1).noisy.with_suffix(".mrcs"))
+    np.testing.assert_array_equal(by_list, by_table)
+
+
+def test_both_sums_may_be_images_of_one_file(tmp_path: Path) -> None:
+    session = write_session(tmp_path)
+    config = pairs(session, coordinates=write_coordinates(tmp_path))
+    apart = cut_pairs(config, tmp_path / "apart", seed=1)
+    text = session.read_text()
+    for number in range(N):
+        names = [f"job002/m{number}_{half}.mrc" for half in ("EVN", "ODD")]
+        both = np.stack([mrcfile.read(tmp_path / name).reshape(SIDE) for name in names])
+        write_stack(tmp_path / f"job002/m{number}_AB.mrc", both, 1.5)
+        for image, name in enumerate(names, 1):
+            text = text.replace(name, f"{image}@job002/m{number}_AB.mrc")
+    session.write_text(text)
+    together = cut_pairs(config, tmp_path / "together", seed=1)
+    for one, other in ((apart.noisy, together.noisy), (apart.target, together.target)):
+        assert one is not None
+        assert other is not None
+        found, wanted = (mrcfile.read(path.with_suffix(".mrcs")) for path in (other, one))
+        np.testing.assert_array_equal(found, wanted)
+    write_stack(tmp_path / "job002/m1_AB.mrc", both[:1], 1.5)
+    with pytest.raises(InputError, match=r"m1_AB\.mrc: expected two sums of frames, found 1 image\."):
+        cut_pairs(config, tmp_path / "one", seed=1)

@@ -1,0 +1,299 @@
+"""Picking where it is hard: is more found, and less that is none, on denoised micrographs?
+
+    python hard_picking.py --structures DIR --topaz-python PYTHON --output OUT [--real SESSION] [--quick]
+
+Simulated micrographs of 1024 px at 2.5 Å of particles from 80 to 350 kDa, which no model was trained on, at
+a defocus of 0.4 to 1.2 µm in ice of 250 to 900 Å, 40 % of them with the edge of a carbon film, all with
+crystals of ice (`TARGETS`; two micrographs of each are a cell). `--real`: the eight exposures of
+EMPIAR-10146 with labelled particles, each a cell.
+
+Micrographs are raw, cut off at 20 Å (RELION's habit for looking), denoised by Topaz, and by the model as
+`cryohush denoise` does it. Pickers that were not trained on them: the Laplacian of Gaussian of `cryohush
+evaluate`, RELION's (`relion_autopick --LoG`), and Topaz's pretrained detector.
+
+Average precision needs no threshold; F1 is at the threshold that suits the cell best. `on contamination` is
+the share of these picks that lie on carbon or a crystal, `false` that of all that are no particle, within
+half a diameter. Particles under contamination count neither way.
+
+Writes hard_picking.json and hard_picking.md to OUT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import starfile
+import torch
+from independent_pairs import topaz
+from micrograph_pairs import denoise
+from realism import read_exposures
+from sorting import of_atoms
+from torch import Tensor
+from user_tasks import RAW, TOPAZ, Cell, Cells, run, structure_file, table, task_parser
+
+from cryohush.core.config.micrographs import MicrographSettings
+from cryohush.core.imaging.filters import low_pass
+from cryohush.core.imaging.structure import read_structure
+from cryohush.core.io.star import write_tables
+from cryohush.core.metrics.picking import Picks, average_precision, pick_blobs, score_picks
+from cryohush.core.models.weights import load_model
+from cryohush.core.simulation.micrograph import CONTAMINATION, Species, simulate_micrograph
+
+PIXEL_SIZE_ANGSTROM, SHAPE_PX = 2.5, (1024, 1024)
+LOW_PASS_ANGSTROM = 20.0
+TWENTY, GENERAL = f"low-pass {LOW_PASS_ANGSTROM:g} Å", "general"
+TARGETS = {
+    "2cg9, one chain, 80 kDa": ("2cg9", 0.5),
+    "2cg9, 160 kDa": ("2cg9", 1.0),
+    "pdb7pbl, 220 kDa": ("pdb7pbl", 1.0),
+    "6xlu, 350 kDa": ("6xlu", 1.0),
+}
+PICKERS = ("LoG", "RELION LoG", "Topaz detector")
+# of Topaz's detectors the pixels that it was trained on are about this wide
+DETECTOR_PIXEL_ANGSTROM = 8.0
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A micrograph `(y, x)`, protein dark, its particles `(n, 2)` (y, x), and where it is not judged.
+
+    `contaminated` `(y, x)` is None where nobody knows; `hidden` `(m, 2)` particles count neither way.
+    """
+
+    image: Tensor
+    centres: Tensor
+    hidden: Tensor
+    contaminated: Tensor | None
+
+
+def main() -> None:
+    parser = task_parser(__doc__, "one micrograph of one structure")
+    parser.add_argument("--real", type=Path, help="folder with micrographs_rest.star, Micrographs and Picks")
+    parser.add_argument(
+        "--micrographs", type=int, default=2, help="of each structure and repeat (default: 2)"
+    )
+    parser.set_defaults(repeats=1)
+    parser.add_argument("--targets", nargs="*", choices=list(TARGETS), default=list(TARGETS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.quick:
+        arguments.targets, arguments.micrographs, arguments.repeats = arguments.targets[1:2], 1, 1
+    settings = {"model": arguments.model, "micrographs": arguments.micrographs}
+    cells = Cells("hard_picking", settings, arguments.output)
+    found: dict[str, list[Cell]] = {"simulated": [], "real": []}
+    for name in arguments.targets:
+        for repeat in range(arguments.repeats):
+            found["simulated"].append(
+                cells(f"{name}, {repeat + 1}", lambda: simulated_cell(name, repeat, arguments))  # noqa: B023
+            )
+    if arguments.real:
+        exposures = read_exposures(arguments.real / "micrographs_rest.star", arguments.real / "Picks")
+        for number, exposure in enumerate(exposures):
+            labels = torch.from_numpy(exposure.centres).float()
+            real = Labelled(-exposure.image, labels, torch.zeros(0, 2), None)
+            pixel_size = exposure.optics["pixel_size_angstrom"]
+            found["real"].append(
+                cells(f"real, {number + 1}", lambda: judged([real], pixel_size, 130.0, arguments))  # noqa: B023
+            )
+    text = "".join(report(kind, some) for kind, some in found.items() if some)
+    (arguments.output / "hard_picking.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def report(kind: str, cells: Sequence[Cell]) -> str:
+    text = f"\n{kind}, {len(cells)} cells\n"
+    for figure in ("average precision", "F1", "false", "on contamination"):
+        columns = {
+            picker: f"{picker} {figure}" for picker in PICKERS if f"{picker} {figure}" in cells[0][RAW]
+        }
+        if columns:
+            text += f"\n{figure}\n\n" + table(cells, columns)
+    return text
+
+
+def simulated_cell(name: str, repeat: int, arguments: argparse.Namespace) -> Cell:
+    species = target_species(name, arguments.structures)
+    micrographs = [
+        labelled(species, 10 * repeat + list(TARGETS).index(name), number)
+        for number in range(arguments.micrographs)
+    ]
+    return judged(micrographs, PIXEL_SIZE_ANGSTROM, 1.8 * species.radius_px * PIXEL_SIZE_ANGSTROM, arguments)
+
+
+def target_species(name: str, folder: Path) -> Species:
+    """The complex, or of one of two chains."""
+    code, share = TARGETS[name]
+    structure = read_structure(structure_file(folder, code))
+    atoms = [
+        atom for atom in structure.model.all() if share == 1 or atom.chain.name == structure.model[0].name
+    ]
+    positions = np.array([atom.atom.pos.tolist() for atom in atoms])
+    return of_atoms(name, positions, [atom.atom.element for atom in atoms], PIXEL_SIZE_ANGSTROM, 1.0)
+
+
+def labelled(species: Species, seed: int, number: int) -> Labelled:
+    settings = MicrographSettings(
+        shape_px=SHAPE_PX,
+        pixel_size_angstrom=PIXEL_SIZE_ANGSTROM,
+        defocus_angstrom=(4000.0, 12000.0),
+        ice_thickness_angstrom=(250.0, 900.0),
+        particles_per_square_micrometre=(1500.0, 3500.0),
+        # two of five, the same ones for all structures
+        carbon_probability=float((seed + number) % 5 < 2),
+        discs_per_square_micrometre=100.0,
+        min_distance=1.0,
+    )
+    made = simulate_micrograph([species], settings, 1000 + seed, number)
+    centres = torch.from_numpy(np.stack([made.particles.y_px, made.particles.x_px], 1)).float()
+    hidden = torch.from_numpy(made.particles.hidden)
+    return Labelled(-made.image, centres[~hidden], centres[hidden], made.labels == CONTAMINATION)
+
+
+def judged(
+    micrographs: Sequence[Labelled], pixel_size: float, diameter: float, arguments: argparse.Namespace
+) -> Cell:
+    """Figures of all methods and pickers; diameter in Å."""
+    raw = torch.stack([one.image for one in micrographs])
+    methods = {RAW: raw, TWENTY: low_pass(raw, LOW_PASS_ANGSTROM, pixel_size)}
+    if arguments.topaz_python:
+        methods[TOPAZ] = topaz(arguments.topaz_python, raw, "unet", arguments.threads, whole=True)
+    methods[GENERAL] = denoise(load_model(arguments.model), raw, "auto")
+    found: Cell = {}
+    for method, images in methods.items():
+        figures = found.setdefault(method, {})
+        for picker, picks in picked(images, pixel_size, diameter, arguments).items():
+            for name, value in figures_of(picks, micrographs, diameter / pixel_size).items():
+                figures[f"{picker} {name}"] = value
+    return found
+
+
+def picked(
+    images: Tensor, pixel_size: float, diameter: float, arguments: argparse.Namespace
+) -> dict[str, list[Picks]]:
+    found = {"LoG": [pick_blobs(-image, diameter / pixel_size, threshold=0.0) for image in images]}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, image in enumerate(images):
+            with mrcfile.new(folder / f"{number}.mrc") as file:
+                file.set_data(image.numpy())
+                file.voxel_size = pixel_size
+        found["RELION LoG"] = relion_picks(folder, len(images), pixel_size, diameter)
+        if arguments.topaz_python:
+            python, threads = arguments.topaz_python, arguments.threads
+            found["Topaz detector"] = detector_picks(
+                folder, len(images), pixel_size, diameter, python, threads
+            )
+    return found
+
+
+def relion_picks(folder: Path, n: int, pixel_size: float, diameter: float) -> list[Picks]:
+    optics = {
+        "rlnOpticsGroupName": "opticsGroup1",
+        "rlnOpticsGroup": 1,
+        "rlnMicrographOriginalPixelSize": pixel_size,
+        "rlnMicrographPixelSize": pixel_size,
+        "rlnVoltage": 300.0,
+        "rlnSphericalAberration": 2.7,
+        "rlnAmplitudeContrast": 0.1,
+    }
+    rows = [(f"{number}.mrc", 1) for number in range(n)]
+    write_tables(
+        folder / "micrographs.star",
+        [
+            ("optics", list(optics), [list(optics.values())]),
+            ("micrographs", ["rlnMicrographName", "rlnOpticsGroup"], rows),
+        ],
+    )
+    command = ["relion_autopick", "--i", "micrographs.star", "--odir", "picks/", "--pickname", "log", "--LoG"]
+    command += ["--LoG_diam_min", f"{0.8 * diameter:.1f}", "--LoG_diam_max", f"{1.1 * diameter:.1f}"]
+    # more picks than are wanted: the threshold is the score's
+    run([*command, "--LoG_adjust_threshold", "-3", "--shrink", "0", "--lowpass", "20"], folder)
+    found = []
+    for number in range(n):
+        path = folder / "picks" / f"{number}_log.star"
+        rows = starfile.read(path) if path.exists() else None
+        if rows is None or not len(rows):
+            found.append(Picks(torch.zeros(0, 2), torch.zeros(0)))
+            continue
+        centres = torch.tensor(rows[["rlnCoordinateY", "rlnCoordinateX"]].to_numpy(), dtype=torch.float32)
+        scores = torch.tensor(rows["rlnAutopickFigureOfMerit"].to_numpy(), dtype=torch.float32)
+        found.append(Picks(centres, scores))
+    return found
+
+
+def detector_picks(
+    folder: Path, n: int, pixel_size: float, diameter: float, python: str, threads: int
+) -> list[Picks]:
+    """Topaz's pretrained `resnet16`, on micrographs brought to the pixels that it knows."""
+    scale = max(1, round(DETECTOR_PIXEL_ANGSTROM / pixel_size))
+    files = [f"{number}.mrc" for number in range(n)]
+    topaz_command = str(Path(python).with_name("topaz"))
+    run(
+        [topaz_command, "preprocess", "-s", str(scale), "--affine", "-d", "-1", "-o", "small", *files], folder
+    )
+    radius = max(2, round(0.35 * diameter / pixel_size / scale))
+    command = [topaz_command, "extract", "-r", str(radius), "-x", str(scale), "-d", "-1", "-j", str(threads)]
+    run([*command, "-o", "detected.txt", *(f"small/{name}" for name in files)], folder)
+    rows = [line.split("\t") for line in (folder / "detected.txt").read_text().splitlines()[1:]]
+    found = []
+    for number in range(n):
+        here = [row for row in rows if row[0] == str(number)]
+        places = torch.tensor([[float(row[2]), float(row[1])] for row in here]).reshape(-1, 2)
+        scores = torch.tensor([float(row[3]) for row in here])
+        order = scores.argsort(descending=True, stable=True)
+        found.append(Picks(places[order], scores[order]))
+    return found
+
+
+def figures_of(
+    picks: Sequence[Picks], micrographs: Sequence[Labelled], diameter_px: float
+) -> dict[str, float]:
+    """Average precision; and, at the threshold of the best F1, that, and what the false picks are."""
+    radius = diameter_px / 2
+    picks = [without(one, truth.hidden, radius) for one, truth in zip(picks, micrographs, strict=True)]
+    labels = [truth.centres for truth in micrographs]
+    figures = {"average precision": average_precision(picks, labels, radius)}
+    scores = torch.cat([one.scores for one in picks])
+    best = 0.0
+    figures |= {"F1": 0.0, "false": 0.0}
+    for threshold in scores.quantile(torch.linspace(0, 0.95, 40)) if len(scores) else ():
+        kept = [one.centres_px[one.scores >= threshold] for one in picks]
+        parts = [score_picks(some, of, radius) for some, of in zip(kept, labels, strict=True)]
+        total = sum(parts[1:], parts[0])
+        if total.f1 > best:
+            best = total.f1
+            figures |= {"F1": total.f1, "false": 1 - total.precision}
+            if micrographs[0].contaminated is not None:
+                figures["on contamination"] = on_contamination(kept, micrographs)
+    return figures
+
+
+def without(picks: Picks, hidden: Tensor, radius_px: float) -> Picks:
+    """Picks that lie on no hidden particle."""
+    if not len(hidden) or not len(picks.centres_px):
+        return picks
+    free = torch.cdist(picks.centres_px.float(), hidden).amin(1) > radius_px
+    return Picks(picks.centres_px[free], picks.scores[free])
+
+
+def on_contamination(picks: Sequence[Tensor], micrographs: Sequence[Labelled]) -> float:
+    """Share of picks `(n, 2)` (y, x) whose centre lies on contamination."""
+    there = total = 0
+    for some, truth in zip(picks, micrographs, strict=True):
+        assert truth.contaminated is not None
+        place = some.round().long()
+        for axis in (0, 1):
+            place[:, axis].clamp_(0, truth.contaminated.shape[axis] - 1)
+        there += int(truth.contaminated[place[:, 0], place[:, 1]].sum())
+        total += len(place)
+    return there / max(total, 1)
+
+
+if __name__ == "__main__":
+    main()

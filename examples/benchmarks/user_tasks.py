@@ -1,0 +1,329 @@
+"""What the benchmarks of users' tasks share: simulated sets, the ways to denoise, kept cells, and tables.
+
+A benchmark is a set of cells, one for each structure (or mixture) and repeat, each with the figures of every
+method. A finished cell is kept in DIR/<task>.json, and another run with that DIR goes on from there. What is
+published is the mean over the cells, with its standard error; differences to raw images are taken within
+cells, in which all methods see the same images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from independent_pairs import topaz
+from pairs import write_stack
+from processes import CRYOHUSH
+from torch import Tensor
+
+from cryohush.core.config.micrographs import MicrographSettings
+from cryohush.core.imaging.ctf import CtfParameters
+from cryohush.core.imaging.filters import low_pass
+from cryohush.core.imaging.noise import image_generator
+from cryohush.core.imaging.normalise import default_radius_px, normalise
+from cryohush.core.imaging.projection import rotations_from_euler
+from cryohush.core.imaging.structure import read_structure
+from cryohush.core.io.mrc import StackReader
+from cryohush.core.io.star import write_tables
+from cryohush.core.metrics.picking import square_regions
+from cryohush.core.simulation.micrograph import Species, simulate_micrograph
+
+HELD_OUT = ("1bxn", "2cg9", "4zxb", "6cvm", "6xlu", "pdb7pbl")
+"""Structures on which no shipped model was trained."""
+RAW, LOW_PASS, TOPAZ = "raw", "low-pass", "Topaz"
+ALONE, STACK = "general, each by itself", "general, with its stack"
+METHODS = (RAW, LOW_PASS, TOPAZ, ALONE, STACK)
+
+Cell = dict[str, dict[str, float]]
+"""Figures by method and name."""
+
+
+def task_parser(text: str | None, quick: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks of users' tasks have; `quick` says what --quick leaves."""
+    parser = argparse.ArgumentParser(description=(text or "").split("\n")[0])
+    parser.add_argument("--structures", type=Path, required=True, help="folder of PDB and mmCIF files")
+    parser.add_argument(
+        "--topaz-python", help="python of an environment with topaz-em 0.3.20; None: no Topaz"
+    )
+    parser.add_argument("--model", default="general", help="name or .safetensors file (default: general)")
+    parser.add_argument("--repeats", type=int, default=2, help="of each, by another seed")
+    parser.add_argument("--quick", action="store_true", help=f"a try of about a minute: {quick}")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, required=True, help="folder; another run goes on with it")
+    return parser
+
+
+def structure_file(folder: Path, name: str) -> Path:
+    """The file of a structure, whatever its format."""
+    found = sorted(path for path in folder.iterdir() if path.name.split(".")[0] == name)
+    if not found:
+        raise SystemExit(f"{folder} has no structure {name}")
+    return found[0]
+
+
+class Cells:
+    """Finished cells of a task, in DIR/<task>.json, with the settings that they were made with.
+
+    Raises
+    ------
+    SystemExit
+        The folder holds cells that were made with other settings.
+    """
+
+    def __init__(self, task: str, settings: Mapping[str, Any], folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{task}.json"
+        self.record: dict[str, Any] = {"task": task, "settings": dict(settings), "cells": {}}
+        self.begin = time.monotonic()
+        if self.path.exists():
+            self.record = json.loads(self.path.read_text(encoding="utf-8"))
+            if self.record["settings"] != json.loads(json.dumps(dict(settings))):
+                raise SystemExit(f"{self.path} was made with other settings: give another --output")
+
+    def __call__(self, key: str, make: Callable[[], Cell]) -> Cell:
+        """The cell of that name: the kept one, or made now."""
+        cells: dict[str, Cell] = self.record["cells"]
+        if key not in cells:
+            begin = time.monotonic()
+            cells[key] = {method: rounded(figures) for method, figures in make().items()}
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
+            part.replace(self.path)
+            now = time.monotonic()
+            print(f"{now - self.begin:.0f} s: {key} in {now - begin:.0f} s", flush=True)
+        return cells[key]
+
+
+def rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.5g}") for name, value in figures.items()}
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error, NaN of fewer than two values."""
+    array = np.array(values, dtype=np.float64)
+    error = float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else math.nan
+    return float(array.mean()), error
+
+
+def summary(cells: Iterable[Cell], figure: str, reference: str = RAW) -> dict[str, dict[str, float]]:
+    """Of a figure, for each method: mean, error, gain on the reference, and how many sets have it.
+
+    The gain is NaN where the reference has no such figure.
+    """
+    cells = list(cells)
+    rows = {}
+    for method in cells[0]:
+        having = [cell for cell in cells if figure in cell.get(method, {})]
+        if having:
+            mean, error = mean_and_error([cell[method][figure] for cell in having])
+            gains = [cell[method][figure] - cell[reference].get(figure, math.nan) for cell in having]
+            gain, gain_error = mean_and_error(gains)
+            rows[method] = {
+                "mean": mean,
+                "error": error,
+                "gain": gain,
+                "gain_error": gain_error,
+                "sets": len(having),
+            }
+    return rows
+
+
+def table(cells: Iterable[Cell], figures: Mapping[str, str], reference: str = RAW) -> str:
+    """Markdown: a row for each method; figures by the head of their column, with the gain in brackets."""
+    cells = list(cells)
+    columns = [summary(cells, figure, reference) for figure in figures.values()]
+    lines = ["| | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
+    for method in cells[0]:
+        entries = []
+        for column in columns:
+            row = column.get(method)
+            if row is None:
+                entries.append("")
+                continue
+            text = f"{row['mean']:.3f} ± {row['error']:.3f}"
+            if method != reference and not math.isnan(row["gain"]):
+                text += f" ({row['gain']:+.3f} ± {row['gain_error']:.3f})"
+            if row["sets"] < len(cells):
+                text += f", {row['sets']} sets"
+            entries.append(text)
+        lines.append(f"| {method} | " + " | ".join(entries) + " |")
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedParticles:
+    """Boxes of particles on simulated micrographs, as a good picker centres them.
+
+    Attributes
+    ----------
+    images
+        `(n, y, x)`, protein white, normalised.
+    optics
+        Of their micrographs.
+    species
+        `(n,)` number of each one's structure.
+    rotations, shifts_px
+        `(n, 3, 3)`, and `(n, 2)` (y, x) of the particle off the box centre.
+    """
+
+    images: Tensor
+    optics: CtfParameters
+    species: Tensor
+    rotations: Tensor
+    shifts_px: Tensor
+
+
+def imaging_settings(pixel_size_angstrom: float, radius_angstrom: float, **more: Any) -> MicrographSettings:
+    """Micrographs of 1024 px with a fifth of their area under particles that do not overlap, 0.8 to 2 µm."""
+    density = 0.2 / (math.pi * (radius_angstrom * 1e-4) ** 2)
+    known: dict[str, Any] = {
+        "shape_px": (1024, 1024),
+        "pixel_size_angstrom": pixel_size_angstrom,
+        "defocus_angstrom": (8000.0, 20000.0),
+        "particles_per_square_micrometre": (density, density),
+        "carbon_probability": 0.0,
+        "discs_per_square_micrometre": 0.0,
+        "min_distance": 1.0,
+    }
+    return MicrographSettings(**(known | more))
+
+
+def simulate_particles(
+    structures: Sequence[Path], n: int, box_px: int, diameter_share: float, seed: int
+) -> tuple[SimulatedParticles, list[Species], float]:
+    """n boxes of equal shares of structures; the largest fills that share of the box. And the pixel size."""
+    largest = max(read_structure(path).radius_angstrom for path in structures)
+    pixel_size = 2 * largest / (diameter_share * box_px)
+    species = [Species.from_structure(path, pixel_size) for path in structures]
+    generator = image_generator(seed, 0, "centring")
+    parts: list[SimulatedParticles] = []
+    while sum(len(part.images) for part in parts) < n:
+        made = simulate_micrograph(species, imaging_settings(pixel_size, largest), seed, len(parts))
+        truth = made.particles
+        places = torch.from_numpy(np.stack([truth.y_px, truth.x_px], 1)).float()
+        picked = (places + 3 * torch.rand(places.shape, generator=generator) - 1.5).round()
+        inside = ((picked >= box_px // 2) & (picked < 1024 - box_px // 2)).all(1)
+        rotations = rotations_from_euler(torch.from_numpy(truth.euler_degrees).float())
+        boxes = square_regions(made.image, picked[inside], box_px)
+        parts.append(
+            SimulatedParticles(
+                normalise(boxes, default_radius_px((box_px, box_px)))[0],
+                made.optics[torch.zeros(int(inside.sum()), dtype=torch.int64)],
+                torch.from_numpy(truth.species)[inside],
+                rotations[inside],
+                (places - picked)[inside],
+            )
+        )
+    names = ("images", "species", "rotations", "shifts_px")
+    images, kinds, rotations, shifts = (
+        torch.cat([getattr(part, name) for part in parts])[:n] for name in names
+    )
+    return (
+        SimulatedParticles(
+            images, joined([part.optics for part in parts])[torch.arange(n)], kinds, rotations, shifts
+        ),
+        species,
+        pixel_size,
+    )
+
+
+def joined(optics: Sequence[CtfParameters]) -> CtfParameters:
+    return CtfParameters(*(torch.cat([getattr(one, name) for one in optics]) for name in vars(optics[0])))
+
+
+def write_particles(
+    path: Path,
+    images: Tensor,
+    pixel_size_angstrom: float,
+    optics: CtfParameters,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+) -> None:
+    """`(n, y, x)` images, protein white, as `<path>.mrcs` and a table of RELION 3.1 of one optics group."""
+    stack = path.with_suffix(".mrcs")
+    write_stack(stack, images, pixel_size_angstrom)
+    columns_of_all: dict[str, Sequence[Any]] = {
+        "rlnImageName": [f"{number:06d}@{stack.absolute()}" for number in range(1, len(images) + 1)],
+        "rlnOpticsGroup": [1] * len(images),
+        "rlnDefocusU": optics.defocus_u_angstrom.tolist(),
+        "rlnDefocusV": optics.defocus_v_angstrom.tolist(),
+        "rlnDefocusAngle": optics.angle_degrees.tolist(),
+        **(columns or {}),
+    }
+    group = {
+        "rlnOpticsGroup": 1,
+        "rlnOpticsGroupName": "opticsGroup1",
+        "rlnVoltage": float(optics.voltage_kv[0]),
+        "rlnSphericalAberration": float(optics.cs_mm[0]),
+        "rlnAmplitudeContrast": float(optics.amplitude_contrast[0]),
+        "rlnImagePixelSize": pixel_size_angstrom,
+        "rlnImageSize": images.shape[-1],
+        "rlnImageDimensionality": 2,
+    }
+    rows = zip(*columns_of_all.values(), strict=True)
+    write_tables(
+        path.with_suffix(".star"),
+        [("optics", list(group), [list(group.values())]), ("particles", list(columns_of_all), rows)],
+    )
+
+
+def read_stack(path: Path) -> Tensor:
+    with StackReader(path) as reader:
+        return torch.from_numpy(reader.read(range(reader.n_images)))
+
+
+def denoised_by_each(table_path: Path, arguments: argparse.Namespace) -> dict[str, Tensor]:
+    """The images of a table `<name>.star` and `<name>.mrcs`, raw and by each method, as users would run them.
+
+    The low-pass filter cuts where the whole stack keeps as much variance as the stack-aware images have.
+    """
+    raw, folder = read_stack(table_path.with_suffix(".mrcs")), table_path.parent
+    with StackReader(table_path.with_suffix(".mrcs")) as reader:
+        pixel_size = float(reader.pixel_size_angstrom or 1)
+    alone = cryohush_denoise(table_path, folder / "alone", arguments, ["--context", "none"])
+    stack = cryohush_denoise(table_path, folder / "stack", arguments)
+    found = {RAW: raw, LOW_PASS: low_pass_like(raw, stack, pixel_size)[0]}
+    if arguments.topaz_python:
+        # Topaz was trained on micrographs, in which protein is dark
+        found[TOPAZ] = -topaz(arguments.topaz_python, -raw, "unet", arguments.threads)
+    return {**found, ALONE: alone, STACK: stack}
+
+
+def cryohush_denoise(
+    source: Path, output: Path, arguments: argparse.Namespace, more: Sequence[str] = ()
+) -> Tensor:
+    """Run `cryohush denoise` on a table of one stack, and read what it made."""
+    options = ["--model", arguments.model, "--threads", str(arguments.threads), "--overwrite", *more]
+    run([*CRYOHUSH, "denoise", str(source), "--output", str(output), *options])
+    (stack,) = output.rglob(f"{source.stem}*.mrcs")
+    return read_stack(stack)
+
+
+def run(command: Sequence[str], cwd: Path | None = None) -> str:
+    """Run a command to its end; shows what it said if it fails."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stdout + done.stderr)[-3000:]
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
+    return done.stdout
+
+
+def low_pass_like(raw: Tensor, like: Tensor, pixel_size_angstrom: float) -> tuple[Tensor, float]:
+    """Raw images cut off where they keep the variance of others, and that resolution in Å."""
+    wanted, coarse, fine = float(like.var((1, 2)).mean()), 40 * pixel_size_angstrom, 2 * pixel_size_angstrom
+    for _ in range(12):
+        middle = math.sqrt(coarse * fine)
+        filtered = low_pass(raw, middle, pixel_size_angstrom)
+        if float(filtered.var((1, 2)).mean()) > wanted:
+            fine = middle
+        else:
+            coarse = middle
+    return filtered, middle

@@ -1,0 +1,195 @@
+"""One table of all tasks and methods, from the figures that the benchmarks of users' tasks wrote.
+
+    python what_helps.py [--results results] [--write ../../docs/evidence.md]
+
+Reads <task>.json of each benchmark, and reconstruction.json for the uses that are not honest, and prints the
+tables; --write puts them into a page, between the two lines that name this script. The verdict is on what
+`cryohush denoise` does by default, by a rule and nothing else: a gain or loss counts when it exceeds its own
+error times Student's t (two-sided, 5 %), with as many sets as were made.
+
+- use it: better than raw images and than the low-pass filter;
+- use it or a low-pass filter: better than raw images, and not than the filter;
+- no difference shown: neither a gain nor a loss that counts;
+- don't: worse than raw images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hard_picking import GENERAL, PICKERS, TWENTY
+from scipy.stats import t as student
+from user_tasks import ALONE, LOW_PASS, RAW, STACK, TOPAZ, Cell, mean_and_error
+
+HEAD, FOOT = "<!-- what_helps.py: begin -->", "<!-- what_helps.py: end -->"
+COLUMNS = (RAW, LOW_PASS, TOPAZ, ALONE, STACK)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure of a task; cells whose name begins so are taken."""
+
+    title: str
+    task: str
+    figure: str
+    cells: str = ""
+    better: int = 1
+    digits: int = 3
+    micrographs: bool = False
+
+
+CLASSES, PICKS, POSES = "classification", "hard_picking", "found_poses"
+AP, RELION_AP, DETECTOR_AP = (f"{picker} average precision" for picker in PICKERS)
+ROWS = (
+    Row("Sorting out junk, simulated: AUC", "sorting", "ordinary auc", "!real"),
+    Row("the same: purity where 95 % are kept", "sorting", "ordinary purity", "!real"),
+    Row("Sorting out empty places, real: AUC", "sorting", "ordinary auc", "real"),
+    Row("2D classes: species apart (NMI)", CLASSES, "nmi"),
+    Row("2D classes: views apart (spread, degrees, less is better)", CLASSES, "spread", better=-1, digits=1),
+    Row("2D classes: averages right to, 1/Å", CLASSES, "resolution", digits=4),
+    Row("Picking blobs, simulated: AP", PICKS, AP, "!real", micrographs=True),
+    Row(
+        "the same: false picks at the best F1, less is better",
+        PICKS,
+        "LoG false",
+        "!real",
+        better=-1,
+        micrographs=True,
+    ),
+    Row("RELION's LoG, simulated: AP", PICKS, RELION_AP, "!real", micrographs=True),
+    Row("Topaz's detector, simulated: AP", PICKS, DETECTOR_AP, "!real", micrographs=True),
+    Row("Picking blobs, real: AP", PICKS, AP, "real", micrographs=True),
+    Row("RELION's LoG, real: AP", PICKS, RELION_AP, "real", micrographs=True),
+    Row("Poses from 40 Å: median error, degrees, less is better", POSES, "median", better=-1, digits=1),
+    Row("Poses from 40 Å: raw map right to, 1/Å", POSES, "resolution", digits=4),
+    Row("Looking: contrast on particles and ice, AUC", "looking", "eye", micrographs=True),
+    Row("Looking: blobs, AP", "looking", "picker", micrographs=True),
+    Row("Two conformations, one view: components, accuracy", "heterogeneity", "pca"),
+    Row("the same: best line, accuracy", "heterogeneity", "line"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One table of all tasks and methods.")
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
+    parser.add_argument("--write", type=Path, help="a page with the two lines that name this script")
+    arguments = parser.parse_args()
+    text = whole_table(arguments.results)
+    print(text)
+    if arguments.write:
+        page = arguments.write.read_text(encoding="utf-8")
+        before, rest = page.split(HEAD)
+        after = rest.split(FOOT)[1]
+        arguments.write.write_text(f"{before}{HEAD}\n{text}{FOOT}{after}", encoding="utf-8")
+
+
+def whole_table(results: Path) -> str:
+    titles = (
+        "raw",
+        "low-pass",
+        "Topaz",
+        "`general`, each by itself",
+        "`general`, the default",
+        "sets",
+        "verdict",
+    )
+    lines = ["| task, figure | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    for row in ROWS:
+        path = results / f"{row.task}.json"
+        if not path.exists():
+            continue
+        every = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        ours = GENERAL if row.micrographs else STACK
+        cells = [
+            cell
+            for name, cell in every.items()
+            if wanted(row, name) and {RAW, ours} <= {method for method in cell if row.figure in cell[method]}
+        ]
+        if cells:
+            lines.append(line(row, cells))
+    return "\n".join(lines) + "\n" + dishonest(results / "reconstruction.json")
+
+
+#: what is reconstructed, and what that is
+MAPS = {
+    "raw, true poses": "honest, and out of reach",
+    "raw, poses of raw": "honest",
+    "raw, poses of denoised": "honest",
+    "denoised, poses of denoised": "not honest",
+    "one Wiener filter, true poses": "not honest",
+    "noise, poses of noise": "no particle at all",
+    "denoised noise, poses of it": "no particle at all",
+}
+
+
+def dishonest(path: Path) -> str:
+    """What half sets claim, and what is true, of maps that honest and other uses give."""
+    if not path.exists():
+        return ""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    rows = {row["condition"]: row for row in result["rows"]}
+    lines = [
+        "",
+        "| images, poses | | claimed by half sets, Å | true (0.5 with the truth), Å | FSC too high by |",
+    ]
+    lines.append("|---|---|---|---|---|")
+    for name, use in MAPS.items():
+        row = rows[name]
+        true, above = f"{row['truth_resolution_angstrom']:.1f}", f"{row['overstated']:+.3f}"
+        if not row["holds_particles"]:
+            true, above = "none", ""
+        lines.append(f"| {name} | {use} | {row['half_set_resolution_angstrom']:.1f} | {true} | {above} |")
+    return "\n".join(lines) + "\n"
+
+
+def wanted(row: Row, name: str) -> bool:
+    if row.cells.startswith("!"):
+        return not name.startswith(row.cells[1:])
+    return name.startswith(row.cells)
+
+
+def line(row: Row, cells: Sequence[Cell]) -> str:
+    # micrographs have no context
+    names = (RAW, TWENTY, TOPAZ, None, GENERAL) if row.micrographs else COLUMNS
+    entries = []
+    for name in names:
+        having = [cell for cell in cells if name is not None and row.figure in cell.get(name, {})]
+        if name is None or not having:
+            entries.append("")
+            continue
+        mean, error = mean_and_error([cell[name][row.figure] for cell in having])
+        text = f"{mean:.{row.digits}f}" + ("" if math.isnan(error) else f" ± {error:.{row.digits}f}")
+        if len(having) < len(cells):
+            text += f" ({len(having)} set{'s' if len(having) > 1 else ''})"
+        entries.append(text)
+    said = verdict(row, cells, low_pass=TWENTY if row.micrographs else LOW_PASS, ours=names[-1] or GENERAL)
+    return f"| {row.title} | " + " | ".join([*entries, str(len(cells)), f"**{said}**"]) + " |"
+
+
+def verdict(row: Row, cells: Sequence[Cell], low_pass: str, ours: str) -> str:
+    over_raw, over_filter = (difference(row, cells, ours, other) for other in (RAW, low_pass))
+    if len(cells) < 2:
+        return "one set: no verdict"
+    if over_raw < 0:
+        return "don't"
+    if over_raw == 0:
+        return "no difference shown"
+    return "use it" if over_filter > 0 else "use it or a low-pass filter"
+
+
+def difference(row: Row, cells: Sequence[Cell], method: str, other: str) -> int:
+    """1 where the method is better by more than chance, -1 where it is worse, 0 where neither is shown."""
+    gains = [row.better * (cell[method][row.figure] - cell[other][row.figure]) for cell in cells]
+    mean, error = mean_and_error(gains)
+    if len(gains) < 2 or abs(mean) <= float(student.ppf(0.975, len(gains) - 1)) * error:
+        return 0
+    return 1 if mean > 0 else -1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""The scores of the benchmarks of users' tasks, against truths that need no program."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+
+from cryohush.core.classical.covariance import estimate_covariance
+from cryohush.core.context.stack_context import fit_context
+from cryohush.core.imaging.ctf import CtfParameters
+from cryohush.core.imaging.projection import Projector, random_rotations, rotations_from_euler
+from cryohush.core.imaging.resample import shift_images
+
+BENCHMARKS = Path(__file__).parents[1] / "examples/benchmarks"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Iterator[Any]:
+    """Imports a script of the benchmarks by its name."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def sorting(benchmark: Any) -> ModuleType:
+    return benchmark("sorting")  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def classification(benchmark: Any) -> ModuleType:
+    return benchmark("classification")  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def tasks(benchmark: Any) -> ModuleType:
+    return benchmark("user_tasks")  # type: ignore[no-any-return]
+
+
+def blobs(box: int = 32) -> torch.Tensor:
+    """`(z, y, x)` some Gaussians within half the box, without symmetry."""
+    axis = torch.arange(box).float() - box // 2
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    generator = torch.Generator().manual_seed(3)
+    places = (torch.rand(12, 3, generator=generator) - 0.5) * box * 0.4
+    return sum(  # type: ignore[return-value]
+        torch.exp(-((z - a) ** 2 + (y - b) ** 2 + (x - c) ** 2) / 8) for a, b, c in places.tolist()
+    )
+
+
+def test_purity_counts_what_has_to_be_kept_for_95_percent_of_the_particles(sorting: ModuleType) -> None:
+    good = torch.tensor([True] * 20 + [False] * 10)
+    # the 19th best particle stands behind 5 of the junk
+    scores = torch.cat(
+        [torch.arange(18) + 100.0, torch.tensor([50.0, 10.0]), torch.arange(5) + 60.0, torch.zeros(5)]
+    )
+    assert sorting.purity(scores, good) == pytest.approx(19 / 24)
+    assert sorting.purity(torch.arange(30).flip(0).float(), good) == 1.0
+    assert sorting.auc(scores, good) == pytest.approx((18 * 10 + 5 + 5) / 200)
+
+
+def test_what_is_ordinary_is_the_crowd_and_neither_more_nor_less(sorting: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(300, 2, generator=generator)
+    features[:10], features[10:20] = -6.0, 6.0
+    scores = sorting.ordinary(features)
+    assert float(scores[:20].max()) < float(scores[20:].quantile(0.02))
+
+
+def test_gaussian_images_have_the_distance_of_their_dimensions(sorting: ModuleType) -> None:
+    """Of images from the Gaussian itself the mean squared Mahalanobis distance is their dimension."""
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(400, 32, 32, generator=generator)
+    context = fit_context(images, None, pixel_size_angstrom=2.0, radius_px=12)
+    found = sorting.covariance_scores(context, images, None)
+    basis = context.covariance.basis
+    # what the circle leaves of white noise in each function
+    values = estimate_covariance(images * sorting.circle(32, 12.0), 0.0, basis).eigenvalues
+    seen = sum(float(one.sum()) * (1 if order == 0 else 2) for order, one in enumerate(values))
+    assert -float(found["typical"].mean()) == pytest.approx(seen / context.noise_variance, rel=0.05)
+
+
+def test_views_of_one_direction_have_no_spread_and_random_ones_a_radian(classification: ModuleType) -> None:
+    turns = rotations_from_euler(torch.tensor([[30.0, 50.0, psi] for psi in (0.0, 80.0, 200.0)]))
+    # three turns in the plane are one view
+    assert classification.view_spread(turns) == pytest.approx(0, abs=0.1)
+    # the mean angle between two random axes without sign is one radian
+    random = random_rotations(3000, torch.Generator().manual_seed(1))
+    assert classification.view_spread(random) == pytest.approx(math.degrees(1), abs=0.5)
+
+
+def test_turning_back_by_psi_and_moving_by_the_origin_brings_a_view_into_register(
+    classification: ModuleType,
+) -> None:
+    projector = Projector(blobs())
+    psi = torch.tensor([0.0, 40.0, 130.0, -75.0])
+    euler = torch.tensor([[20.0, 65.0, 0.0]]).repeat(4, 1)
+    upright = projector(rotations_from_euler(euler))
+    euler[:, 2] = psi
+    turned = projector(rotations_from_euler(euler))
+    shifts = torch.tensor([[0.0, 0.0], [1.0, -2.0], [-1.5, 0.5], [2.0, 2.0]])
+    # RELION's origin is the opposite of where the particle lies
+    found = classification.aligned(shift_images(turned, shifts), -shifts, psi)
+    error = (found - upright).square().mean() / upright.var()
+    assert float(error) < 0.01
+    wrong = classification.aligned(shift_images(turned, shifts), -shifts, -psi)
+    assert float((wrong - upright)[1:].square().mean() / upright.var()) > 0.1
+
+
+def test_equal_images_average_to_nyquist_and_unlike_ones_to_nothing(classification: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(4)
+    one = torch.randn(1, 32, 32, generator=generator)
+    assert classification.coherent_to(one.repeat(5, 1, 1), 2.0) == pytest.approx(1 / 4)
+    noise = torch.randn(50, 32, 32, generator=generator)
+    assert classification.coherent_to(noise, 2.0) == 0
+    assert classification.coherent_to(noise[:1], 2.0) == 0
+
+
+def test_a_gain_is_taken_within_cells(tasks: ModuleType) -> None:
+    cells = [{"raw": {"x": 1.0}, "new": {"x": 1.5}}, {"raw": {"x": 3.0}, "new": {"x": 3.5}}]
+    found = tasks.summary(cells, "x")
+    assert found["new"]["mean"] == 2.5
+    # the cells differ by 2, the gain by nothing
+    assert found["new"]["error"] == pytest.approx(1.0)
+    assert (found["new"]["gain"], found["new"]["gain_error"]) == (0.5, 0.0)
+
+
+def test_a_finished_cell_is_not_made_again(tasks: ModuleType, tmp_path: Path) -> None:
+    cells = tasks.Cells("task", {"n": 1}, tmp_path)
+    assert cells("a", lambda: {"raw": {"x": 1.0}}) == {"raw": {"x": 1.0}}
+    again = tasks.Cells("task", {"n": 1}, tmp_path)
+    assert again("a", lambda: pytest.fail("made again")) == {"raw": {"x": 1.0}}
+    with pytest.raises(SystemExit, match="other settings"):
+        tasks.Cells("task", {"n": 2}, tmp_path)
+
+
+def test_the_low_pass_keeps_as_much_variance_as_what_it_is_compared_with(tasks: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(5)
+    white = torch.randn(20, 64, 64, generator=generator)
+    # of white noise a cut-off at a quarter of a cycle per pixel keeps the disc's share of the square
+    filtered, cut_off = tasks.low_pass_like(white, white * math.sqrt(math.pi / 16), 2.0)
+    assert cut_off == pytest.approx(8.0, rel=0.03)
+    assert float(filtered.var()) == pytest.approx(math.pi / 16, rel=0.03)
+
+
+@pytest.fixture(scope="module")
+def deposits(benchmark: Any) -> ModuleType:
+    return benchmark("deposits")  # type: ignore[no-any-return]
+
+
+def test_a_movie_is_one_frame_and_the_mean_of_the_others(deposits: ModuleType, tmp_path: Path) -> None:
+    movie = np.random.default_rng(1).poisson(3, (5, 8, 6)).astype(np.float32)
+    (tmp_path / "movies").mkdir()
+    mrcfile.write(tmp_path / "movies/a.mrcs", movie)
+    mrcfile.write(tmp_path / "gain.mrc", np.full((8, 6), 2, np.float32))
+    arguments = argparse.Namespace(
+        movies=tmp_path / "movies", gain=tmp_path / "gain.mrc", skip=1, frame=-1, bin=2, pixel_size=1.0
+    )
+    arguments.output = tmp_path
+    deposits.split_movies(arguments)
+    small = 2 * movie.reshape(5, 4, 2, 3, 2).mean((2, 4))
+    np.testing.assert_allclose(mrcfile.read(tmp_path / "Micrographs/a_frame.mrc"), small[4], rtol=1e-6)
+    np.testing.assert_allclose(
+        mrcfile.read(tmp_path / "Micrographs/a_rest.mrc"), small[1:4].mean(0), rtol=1e-6
+    )
+    assert "2.000000" in (tmp_path / "micrographs_rest.star").read_text()
+
+
+def test_files_that_changed_are_named(deposits: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.star").write_text("abc")
+    arguments = argparse.Namespace(folder=tmp_path / "data", sums=tmp_path / "sums")
+    deposits.check_sums(arguments)
+    # the digest of "abc" that FIPS 180 gives
+    assert (tmp_path / "sums").read_text().startswith("ba7816bf8f01cfea414140de5dae2223b00361a3")
+    deposits.check_sums(arguments)
+    (tmp_path / "data/a.star").write_text("abd")
+    with pytest.raises(SystemExit, match=r"1 of 1 files are missing or differ, first a\.star"):
+        deposits.check_sums(arguments)
+
+
+def test_the_other_half_shows_the_particle_and_not_this_image_s_noise(
+    benchmark: Any, deposits: ModuleType
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    volume, n = blobs(), 200
+    rotations = random_rotations(n, generator)
+    shifts = torch.randn(n, 2, generator=generator)
+    values = (torch.full((n,), value) for value in (9000.0, 9000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
+    optics = benchmark("projection_matching").Optics(CtfParameters(*values), 3.0)
+    seen = torch.fft.rfft2(Projector(volume)(rotations)) * optics.transfer(32)
+    clean = shift_images(torch.fft.irfft2(seen, s=(32, 32)), shifts)
+    noise = torch.randn(clean.shape, generator=generator) * clean.std()
+    half = torch.arange(n) % 2
+    twin = deposits.projections_of_other_half(clean + noise, optics, rotations, shifts, half, "C1")
+    assert float(correlation(twin, clean).mean()) > 0.9
+    # of 200 images of 1,024 pixels a chance correlation has a mean of 0 to 0.002
+    assert abs(float(correlation(twin, noise).mean())) < 0.01
+
+
+def correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    first, second = (images.flatten(1) - images.mean((1, 2))[:, None] for images in (first, second))
+    return (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))
+
+
+def test_a_verdict_needs_more_than_chance(benchmark: Any) -> None:
+    table = benchmark("what_helps")
+    row = table.Row("", "", "x", better=-1)
+
+    def sets(gains: list[float]) -> Any:
+        values = {"raw": 5.0, "low-pass": 5.0}
+        return [
+            {name: {"x": value} for name, value in {**values, "new": 5.0 - gain}.items()} for gain in gains
+        ]
+
+    # three sets: the mean has to be more than 4.30 errors
+    assert table.verdict(row, sets([1.0, 1.1, 1.2]), "low-pass", "new") == "use it"
+    assert table.verdict(row, sets([-1.0, -1.1, -1.2]), "low-pass", "new") == "don't"
+    assert table.verdict(row, sets([0.1, 1.0, 2.0]), "low-pass", "new") == "no difference shown"
+    assert table.verdict(row, sets([1.0]), "low-pass", "new") == "one set: no verdict"
+
+
+def test_the_published_table_is_that_of_the_published_figures(benchmark: Any) -> None:
+    table = benchmark("what_helps")
+    page = (BENCHMARKS.parents[1] / "docs/evidence.md").read_text()
+    shown = page.split(table.HEAD)[1].split(table.FOOT)[0]
+    assert shown.strip() == table.whole_table(BENCHMARKS / "results").strip()
+
+
+def run_quickly(monkeypatch: pytest.MonkeyPatch, script: ModuleType, output: Path, *more: str) -> Any:
+    """What a script's --quick run on the structure of the examples writes."""
+    structures = BENCHMARKS.parent / "data"
+    command = [
+        "",
+        "--structures",
+        str(structures),
+        "--quick",
+        "--output",
+        str(output),
+        "--threads",
+        "1",
+        *more,
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    script.main()
+    return json.loads((output / f"{script.__name__}.json").read_text())["cells"]
+
+
+@pytest.mark.slow
+def test_looking_runs_quickly(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (cell,) = run_quickly(monkeypatch, benchmark("looking"), tmp_path).values()
+    # denoised or raw, particles have more contrast than ice
+    assert min(cell[method]["eye"] for method in ("raw", "general")) > 0.6
+    assert (tmp_path / "looking.png").stat().st_size > 10_000
+
+
+@pytest.mark.relion
+def test_picking_runs_quickly(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (cell,) = run_quickly(monkeypatch, benchmark("hard_picking"), tmp_path).values()
+    assert min(cell["raw"][f"{picker} F1"] for picker in ("LoG", "RELION LoG")) > 0.5
+
+
+@pytest.mark.slow
+def test_sorting_runs_quickly(sorting: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (cell,) = run_quickly(monkeypatch, sorting, tmp_path, "--structure-names", "2cg9").values()
+    assert cell["raw"]["ordinary auc"] > 0.7
