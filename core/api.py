@@ -105,7 +105,8 @@ def denoise(
     Warns
     -----
     UserWarning
-        If a part of an image went round the network, such as a mask or hot pixels; it stays as it was.
+        If a part of an image went round the network, such as a mask, which stays as it was, or hot
+        pixels, which come out no brighter than the rest.
 
     Notes
     -----
