@@ -30,9 +30,6 @@ TABLE_NAMES = (TABLE_NAME, CS_TABLE_NAME, CSG_NAME, MICROGRAPH_TABLE_NAME)
 COARSE_SHARE = 0.75
 """Pixels coarser than this share of the coarsest that a model knows are made finer for it."""
 
-DENOISED = "denoised by"
-"""In the labels of all files that a run writes."""
-
 _UNSAID = (
     "its .cs file has no field blob/sign, so protein is taken for white. Say --protein dark if it is dark."
 )
@@ -270,18 +267,17 @@ def refuse_denoised(images: ImageSet, found: Examined) -> None:
     InputError
         Names the first file.
     """
-    labels = {number: label for number, label in found.labels.items() if DENOISED in label}
-    if labels:
-        number, label = next(iter(labels.items()))
+    if found.denoised:
+        number, label = next(iter(found.denoised.items()))
         raise InputError(
-            f"these images were denoised already ({label}): {len(labels)} of {len(images.stacks)} files.",
+            f"these images were denoised already ({label}): {len(found.denoised)} of "
+            f"{len(images.stacks)} files.",
             path=images.stacks[number],
             remedy="Give the raw images; docs/relion.md and docs/cryosparc.md tell how to get back.",
         )
     if not isinstance(images, ParticleSet):
         return
-    denoised = {name: label for name, label in images.denoised_micrographs().items() if DENOISED in label}
-    if denoised:
+    if denoised := images.denoised_micrographs():
         name, label = next(iter(denoised.items()))
         raise InputError(
             f"the table says that these particles are from micrographs that were denoised already: "

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,6 @@ from ..errors import InputError, StarError, several
 from .mrc import StackReader
 from .optics import OpticsGroup
 from .star import Table, decode, encode, free_label, quote, read_tables, rewrite, unquote
-
-if TYPE_CHECKING:
-    from typing_extensions import Self  # noqa: UP035 (Python 3.10 has none)
 
 _PREVIOUS = "rlnCryohushPreviousOriginalName"
 
@@ -36,14 +33,14 @@ class Examined:
         What is wrong with the others.
     remarks
         What a user should know of how a sound file is read.
-    labels
-        The first label of a sound file that cryohush wrote.
+    denoised
+        The label of a sound file that says so (`mrc_header.denoised_label`).
     """
 
     shapes: dict[int, tuple[int, int, int]]
     damaged: dict[int, InputError]
     remarks: dict[int, list[str]]
-    labels: dict[int, str]
+    denoised: dict[int, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +135,8 @@ class ImageSet:
                 with StackReader(path) as reader:
                     self._check_file(number, reader)
                     found.shapes[number] = reader.shape
-                    if reader.header.label.startswith("cryohush"):
-                        found.labels[number] = reader.header.label
+                    if reader.header.denoised_label:
+                        found.denoised[number] = reader.header.denoised_label
                     if reader.remarks:
                         found.remarks[number] = reader.remarks
             except InputError as error:

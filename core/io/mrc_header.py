@@ -12,10 +12,13 @@ import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 from numpy.typing import NDArray
 
+from ... import __version__
 from ..errors import MrcError
 from .files import link_target
 
 HEADER_BYTES = 1024
+_FIRST_LABEL, _LABEL_BYTES = 224, 80
+_DENOISED = "denoised by"
 DTYPE_OF_MODE = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _OTHER_MODES = {
     3: "complex 16-bit integers",
@@ -66,8 +69,8 @@ class MrcHeader:
         What the header says of bytes: True signed, False unsigned, None nothing.
     bytes_reason
         Why.
-    label
-        The label that cryohush wrote, whichever programs wrote others; else the first.
+    denoised_label
+        See the function of this name.
     """
 
     shape: tuple[int, int, int]
@@ -78,7 +81,7 @@ class MrcHeader:
     is_volume: bool
     bytes_signed: bool | None
     bytes_reason: str
-    label: str
+    denoised_label: str
 
 
 def open_regular(path: Path) -> int:
@@ -141,13 +144,28 @@ def parse_header(path: Path, raw: bytes) -> MrcHeader:
         _says_volume(header),
         signed,
         reason,
-        _label(header),
+        denoised_label(raw),
     )
 
 
-def _label(header: NDArray[np.void]) -> str:
-    labels = [bytes(label).decode("ascii", "replace").strip("\0 ") for label in header["label"]]
-    return next((label for label in labels if label.startswith("cryohush")), labels[0])
+def denoised_label(raw: bytes) -> str:
+    """Return the label by which cryohush says that it made the images, empty if it did not.
+
+    Programs that note what they did to the file may have written others before and after it.
+
+    Parameters
+    ----------
+    raw
+        The file's first 1024 bytes.
+    """
+    texts = (raw[begin : begin + _LABEL_BYTES] for begin in range(_FIRST_LABEL, HEADER_BYTES, _LABEL_BYTES))
+    labels = (text.decode("ascii", "replace").strip("\0 ") for text in texts)
+    return next((label for label in labels if label.startswith("cryohush") and _DENOISED in label), "")
+
+
+def label_of_denoised(model: str) -> str:
+    """Return the label of images that a model has denoised."""
+    return f"cryohush {__version__}: {_DENOISED} {model}, not raw data"
 
 
 def _in_its_byte_order(path: Path, raw: bytes) -> tuple[NDArray[np.void], str]:

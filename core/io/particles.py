@@ -164,15 +164,15 @@ class ParticleSet(ImageSet):
             )
 
     def denoised_micrographs(self) -> dict[str, str]:
-        """Return which of the micrographs cryohush has made, and the label in each that says so.
+        """Return which of the micrographs were denoised, and the label in each that says so.
 
         Micrographs that are gone, or cannot be read, tell nothing.
         """
         found = {}
         for name in self.micrograph_names:
             with contextlib.suppress(MrcError), StackReader(self.root / name) as reader:
-                if reader.header.label.startswith("cryohush"):
-                    found[name] = reader.header.label
+                if reader.header.denoised_label:
+                    found[name] = reader.header.denoised_label
         return found
 
     @functools.cached_property

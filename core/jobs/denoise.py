@@ -40,6 +40,7 @@ from ..io.files import file_state, sha256_of
 from ..io.journal import RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.mrc import WriterState
+from ..io.mrc_header import label_of_denoised
 from ..io.particles import ParticleSet
 from ..job_context import QUIET, JobContext
 from ..models.weights import LoadedModel, load_model
@@ -161,7 +162,7 @@ def run_denoise(
             _check_room(folder, images, stacks, options)
             choices = _choose(journal, engine, options, model, stacks, log, is_micrographs=is_micrographs)
             found = contexts_of(images, stacks, model, options, output_dir, goes_on=folder.goes_on, log=log)
-            label = f"cryohush {__version__}: denoised by {Path(model.name).name}, not raw data"
+            label = label_of_denoised(Path(model.name).name)
             task = Task(model, options, choices, stacks, is_micrographs, label, found.contexts)
             result = engine.denoise(task, output_dir, journal, context.progress, context.should_stop)
             gain = _measure(images, stacks, model, options, choices, found.contexts, log)

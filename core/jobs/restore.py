@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import CsError, InputError, StarError
 from ..io.cs import CS_SUFFIX, CsTable, read_images, restore_images
 from ..io.journal import RECORD_NAME
+from ..io.mrc_header import HEADER_BYTES, denoised_label
 from ..io.star import Table, read_tables, rewrite, unquote
 
 _PARTICLE, _MICROGRAPH = "rlnImageName", "rlnMicrographName"
@@ -25,8 +26,6 @@ _RAW = {
 _PREVIOUS = "rlnCryohushPreviousOriginalName"
 # Texts that stand for no name, as RELION writes them where tables are joined.
 _NO_NAME = ("", "None", "none", "Unknown")
-# The labels of an MRC header, and what is in those of all stacks that a denoising run writes.
-_LABELS, _DENOISED = slice(224, 1024), (b"cryohush", b"denoised by")
 
 
 @dataclass(frozen=True)
@@ -215,10 +214,9 @@ class _Files:
 def _says_denoised(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            labels = file.read(_LABELS.stop)[_LABELS]
+            return bool(denoised_label(file.read(HEADER_BYTES)))
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}.", path=path) from error
-    return all(word in labels for word in _DENOISED)
 
 
 def _restore_cs(source: Path, destination: Path, root: Path | None, raw: Path | None) -> Restored:
