@@ -15,10 +15,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import ConfigurationError, CryohushError, InputError
 
-DEFAULT_SUFFIX, LABEL = ".denoised", "cryohush: denoised, not raw data"
+if TYPE_CHECKING:
+    from .models.weights import LoadedModel
+
+DEFAULT_SUFFIX = ".denoised"
 MODEL = "general"
 # Networks of Topaz by name: each stands for ours.
 TOPAZ_MODELS = ("unet", "unet-small", "fcnet", "affine", "unet-v0.2.1", "unet-0.2.1", "L1", "L2", "SA")
@@ -162,13 +166,14 @@ def _targets(paths: Sequence[Path], output: str, suffix: str) -> list[Path]:
 
 
 def _denoise_file(
-    path: Path, target: Path, given: argparse.Namespace, model: object, device: str, precision: object
+    path: Path, target: Path, given: argparse.Namespace, model: LoadedModel, device: str, precision: object
 ) -> None:
     """Denoise one file, block by block, and write it whole or not at all."""
     import numpy as np
 
     from .api import denoise, denoise_micrograph
     from .io.mrc import StackReader, StackWriter
+    from .io.mrc_header import label_of_denoised
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with StackReader(path) as reader:
@@ -178,8 +183,9 @@ def _denoise_file(
             )
         if given.stack:
             print(f"# denoising stack with shape: {reader.shape}", file=sys.stderr)
+        label = label_of_denoised(Path(model.name).name)
         with StackWriter(
-            target, reader.shape, pixel_size_angstrom=reader.pixel_size_angstrom, label=LABEL
+            target, reader.shape, pixel_size_angstrom=reader.pixel_size_angstrom, label=label
         ) as writer:
             for first in range(0, reader.n_images, 64):
                 images = reader.read(range(first, min(first + 64, reader.n_images)))

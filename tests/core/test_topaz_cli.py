@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from cryohush import denoise
+from cryohush.core.config.denoise import DenoiseOptions
+from cryohush.core.errors import InputError
 from cryohush.core.io.mrc import StackReader, StackWriter
+from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.topaz_cli import main, split_ignored
 
 CPU = ("-d", "-1", "-j", "1")
@@ -55,6 +58,17 @@ def test_a_stack_holds_what_the_model_makes_of_each_image(
     said = capsys.readouterr().err
     assert "ignored: --patch-size, --lowpass, --new, --deconvolve" in said
     assert "model general of cryohush instead of unet" in said
+
+
+@pytest.mark.parametrize(("words", "name"), [(("--stack", "-o", "x.denoised.mrc"), "x.mrcs"), ((), "x.mrc")])
+def test_what_it_has_made_is_not_taken_for_raw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path(name), 3 if "--stack" in words else 1)
+    assert main(["denoise", *CPU, *words, name]) == 0
+    with pytest.raises(InputError, match="denoised already"):
+        run_denoise("x.denoised.mrc", "again", DenoiseOptions(device="cpu"))
 
 
 def test_negative_devices_are_no_options() -> None:
