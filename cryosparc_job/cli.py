@@ -20,6 +20,7 @@ from ..core.config.base import Option, add_options
 from ..core.config.denoise import DenoiseOptions
 from ..core.config.evaluate import EvaluateConfig
 from ..core.config.extract_noise import ExtractNoiseOptions
+from ..core.config.training import FRAMES_BOX_PX
 from ..core.console import prepare_streams
 from ..core.errors import Aborted, ConfigurationError, CryohushError
 
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
     from .instance import Instance
     from .job import ExternalJob
     from .project import Project
-
-
-# Of boxes that are cut from the two sums of a micrograph's frames.
-FRAMES_BOX_PX = 128
 
 
 def build_parser() -> argparse.ArgumentParser:

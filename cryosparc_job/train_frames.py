@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..core.config.load import validate
-from ..core.config.training import TrainingConfig
+from ..core.config.training import FRAMES_BOX_PX, TrainingConfig
 from ..core.errors import HostError, InputError
 from ..core.io.micrographs import EVEN_LABEL, ODD_LABEL
 from ..core.io.mrc import StackReader
 from ..core.io.star import write_tables
-from .cli import FRAMES_BOX_PX
 from .command import Command, Input, Prepared
 from .models import FOLDER
 from .place import Place
@@ -85,10 +84,8 @@ def training_on_frames(project: Project, values: Mapping[str, Any], box_px: int 
         return Prepared(names, write, check={"training": as_given(Path())})
 
     _read_config(values, box_px)  # before anything is asked for
-    return Command(
-        "Denoiser trained on half exposures of {source}", DESCRIPTION, FOLDER, "steps", inputs, prepare,
-        trust=DESCRIPTION,
-    )  # fmt: skip
+    title = "Denoiser trained on half exposures of {source}"
+    return Command(title, DESCRIPTION, FOLDER, "steps", inputs, prepare, trust=DESCRIPTION)
 
 
 def _read_config(values: Mapping[str, Any], box_px: int | None) -> TrainingConfig:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..core.config.load import find_preset, read_yaml, validate
-from ..core.config.training import TrainingConfig
+from ..core.config.training import FRAMES_BOX_PX, TrainingConfig
 from ..core.errors import ConfigurationError, DeviceError
 from ..core.io.micrographs import MicrographSet
 from ..core.io.mrc import StackReader
@@ -22,8 +22,6 @@ from .request import read_values
 CONFIGURATION_NAME = "configuration.json"
 # What is trained where the form says nothing else.
 PRESET = "reference"
-# Of boxes that are cut from micrographs anywhere.
-DEFAULT_BOX_PX = 128
 # Tells the halves of RELION's maps: run_half1_class001_unfil.mrc beside run_class001.mrc
 _HALF = re.compile(r"(half_?)[12]")
 
@@ -189,7 +187,7 @@ def _frames(options: TrainOptions, given: Mapping[str, str | None]) -> dict[str,
 def _box_of(particles: str | None, micrographs: str) -> int:
     """Return the side of the boxes in the micrographs' pixels: of the particles, if there are some."""
     if particles is None:
-        return DEFAULT_BOX_PX
+        return FRAMES_BOX_PX
     found = ParticleSet.read(particles, root=Path.cwd())
     pixel = found.pixel_size_angstrom(0)
     raw = MicrographSet.read(micrographs, root=Path.cwd()).pixel_size_angstrom(0)

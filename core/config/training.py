@@ -158,6 +158,10 @@ class StoredSection(Section):
         return self.model_copy(update={"shift_share": 0.0, "contrast": (1.0, 1.0)})
 
 
+FRAMES_BOX_PX = 128
+"""Side of boxes from sums of frames where nothing says how large the particles are."""
+
+
 class PairsConfig(StoredSection):
     """Pairs of images on disk, whose rows are paired as `io.same_rows` does, or single noisy images."""
 

@@ -374,7 +374,8 @@ def _refuse_changed_inputs(images: ImageSet, stacks: Sequence[StackPlan], undert
     now = _digests(images, stacks)
     sources = {stack.name: stack.source for stack in stacks}
     changed = [name for name, digest in undertaking.parts.items() if now[name] != digest]
-    for name in sorted(changed, key=lambda name: name not in sources):
+    if changed:
+        name = next((name for name in changed if name in sources), changed[0])
         error = InputError if name in sources else TableChanged
         raise error(
             "the file was changed while it was in use.",
