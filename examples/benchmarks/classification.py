@@ -42,7 +42,8 @@ from user_tasks import (
     Cells,
     SimulatedParticles,
     denoised_by_each,
-    run,
+    relion_refine,
+    shifts_of,
     simulate_particles,
     structure_file,
     table,
@@ -144,31 +145,18 @@ def classify(
 ) -> tuple[dict[str, Tensor], float]:
     """What RELION says of each particle of in.star, and of the classes' resolution (1/Å)."""
     options = {
-        "i": "in.star", "o": "./run", "iter": arguments.iterations, "K": classes, "tau2_fudge": 2,
+        "iter": arguments.iterations, "K": classes, "tau2_fudge": 2,
         "particle_diameter": f"{0.9 * BOX_PX * pixel_size:.1f}", "oversampling": 0, "psi_step": 12,
         "offset_range": 2, "offset_step": 2, "random_seed": seed + 1, "pool": 100, "j": arguments.threads,
     }  # fmt: skip
-    command = [
-        "relion_refine",
-        *(str(word) for name, value in options.items() for word in (f"--{name}", value)),
-    ]
-    command += ["--ctf", "--norm", "--scale", "--zero_mask", "--flatten_solvent", "--dont_check_norm"]
-    command += ["--preread_images"]
-    if limit is not None:
-        command += ["--strict_highres_exp", f"{limit:g}"]
-    run(command, folder)
-    last = f"run_it{arguments.iterations:03d}"
-    data = starfile.read(folder / f"{last}_data.star")["particles"]
-    order = data["rlnImageName"].str.split("@").str[0].astype(int).to_numpy() - 1
-    data = data.iloc[order.argsort()]
-    model = starfile.read(folder / f"{last}_model.star")["model_classes"]
+    data = relion_refine(folder, options, () if limit is None else ["--strict_highres_exp", f"{limit:g}"])
+    model = starfile.read(folder / f"run_it{arguments.iterations:03d}_model.star")["model_classes"]
     weight = torch.tensor(model["rlnClassDistribution"].to_numpy()).double()
     inverse = 1 / torch.tensor(model["rlnEstimatedResolution"].to_numpy()).double()
-    shift = torch.tensor(data[["rlnOriginYAngst", "rlnOriginXAngst"]].to_numpy()).float() / pixel_size
     rows = {
         "class": torch.tensor(data["rlnClassNumber"].to_numpy()),
         "psi": torch.tensor(data["rlnAnglePsi"].to_numpy()).float(),
-        "shift": shift,
+        "shift": shifts_of(data, pixel_size),
     }
     return rows, float((weight * inverse.nan_to_num(0, 0, 0)).sum() / weight.sum())
 

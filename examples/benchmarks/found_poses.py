@@ -23,7 +23,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mrcfile
-import starfile
 import torch
 from projection_matching import Optics
 from reconstruction import resolution
@@ -33,7 +32,8 @@ from user_tasks import (
     Cells,
     SimulatedParticles,
     denoised_by_each,
-    run,
+    relion_refine,
+    shifts_of,
     simulate_particles,
     structure_file,
     table,
@@ -109,22 +109,14 @@ def cell(name: str, repeat: int, arguments: argparse.Namespace) -> Cell:
 def refined(folder: Path, pixel_size: float, arguments: argparse.Namespace) -> Poses:
     """The poses that relion_refine finds for in.star."""
     options = {
-        "i": "in.star", "o": "./run", "ref": "start.mrc", "ini_high": START_ANGSTROM, "K": 1, "sym": "C1",
+        "ref": "start.mrc", "ini_high": START_ANGSTROM, "K": 1, "sym": "C1",
         "iter": arguments.iterations, "tau2_fudge": 4, "particle_diameter": 0.9 * BOX_PX * pixel_size,
         "oversampling": 1, "healpix_order": 2, "offset_range": 4, "offset_step": 2, "random_seed": 1,
         "pad": 1, "pool": 50, "j": arguments.threads,
     }  # fmt: skip
-    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    command = ["relion_refine", *words]
-    command += ["--firstiter_cc", "--ctf", "--norm", "--scale", "--zero_mask", "--flatten_solvent"]
-    command += ["--dont_check_norm", "--preread_images"]
-    run(command, folder)
-    data = starfile.read(folder / f"run_it{arguments.iterations:03d}_data.star")["particles"]
-    order = data["rlnImageName"].str.split("@").str[0].astype(int).to_numpy() - 1
-    data = data.iloc[order.argsort()]
+    data = relion_refine(folder, options, ["--firstiter_cc"])
     euler = torch.tensor(data[["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]].to_numpy()).float()
-    origin = torch.tensor(data[["rlnOriginYAngst", "rlnOriginXAngst"]].to_numpy()).float()
-    return Poses(rotations_from_euler(euler), -origin / pixel_size, torch.ones(len(data)))
+    return Poses(rotations_from_euler(euler), -shifts_of(data, pixel_size), torch.ones(len(data)))
 
 
 def figures(

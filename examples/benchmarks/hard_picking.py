@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import numpy as np
@@ -35,7 +36,7 @@ from micrograph_pairs import denoise
 from realism import read_exposures
 from sorting import of_atoms
 from torch import Tensor
-from user_tasks import RAW, TOPAZ, Cell, Cells, run, structure_file, table, task_parser
+from user_tasks import RAW, TOPAZ, Cell, Cells, centres_of, run, structure_file, table, task_parser
 
 from cryohush.core.config.micrographs import MicrographSettings
 from cryohush.core.imaging.filters import low_pass
@@ -137,20 +138,27 @@ def target_species(name: str, folder: Path) -> Species:
     return of_atoms(name, positions, [atom.atom.element for atom in atoms], PIXEL_SIZE_ANGSTROM, 1.0)
 
 
-def labelled(species: Species, seed: int, number: int) -> Labelled:
-    settings = MicrographSettings(
+def hard_settings(**more: Any) -> MicrographSettings:
+    """Close to focus, in thin to thick ice."""
+    return MicrographSettings(
         shape_px=SHAPE_PX,
         pixel_size_angstrom=PIXEL_SIZE_ANGSTROM,
         defocus_angstrom=(4000.0, 12000.0),
         ice_thickness_angstrom=(250.0, 900.0),
+        min_distance=1.0,
+        **more,
+    )
+
+
+def labelled(species: Species, seed: int, number: int) -> Labelled:
+    settings = hard_settings(
         particles_per_square_micrometre=(1500.0, 3500.0),
         # two of five, the same ones for all structures
         carbon_probability=float((seed + number) % 5 < 2),
         discs_per_square_micrometre=100.0,
-        min_distance=1.0,
     )
     made = simulate_micrograph([species], settings, 1000 + seed, number)
-    centres = torch.from_numpy(np.stack([made.particles.y_px, made.particles.x_px], 1)).float()
+    centres = centres_of(made)
     hidden = torch.from_numpy(made.particles.hidden)
     return Labelled(-made.image, centres[~hidden], centres[hidden], made.labels == CONTAMINATION)
 

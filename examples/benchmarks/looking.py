@@ -25,15 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hard_picking import GENERAL, PIXEL_SIZE_ANGSTROM, SHAPE_PX, TARGETS, target_species
+from hard_picking import GENERAL, PIXEL_SIZE_ANGSTROM, TARGETS, hard_settings, target_species
 from independent_pairs import topaz
 from matplotlib.figure import Figure
 from micrograph_pairs import denoise
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from user_tasks import RAW, TOPAZ, Cell, Cells, summary, table, task_parser
+from user_tasks import RAW, TOPAZ, Cell, Cells, centres_of, summary, table, task_parser
 
-from cryohush.core.config.micrographs import MicrographSettings
 from cryohush.core.imaging.filters import gaussian_filter, low_pass
 from cryohush.core.metrics.fourier import band_correlation
 from cryohush.core.metrics.picking import average_precision, pick_blobs
@@ -76,15 +75,10 @@ def main() -> None:
 def micrograph(name: str, repeat: int, folder: Path) -> tuple[SimulatedMicrograph, float]:
     """A micrograph without contamination, and the particle's diameter in pixels."""
     species = target_species(name, folder)
-    settings = MicrographSettings(
-        shape_px=SHAPE_PX,
-        pixel_size_angstrom=PIXEL_SIZE_ANGSTROM,
-        defocus_angstrom=(4000.0, 12000.0),
-        ice_thickness_angstrom=(250.0, 900.0),
+    settings = hard_settings(
         particles_per_square_micrometre=(1500.0, 2500.0),
         carbon_probability=0.0,
         discs_per_square_micrometre=0.0,
-        min_distance=1.0,
     )
     made = simulate_micrograph([species], settings, 2000 + repeat, list(TARGETS).index(name))
     return made, 1.8 * species.radius_px
@@ -107,14 +101,13 @@ def low(cut_off_angstrom: float) -> str:
 
 def seen(image: Tensor, made: SimulatedMicrograph, diameter_px: float) -> dict[str, float]:
     """What the observers get from an image `(y, x)`, protein dark, of a micrograph."""
-    centres = torch.from_numpy(np.stack([made.particles.y_px, made.particles.x_px], 1)).float()
     picks = pick_blobs(-image, diameter_px, threshold=0.0)
     detail = band_correlation(
         -image[None], made.clean[None], PIXEL_SIZE_ANGSTROM, coarsest_angstrom=60.0, finest_angstrom=20.0
     )
     return {
         "eye": contrast_auc(image, made.labels == PARTICLE),
-        "picker": average_precision([picks], [centres], diameter_px / 2),
+        "picker": average_precision([picks], [centres_of(made)], diameter_px / 2),
         "detail": float(detail),
     }
 
@@ -172,6 +165,7 @@ def draw(cells: Sequence[Cell], images: dict[str, Tensor], path: Path) -> None:
         panel.set(xscale="log", xlabel="low-pass filter, Å", title=title)
         panel.set_xticks([10, 20, 40, 80, 150], ["10", "20", "40", "80", "150"])
         panel.minorticks_off()
+        panel.margins(y=0.1)
     panel.legend(fontsize=8)
     for panel, (name, image) in zip(lower.subplots(1, len(images)), images.items(), strict=True):
         low_value, high_value = np.percentile(image.numpy(), (0.5, 99.5))

@@ -56,6 +56,7 @@ from user_tasks import (
     HELD_OUT,
     Cell,
     Cells,
+    centres_of,
     denoised_by_each,
     imaging_settings,
     joined,
@@ -234,7 +235,7 @@ def places(
 ) -> dict[str, Tensor]:
     """Centres `(n, 2)` (y, x) of what is seen on a micrograph, by kind."""
     particles = micrograph.particles
-    centres = torch.from_numpy(np.stack([particles.y_px, particles.x_px], 1)).float()
+    centres = centres_of(micrograph)
     seen = torch.from_numpy(~particles.hidden)
     names = np.array([kind.name for kind in species])[particles.species]
     found = {}

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
+import starfile
 import torch
 from independent_pairs import topaz
 from pairs import write_stack
@@ -35,7 +37,7 @@ from cryohush.core.imaging.structure import read_structure
 from cryohush.core.io.mrc import StackReader
 from cryohush.core.io.star import write_tables
 from cryohush.core.metrics.picking import square_regions
-from cryohush.core.simulation.micrograph import Species, simulate_micrograph
+from cryohush.core.simulation.micrograph import SimulatedMicrograph, Species, simulate_micrograph
 
 HELD_OUT = ("1bxn", "2cg9", "4zxb", "6cvm", "6xlu", "pdb7pbl")
 """Structures on which no shipped model was trained."""
@@ -209,7 +211,7 @@ def simulate_particles(
     while sum(len(part.images) for part in parts) < n:
         made = simulate_micrograph(species, imaging_settings(pixel_size, largest), seed, len(parts))
         truth = made.particles
-        places = torch.from_numpy(np.stack([truth.y_px, truth.x_px], 1)).float()
+        places = centres_of(made)
         picked = (places + 3 * torch.rand(places.shape, generator=generator) - 1.5).round()
         inside = ((picked >= box_px // 2) & (picked < 1024 - box_px // 2)).all(1)
         rotations = rotations_from_euler(torch.from_numpy(truth.euler_degrees).float())
@@ -314,6 +316,31 @@ def run(command: Sequence[str], cwd: Path | None = None) -> str:
         said = (done.stdout + done.stderr)[-3000:]
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
     return done.stdout
+
+
+def relion_refine(folder: Path, options: Mapping[str, Any], more: Sequence[str] = ()) -> pandas.DataFrame:
+    """What `relion_refine` says of each image of in.star after its last iteration, in their order.
+
+    `options` and `more` are those of the task; CTF, scales and masks are the same for all.
+    """
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    command = ["relion_refine", "--i", "in.star", "--o", "./run", *words, *more]
+    command += ["--ctf", "--norm", "--scale", "--zero_mask", "--flatten_solvent", "--dont_check_norm"]
+    run([*command, "--preread_images"], folder)
+    data = starfile.read(folder / f"run_it{options['iter']:03d}_data.star")["particles"]
+    order = data["rlnImageName"].str.split("@").str[0].astype(int).to_numpy() - 1
+    return data.iloc[order.argsort()]
+
+
+def shifts_of(data: pandas.DataFrame, pixel_size_angstrom: float) -> Tensor:
+    """`(n, 2)` (y, x) by which RELION moves each image to its centre, pixels."""
+    columns = ["rlnOriginYAngst", "rlnOriginXAngst"]
+    return torch.tensor(data[columns].to_numpy()).float() / pixel_size_angstrom
+
+
+def centres_of(made: SimulatedMicrograph) -> Tensor:
+    """`(n, 2)` (y, x) of the particles of a micrograph, pixels."""
+    return torch.from_numpy(np.stack([made.particles.y_px, made.particles.x_px], 1)).float()
 
 
 def low_pass_like(raw: Tensor, like: Tensor, pixel_size_angstrom: float) -> tuple[Tensor, float]:
