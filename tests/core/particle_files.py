@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cryohush.core.io.mrc import StackReader, StackWriter
+
+#: what a `.cs` table says of particle images
+CS_BLOB: list[Any] = [
+    ("uid", "<u8"),
+    ("blob/path", "S16"),
+    ("blob/idx", "<u4"),
+    ("blob/shape", "<u4", (2,)),
+    ("blob/psize_A", "<f4"),
+    ("blob/sign", "<f4"),
+]
+
+
+def save_cs(path: Path, rows: NDArray[Any]) -> None:
+    with path.open("wb") as file:
+        np.save(file, rows)
 
 
 def read_stack(path: Path) -> NDArray[np.float32]:

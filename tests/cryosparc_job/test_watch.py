@@ -296,6 +296,14 @@ def test_a_watcher_killed_at_any_point_leaves_no_job_stuck(
 ) -> None:
     """SIGKILL for it and, as the end of a machine does, for its drivers."""
     store.tag("J42", "cryohush")
+    watch_until_killed(double, operation, skip)
+    assert not done(store, 1)()
+    watch_until(done(store, 1))
+    assert [job.status for job in store.external] == ["completed"]
+
+
+def watch_until_killed(double: Double5, operation: str, skip: int) -> None:
+    """Start a watcher that gets SIGKILL, with its drivers, when it has asked for an operation."""
     watcher: list[subprocess.Popen[bytes]] = []
 
     def kill() -> None:
@@ -306,9 +314,6 @@ def test_a_watcher_killed_at_any_point_leaves_no_job_stuck(
     double.server.faults = [Fault(operation, kill, skip)]
     watcher.append(start(double))
     assert watcher[0].wait(60) == -signal.SIGKILL
-    assert not done(store, 1)()
-    watch_until(done(store, 1))
-    assert [job.status for job in store.external] == ["completed"]
 
 
 def children(pid: int) -> list[int]:
@@ -497,16 +502,7 @@ def test_a_watcher_of_a_live_export_may_be_killed_and_the_server_be_away(
     store.tag(export.uid, "cryohush: new")
     watch_until(done(store, 1))
     add_exposures(store, 3, export)
-    watcher: list[subprocess.Popen[bytes]] = []
-
-    def kill() -> None:
-        for pid in children(watcher[0].pid):
-            os.kill(pid, signal.SIGKILL)
-        watcher[0].kill()
-
-    double.server.faults = [Fault(operation, kill, skip)]
-    watcher.append(start(double))
-    assert watcher[0].wait(60) == -signal.SIGKILL
+    watch_until_killed(double, operation, skip)
     double.server.faults = [
         Fault(of, kind) for kind in (429, 500) for of in ("jobs.find", "tags.find", "jobs.load_output")
     ]

@@ -10,7 +10,7 @@ import mrcfile
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from particle_files import write_stack
+from particle_files import CS_BLOB, save_cs, write_stack
 
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.errors import InputError, MrcError
@@ -168,25 +168,10 @@ def test_what_was_denoised_is_not_denoised_again(tmp_path: Path, weights: Path) 
 
 def cs_rows(n: int) -> NDArray[Any]:
     """Rows of a `.cs` table for the images of `p.mrcs`, protein white."""
-    rows = np.zeros(
-        n,
-        [
-            ("uid", "<u8"),
-            ("blob/path", "S16"),
-            ("blob/idx", "<u4"),
-            ("blob/shape", "<u4", (2,)),
-            ("blob/psize_A", "<f4"),
-            ("blob/sign", "<f4"),
-        ],
-    )
+    rows = np.zeros(n, CS_BLOB)
     rows["uid"], rows["blob/path"], rows["blob/idx"] = np.arange(n) + 7, b"p.mrcs", np.arange(n)
     rows["blob/shape"], rows["blob/psize_A"], rows["blob/sign"] = SIDE, 1.5, 1.0
     return rows
-
-
-def save(path: Path, rows: NDArray[Any]) -> None:
-    with path.open("wb") as file:
-        np.save(file, rows)
 
 
 def denoised_micrographs(folder: Path, weights: Path, names: list[str]) -> list[str]:
@@ -233,15 +218,15 @@ def test_particles_of_cryosparc_from_denoised_micrographs_are_refused(
     denoised = denoised_micrographs(tmp_path, weights, ["m1", "m2"])
     write_stack(tmp_path / "p.mrcs", particles(0.5, 4), 1.5)
     blob = cs_rows(4)
-    save(Path("J1_particles.cs"), blob)
+    save_cs(Path("J1_particles.cs"), blob)
     places = np.zeros(
         4, [("uid", "u8"), ("location/micrograph_path", "S40"), ("location/center_x_frac", "f4")]
     )
     places["uid"], places["location/micrograph_path"] = blob["uid"][::-1], raw
-    save(Path("J1_passthrough_particles.cs"), places)
+    save_cs(Path("J1_passthrough_particles.cs"), places)
     assert look(Path("J1_particles.cs")).warnings == []
     places["location/micrograph_path"][2] = f">{denoised[1]}".encode()
-    save(Path("J1_passthrough_particles.cs"), places)
+    save_cs(Path("J1_passthrough_particles.cs"), places)
     with pytest.raises(InputError, match=r"1 of 3, such as denoised_m2.*from the raw ones"):
         look(Path("J1_particles.cs"))
 
@@ -253,7 +238,7 @@ def test_a_table_of_cryosparc_without_a_sign_says_what_was_taken_for_granted(
     monkeypatch.chdir(tmp_path)
     write_stack(Path("p.mrcs"), particles(0.0, 4), 1.5)
     rows = cs_rows(4)
-    save(Path("p.cs"), rows[[name for name in rows.dtype.names or () if name != "blob/sign"]])
+    save_cs(Path("p.cs"), rows[[name for name in rows.dtype.names or () if name != "blob/sign"]])
     warnings = look(Path("p.cs"), protein).warnings
     assert any("no field blob/sign" in text and "taken for white" in text for text in warnings) is said
     assert [stack.protein_dark for stack in plan_stacks(read_images("p.cs"), protein)] == [protein == "dark"]  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from numpy.typing import NDArray
-from particle_files import noise, read_stack, write_stack
+from particle_files import CS_BLOB, noise, read_stack, save_cs, write_stack
 
 from cryohush.core.cli import main
 from cryohush.core.config.denoise import DenoiseOptions
@@ -21,14 +21,6 @@ from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.models.weights import load_model
 
-BLOB: list[Any] = [
-    ("uid", "<u8"),
-    ("blob/path", "S16"),
-    ("blob/idx", "<u4"),
-    ("blob/shape", "<u4", (2,)),
-    ("blob/psize_A", "<f4"),
-    ("blob/sign", "<f4"),
-]
 ROWS = [("B/x.mrc", 2), ("A/x.mrc", 8), ("A/x.mrc", 0), ("C/y.mrc", 4), ("B/x.mrc", 1), ("A/x.mrc", 3)]
 
 
@@ -38,26 +30,21 @@ def options(weights: Path, **given: Any) -> DenoiseOptions:
     )
 
 
-def save(path: Path, table: NDArray[Any]) -> None:
-    with path.open("wb") as file:
-        np.save(file, table)
-
-
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with dark protein in stacks A and B and white in C; the defocus is in another file."""
     folder = tmp_path / "project"
     for number, name in enumerate(("A/x.mrc", "B/x.mrc", "C/y.mrc")):
         write_stack(folder / name, noise(9, 16, 16, seed=number) * (1 if name[0] == "C" else -1))
-    table = np.zeros(len(ROWS), BLOB)
+    table = np.zeros(len(ROWS), CS_BLOB)
     table["uid"] = np.arange(len(ROWS)) + 2**60
     table["blob/path"], table["blob/idx"] = zip(*ROWS, strict=True)
     table["blob/shape"], table["blob/psize_A"] = 16, 2.0
     table["blob/sign"] = [1 if name[0] == "C" else -1 for name, _ in ROWS]
-    save(folder / "extracted.cs", table)
+    save_cs(folder / "extracted.cs", table)
     ctf = np.zeros(len(ROWS), [("uid", "<u8"), ("ctf/df1_A", "<f4")])
     ctf["uid"], ctf["ctf/df1_A"] = table["uid"][::-1], np.arange(len(ROWS))
-    save(folder / "ctf.cs", ctf)
+    save_cs(folder / "ctf.cs", ctf)
     monkeypatch.chdir(folder)
     return folder
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from micrograph_files import micrograph, table_of, write_micrograph
-from particle_files import noise, write_stack, write_table
+from particle_files import CS_BLOB, noise, save_cs, write_stack, write_table
 
 from cryohush.core.cli import main
 from cryohush.core.errors import CryohushError
@@ -154,16 +154,7 @@ def test_what_cannot_be_restored_is_refused(
     assert not Path("back.cs").exists()
 
 
-CS_FIELDS: list[Any] = [
-    ("uid", "<u8"),
-    ("blob/path", "S16"),
-    ("blob/idx", "<u4"),
-    ("blob/shape", "<u4", (2,)),
-    ("blob/psize_A", "<f4"),
-    ("blob/sign", "<f4"),
-    ("blob/import_sig", "<u8"),
-    ("ctf/df1_A", "<f4"),
-]
+CS_FIELDS: list[Any] = [*CS_BLOB, ("blob/import_sig", "<u8"), ("ctf/df1_A", "<f4")]
 
 
 def cs_table(path: Path, stack: str, n: int, first_uid: int) -> Any:
@@ -172,8 +163,7 @@ def cs_table(path: Path, stack: str, n: int, first_uid: int) -> Any:
     table["blob/path"], table["blob/idx"] = stack.encode(), np.arange(n)
     table["blob/shape"], table["blob/psize_A"], table["blob/sign"] = 16, 2.0, 1
     table["blob/import_sig"], table["ctf/df1_A"] = 77, np.arange(n)
-    with path.open("wb") as file:
-        np.save(file, table)
+    save_cs(path, table)
     return table
 
 
