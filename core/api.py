@@ -22,6 +22,7 @@ from .errors import ConfigurationError, ImageError
 from .inference.denoiser import Denoiser
 from .inference.devices import choose_precision, resolve_devices
 from .inference.micrograph_denoiser import MicrographDenoiser
+from .inference.plan import finer_grid
 from .inference.plan import read_images as read_image_set
 from .io.mrc import StackReader
 from .io.particles import ParticleSet
@@ -69,7 +70,8 @@ def denoise(
     images
         `(n, y, x)`, or one image `(y, x)`; boxes of any size, each at least 16 pixels a side.
     pixel_size
-        Å. Needed for `particle_diameter` and `keep_above` alone: the network works in pixels.
+        Å. Coarse pixels, beyond three quarters of the coarsest that the model was trained on, are made finer
+        for the network, so give it for binned images. `particle_diameter` and `keep_above` need it.
     model
         A shipped model (`list_models`), a `.safetensors` file, the folder of a training, or what `load_model`
         returned.
@@ -91,7 +93,8 @@ def denoise(
     Returns
     -------
     denoised
-        float32 of the shape of `images`, on their grey scale.
+        float32 of the shape of `images`, on their grey scale. (An array does not say whether it was denoised
+        before: twice is worse than once.)
 
     Raises
     ------
@@ -119,7 +122,9 @@ def denoise(
     _check(blend, protein)
     if batch_size is not None and batch_size < 1:
         raise ConfigurationError(f"batch_size: expected 1 or more, found {batch_size}.")
-    denoiser = _denoiser(model, device, precision)
+    loaded = _loaded(model)
+    denoiser = _denoiser(loaded, device, precision)
+    finer = finer_grid(pixel_size, loaded.trained_pixel_sizes_angstrom)
     size = batch_size or max(1, _BATCH_PX // (stack.shape[1] * stack.shape[2]))
     result = np.empty_like(stack)
     conspicuous: dict[int, str] = {}
@@ -131,6 +136,7 @@ def denoise(
             blend=blend,
             keep_above_px=keep_above_px,
             protein_dark=protein == "dark",
+            finer=finer,
         )
         for index, problem in problems.items():
             raise ImageError(problem, image=first + index + 1)
@@ -161,8 +167,13 @@ def denoise_micrograph(
     keep_above_px = _in_pixels("keep_above", keep_above, pixel_size)
     _check(blend, protein)
     sign = np.float32(-1 if protein == "dark" else 1)
-    micrographs = MicrographDenoiser(_denoiser(model, device, precision))
-    result, problem, remark = micrographs.denoise(sign * stack[0], blend=blend, keep_above_px=keep_above_px)
+    loaded = _loaded(model)
+    result, problem, remark = MicrographDenoiser(_denoiser(loaded, device, precision)).denoise(
+        sign * stack[0],
+        blend=blend,
+        keep_above_px=keep_above_px,
+        finer=finer_grid(pixel_size, loaded.trained_pixel_sizes_angstrom),
+    )
     if problem is not None:
         raise ImageError(problem)
     if remark is not None:
@@ -305,8 +316,11 @@ def _check(blend: float, protein: str) -> None:
         raise ConfigurationError(f"protein: expected 'white' or 'dark', found {protein!r}.")
 
 
-def _denoiser(model: str | Path | LoadedModel, device: str, precision: Precision) -> Denoiser:
-    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+def _loaded(model: str | Path | LoadedModel) -> LoadedModel:
+    return model if isinstance(model, LoadedModel) else load_model(model)
+
+
+def _denoiser(model: LoadedModel, device: str, precision: Precision) -> Denoiser:
     place: torch.device = resolve_devices(device)[0]
     chosen, _ = choose_precision(place, precision)
-    return Denoiser(loaded.module, place, chosen)
+    return Denoiser(model.module, place, chosen)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from particle_files import noise, write_stack, write_table
+from particle_files import noise, read_stack, write_stack, write_table
 
 import cryohush
 from cryohush.core import api
@@ -73,6 +73,29 @@ def test_dark_protein_is_the_negative_of_white() -> None:
     assert dark.shape == (96, 80)
     light = cryohush.denoise_micrograph(-micrograph, protein="white", device="cpu", precision="fp32")
     np.testing.assert_allclose(light, -dark, atol=1e-5)
+
+
+@pytest.mark.parametrize("pixel_size", [3.0, 5.0, 7.5, 14.0])
+@pytest.mark.parametrize("shape", [(4, 40, 40), (1, 90, 110)])
+def test_coarse_pixels_come_out_as_the_command_line_writes_them(
+    tmp_path: Path, pixel_size: float, shape: tuple[int, int, int]
+) -> None:
+    """Binned images are seen on a finer grid by both, particles and micrographs."""
+    images = write_stack(tmp_path / "x.mrc", noise(*shape), pixel_size)
+    words = ["--device", "cpu", "--precision", "fp32", "--batch-size", "4"]
+    assert main(["denoise", str(tmp_path / "x.mrc"), "--output", str(tmp_path / "out"), *words]) == 0
+    (written,) = (read_stack(path) for path in (tmp_path / "out").glob("x.mrc*"))
+    how: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
+    if shape[0] == 1:
+        np.testing.assert_array_equal(
+            cryohush.denoise_micrograph(images[0], pixel_size=pixel_size, **how), written[0]
+        )
+    else:
+        np.testing.assert_array_equal(
+            cryohush.denoise(images, pixel_size=pixel_size, batch_size=4, **how), written
+        )
+        if pixel_size > 4.5:
+            assert not np.allclose(cryohush.denoise(images, **how), written, atol=0.01)
 
 
 def test_lengths_are_in_angstrom() -> None:
