@@ -31,12 +31,12 @@ class MicrographSet(ImageSet):
 
     @classmethod
     def read(cls, path: str | Path, *, root: Path | None = None) -> MicrographSet:
-        """Read a table of RELION (3.0 to 5), or take a `.mrc` file as a set of one.
+        """Read a table of RELION (3.0 to 5), or take an MRC file as a set of one.
 
         Parameters
         ----------
         path
-            The `.star` or `.mrc` file.
+            The `.star`, `.mrc` or `.mrcs` file.
         root
             The folder that names are relative to; None looks for it as `find_root` says.
 
@@ -49,7 +49,7 @@ class MicrographSet(ImageSet):
             If `path` is a micrograph that cannot be read.
         """
         path = Path(path)
-        if path.suffix.lower() == MICROGRAPH_SUFFIX:
+        if path.suffix.lower() in (MICROGRAPH_SUFFIX, ".mrcs"):
             return _single(path)
         rows, optics = _read_star(path)
 
