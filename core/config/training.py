@@ -180,6 +180,12 @@ class PairsConfig(StoredSection):
             "noisy image (`recorruption`)."
         ),
     )
+    pair_by_order: bool = Field(
+        default=False,
+        description=(
+            "Take the rows of both to be in one order where nothing in them shows which are the same image."
+        ),
+    )
     target_is_clean: bool = Field(
         default=True,
         description=(

@@ -75,7 +75,9 @@ class Sources:
             raise InputError("compared with itself.", path=denoised.path, remedy="Give other images.")
         given = {"reference": reference, "twin": twin, "raw": raw}
         names = [name for name, rows in given.items() if rows is not None]
-        (denoised, *present), notes = bring_together(denoised, [rows for rows in given.values() if rows])
+        (denoised, *present), notes = bring_together(
+            denoised, [rows for rows in given.values() if rows], by_order=config.pair_by_order
+        )
         given |= dict(zip(names, present, strict=True))
         reference, twin, raw = given["reference"], given["twin"], given["raw"]
         micrographs = next(filter(None, (rows.micrographs() for rows in (denoised, *present))), None)

@@ -165,8 +165,15 @@ class ImageRows:
         return None
 
 
-def bring_together(first: ImageRows, others: Sequence[ImageRows]) -> tuple[list[ImageRows], list[str]]:
+def bring_together(
+    first: ImageRows, others: Sequence[ImageRows], *, by_order: bool = False
+) -> tuple[list[ImageRows], list[str]]:
     """Bring tables into the order of the first, with the rows that all of them have.
+
+    Parameters
+    ----------
+    by_order
+        Whether rows are in one order where nothing shows which of them are the same.
 
     Returns
     -------
@@ -185,7 +192,7 @@ def bring_together(first: ImageRows, others: Sequence[ImageRows]) -> tuple[list[
     partners = np.full((len(others), len(first)), -1, dtype=np.intp)
     notes = []
     for number, other in enumerate(others):
-        found = match_rows(first.table, other.table)
+        found = match_rows(first.table, other.table, by_order=by_order)
         partners[number, found.first] = found.other
         notes.append(f"{other.path}: {found.note}")
     common = np.flatnonzero((partners >= 0).all(axis=0))

@@ -9,8 +9,8 @@ nothing. So rows are paired by what the tables say of them, by whichever of thes
 - micrograph and place on it. A micrograph is known by its whole name, or by the file's name alone where no
   other has it; places agree within a tenth of a pixel.
 
-Where none of these is in both tables, rows are taken in their order, if there are as many of them and nothing
-speaks against it.
+Where none of these is in both tables, two stacks of equally many images go together image by image, in
+whatever order tables list them. All else is refused, unless the user says that the rows are in one order.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, MrcError
 from .cs import CS_SUFFIX, CsTable
 from .image_set import ImageSet
 from .micrographs import MicrographSet
+from .mrc import StackReader
 from .particles import ParticleSet
 from .star import read_tables, unquote
 
@@ -45,7 +46,7 @@ _CS_PATH, _CS_UID, _CS_SHAPE = (
 _CS_X, _CS_Y = "location/center_x_frac", "location/center_y_frac"
 # Tables round a place differently: by six decimals, or as a share of the micrograph in single precision.
 _SAME_PLACE_PX = 0.1
-_ORDER = "their order"
+_ORDER, _NUMBER = "their order", "their numbers in two stacks of one length"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,21 +73,26 @@ class SameRows:
     def note(self) -> str:
         """What to tell the user: by what rows were paired, and how many have no partner."""
         text = f"paired by {self.by}"
-        if self.by == _ORDER:  # a table that was sorted in between would go unnoticed
+        if self.by in (_ORDER, _NUMBER):  # a table that was sorted in between would go unnoticed
             text = f"warning: {text}: nothing in the tables shows which images are the same particle"
         if len(self.first) < max(self.n_first, self.n_other):
             text += f": {len(self.first)} of {self.n_other} rows, of {self.n_first} on the other side"
         return text
 
 
-def match_rows(first: ImageSet, other: ImageSet) -> SameRows:
+def match_rows(first: ImageSet, other: ImageSet, *, by_order: bool = False) -> SameRows:
     """Pair the rows of two tables, stacks or micrographs.
+
+    Parameters
+    ----------
+    by_order
+        Whether rows are in one order where nothing shows which of them are the same.
 
     Raises
     ------
     InputError
         What the tables say shows that rows do not belong together, or that two images claim to be one; or
-        nothing shows which do, and there are not as many.
+        nothing shows which do.
     """
     ours, theirs = _Identity(first), _Identity(other)
     compared: list[str] = []
@@ -106,7 +112,7 @@ def match_rows(first: ImageSet, other: ImageSet) -> SameRows:
             best = SameRows(rows, partners, by, len(first), len(other))
     if best is None and ambiguous is not None:
         raise ambiguous
-    return best or _in_order(ours, theirs, compared)
+    return best or _by_position(ours, theirs, compared, by_order)
 
 
 class _Identity:
@@ -165,6 +171,18 @@ class _Identity:
                 if file and number.isdigit():
                     chain.append(name(int(number), file))
         return chains
+
+    def numbers(self) -> tuple[list[int], int] | None:
+        """Number of each row's oldest image in its stack, and how many that has; None for several stacks."""
+        oldest = [chain[-1] for chain in self.names(absolute=True)]
+        files = {file for _, file in oldest}
+        if len(files) != 1:
+            return None
+        try:
+            with StackReader(files.pop()) as reader:
+                return [number for number, _ in oldest], reader.n_images
+        except MrcError:
+            return None
 
     def uids(self) -> list[int] | None:
         """cryoSPARC's names of the particles; None in other tables."""
@@ -328,42 +346,80 @@ def _partner(
     return None
 
 
-def _in_order(ours: _Identity, theirs: _Identity, compared: Sequence[str]) -> SameRows:
-    """Rows by their order, where nothing shows that they do not belong together."""
+def _by_position(ours: _Identity, theirs: _Identity, compared: Sequence[str], by_order: bool) -> SameRows:
+    """Rows by their place in tables or stacks, where nothing shows that they do not belong together."""
     first, other = ours.table, theirs.table
     kinds = dict.fromkeys(by.partition(",")[0] for by in compared)
     told = f"compared: {', '.join(kinds)}" if compared else "they have no columns in common that tell it"
-    if len(first) != len(other):
+    places = ours.places_px(), theirs.places_px()
+    every = np.arange(len(first))
+    rows: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None
+    if places[0] is not None and places[1] is not None and len(first) == len(other):
+        apart = np.abs(places[0] - places[1]).max(axis=1) > _SAME_PLACE_PX
+        if apart.any():
+            raise _disagreement(ours, theirs, int(apart.argmax()), told)
+        by, rows = f"{_ORDER}, in which their coordinates agree", (every, every)
+    elif ours.uids() is not None and theirs.uids() is not None:
+        raise _disagreement(ours, theirs, 0, told)
+    elif (rows := _same_numbers(ours, theirs)) is not None:
+        by = _NUMBER
+    elif by_order and len(first) == len(other):
+        by, rows = _ORDER, (every, every)
+    else:
         noun = "particles" if ours.is_particles else "micrographs"
         raise InputError(
             f"expected the {len(first)} {noun} of {first.source}, found {len(other)}, and nothing in the "
             f"tables shows which of them are the same ({told}).",
             path=other.source,
-            remedy="Give tables of the same images, or tables with micrographs and coordinates.",
+            remedy="Give tables with micrographs and coordinates, or with the original images"
+            + (
+                "; or say that the rows are in one order: evaluate --pair-by-order, train --set pairs.pair_by_order=true."
+                if len(first) == len(other)
+                else "."
+            ),
         )
-    places, one, another = (ours.places_px(), theirs.places_px()), ours.micrographs(), theirs.micrographs()
-    by = _ORDER
-    if places[0] is not None and places[1] is not None:
-        apart = np.abs(places[0] - places[1]).max(axis=1) > _SAME_PLACE_PX
-        if apart.any():
-            raise _disagreement(ours, theirs, int(apart.argmax()), told)
-        by += ", in which their coordinates agree"
-    elif ours.uids() is not None and theirs.uids() is not None:
-        raise _disagreement(ours, theirs, 0, told)
-    if ours.is_particles and one is not None and another is not None:
-        # other frames may have other names: each micrograph needs one counterpart
-        for names, others in ((one, another), (another, one)):
-            partner: dict[str, str] = {}
-            for row, (name, counterpart) in enumerate(zip(names, others, strict=True)):
-                if partner.setdefault(name, counterpart) != counterpart:
-                    raise _disagreement(ours, theirs, row, "compared: micrographs, row by row")
-        by += ", in which their micrographs agree"
-    return SameRows(np.arange(len(first)), np.arange(len(other)), by, len(first), len(other))
+    return SameRows(*rows, _checked_by_micrograph(ours, theirs, *rows, by), len(first), len(other))
 
 
-def _disagreement(ours: _Identity, theirs: _Identity, row: int, told: str) -> InputError:
+def _same_numbers(ours: _Identity, theirs: _Identity) -> tuple[NDArray[np.intp], NDArray[np.intp]] | None:
+    """Rows of both tables whose images have one number in two stacks of equally many images, or None."""
+    found = [table.numbers() for table in (ours, theirs)]
+    if found[0] is None or found[1] is None or found[0][1] != found[1][1]:
+        return None
+    keys = [[[number] for number in numbers] for numbers, _ in (found[0], found[1])]
+    rows, partners = _paired(keys[0], keys[1], theirs)
+    return (rows, partners) if len(rows) else None
+
+
+def _checked_by_micrograph(
+    ours: _Identity, theirs: _Identity, rows: NDArray[np.intp], partners: NDArray[np.intp], by: str
+) -> str:
+    """Return by what rows are paired, with micrographs if both tables have them.
+
+    Raises
+    ------
+    InputError
+        A micrograph of one table has two counterparts in the other.
+    """
+    one, another = ours.micrographs(), theirs.micrographs()
+    if not ours.is_particles or one is None or another is None:
+        return by
+    # other frames may have other names: each micrograph needs one counterpart
+    for names, others in ((one, another), (another, one)):
+        partner: dict[str, str] = {}
+        for row, counterpart in zip(rows.tolist(), partners.tolist(), strict=True):
+            here, there = (row, counterpart) if names is one else (counterpart, row)
+            if partner.setdefault(names[here], others[there]) != others[there]:
+                raise _disagreement(ours, theirs, row, "compared: micrographs, row by row", counterpart)
+    return f"{by}, in which their micrographs agree"
+
+
+def _disagreement(
+    ours: _Identity, theirs: _Identity, row: int, told: str, other_row: int | None = None
+) -> InputError:
+    there = theirs.tell(row if other_row is None else other_row)
     return InputError(
-        f"its rows are not those of {ours.table.source}: {theirs.tell(row)}, where {ours.tell(row)} is "
+        f"its rows are not those of {ours.table.source}: {there}, where {ours.tell(row)} is "
         f"expected ({told}).",
         path=theirs.table.source,
         remedy="Give tables of the same particles; their order does not matter where both say micrograph and "

@@ -67,7 +67,7 @@ class PairedParticles:
         )
         if self._target is not None:
             _require_one_size(self._noisy, self._target)
-            found = match_rows(self._noisy.table, self._target.table)
+            found = match_rows(self._noisy.table, self._target.table, by_order=config.pair_by_order)
             if not held_out:
                 context.log(f"{config.target}: {found.note}")
             self._partners = np.full(len(self._noisy), -1, dtype=np.intp)

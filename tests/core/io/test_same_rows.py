@@ -250,22 +250,63 @@ def test_a_row_that_disagrees_is_named_where_micrographs_have_other_names(tmp_pa
 
 
 def test_micrographs_alone_show_that_rows_are_mixed(tmp_path: Path) -> None:
+    """The numbers in the stacks are other particles' in one of them."""
     only = {"rlnMicrographName": micrograph}
     first = write_star(tmp_path, "a", range(N), only)
-    assert_paired(match(first, write_star(tmp_path, "b", range(N), only)), range(N), range(N))
+    assert_paired(match(first, write_star(tmp_path, "b", SHUFFLED, only)), range(N), SHUFFLED)
+    other = {"rlnMicrographName": lambda i: micrograph(SHUFFLED[i])}
     with pytest.raises(InputError, match=r"its rows are not those of .*compared: micrographs, row by row"):
-        match(first, write_star(tmp_path, "c", SHUFFLED, only))
+        match(first, write_star(tmp_path, "c", range(N), other))
 
 
-def test_without_anything_in_common_order_and_number_count(tmp_path: Path) -> None:
-    first = write_star(tmp_path, "a", range(N), {})
-    found = match(first, write_star(tmp_path, "b", range(N), {}))
-    assert found.by == "their order"
-    with pytest.raises(
-        InputError, match=rf"c\.star: expected the {N} particles of .* found {N // 2}, and nothing"
-    ):
-        match(first, write_star(tmp_path, "c", SOME, {}))
-    assert match(tmp_path / "a.mrcs", tmp_path / "b.mrcs").by == "their order"
+@pytest.mark.parametrize("order", [range(N), SHUFFLED, SOME])
+def test_two_stacks_of_one_length_go_together_image_by_image(tmp_path: Path, order: Sequence[int]) -> None:
+    first = write_star(tmp_path, "a", SHUFFLED, {})
+    found = match(first, write_star(tmp_path, "b", order, {}))
+    assert_paired(found, SHUFFLED, order)
+    assert found.note.startswith("warning: paired by their numbers in two stacks")
+    assert_paired(match(first, tmp_path / "b.mrcs"), SHUFFLED, range(N))
+    # a denoised stack numbers its images anew, and its table says what they were
+    new = {"rlnImageOriginalName": lambda i: f"{SHUFFLED[i] + 1:06d}@a.mrcs"}
+    assert_paired(match(write_star(tmp_path, "new", range(N), new), tmp_path / "b.mrcs"), SHUFFLED, range(N))
+
+
+def shorter(path: Path) -> None:
+    write_stack(path, np.zeros((N - 1, BOX, BOX), dtype=np.float32), 2.0)
+
+
+def in_two_stacks(path: Path) -> None:
+    write_stack(path.with_name("more.mrcs"), np.zeros((N, BOX, BOX), dtype=np.float32), 2.0)
+    path.with_suffix(".star").write_text(
+        path.with_suffix(".star").read_text().replace("000004@b", "000004@more")
+    )
+
+
+@pytest.mark.parametrize("change", [shorter, in_two_stacks])
+def test_rows_that_nothing_brings_together_are_refused_or_taken_in_order_if_the_user_says_so(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    some = range(10)
+    first, other = write_star(tmp_path, "a", some, {}), write_star(tmp_path, "b", some, {})
+    change(tmp_path / "b.mrcs")
+    with pytest.raises(InputError, match=r"b\.star: .*nothing in the tables shows .*--pair-by-order") as e:
+        match(first, other)
+    assert "\n" not in str(e.value)
+    found = match_rows(read_images(first), read_images(other), by_order=True)
+    assert_paired(found, some, some)
+    assert found.note.startswith("warning: paired by their order")
+    fewer = write_star(tmp_path, "c", SOME, {}, stack="c.mrcs")
+    shorter(tmp_path / "c.mrcs")
+    with pytest.raises(InputError, match=r"c\.star: expected the 10 particles of .* found 15, and nothing"):
+        match_rows(read_images(first), read_images(fewer), by_order=True)
+
+
+def test_order_is_not_taken_where_the_tables_speak_against_it(tmp_path: Path) -> None:
+    elsewhere = {**ON_MICROGRAPHS, "rlnCoordinateX": lambda i: f"{PLACES[i, 1] + 5:.3f}"}
+    first = write_star(tmp_path, "a", range(N), ON_MICROGRAPHS)
+    other = write_star(tmp_path, "b", range(N), elsewhere)
+    with pytest.raises(InputError, match="its rows are not those of"):
+        match_rows(read_images(first), read_images(other), by_order=True)
 
 
 def test_repeated_rows_of_one_image_are_one_and_two_images_of_a_particle_are_refused(tmp_path: Path) -> None:
@@ -319,3 +360,20 @@ def test_micrographs_are_paired_by_name_wherever_they_lie(tmp_path: Path, order:
 
     found = match(table("raw", range(4)), table("denoised", order))
     assert_paired(found, range(4), order)
+
+
+def test_micrographs_with_other_names_need_the_users_word(tmp_path: Path) -> None:
+    """Sums of other frames: nothing but the order of the rows says which belong together."""
+    tables = []
+    for kind in ("even", "odd"):
+        for number in range(3):
+            write_stack(tmp_path / f"m{number}_{kind}.mrc", np.zeros((1, 40, 40), dtype=np.float32), 2.0)
+        rows = "".join(f"m{number}_{kind}.mrc\n" for number in range(3))
+        path = tmp_path / f"{kind}.star"
+        path.write_text(f"data_micrographs\n\nloop_\n_rlnMicrographName #1\n{rows}\n")
+        tables.append(path)
+    with pytest.raises(InputError, match=r"expected the 3 micrographs .*--pair-by-order"):
+        match(*tables)
+    found = match_rows(*map(read_images, tables), by_order=True)
+    assert_paired(found, range(3), range(3))
+    assert found.by == "their order"
