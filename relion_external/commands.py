@@ -61,11 +61,12 @@ def denoise(request: Request) -> None:
         options = options.model_copy(update={"output_dtype": _same_format(source, project)})
     models = half_models(options.model) if kind == "particles" else None
     if models is not None:
-        if options.limit is not None:
-            raise ConfigurationError(
-                f"limit goes with one model, but {options.model} is a training of two, one per half set. "
-                "Leave it out, or give one of the two."
-            )
+        for name, is_given in (("limit", options.limit is not None), ("score", options.score)):
+            if is_given:
+                raise ConfigurationError(
+                    f"{name} goes with one model, but {options.model} is a training of two, one per half "
+                    "set. Leave it out, or give one of the two."
+                )
         summary = _denoise_halves(request, source, options, models)
     else:
         if kind == "particles" and (line := warning(source, options.model)):
@@ -202,7 +203,7 @@ def read_evaluate_config(given: Mapping[str, str | None], source: str) -> Evalua
     ConfigurationError
         If an option does not fit, or both `gpu` and `device` are given.
     """
-    values = read_values(given, EvaluateConfig.model_fields, "align_twin")
+    values = read_values(given, EvaluateConfig)
     path = given.get("config")
     values = split_list(values, ("metrics", "baselines"))
     return read_config({**values, "denoised": source}, Path(path) if path else None)

@@ -106,16 +106,17 @@ def finish(
     from ..core.report.noise import report_noise
     from ..core.report.pdf import report_run
 
-    back, table = "", None
+    back, table, parts = "", None, list[str]()
     if isinstance(result, Summary):
         back = way_back(kind, project.version)
         table = {"particles": TABLE_NAME, "micrographs": MICROGRAPH_TABLE_NAME}[kind]
+        parts = [path.name for path in result.parts]
         report_run(result, command, way_back=back, warnings=warnings)
     elif isinstance(result, NoiseSummary):
         report_noise(result, command, warnings)
         # the blocks are a stack with a table of its own, which RELION knows as particles
         kind, project, table = "particles", project.listing("particles"), NOISE_TABLE_NAME
-    write_output_nodes(directory, project, table=table, pdf=PDF_NAME, kind=kind, root=root)
+    write_output_nodes(directory, project, table=table, pdf=PDF_NAME, kind=kind, parts=parts, root=root)
     return back
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -79,6 +80,7 @@ def write_output_nodes(
     table: str | None,
     pdf: str | None,
     kind: NodeKind = "particles",
+    parts: Sequence[str] = (),
     root: Path = Path(),
 ) -> Path:
     """Write the table of outputs that RELION reads once, when it first sees the success marker.
@@ -94,6 +96,8 @@ def write_output_nodes(
         File names in `directory`, None for what a job does not have.
     kind
         What the table lists, if there is one.
+    parts
+        File names of tables of parts of it.
     root
         The project's folder, when it is not the working directory.
 
@@ -103,9 +107,9 @@ def write_output_nodes(
         When the file cannot be written.
     """
     nodes = []
-    if table is not None:
-        label = project.label or NODE_LABELS[kind]["5"]
-        nodes.append((f"{directory}/{table}", str(NODE_NUMBERS[kind]), label))
+    label = project.label or NODE_LABELS[kind]["5"]
+    for name in [*([] if table is None else [table]), *parts]:
+        nodes.append((f"{directory}/{name}", str(NODE_NUMBERS[kind]), label))
     if pdf is not None:
         nodes.append((f"{directory}/{pdf}", str(PDF_NUMBER), PDF_LABEL))
     kept = {"3.1": (0, 1), None: (0, 1, 2)}.get(project.version, (0, 2))

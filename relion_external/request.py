@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,28 +102,27 @@ def find_input(given: Mapping[str, str | None], only: Kind | None = None) -> tup
     return kind, source
 
 
-def read_values(
-    given: Mapping[str, str | None], names: Collection[str], switch: str = "skip_bad"
-) -> dict[str, Any]:
+def read_values(given: Mapping[str, str | None], model: type[BaseModel]) -> dict[str, Any]:
     """Return the parameters that are given; `gpu` as `device`.
 
     Parameters
     ----------
     given
-        The command line. A flag without a value is as good as none.
-    names
-        The parameters to be had.
-    switch
-        The one that such a flag turns on.
+        The command line. A flag without a value turns a switch on, and is as good as none otherwise.
+    model
+        Its fields are the parameters to be had.
 
     Raises
     ------
     ConfigurationError
         If both `gpu` and `device` are given.
     """
-    values: dict[str, Any] = {name: given[name] for name in names if given.get(name)}
-    if switch in given and not given[switch]:
-        values[switch] = "yes"
+    values: dict[str, Any] = {}
+    for name, about in model.model_fields.items():
+        if given.get(name):
+            values[name] = given[name]
+        elif name in given and about.annotation is bool:
+            values[name] = "yes"
     if given.get("gpu"):
         if "device" in values:
             raise ConfigurationError("both gpu and device are given: leave one of them out.")
@@ -139,7 +138,7 @@ def read_options(given: Mapping[str, str | None], model: type[Options]) -> Optio
     ConfigurationError
         If one does not fit, or both `gpu` and `device` are given.
     """
-    values = read_values(given, model.model_fields)
+    values = read_values(given, model)
     if given.get("config"):
         values = load_yaml(str(given["config"]), model).model_dump(exclude_unset=True) | values
     return validate(values, model, "parameters")

@@ -66,14 +66,14 @@ class TrainOptions(BaseModel):
 
 
 def read_train_options(given: Mapping[str, str | None]) -> TrainOptions:
-    """Return the parameters. A flag without a value is as good as none, but `half_sets` is turned on by it.
+    """Return the parameters; see `read_values`.
 
     Raises
     ------
     ConfigurationError
         If one does not fit, or two that exclude each other are given.
     """
-    options = validate(read_values(given, TrainOptions.model_fields, "half_sets"), TrainOptions, "parameters")
+    options = validate(read_values(given, TrainOptions), TrainOptions, "parameters")
     if options.half_set and options.half_sets:
         raise ConfigurationError("both half_set and half_sets are given: leave one of them out.")
     return options

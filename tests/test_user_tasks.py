@@ -71,14 +71,6 @@ def test_purity_counts_what_has_to_be_kept_for_95_percent_of_the_particles(sorti
     assert sorting.auc(scores, good) == pytest.approx((18 * 10 + 5 + 5) / 200)
 
 
-def test_what_is_ordinary_is_the_crowd_and_neither_more_nor_less(sorting: ModuleType) -> None:
-    generator = torch.Generator().manual_seed(1)
-    features = torch.randn(300, 2, generator=generator)
-    features[:10], features[10:20] = -6.0, 6.0
-    scores = sorting.ordinary(features)
-    assert float(scores[:20].max()) < float(scores[20:].quantile(0.02))
-
-
 def test_gaussian_images_have_the_distance_of_their_dimensions(sorting: ModuleType) -> None:
     """Of images from the Gaussian itself the mean squared Mahalanobis distance is their dimension."""
     generator = torch.Generator().manual_seed(2)

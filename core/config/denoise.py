@@ -74,6 +74,11 @@ class DenoiseOptions(Section):
         "auto: the rest of the stack helps with each image where it is large enough; none: each by itself",
         metavar="USE",
     )
+    score: bool = option(
+        False,
+        "score each particle by how ordinary it is in its stack, and list trusted and suspicious ones apart",
+        shown="no scores",
+    )
     output_dtype: Literal["float32", "float16"] = option(
         "float32", "pixel format of the output: float32, or float16 (not for RELION 3.1)", metavar="TYPE"
     )

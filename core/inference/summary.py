@@ -99,6 +99,10 @@ class Summary:
         What the stacks knew of their particles, as it stands in the record.
     gain
         What denoising adds, measured on the particles themselves: `verdict` and numbers.
+    suspicious
+        How many particles look suspicious (`metrics.ordinary`); None if they were not scored.
+    parts
+        The tables of trusted and suspicious particles, if they were scored.
     samples
         Pairs for the report; empty when every image was skipped.
     was_complete
@@ -128,6 +132,8 @@ class Summary:
     seconds: dict[str, float]
     samples: Samples
     was_complete: bool = False
+    suspicious: int | None = None
+    parts: list[Path] = field(default_factory=list)
     context: dict[str, Any] = field(default_factory=dict)
     gain: dict[str, Any] = field(default_factory=dict)
 
@@ -164,6 +170,9 @@ class Summary:
             ),
             "conspicuous": f"{len(self.remarks)} images, see {RECORD_NAME}" if self.remarks else "",
             "model": f"{self.model.name}, SHA-256 {self.model.sha256}",
+            "scores": ""
+            if self.suspicious is None
+            else f"{self.suspicious} of {self.n_rows} particles look suspicious",
             "context": self._context(),
             "output": f"{', '.join(output)}; {self.options.output_dtype}",
             "device": f"{', '.join(self.devices)}, {self.precision}, {counted(self.threads, 'worker')}",
@@ -259,6 +268,7 @@ def write_record(summary: Summary, command: str | None, started: float) -> None:
         "precision": summary.precision,
         "context": summary.context,
         "gain": summary.gain,
+        "suspicious_particles": summary.suspicious,
         "batch_size": summary.batch_sizes,
         "threads": summary.threads,
         "torch": torch.__version__,

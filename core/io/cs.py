@@ -36,6 +36,8 @@ _PATH, _INDEX, _SHAPE, _PIXEL_SIZE, _SIGN, _SIGNATURE = (
     f"blob/{name}" for name in ("path", "idx", "shape", "psize_A", "sign", "import_sig")
 )
 _MICROGRAPH = "location/micrograph_path"
+#: of a particle, see `metrics.ordinary.figure_of_merit`
+SCORE_FIELD = "cryohush/score"
 # The fields that must be there, with the kinds and shape of their values.
 _BLOB = {_PATH: ("S", ()), _INDEX: ("ui", ()), _SHAPE: ("ui", (2,)), _PIXEL_SIZE: ("f", ())}
 _MICROSCOPE = ("ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
@@ -380,6 +382,7 @@ def rewrite(
     stack: NDArray[np.int32],
     image: NDArray[np.int32],
     kept: NDArray[np.bool_] | None = None,
+    scores: NDArray[np.float32] | None = None,
 ) -> None:
     """Write all fields of all rows, in order, with other images, and the `.csg` file for their import.
 
@@ -399,6 +402,8 @@ def rewrite(
         `(n,)`: position in `stack_names` and 0-based index in the stack, per row that is written.
     kept
         Which rows of the table are written; None is all of them.
+    scores
+        `(n,)`, per row that is written: the field `SCORE_FIELD`, which the group file does not name.
 
     Raises
     ------
@@ -410,8 +415,12 @@ def rewrite(
         raise OutputError(f"{path}: is an input itself, which is never written to. Choose another name.")
     names = np.array([os.fsencode(_BESIDE + name) for name in stack_names])
     with writing(path) as part, part.open("wb") as file:
-        _write_header(file, _fields(table, names), len(stack))
-        for block in _blocks(table, names, stack, image, kept):
+        fields = _fields(table, names)
+        if scores is not None:
+            kinds = {name: fields[name] for name in fields.names or ()} | {SCORE_FIELD: np.dtype("<f4")}
+            fields = np.dtype(list(kinds.items()))
+        _write_header(file, fields, len(stack))
+        for block in _blocks(table, fields, names, stack, image, kept, scores):
             file.write(block.view(np.uint8).data)
     _write_group(table, path, len(stack), _DENOISED_GROUP)
 
@@ -516,18 +525,22 @@ def _write_header(file: Any, fields: np.dtype[Any], n_rows: int) -> None:
 
 def _blocks(
     table: CsTable,
+    fields: np.dtype[Any],
     names: NDArray[np.bytes_],
     stack: NDArray[np.int32],
     image: NDArray[np.int32],
     kept: NDArray[np.bool_] | None,
+    scores: NDArray[np.float32] | None,
 ) -> Iterator[NDArray[Any]]:
     """Yield the new rows, some thousand at a time."""
-    fields, chosen = _fields(table, names), None if kept is None else np.flatnonzero(kept)
+    chosen = None if kept is None else np.flatnonzero(kept)
     for begin in range(0, len(stack), _BLOCK_ROWS):
         rows = slice(begin, min(begin + _BLOCK_ROWS, len(stack)))
         block = np.zeros(rows.stop - rows.start, fields)
-        for name in table.fields:
-            if name == _PATH:
+        for name in fields.names or ():
+            if name == SCORE_FIELD and scores is not None:
+                block[name] = scores[rows]
+            elif name == _PATH:
                 block[name] = names[stack[rows]]
             elif name == _INDEX:
                 block[name] = image[rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from array import array
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -168,20 +168,25 @@ class ImageSet:
         names: Iterable[str],
         *,
         absolute_originals: bool,
+        more: Mapping[str, Sequence[float]],
     ) -> None:
-        """Write the table with other names in column `label`, and the old ones in `original_label`."""
+        """Write the table with other names in column `label`, and the old ones in `original_label`.
+
+        `more`: further columns with a number for each row.
+        """
         table = next(table for table in read_tables(self.source) if is_target(table))
         column = table.column(label)
         labels = [label, original_label]
         original_column = table.labels.index(original_label) if original_label in table.labels else None
         if original_column is not None:
             labels.append(free_label(_PREVIOUS, table.labels))
+        labels += more
         left, n_rows, n_kept = iter(names), 0, 0
         is_kept = [True] * len(self) if self.kept is None else self.kept.tolist()
         n_expected = len(is_kept)
         stacks, numbers, stack_of = self.stack.tolist(), self._numbers(), self._stack_finder()
 
-        def edit(tokens: list[bytes]) -> tuple[bytes, ...] | None:
+        def edit(tokens: list[bytes]) -> list[bytes] | None:
             nonlocal n_rows, n_kept
             n_rows += 1
             if n_rows > n_expected:
@@ -191,14 +196,15 @@ class ImageSet:
             # the names are for the rows that were read: each must still name the image that it did
             if stack_of(tokens[column]) != (stacks[n_kept], numbers[n_kept]):
                 raise self._changed()
+            numbers_of_row = [encode(f"{column[n_kept]:.6f}") for column in more.values()]
             n_kept += 1
             name = next(left, None)
             if name is None:
                 raise ValueError(f"fewer image names were given than the {len(self)} rows")
             raw = self._absolute(tokens[column]) if absolute_originals else tokens[column]
             if original_column is None:
-                return quote(name), raw
-            return quote(name), raw, tokens[original_column]
+                return [quote(name), raw, *numbers_of_row]
+            return [quote(name), raw, tokens[original_column], *numbers_of_row]
 
         def complete() -> None:
             if n_rows != n_expected:

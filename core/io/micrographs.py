@@ -113,7 +113,13 @@ class MicrographSet(ImageSet):
             If the file cannot be written, or is the source.
         """
         self._rename(
-            path, _is_micrograph_table, _NAME, RAW_LABEL, names, absolute_originals=absolute_originals
+            path,
+            _is_micrograph_table,
+            _NAME,
+            RAW_LABEL,
+            names,
+            absolute_originals=absolute_originals,
+            more={},
         )
 
 

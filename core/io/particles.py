@@ -24,6 +24,8 @@ from .star import Table, decode, encode, read_tables, unquote
 STACK_SUFFIXES = (".mrcs", ".mrc")
 _IMAGE, _MICROGRAPH = "rlnImageName", "rlnMicrographName"
 _PARTICLE_TABLES = ("particles", "images", "")
+SCORE_LABEL = "rlnParticleFigureOfMerit"
+"""Of a particle, see `metrics.ordinary.figure_of_merit`; RELION's subset selection can choose by it."""
 _NO_TABLE = "Give the particles.star of an extraction, selection or refinement job."
 
 
@@ -229,7 +231,12 @@ class ParticleSet(ImageSet):
         return f"{self.source}, line {self.line[row]}" if self.line[row] else f"{self.source}, row {row + 1}"
 
     def write(
-        self, path: str | Path, image_names: Iterable[str], *, absolute_originals: bool = False
+        self,
+        path: str | Path,
+        image_names: Iterable[str],
+        *,
+        absolute_originals: bool = False,
+        scores: Sequence[float] | None = None,
     ) -> None:
         """Write the table with other images: the source's text with only the image columns changed.
 
@@ -246,6 +253,8 @@ class ParticleSet(ImageSet):
         absolute_originals
             Write the raw images' names with absolute paths, for a table outside `root`. Otherwise their text
             stays as it is.
+        scores
+            One per row, for the column `SCORE_LABEL`.
 
         Raises
         ------
@@ -265,9 +274,16 @@ class ParticleSet(ImageSet):
             "rlnImageOriginalName",
             image_names,
             absolute_originals=absolute_originals,
+            more={} if scores is None else {SCORE_LABEL: scores},
         )
 
-    def write_cs(self, path: str | Path, stack_names: Sequence[str]) -> None:
+    def write_cs(
+        self,
+        path: str | Path,
+        stack_names: Sequence[str],
+        scores: NDArray[np.float32] | None = None,
+        chosen: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Write a `.cs` table with other stacks, and the `.csg` file with which cryoSPARC imports it.
 
         Each new stack must hold what `distinct_images` says, in that order. `cs.rewrite` tells what changes.
@@ -278,6 +294,10 @@ class ParticleSet(ImageSet):
             The new `.cs` file.
         stack_names
             For each of `stacks` the new one, relative to the new file's folder.
+        scores
+            One per row, for the field `cs.SCORE_FIELD`.
+        chosen
+            Which rows are written; None is all.
 
         Raises
         ------
@@ -297,7 +317,14 @@ class ParticleSet(ImageSet):
             and np.array_equal(now.image[rows], self.image)
         ):
             raise CsError("the file was changed while it was in use.", path=self.source)
-        rewrite_cs(table, path, stack_names, self.stack, self.output_positions(), self.kept)
+        kept, positions = self.kept, self.output_positions()
+        stack = self.stack
+        if chosen is not None:
+            kept = np.ones(len(table), np.bool_) if kept is None else kept.copy()
+            kept[kept] = chosen
+            stack, positions = stack[chosen], positions[chosen]
+            scores = None if scores is None else scores[chosen]
+        rewrite_cs(table, path, stack_names, stack, positions, kept, scores)
 
 
 def _why_map(reader: StackReader) -> str | None:

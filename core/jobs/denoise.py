@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ... import __version__
 from ..config.denoise import CONTEXT_NAME, PARTICLE_SHARE_OF_BOX, DenoiseOptions
@@ -48,6 +49,7 @@ from ..progress import counted
 from ..report import PDF_NAME, PNG_NAME
 from .contexts import contexts_of
 from .folder import Earlier, JobFolder
+from .scores import SUSPICIOUS, TRUSTED, Scores, keep_rows, score_particles
 from .self_measurement import measure_gain
 
 # Conspicuous images that are named one by one.
@@ -166,8 +168,9 @@ def run_denoise(
             task = Task(model, options, choices, stacks, is_micrographs, label, found.contexts)
             result = engine.denoise(task, output_dir, journal, context.progress, context.should_stop)
             gain = _measure(images, stacks, model, options, choices, found.contexts, log)
-            _refuse_changed_inputs(images, stacks, undertaking)
-            _write_table(images, stacks, output_dir)
+            scores = _score(images, stacks, result, options, output_dir, context)
+            _refuse_changed_inputs(images, stacks, undertaking, options)
+            _write_table(images, stacks, output_dir, scores)
         table = _table_files(images)
         summary = Summary(
             kind="micrographs" if is_micrographs else "particles",
@@ -193,12 +196,15 @@ def run_denoise(
             seconds={"total": time.monotonic() - begin, **result.seconds},
             samples=read_samples(stacks, output_dir, result.skipped, are_micrographs=is_micrographs),
             was_complete=was_complete,
+            suspicious=None if was_complete or scores is None else int(scores.suspicious.sum()),
+            parts=_parts_there(images, options, output_dir),
             context={} if was_complete else found.record,
             gain={} if was_complete else gain,
         )
         if not was_complete:
             write_record(summary, context.command, started)
-            journal.complete([*(stack.name for stack in stacks), *table, RECORD_NAME])
+            split = [] if scores is None else _split_files(images, options)
+            journal.complete([*(stack.name for stack in stacks), *table, *split, RECORD_NAME])
     return summary
 
 
@@ -229,7 +235,7 @@ def denoise(
         log(f"warning: {first}{f' and {len(notes) - 1} more' if len(notes) > 1 else ''}: {problem}")
     if summary.remarks:
         log(f"{counted(len(summary.remarks), 'conspicuous image')}: see {summary.record}")
-    paths = [summary.table] if summary.table else summary.stacks
+    paths = [summary.table, *summary.parts] if summary.table else summary.stacks
     for path in (*paths, summary.record):
         log(f"wrote {path}")
     if summary.table is not None and summary.table.suffix == ".cs":
@@ -328,7 +334,7 @@ def _undertaking(
     images: ImageSet, stacks: Sequence[StackPlan], model: LoadedModel, engine: Engine, options: DenoiseOptions
 ) -> Undertaking:
     """Return the files to make, each with all that its bytes depend on."""
-    result_of = options.model_dump(mode="json", exclude={"model", "device", "skip_bad", "threads"})
+    result_of = options.model_dump(mode="json", exclude={"model", "device", "skip_bad", "threads", "score"})
     fingerprint = {
         "version": __version__,
         "input": [str(path.absolute()) for path in source_files(images)],
@@ -336,11 +342,18 @@ def _undertaking(
         "device": engine.types,
         **result_of,
     }
-    others = [*_table_files(images)[1:], RECORD_NAME, PDF_NAME, PNG_NAME, CONTEXT_NAME]
-    return Undertaking("denoise", fingerprint, _digests(images, stacks), others, [RANGES_FOLDER])
+    others = [
+        *_table_files(images)[1:],
+        *_split_files(images, options),
+        RECORD_NAME,
+        PDF_NAME,
+        PNG_NAME,
+        CONTEXT_NAME,
+    ]
+    return Undertaking("denoise", fingerprint, _digests(images, stacks, options), others, [RANGES_FOLDER])
 
 
-def _digests(images: ImageSet, stacks: Sequence[StackPlan]) -> dict[str, str]:
+def _digests(images: ImageSet, stacks: Sequence[StackPlan], options: DenoiseOptions) -> dict[str, str]:
     """Return for each file to make a digest of what it is made of.
 
     Raises
@@ -356,12 +369,15 @@ def _digests(images: ImageSet, stacks: Sequence[StackPlan]) -> dict[str, str]:
         digests[stack.name] = digest.hexdigest()[:32]
     for name in _table_files(images)[:1]:
         # the names in it are those of the stacks, relative to the root
-        names = "\0".join([str(images.root.absolute()), *(stack.name for stack in stacks)])
+        scored = ["scored"] if options.score else []
+        names = "\0".join([str(images.root.absolute()), *scored, *(stack.name for stack in stacks)])
         digests[name] = sha256_of(*source_files(images), salt=names)
     return digests
 
 
-def _refuse_changed_inputs(images: ImageSet, stacks: Sequence[StackPlan], undertaking: Undertaking) -> None:
+def _refuse_changed_inputs(
+    images: ImageSet, stacks: Sequence[StackPlan], undertaking: Undertaking, options: DenoiseOptions
+) -> None:
     """Raise when what was read is not what is there now: the results would belong to neither.
 
     Raises
@@ -371,7 +387,7 @@ def _refuse_changed_inputs(images: ImageSet, stacks: Sequence[StackPlan], undert
     InputError
         Names the first image file.
     """
-    now = _digests(images, stacks)
+    now = _digests(images, stacks, options)
     sources = {stack.name: stack.source for stack in stacks}
     changed = [name for name, digest in undertaking.parts.items() if now[name] != digest]
     if changed:
@@ -479,13 +495,76 @@ def _box(shape: tuple[int, int]) -> str:
     return f"{shape[1]}x{shape[0]}"
 
 
-def _write_table(images: ImageSet, stacks: Sequence[StackPlan], output_dir: Path) -> None:
+def _split_files(images: ImageSet, options: DenoiseOptions) -> list[str]:
+    """Return the names of the tables of trusted and suspicious particles, and of what goes with them."""
+    names = [Path(name) for name in _table_files(images)]
+    if not options.score or not isinstance(images, ParticleSet):
+        return []
+    return [f"{name.stem}_{part}{name.suffix}" for part in (TRUSTED, SUSPICIOUS) for name in names]
+
+
+def _parts_there(images: ImageSet, options: DenoiseOptions, output_dir: Path) -> list[Path]:
+    paths = [output_dir / name for name in _split_files(images, options) if not name.endswith(".csg")]
+    return [path for path in paths if path.exists()]
+
+
+def _score(
+    images: ImageSet,
+    stacks: Sequence[StackPlan],
+    result: StreamResult,
+    options: DenoiseOptions,
+    output_dir: Path,
+    context: JobContext,
+) -> Scores | None:
+    """Score the particles if that is wanted, and say what came of it."""
+    if not options.score:
+        return None
+    if not isinstance(images, ParticleSet) or not images.has_table:
+        context.log("warning: no scores: they need a table of particles")
+        return None
+    unchanged = frozenset((note.stack, note.image) for note in result.skipped)
+    scores = score_particles(
+        images,
+        stacks,
+        output_dir,
+        options,
+        unchanged,
+        lambda: context.stop_if_asked("stopped while scoring; --resume goes on"),
+    )
+    if isinstance(scores, str):
+        context.log(f"warning: no scores: {scores}")
+        return None
+    context.log(f"{int(scores.suspicious.sum())} of {counted(len(images), 'particle')} look suspicious")
+    return scores
+
+
+def _write_table(
+    images: ImageSet, stacks: Sequence[StackPlan], output_dir: Path, scores: Scores | None
+) -> None:
+    names = [stack.name for stack in stacks]
     for name in _table_files(images)[:1]:
-        if isinstance(images, ParticleSet) and images.is_cs:
-            images.write_cs(output_dir / name, [stack.name for stack in stacks])
-        else:
+        path = output_dir / name
+        if isinstance(images, MicrographSet):
             images.write(
-                output_dir / name,
+                path,
                 written_image_names(images, stacks, output_dir),
                 absolute_originals=path_below(output_dir, images.root) is None,
             )
+        elif images.is_cs:
+            of_row = None if scores is None else scores.of_row
+            images.write_cs(path, names, of_row)
+            for part, chosen in _parts(scores):
+                images.write_cs(path.with_stem(f"{path.stem}_{part}"), names, of_row, chosen)
+        else:
+            images.write(
+                path,
+                written_image_names(images, stacks, output_dir),
+                absolute_originals=path_below(output_dir, images.root) is None,
+                scores=None if scores is None else scores.of_row.tolist(),
+            )
+            for part, chosen in _parts(scores):
+                keep_rows(path, path.with_stem(f"{path.stem}_{part}"), chosen)
+
+
+def _parts(scores: Scores | None) -> list[tuple[str, NDArray[np.bool_]]]:
+    return [] if scores is None else [(TRUSTED, ~scores.suspicious), (SUSPICIOUS, scores.suspicious)]

@@ -14,9 +14,9 @@ Every method's images get the same scores, which need no truth, template or trai
 - `agreement`: correlation of the image with the raw one within the circle;
 - `contrast`: mean within the circle over that outside;
 - `average`: correlation with the mean of all images turned about their centre;
-- `ordinary`: how ordinary the image is among its stack: minus the robust Mahalanobis distance [1]_ of
-  the four together (of raw images three, whose `agreement` is 1), so that both what is empty and what is too
-  much falls behind;
+- `ordinary`: how ordinary the image is among its stack: minus the squared robust Mahalanobis distance of the
+  four together (of raw images three, whose `agreement` is 1), so that both what is empty and what is too
+  much falls behind; what `cryohush denoise --score` writes (`cryohush.core.metrics.ordinary`);
 
 and, of the stack's covariance through the CTF (`cryohush.core.context`), which methods do not enter:
 
@@ -30,11 +30,6 @@ of what is kept when 95 % of the particles are; taken at random, purity is 0.6.
 where nobody labelled one (at least 0.8 diameters away), each exposure a repeat.
 
 Writes sorting.json and sorting.md to OUT.
-
-References
-----------
-.. [1] Rousseeuw & Van Driessen (1999) Technometrics 41, 212-223, doi:10.1080/00401706.1999.10485670: the
-   minimum covariance determinant, in scikit-learn.
 """
 
 from __future__ import annotations
@@ -49,7 +44,6 @@ import torch
 from numpy.typing import NDArray
 from realism import Exposure, read_exposures
 from scipy import ndimage
-from sklearn.covariance import MinCovDet
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from user_tasks import (
@@ -73,6 +67,7 @@ from cryohush.core.imaging.normalise import default_radius_px, normalise
 from cryohush.core.imaging.projection import Projector, random_rotations
 from cryohush.core.imaging.resample import fourier_resample
 from cryohush.core.imaging.structure import Structure, potential_map, read_structure
+from cryohush.core.metrics.ordinary import image_features, squared_distances, turned_mean
 from cryohush.core.metrics.picking import square_regions
 from cryohush.core.simulation.micrograph import (
     CONTAMINATION,
@@ -384,50 +379,12 @@ def image_scores(shown: Tensor, raw: Tensor, radius_px: float) -> dict[str, Tens
     """`(n,)` scores of `(n, y, x)` images, made of `raw`, by name."""
     inside = circle(shown.shape[-1], radius_px)
     outside = 1 - circle(shown.shape[-1], radius_px + 4)
-    found = {
-        "power": power(shown, inside),
-        "contrast": weighted_mean(shown, inside) - weighted_mean(shown, outside),
-        "average": correlation(shown, turned_mean(shown), torch.ones_like(inside)),
-    }
-    if not torch.equal(shown, raw):
-        found["agreement"] = correlation(shown, raw, inside)
-    found["ordinary"] = ordinary(torch.stack(list(found.values()), 1))
+    features = image_features(shown, raw, inside, outside, turned_mean(shown))
+    found = dict(zip(("power", "contrast", "agreement", "average"), features.unbind(1), strict=True))
+    if torch.equal(shown, raw):
+        del found["agreement"]
+    found["ordinary"] = -squared_distances(torch.stack(list(found.values()), 1))
     return found
-
-
-def weighted_mean(images: Tensor, weight: Tensor) -> Tensor:
-    return (images * weight).sum((1, 2)) / weight.sum()
-
-
-def power(images: Tensor, weight: Tensor) -> Tensor:
-    """Variance about the mean under a weight, dB."""
-    mean = weighted_mean(images, weight)[:, None, None]
-    return 10 * torch.log10(weighted_mean((images - mean).square(), weight).clamp_min(1e-6))
-
-
-def correlation(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
-    first, second = (image - weighted_mean(image, weight)[:, None, None] for image in (first, second))
-    cross = (first * second * weight).sum((1, 2))
-    return cross / (
-        (first.square() * weight).sum((1, 2)) * (second.square() * weight).sum((1, 2))
-    ).sqrt().clamp_min(1e-12)
-
-
-def turned_mean(images: Tensor) -> Tensor:
-    """`(1, y, x)` mean of all images in all turns about the centre."""
-    mean = images.mean(0)
-    side = mean.shape[-1]
-    axis = torch.arange(side) - side // 2
-    ring = torch.hypot(axis[:, None].float(), axis[None].float()).round().long()
-    total = torch.zeros(int(ring.max()) + 1).index_add_(0, ring.flatten(), mean.flatten())
-    return (total / torch.bincount(ring.flatten()))[ring][None]
-
-
-def ordinary(features: Tensor) -> Tensor:
-    """Minus the robust Mahalanobis distance of `(n, k)` features."""
-    values = features.double().numpy()
-    fitted = MinCovDet(random_state=0).fit(values)
-    return -torch.from_numpy(fitted.mahalanobis(values))
 
 
 def covariance_scores(

@@ -122,6 +122,13 @@ def test_the_table_of_outputs_of_micrographs(tmp_path: Path) -> None:
     assert f"{tmp_path}/micrographs.star 1 MicrographGroupMetadata.star.relion\n" in text
 
 
+def test_tables_of_parts_are_outputs_of_the_same_kind(tmp_path: Path) -> None:
+    parts = ("particles_trusted.star", "particles_suspicious.star")
+    write_output_nodes(tmp_path, Project("3.1", None), table="particles.star", pdf=None, parts=parts)
+    lines = [line for line in (tmp_path / OUTPUT_NODES).read_text().splitlines() if "/" in line]
+    assert lines == [f"{tmp_path}/{name} 3" for name in ("particles.star", *parts)]
+
+
 def test_a_job_without_images_has_its_report_as_only_output(tmp_path: Path) -> None:
     write_output_nodes(tmp_path, Project("3.1", None), table=None, pdf="logfile.pdf")
     lines = (tmp_path / OUTPUT_NODES).read_text().splitlines()

@@ -43,7 +43,12 @@ def test_a_flag_may_be_spelt_as_users_spell_it(flag: str, joint: str) -> None:
     assert options(*f"{flag}{joint}8.5".split()).keep_above_angstrom == 8.5
 
 
-@pytest.mark.parametrize("flag", [flag for flag, name, *_ in parameters_of("denoise") if name != "skip_bad"])
+SWITCHES = ("skip_bad", "score")
+
+
+@pytest.mark.parametrize(
+    "flag", [flag for flag, name, *_ in parameters_of("denoise") if name not in SWITCHES]
+)
 def test_a_flag_whose_value_was_left_empty_is_as_good_as_none(flag: str) -> None:
     assert options(flag, "--j", "2").model_dump(exclude={"threads"}) == DenoiseOptions().model_dump(
         exclude={"threads"}
@@ -51,10 +56,11 @@ def test_a_flag_whose_value_was_left_empty_is_as_good_as_none(flag: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("value", "skips"), [([], True), (["Yes"], True), (["1"], True), (["No"], False), (["false"], False)]
+    ("value", "is_on"), [([], True), (["Yes"], True), (["1"], True), (["No"], False), (["false"], False)]
 )
-def test_skip_bad_is_a_switch(value: list[str], skips: bool) -> None:
-    assert options("--skip_bad", *value).skip_bad is skips
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_may_come_without_its_value(switch: str, value: list[str], is_on: bool) -> None:
+    assert getattr(options(f"--{switch}", *value), switch) is is_on
 
 
 @pytest.mark.parametrize(("gpu", "device"), [("0", "0"), ("0,1", "0,1"), ("0:1", "0:1"), (",", ",")])

@@ -1,0 +1,187 @@
+"""A figure of merit for each particle of a denoising run, and a table of those that look suspicious."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..config.denoise import DenoiseOptions
+from ..context.stack_context import WORKING_BOX_PX, circle
+from ..imaging.normalise import default_radius_px, normalise
+from ..imaging.resample import fourier_resample
+from ..inference.plan import StackPlan
+from ..io.mrc import StackReader
+from ..io.particles import ParticleSet
+from ..io.star import rewrite
+from ..metrics.ordinary import (
+    N_FEATURES,
+    SUSPICIOUS_BELOW,
+    figure_of_merit,
+    image_features,
+    squared_distances,
+    turned_mean,
+)
+
+#: images of one kind below which a stack does not tell what is ordinary
+FEWEST_IMAGES = 100
+#: the mean image is that of so many, evenly spread
+_OF_MEAN = 2048
+_BATCH = 256
+TRUSTED, SUSPICIOUS = "trusted", "suspicious"
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of a run's particles.
+
+    Attributes
+    ----------
+    of_row
+        `(n,)` float32, for each row of the table: 0 to 1, see `metrics.ordinary`.
+    """
+
+    of_row: NDArray[np.float32]
+
+    @property
+    def suspicious(self) -> NDArray[np.bool_]:
+        """`(n,)`: below the threshold of `metrics.ordinary`."""
+        return self.of_row < SUSPICIOUS_BELOW
+
+
+def score_particles(
+    images: ParticleSet,
+    stacks: Sequence[StackPlan],
+    output_dir: Path,
+    options: DenoiseOptions,
+    unchanged: frozenset[tuple[str, int]],
+    stop_if_asked: Callable[[], None],
+) -> Scores | str:
+    """Score the particles of a finished run, or say why there are no scores.
+
+    Raw and denoised images are read once more, some at a time. Images of different sizes, pixel sizes or
+    contrasts are judged apart.
+
+    Parameters
+    ----------
+    unchanged
+        Source and 1-based number of images that could not be denoised: their score is 0.
+    stop_if_asked
+        Called once for each batch.
+
+    Raises
+    ------
+    MrcError
+        If a stack cannot be read.
+    """
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for number, stack in enumerate(stacks):
+        kinds.setdefault((stack.shape, stack.pixel_size_angstrom, stack.protein_dark), []).append(number)
+    of_stack: dict[int, NDArray[np.float32]] = {}
+    for numbers in kinds.values():
+        chosen = [stacks[number] for number in numbers]
+        of_image = _scores_of_kind(chosen, output_dir, options, unchanged, stop_if_asked)
+        if isinstance(of_image, str):
+            return of_image
+        ends = np.cumsum([len(stack.indices) for stack in chosen])[:-1]
+        of_stack |= dict(zip(numbers, np.split(of_image, ends), strict=True))
+    of_row = np.empty(len(images), np.float32)
+    positions = images.output_positions()
+    for number, values in of_stack.items():
+        rows = images.stack == number
+        of_row[rows] = values[positions[rows]]
+    return Scores(of_row)
+
+
+def _scores_of_kind(
+    stacks: Sequence[StackPlan],
+    output_dir: Path,
+    options: DenoiseOptions,
+    unchanged: frozenset[tuple[str, int]],
+    stop_if_asked: Callable[[], None],
+) -> NDArray[np.float32] | str:
+    """`(n,)` scores of all images of stacks of one kind, in order."""
+    usable = np.concatenate(
+        [[(str(stack.source), int(i) + 1) not in unchanged for i in stack.indices] for stack in stacks]
+    ).astype(np.bool_)
+    if usable.sum() < FEWEST_IMAGES:
+        box = "x".join(map(str, stacks[0].shape[::-1]))
+        return f"at least {FEWEST_IMAGES} particles of one kind are needed, found {usable.sum()} of {box} px"
+    shape, pixel_size = stacks[0].shape, stacks[0].pixel_size_angstrom
+    radius = default_radius_px(shape)
+    if options.particle_diameter_angstrom is not None and pixel_size:
+        radius = options.particle_diameter_angstrom / pixel_size / 2
+    chosen = np.flatnonzero(usable)
+    spread = chosen[np.unique(np.linspace(0, len(chosen) - 1, _OF_MEAN).astype(np.int64))]
+    wanted = np.zeros(len(usable), np.bool_)
+    wanted[spread] = True
+    total, n = torch.zeros(()), 0
+    for _, denoised, _ in _pairs(stacks, output_dir, wanted, radius):
+        stop_if_asked()
+        total, n = total + denoised.sum(0), n + len(denoised)
+    mean_image = turned_mean((total / n)[None])
+    inside, outside = _weights(mean_image, radius * mean_image.shape[-1] / shape[-1])
+    features = torch.zeros(len(usable), N_FEATURES)
+    for rows, denoised, raw in _pairs(stacks, output_dir, usable, radius):
+        stop_if_asked()
+        features[rows] = image_features(denoised, raw, inside, outside, mean_image)
+    scores = np.zeros(len(usable), np.float32)
+    scores[usable] = figure_of_merit(squared_distances(features[torch.from_numpy(usable)])).float().numpy()
+    return scores
+
+
+def _pairs(
+    stacks: Sequence[StackPlan], output_dir: Path, wanted: NDArray[np.bool_], radius_px: float
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield numbers of images, and these denoised and raw on the raw background's scale, protein white."""
+    begin = 0
+    for stack in stacks:
+        here = np.flatnonzero(wanted[begin : begin + len(stack.indices)])
+        with StackReader(stack.source) as source, StackReader(output_dir / stack.name) as output:
+            for first in range(0, len(here), _BATCH):
+                places = here[first : first + _BATCH]
+                raw = torch.from_numpy(source.read(stack.indices[places]))
+                denoised = torch.from_numpy(output.read(places))
+                raw, mean, std = normalise(raw, radius_px)
+                denoised = (denoised - mean[:, None, None]) / std.clamp_min(1e-12)[:, None, None]
+                if stack.protein_dark:
+                    raw, denoised = -raw, -denoised
+                yield torch.from_numpy(places + begin), _small(denoised), _small(raw)
+        begin += len(stack.indices)
+
+
+def _small(images: Tensor) -> Tensor:
+    """Square images on a grid of at most `WORKING_BOX_PX` pixels a side."""
+    y, x = images.shape[-2:]
+    return fourier_resample(images, WORKING_BOX_PX) if y == x > WORKING_BOX_PX else images
+
+
+def _weights(image: Tensor, radius_px: float) -> tuple[Tensor, Tensor]:
+    """Weights of the particle's circle, and of what lies beyond it, as far as it reaches."""
+    side = image.shape[-1]
+    beyond = min(radius_px + side / 16, 0.47 * side)
+    return circle(side, radius_px), 1 - circle(side, beyond)
+
+
+def keep_rows(source: Path, destination: Path, kept: NDArray[np.bool_]) -> None:
+    """Write some rows of a `.star` table of particles, and all else of it, to another.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    left = iter(kept.tolist())
+    rewrite(
+        source,
+        destination,
+        lambda table: "rlnImageName" in table.labels,
+        [],
+        lambda tokens: [] if next(left) else None,
+        before_rename=lambda: None,
+    )
