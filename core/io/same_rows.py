@@ -46,6 +46,10 @@ _CS_PATH, _CS_UID, _CS_SHAPE = (
 _CS_X, _CS_Y = "location/center_x_frac", "location/center_y_frac"
 # Tables round a place differently: by six decimals, or as a share of the micrograph in single precision.
 _SAME_PLACE_PX = 0.1
+_GIVE_IDENTITY = "Give tables with micrographs and coordinates, or with the original images."
+_SAY_ORDER = (
+    "Or say that the rows are in one order: evaluate --pair-by-order, train --set pairs.pair_by_order=true."
+)
 _ORDER, _NUMBER = "their order", "their numbers in two stacks of one length"
 
 
@@ -371,12 +375,7 @@ def _by_position(ours: _Identity, theirs: _Identity, compared: Sequence[str], by
             f"expected the {len(first)} {noun} of {first.source}, found {len(other)}, and nothing in the "
             f"tables shows which of them are the same ({told}).",
             path=other.source,
-            remedy="Give tables with micrographs and coordinates, or with the original images"
-            + (
-                "; or say that the rows are in one order: evaluate --pair-by-order, train --set pairs.pair_by_order=true."
-                if len(first) == len(other)
-                else "."
-            ),
+            remedy=_GIVE_IDENTITY if len(first) != len(other) else f"{_GIVE_IDENTITY} {_SAY_ORDER}",
         )
     return SameRows(*rows, _checked_by_micrograph(ours, theirs, *rows, by), len(first), len(other))
 
