@@ -11,30 +11,33 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+RELION = shutil.which("relion_pipeliner")
+PYTHON_47 = os.environ.get("CRYOHUSH_CRYOSPARC47_PYTHON")
+# tests/slurm.sh starts one and says where it is
+SLURM = os.environ.get("SLURM_CONF") if shutil.which("sbatch") else None
+
+
+def pytest_configure() -> None:
+    for name, found, missing in (
+        ("RELION", RELION, "relion_pipeliner is not on the PATH"),
+        ("CRYOSPARC47", PYTHON_47, "CRYOHUSH_CRYOSPARC47_PYTHON is not"),
+        ("CCPEM", os.environ.get("CRYOHUSH_CCPEM_PYTHON"), "CRYOHUSH_CCPEM_PYTHON is not"),
+        ("SLURM", SLURM, "there is no SLURM: use tests/slurm.sh"),
+    ):
+        if os.environ.get(f"CRYOHUSH_REQUIRE_{name}") and not found:
+            pytest.exit(f"CRYOHUSH_REQUIRE_{name} is set and {missing}", returncode=1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    relion = shutil.which("relion_pipeliner")
-    if relion is None and os.environ.get("CRYOHUSH_REQUIRE_RELION"):
-        pytest.exit("CRYOHUSH_REQUIRE_RELION is set and relion_pipeliner is not on the PATH", returncode=1)
-    python_47 = os.environ.get("CRYOHUSH_CRYOSPARC47_PYTHON")
-    if python_47 is None and os.environ.get("CRYOHUSH_REQUIRE_CRYOSPARC47"):
-        pytest.exit(
-            "CRYOHUSH_REQUIRE_CRYOSPARC47 is set and CRYOHUSH_CRYOSPARC47_PYTHON is not", returncode=1
-        )
-    if os.environ.get("CRYOHUSH_REQUIRE_CCPEM") and not os.environ.get("CRYOHUSH_CCPEM_PYTHON"):
-        pytest.exit("CRYOHUSH_REQUIRE_CCPEM is set and CRYOHUSH_CCPEM_PYTHON is not", returncode=1)
     without_47 = pytest.mark.skip(
         reason="CRYOHUSH_CRYOSPARC47_PYTHON does not name a Python with cryosparc-tools 4.7 and cryohush"
     )
     without_relion = pytest.mark.skip(reason="RELION is not installed (Debian: apt-get install relion)")
-    # tests/slurm.sh starts one and says where it is
-    slurm = os.environ.get("SLURM_CONF") if shutil.which("sbatch") else None
-    if slurm is None and os.environ.get("CRYOHUSH_REQUIRE_SLURM"):
-        pytest.exit("CRYOHUSH_REQUIRE_SLURM is set and there is no SLURM: use tests/slurm.sh", returncode=1)
     without_slurm = pytest.mark.skip(reason="no SLURM: run it by tests/slurm.sh (Debian: slurm-wlm)")
     for item in items:
-        if slurm is None and item.get_closest_marker("slurm"):
+        if SLURM is None and item.get_closest_marker("slurm"):
             item.add_marker(without_slurm)
-        if relion is None and item.get_closest_marker("relion"):
+        if RELION is None and item.get_closest_marker("relion"):
             item.add_marker(without_relion)
-        if python_47 is None and item.get_closest_marker("cryosparc47"):
+        if PYTHON_47 is None and item.get_closest_marker("cryosparc47"):
             item.add_marker(without_47)

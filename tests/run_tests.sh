@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up everything in its own environment (.venv-tests) and runs all checks: ruff, mypy and pytest.
-# Arguments go to pytest. CRYOHUSH_REQUIRE_RELION=1 fails, rather than skips, what needs RELION 3.1.3, and
+# Sets up everything in its own environment (.venv-tests) and runs all checks: ruff, mypy and pytest, some files at a
+# time. Arguments go to pytest. CRYOHUSH_REQUIRE_RELION=1 fails, rather than skips, what needs RELION 3.1.3, and
 # CRYOHUSH_REQUIRE_CRYOSPARC47=1 makes the environment (.venv-cryosparc47) for what needs cryosparc-tools 4.7,
 # CRYOHUSH_REQUIRE_CCPEM=1 that (.venv-ccpem) for the CCP-EM pipeliner.
 set -euo pipefail
@@ -8,8 +8,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
 [ -x .venv-tests/bin/python ] || "$python" -m venv .venv-tests
-.venv-tests/bin/python -m pip install --quiet --disable-pip-version-check \
-    --constraint constraints.txt '.[train,evaluate,batch,baselines,test]'
+install() {
+    .venv-tests/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$1"
+}
+install ruff
+.venv-tests/bin/ruff check .
+.venv-tests/bin/ruff format --check .
+install '.[train,evaluate,batch,baselines,test]'
+.venv-tests/bin/mypy -p cryohush
 
 packages='import sysconfig; print(sysconfig.get_path("purelib"))'
 beside() { # FOLDER PIP-ARGUMENTS...: packages of its own, and behind them all those of the first environment
@@ -31,7 +37,7 @@ if [ -n "${CRYOHUSH_REQUIRE_CCPEM:-}" ] && [ -z "${CRYOHUSH_CCPEM_PYTHON:-}" ]; 
     export CRYOHUSH_CCPEM_PYTHON="$PWD/.venv-ccpem/bin/python"
 fi
 
-.venv-tests/bin/ruff check .
-.venv-tests/bin/ruff format --check .
-.venv-tests/bin/mypy -p cryohush
-exec .venv-tests/bin/python -m pytest "$@"
+# One more process than there are cores: some tests wait for RELION, which looks every ten seconds at its jobs.
+processes=$(($(nproc) < 8 ? $(nproc) + 1 : 8))
+export OMP_NUM_THREADS=1
+exec .venv-tests/bin/python -m pytest -n "$processes" --dist loadfile --no-loadscope-reorder "$@"

@@ -7,6 +7,9 @@ set -euo pipefail
 folder=$(mktemp -d)
 chmod 755 "$folder"
 cpus=$(nproc)
+ports=$(python3 -c 'import socket
+free = [socket.create_server(("", 0)) for _ in range(2)]
+print(*(one.getsockname()[1] for one in free))')
 memory=$(awk '/^MemTotal/ { print int($2 / 1024 * 0.9) }' /proc/meminfo)
 
 cat >"$folder/slurm.conf" <<END
@@ -25,8 +28,8 @@ SlurmctldPidFile=$folder/slurmctld.pid
 SlurmdPidFile=$folder/slurmd.pid
 SlurmctldLogFile=$folder/slurmctld.log
 SlurmdLogFile=$folder/slurmd.log
-SlurmctldPort=16817
-SlurmdPort=16818
+SlurmctldPort=${ports% *}
+SlurmdPort=${ports#* }
 NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:8
 END

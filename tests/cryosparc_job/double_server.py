@@ -60,7 +60,14 @@ class Server:
         self._answer, self._name = answer, name
         self._answering = threading.Lock()
         handler = self._handler()
-        self._servers = [ThreadingHTTPServer(("127.0.0.1", port), handler) for port in ports]
+        self._servers: list[ThreadingHTTPServer] = []
+        try:
+            for port in ports:
+                self._servers.append(ThreadingHTTPServer(("127.0.0.1", port), handler))
+        except (OSError, OverflowError):  # somebody else has it, or there is no such port
+            for server in self._servers:
+                server.server_close()
+            raise
         for server in self._servers:
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()

@@ -7,6 +7,7 @@ of errors are this double's own, and no method here lists jobs, because the clie
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import socket
@@ -161,29 +162,22 @@ def document(job: Job) -> dict[str, Any]:
     }
 
 
-def free_base_port() -> int:
-    """Return a port behind which those of the services are free."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            base = int(probe.getsockname()[1])
-        try:
-            for offset in OFFSETS:
-                with socket.socket() as other:
-                    other.bind(("127.0.0.1", base + offset))
-        except (OSError, OverflowError):
-            continue
-        return base
-
-
 class Double47:
     """The double; `url` is what a user gives."""
 
     def __init__(self, store: Store) -> None:
         self.store, self._methods = store, Methods(store)
-        base = free_base_port()
-        self.server = Server(self._answer, self._name, [base + offset for offset in OFFSETS])
-        self.url = f"http://127.0.0.1:{base}"
+        self.server, self.url = self._serve()
+
+    def _serve(self) -> tuple[Server, str]:
+        """Serve on three ports at their distances from a fourth, and return what a user calls that."""
+        while True:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                base = int(probe.getsockname()[1])
+            with contextlib.suppress(OSError, OverflowError):  # one of the three is taken: try others
+                server = Server(self._answer, self._name, [base + offset for offset in OFFSETS])
+                return server, f"http://127.0.0.1:{base}"
 
     def _name(self, request: Request) -> str:
         if request.path == "/api":

@@ -47,7 +47,7 @@ def resume(double: Double5, *words: str, command: str = "denoise", way: str = "-
         "cryohush",
         "Particles for cryohush 0.1.0",
         "    cryosparc_cryohush denoise --project P3",
-        new_mark(),
+        pytest.param(new_mark(), id="a mark"),  # another one in each process
     ],
 )
 def test_a_foreign_job_is_left_alone(

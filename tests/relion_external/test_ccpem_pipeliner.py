@@ -220,9 +220,9 @@ def test_picks_are_those_of_the_raw_micrographs(ran: dict[str, Any], project: Pa
         assert micrograph.shape == (1, SIDE, SIDE)
 
 
-@with_pipeliner
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_form_has_each_option_of_the_command_line_but_the_threads(command: str) -> None:
+@pytest.fixture(scope="module")
+def forms() -> dict[str, list[str]]:
+    """Command to the options of its form."""
     code = (
         "import json; from cryohush.relion_external import ccpem_pipeliner as jobs; "
         "made = [c() for c in vars(jobs).values() if hasattr(c, 'PROCESS_NAME') and hasattr(c, 'TITLE')]; "
@@ -231,5 +231,13 @@ def test_the_form_has_each_option_of_the_command_line_but_the_threads(command: s
     assert PYTHON is not None
     done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@with_pipeliner
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_form_has_each_option_of_the_command_line_but_the_threads(
+    forms: dict[str, list[str]], command: str
+) -> None:
     wanted = [flag.lstrip("-") for flag, *_ in parameters_of(command) if flag != "--j"]
-    assert json.loads(done.stdout)[command] == wanted
+    assert forms[command] == wanted

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -76,14 +78,34 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project
 
 
-@pytest.fixture
-def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy to work in, as RELION does."""
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
+def work_in(copy: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy a project and work in the copy, as RELION does."""
+    shutil.copytree(project, copy, dirs_exist_ok=True)
+    monkeypatch.chdir(copy)
     # the job sets it; undone with the test
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    return tmp_path
+    return copy
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return work_in(tmp_path, finished, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def trained(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A project whose job has trained a model for each half set, and what the job said."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(said):
+        project = work_in(tmp_path_factory.mktemp("trained"), finished, monkeypatch)
+        commands.train(Request(Path(JOB), given("--half_sets"), "command"))
+    return project, said.getvalue()
+
+
+@pytest.fixture
+def halves(trained: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project with a model for each half set."""
+    return work_in(tmp_path, trained[0], monkeypatch)
 
 
 def given(*extra: str, reference: str | None = MAP) -> dict[str, str | None]:
@@ -133,19 +155,15 @@ def test_a_job_leaves_a_model_that_the_next_one_takes_by_name(project, capsys):
     )
 
 
-def test_half_sets_get_a_model_each_from_their_own_half_map(project):
-    commands.train(Request(Path(JOB), given("--half_sets"), "command"))
+def test_half_sets_get_a_model_each_from_their_own_half_map(halves):
     for half in (1, 2):
         reference = load_model(f"{JOB}half{half}").card["training"]["reference"]
         assert reference["half_set"] == half
         assert reference["map"] == f"run_half{half}_class001_unfil.mrc"
 
 
-def test_one_job_denoises_each_half_set_with_the_model_of_the_other_one(project, capsys):
-    commands.train(Request(Path(JOB), given("--half_sets"), "command"))
-    assert f"model {JOB.rstrip('/')} denoises each half set with the model of the other one" in (
-        capsys.readouterr().out
-    )
+def test_one_job_denoises_each_half_set_with_the_model_of_the_other_one(trained, halves):
+    assert f"model {JOB.rstrip('/')} denoises each half set with the model of the other one" in trained[1]
     after = "External/job013/"
     arguments = [
         "denoise",
@@ -205,20 +223,17 @@ def test_a_trial_goes_with_one_model(project):
         commands.denoise(Request(after, parse(arguments), "command"))
 
 
-def test_a_model_that_meets_its_own_half_set_is_warned_of(project, capsys):
-    commands.train(Request(Path(JOB), given("--half_sets"), "command"))
+def test_a_model_that_meets_its_own_half_set_is_warned_of(halves, capsys):
     after = Path("External/job013/")
     arguments = ["denoise", "--o", f"{after}/", "--in_parts", PARTICLES, "--device", "cpu", "--j", "1"]
     request = Request(after, parse([*arguments, "--model", f"{JOB}half1"]), "command")
-    capsys.readouterr()
     commands.denoise(request)
     warned = f"WARNING: {subsets(PARTICLES).count('1')} particles belong to half set 1, on which the model"
     assert warned in capsys.readouterr().err
     assert len(request.warnings) == 1
 
 
-def test_particles_without_half_sets_are_refused_for_models_of_half_sets(project):
-    commands.train(Request(Path(JOB), given("--half_sets"), "command"))
+def test_particles_without_half_sets_are_refused_for_models_of_half_sets(halves):
     Path("none.star").write_text(Path(PARTICLES).read_text().replace("_rlnRandomSubset", "_rlnOther"))
     arguments = ["denoise", "--o", "External/job013/", "--in_parts", "none.star", "--model", JOB]
     with pytest.raises(InputError, match="expected rlnRandomSubset 1 and 2, found no such column"):

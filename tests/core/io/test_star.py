@@ -286,10 +286,10 @@ def test_written_tables_read_back_and_a_failure_leaves_nothing(tmp_path: Path) -
 
 def test_a_line_of_quotes_that_never_close_takes_no_longer_than_others() -> None:
     line = b"\"a 'b " * 200_000
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert len(tokenise(line)) == 400_000
     # quadratic, it took minutes
-    assert time.perf_counter() - begin < 10
+    assert time.process_time() - begin < 10
 
 
 @pytest.mark.parametrize(
