@@ -79,6 +79,11 @@ class DenoiseOptions(Section):
         "score each particle by how ordinary it is in its stack, and list trusted and suspicious ones apart",
         shown="no scores",
     )
+    error_stacks: bool = option(
+        False,
+        "write the expected error of each pixel, too, in a stack beside each stack (..._error.mrcs)",
+        shown="no such stacks",
+    )
     output_dtype: Literal["float32", "float16"] = option(
         "float32", "pixel format of the output: float32, or float16 (not for RELION 3.1)", metavar="TYPE"
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ImageError
 from ..imaging.defects import Defects, fill_defects, find_defects, put_back
@@ -127,53 +128,100 @@ class Denoiser:
         remarks
             0-based index of each image of which a part was filled for the network, and why.
         """
-        if radius_px is None:
-            radius_px = default_radius_px((images.shape[-2], images.shape[-1]))
         with torch.inference_mode():
-            original = raw = upload(images, self.device)
-            defects = find_defects(raw)
-            hopeless: dict[int, str] = {}
-            if defects is not None:
-                defects, hopeless = _without_hopeless(defects)
-                raw = fill_defects(raw, defects, radius_px)
-            normalised, mean, std = normalise(raw, radius_px)
-            problems = hopeless | _problems(raw, mean, std)
-            bad = torch.tensor(list(problems), dtype=torch.int64, device=self.device)
-            if problems:
-                normalised[bad] = 0.0
-            if protein_dark:
-                normalised.neg_()
-            shown = normalised[:, None]
-            if context is not None:
-                channels = context(normalised.cpu()).to(self.device)
-                if problems:
-                    channels[bad] = 0.0
-                shown = torch.cat([shown, channels], 1)
-            denoised = self._on_finer_grid(shown, finer)
+            seen = self._seen(images, radius_px, context, protein_dark=protein_dark)
+            denoised = self._on_finer_grid(seen.shown, finer, self._network)
             if protein_dark:
                 denoised.neg_()
-            denoised = denormalise(denoised, mean, std)
+            denoised = denormalise(denoised, seen.mean, seen.std)
             if blend:
-                denoised = torch.lerp(denoised, raw, blend)
+                denoised = torch.lerp(denoised, seen.filled, blend)
             if keep_above_px is not None:
-                denoised = keep_above(denoised, raw, keep_above_px)
-            if defects is not None:
-                denoised = put_back(denoised, original, defects)
+                denoised = keep_above(denoised, seen.filled, keep_above_px)
+            if seen.defects is not None:
+                denoised = put_back(denoised, seen.original, seen.defects)
+            if seen.problems:
+                denoised[seen.bad] = seen.original[seen.bad]
+            return download(denoised), seen.problems, remarks_on(seen.defects, without=seen.problems)
+
+    def error(
+        self,
+        images: NDArray[np.float32],
+        *,
+        radius_px: float | None = None,
+        protein_dark: bool = False,
+        context: Callable[[Tensor], Tensor] | None = None,
+        finer: int = 1,
+    ) -> NDArray[np.float32]:
+        """How far off the denoised pixels are expected to be, without blending: `(n, y, x)`.
+
+        Standard errors on the input's grey scale; 0 where an image is returned as it was. Parameters as in
+        `denoise`.
+
+        Raises
+        ------
+        ValueError
+            If the network does not know; see `tells_error`.
+        """
+        if not self.tells_error:
+            raise ValueError("this network does not know the error of its images")
+        with torch.inference_mode():
+            seen = self._seen(images, radius_px, context, protein_dark=protein_dark)
+            error = (self._on_finer_grid(seen.shown, finer, _LogVariance(self._network)) / 2).exp()
+            error *= seen.std[:, None, None]
+            if seen.defects is not None:
+                error[seen.defects.noise_free] = 0.0
+            error[seen.bad] = 0.0
+            return download(error)
+
+    @property
+    def tells_error(self) -> bool:
+        """Whether the network knows the error of its images: whether it has a method `with_error`."""
+        return hasattr(self._network, "with_error")
+
+    def _seen(
+        self,
+        images: NDArray[np.float32],
+        radius_px: float | None,
+        context: Callable[[Tensor], Tensor] | None,
+        *,
+        protein_dark: bool,
+    ) -> _Seen:
+        """What the network gets to see of images, and what has to be known to take it back."""
+        if radius_px is None:
+            radius_px = default_radius_px((images.shape[-2], images.shape[-1]))
+        original = filled = upload(images, self.device)
+        defects = find_defects(filled)
+        hopeless: dict[int, str] = {}
+        if defects is not None:
+            defects, hopeless = _without_hopeless(defects)
+            filled = fill_defects(filled, defects, radius_px)
+        normalised, mean, std = normalise(filled, radius_px)
+        problems = hopeless | _problems(filled, mean, std)
+        bad = torch.tensor(list(problems), dtype=torch.int64, device=self.device)
+        if problems:
+            normalised[bad] = 0.0
+        if protein_dark:
+            normalised.neg_()
+        shown = normalised[:, None]
+        if context is not None:
+            channels = context(normalised.cpu()).to(self.device)
             if problems:
-                denoised[bad] = original[bad]
-            return download(denoised), problems, remarks_on(defects, without=problems)
+                channels[bad] = 0.0
+            shown = torch.cat([shown, channels], 1)
+        return _Seen(original, filled, defects, shown, mean, std, problems, bad)
 
     def run(self, images: Tensor) -> Tensor:
         """`(n, y, x)` on the normalised scale through the network; y and x are multiples of `stride`.
 
         Or `(n, channels, y, x)`, the image and its context.
         """
-        return self._in_memory(images[:, None] if images.ndim == 3 else images)[:, 0]
+        return self._in_memory(images[:, None] if images.ndim == 3 else images, self._network)[:, 0]
 
-    def _on_finer_grid(self, images: Tensor, factor: int) -> Tensor:
-        """Run `(n, channels, y, x)`, the image first, through the network on a grid finer by `factor`."""
+    def _on_finer_grid(self, images: Tensor, factor: int, network: nn.Module) -> Tensor:
+        """Run `(n, channels, y, x)`, the image first, through `network` on a grid finer by `factor`."""
         if factor == 1:
-            return self._mirrored_to_stride(images)
+            return self._mirrored_to_stride(images, network)
         at_once = max(1, len(images) // factor**2)  # as many pixels as without
         parts = []
         for first in range(0, len(images), at_once):
@@ -181,10 +229,10 @@ class Denoiser:
             fine = to_finer_grid(some[:, 0], factor)[:, None]
             if some.shape[1] > 1:  # MKL refuses to transform nothing
                 fine = torch.cat([fine, without_noise(some[:, 1:], factor)], 1)
-            parts.append(from_finer_grid(self._mirrored_to_stride(fine), factor))
+            parts.append(from_finer_grid(self._mirrored_to_stride(fine, network), factor))
         return torch.cat(parts)
 
-    def _mirrored_to_stride(self, images: Tensor) -> Tensor:
+    def _mirrored_to_stride(self, images: Tensor, network: nn.Module) -> Tensor:
         """`(n, channels, y, x)` to `(n, y, x)`; borders are mirrored to a size that the network takes."""
         y, x = images.shape[-2:]
         top, left = (-y % self.stride) // 2, (-x % self.stride) // 2
@@ -192,17 +240,46 @@ class Denoiser:
             images = images.index_select(2, _mirrored(y, self.stride, self.device))
         if x % self.stride:
             images = images.index_select(3, _mirrored(x, self.stride, self.device))
-        return self.run(images)[:, top : top + y, left : left + x]
+        return self._in_memory(images, network)[:, 0, top : top + y, left : left + x]
 
-    def _in_memory(self, images: Tensor) -> Tensor:
-        """Run the network, in two halves when the GPU's memory does not hold the whole."""
+    def _in_memory(self, images: Tensor, network: nn.Module) -> Tensor:
+        """Run a network, in two halves when the GPU's memory does not hold the whole."""
         try:
-            return run_network(self._network, images, DTYPES[self.precision])
+            return run_network(network, images, DTYPES[self.precision])
         except torch.cuda.OutOfMemoryError:
             if len(images) == 1:
                 raise
         torch.cuda.empty_cache()
-        return torch.cat([self._in_memory(half) for half in images.chunk(2)])
+        return torch.cat([self._in_memory(half, network) for half in images.chunk(2)])
+
+
+class _LogVariance(nn.Module):
+    """The second output of a network with `with_error`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        log_variance: Tensor = self.network.with_error(x)[1]  # type: ignore[operator]
+        return log_variance
+
+
+class _Seen(NamedTuple):
+    """Images as they came, with defects filled, and as the network sees them.
+
+    `shown`: `(n, channels, y, x)`; `mean`, `std`: `(n,)` of the background; `problems`: why images cannot be
+    denoised; `bad`: their indices.
+    """
+
+    original: Tensor
+    filled: Tensor
+    defects: Defects | None
+    shown: Tensor
+    mean: Tensor
+    std: Tensor
+    problems: dict[int, str]
+    bad: Tensor
 
 
 def remarks_on(defects: Defects | None, without: Collection[int] = ()) -> dict[int, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,10 @@ SAMPLED_IMAGES, SAMPLED_MICROGRAPHS = 48, 6
 CROP_ANGSTROM, CROP_PX = 1500.0, (256, 1024)
 
 
+ErrorOf = Callable[[NDArray[np.float32], StackPlan, NDArray[np.int64]], NDArray[np.float32]]
+"""Of raw images `(n, y, x)`, their stack and positions in it: standard errors of the denoised pixels."""
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
     """A few images, evenly spread over the run, for the report.
@@ -45,12 +49,15 @@ class Samples:
         Stack and number of each.
     pixel_size_angstrom
         None if unknown.
+    error
+        `(n, y, x)` expected standard error of each denoised pixel; None where nobody knows it.
     """
 
     raw: NDArray[np.float32]
     denoised: NDArray[np.float32]
     titles: list[str]
     pixel_size_angstrom: float | None
+    error: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,8 +215,13 @@ def read_samples(
     skipped: Sequence[ImageNote],
     *,
     are_micrographs: bool = False,
+    error_of: Callable[[NDArray[np.float32], StackPlan, NDArray[np.int64]], NDArray[np.float32]]
+    | None = None,
 ) -> Samples:
-    """Read back pairs of images, evenly spread over the files that are like the first one."""
+    """Read back pairs of images, evenly spread over the files that are like the first one.
+
+    `error_of` tells the expected errors of raw images, by their stack and positions in it.
+    """
     first = stacks[0]
     alike = [
         stack
@@ -221,7 +233,7 @@ def read_samples(
     limit = SAMPLED_MICROGRAPHS if are_micrographs else SAMPLED_IMAGES
     picks = np.unique(np.linspace(0, ends[-1] - 1, limit).astype(np.int64))
     unchanged = {(note.stack, note.image) for note in skipped}
-    raw, denoised = [], []
+    raw, denoised, errors = [], [], []
     titles: list[str] = []
     for number in np.unique(np.searchsorted(ends, picks, side="right")).tolist():
         stack = alike[number]
@@ -237,11 +249,14 @@ def read_samples(
         with StackReader(stack.source) as source, StackReader(output_dir / stack.name) as output:
             raw.append(source.read(stack.indices[positions])[:, rows, columns].copy())
             denoised.append(output.read(positions)[:, rows, columns].copy())
+        if error_of is not None and len(positions):
+            errors.append(error_of(raw[-1], stack, positions))
         # bytes of a name that are no text cannot be set in a figure
         name = os.fsencode(stack.source.name).decode("utf-8", "replace")
         names = [f"{index + 1}@{name}" for index in stack.indices[positions].tolist()]
         titles += [name] * len(positions) if are_micrographs else names
-    return Samples(np.concatenate(raw), np.concatenate(denoised), titles, first.pixel_size_angstrom)
+    error = np.concatenate(errors) if errors else None
+    return Samples(np.concatenate(raw), np.concatenate(denoised), titles, first.pixel_size_angstrom, error)
 
 
 def _middle(micrograph: StackPlan) -> tuple[slice, slice]:

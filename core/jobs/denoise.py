@@ -18,7 +18,8 @@ from ..config.denoise import CONTEXT_NAME, PARTICLE_SHARE_OF_BOX, DenoiseOptions
 from ..context.contexts import StackContexts
 from ..errors import ConfigurationError, InputError, TableChanged, several
 from ..imaging.normalise import background_mask
-from ..inference.devices import resolve_devices
+from ..inference.denoiser import Denoiser
+from ..inference.devices import Precision, resolve_devices
 from ..inference.engine import Choices, Engine, LocalDevices, Task, tiling
 from ..inference.inputs import look_at_inputs
 from ..inference.plan import (
@@ -36,7 +37,7 @@ from ..inference.plan import (
     written_image_names,
 )
 from ..inference.stream import StreamResult, n_safely_written, recorded_notes
-from ..inference.summary import Summary, read_samples, write_record
+from ..inference.summary import ErrorOf, Summary, read_samples, write_record
 from ..io.files import file_state, sha256_of
 from ..io.journal import RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
 from ..io.micrographs import MicrographSet
@@ -51,6 +52,7 @@ from .contexts import contexts_of
 from .folder import Earlier, JobFolder
 from .scores import SUSPICIOUS, TRUSTED, Scores, keep_rows, score_particles
 from .self_measurement import measure_gain
+from .trust import error_name, error_teller, write_error_stack
 
 # Conspicuous images that are named one by one.
 WARNINGS = 8
@@ -169,6 +171,12 @@ def run_denoise(
             result = engine.denoise(task, output_dir, journal, context.progress, context.should_stop)
             gain = _measure(images, stacks, model, options, choices, found.contexts, log)
             scores = _score(images, stacks, result, options, output_dir, context)
+            error_of = None
+            if not is_micrographs:
+                denoiser = Denoiser(model.module, "cpu", _on_cpu(choices.precision))
+                error_of = error_teller(denoiser, options, found.contexts)
+            if options.error_stacks:
+                _write_errors(stacks, error_of, journal, output_dir, context)
             _refuse_changed_inputs(images, stacks, undertaking, options)
             _write_table(images, stacks, output_dir, scores)
         table = _table_files(images)
@@ -194,7 +202,13 @@ def run_denoise(
             warnings=notes.warnings,
             pixel_sizes=notes.pixel_sizes,
             seconds={"total": time.monotonic() - begin, **result.seconds},
-            samples=read_samples(stacks, output_dir, result.skipped, are_micrographs=is_micrographs),
+            samples=read_samples(
+                stacks,
+                output_dir,
+                result.skipped,
+                are_micrographs=is_micrographs,
+                error_of=None if was_complete else error_of,
+            ),
             was_complete=was_complete,
             suspicious=None if was_complete or scores is None else int(scores.suspicious.sum()),
             parts=_parts_there(images, options, output_dir),
@@ -204,7 +218,8 @@ def run_denoise(
         if not was_complete:
             write_record(summary, context.command, started)
             split = [] if scores is None else _split_files(images, options)
-            journal.complete([*(stack.name for stack in stacks), *table, *split, RECORD_NAME])
+            errors = _error_names(stacks, options) if error_of is not None else []
+            journal.complete([*(stack.name for stack in stacks), *table, *split, *errors, RECORD_NAME])
     return summary
 
 
@@ -330,11 +345,15 @@ def _check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], images:
             ) from error
 
 
+# What the denoised images do not depend on; the model counts by its weights, the device by its kind.
+_NOT_OF_THE_IMAGES = {"model", "device", "skip_bad", "threads", "score", "error_stacks"}
+
+
 def _undertaking(
     images: ImageSet, stacks: Sequence[StackPlan], model: LoadedModel, engine: Engine, options: DenoiseOptions
 ) -> Undertaking:
     """Return the files to make, each with all that its bytes depend on."""
-    result_of = options.model_dump(mode="json", exclude={"model", "device", "skip_bad", "threads", "score"})
+    result_of = options.model_dump(mode="json", exclude=_NOT_OF_THE_IMAGES)
     fingerprint = {
         "version": __version__,
         "input": [str(path.absolute()) for path in source_files(images)],
@@ -367,6 +386,8 @@ def _digests(images: ImageSet, stacks: Sequence[StackPlan], options: DenoiseOpti
         digest.update(f"\0{stack.shape} {stack.pixel_size_angstrom} {stack.protein_dark}\0".encode())
         digest.update(stack.indices.astype("<i4").tobytes())
         digests[stack.name] = digest.hexdigest()[:32]
+        if options.error_stacks:
+            digests[error_name(stack)] = digest.hexdigest()[:32]
     for name in _table_files(images)[:1]:
         # the names in it are those of the stacks, relative to the root
         scored = ["scored"] if options.score else []
@@ -501,6 +522,38 @@ def _split_files(images: ImageSet, options: DenoiseOptions) -> list[str]:
     if not options.score or not isinstance(images, ParticleSet):
         return []
     return [f"{name.stem}_{part}{name.suffix}" for part in (TRUSTED, SUSPICIOUS) for name in names]
+
+
+def _error_names(stacks: Sequence[StackPlan], options: DenoiseOptions) -> list[str]:
+    return [error_name(stack) for stack in stacks] if options.error_stacks else []
+
+
+def _on_cpu(precision: Precision) -> Precision:
+    """The number format in which the CPU looks at some images of a run."""
+    return "fp32" if precision == "fp16" else precision
+
+
+def _write_errors(
+    stacks: Sequence[StackPlan],
+    error_of: ErrorOf | None,
+    journal: Journal,
+    output_dir: Path,
+    context: JobContext,
+) -> None:
+    """Write the stacks of expected errors that are not there yet."""
+    if error_of is None:
+        context.log("warning: no stacks of errors: this model does not know the errors of such images")
+        return
+    for stack in stacks:
+        if not journal.is_finished(error_name(stack)):
+            context.log(f"expected errors of {stack.source.name}")
+            write_error_stack(
+                stack,
+                output_dir,
+                error_of,
+                lambda: context.stop_if_asked("stopped while writing expected errors; --resume goes on"),
+            )
+            journal.finish(error_name(stack))
 
 
 def _parts_there(images: ImageSet, options: DenoiseOptions, output_dir: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from .unet import ShuffleUNet, from_cells, join
@@ -88,17 +89,21 @@ class ContextUNet(ShuffleUNet):
 
 
 class ContextAverage(ShuffleUNet):
-    """A network of single images, averaged with the stack's own linear estimate where there is one.
+    """A network of single images, averaged with the stack's own linear estimates where there are any.
 
-    The network knows particles in general and nothing of this one's CTF; the Wiener filter of the context
-    (`context.stack_context.StackContext.channels`, its second channel) knows the CTF and the stack's spectrum
-    and nothing else. Their errors have little in common, so that their mean is better than either. Without
-    context it is the network alone.
+    The network knows particles in general and nothing of this one's CTF. The Wiener filter of the context
+    (second channel of `context.stack_context.StackContext.channels`) knows the CTF and the stack's spectrum,
+    the covariance filter (its first) what this stack's particles have in common. Their errors have little in
+    common, so that a mean is better than any of them. The covariance filter shows the particle alone: it
+    takes part inside the particle's circle, by the share of the variance that it explains. Without context
+    this is the network alone.
 
     Parameters
     ----------
     share
-        Of the linear estimate, 0 to 1.
+        Of the Wiener filter in its mean with the network, 0 to 1.
+    covariance_share
+        Of the covariance filter beside that mean, where it explains everything; 0 to 1.
     widths, blocks, unshuffle
         As of `ShuffleUNet`.
     """
@@ -106,22 +111,55 @@ class ContextAverage(ShuffleUNet):
     def __init__(
         self,
         share: float = 0.5,
+        covariance_share: float = 0.3,
         widths: Sequence[int] = (48, 96, 160, 160),
         blocks: Sequence[int] = (1, 1, 1, 2),
         unshuffle: int = 4,
     ) -> None:
         super().__init__(widths, blocks, unshuffle)
-        if not 0 <= share <= 1:
-            raise ValueError(f"a share lies between 0 and 1, found {share}")
+        for value in (share, covariance_share):
+            if not 0 <= value <= 1:
+                raise ValueError(f"a share lies between 0 and 1, found {value}")
         self.context_channels = 3
-        self._share = share
+        self._share, self._covariance_share = share, covariance_share
+        cell = unshuffle**2
+        self.error_head = nn.Sequential(
+            nn.Conv2d(widths[0] + 4 * cell, 64, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(64, cell, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, 1 or 4, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
-        image = super().forward(x[:, :1])
+        return self._mean(x, super().forward(x[:, :1]))
+
+    def _mean(self, x: Tensor, image: Tensor) -> Tensor:
+        """The mean of the network's image and the estimates of the context."""
         if x.shape[1] == 1:
             return image
+        covariance, wiener, explained = x[:, 1:2], x[:, 2:3], x[:, 3:4]
         # images without context have zeros in all of its channels
-        share = self._share * (x[:, 3:4].amax((2, 3), keepdim=True) > 0).to(image.dtype)
-        mean: Tensor = image + share * (x[:, 2:3] - image)
-        return mean
+        share = self._share * (explained.amax((2, 3), keepdim=True) > 0).to(image.dtype)
+        mean = image + share * (wiener - image)
+        estimate: Tensor = mean + self._covariance_share * explained * (covariance - mean)
+        return estimate
+
+    def with_error(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The image, and the natural logarithm of the variance of its error, `(n, 1, y, x)` each.
+
+        The error is told from the features of the network, its image, and how far the estimates of the
+        context differ from that. None of it has an influence on the image.
+        """
+        features = self.features(x[:, :1])
+        image = from_cells(self.head(features), self._side)
+        if x.shape[1] == 1:
+            differ = image.new_zeros(len(image), 3, *image.shape[-2:])
+        else:
+            known = (x[:, 3:4].amax((2, 3), keepdim=True) > 0).to(image.dtype)
+            differ = torch.cat([known * (x[:, 1:3] - image), x[:, 3:4]], 1)
+        cues = nn.functional.pixel_unshuffle(torch.cat([image, differ], 1), self._side)
+        seen = torch.cat([features, cues], 1).detach()
+        log_variance = from_cells(self.error_head(seen), self._side)
+        return self._mean(x, image), log_variance.clamp(*LOG_VARIANCE)

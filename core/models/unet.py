@@ -88,12 +88,16 @@ class ShuffleUNet(DenoisingNetwork):
             x = down(x)
         return [*features, self.down_blocks[-1](x)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(n, 1, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
+    def features(self, x: Tensor) -> Tensor:
+        """`(n, 1, y, x)` to `(n, widths[0], y / unshuffle, x / unshuffle)`, what the finest level knows."""
         *skips, x = self.encode(x)
         for level in reversed(range(len(self.ups))):
             x = self.up_blocks[level](join(self.ups[level], x, skips[level]))  # type: ignore[arg-type]
-        return from_cells(self.head(x), self._side)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, 1, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
+        return from_cells(self.head(self.features(x)), self._side)
 
 
 def from_cells(x: Tensor, side: int) -> Tensor:

@@ -3,6 +3,7 @@
     python stack_aware.py projections --structures FOLDER --output BANK
     python stack_aware.py stacks --projections BANK --ctf-tables TABLE.npy ... --output STACKS
     python stack_aware.py train --stacks STACKS --start WEIGHTS --output RUN --minutes M [--resume]
+    python stack_aware.py error --stacks STACKS --start WEIGHTS --output RUN --minutes M [--resume]
     python stack_aware.py export --run RUN --output general.safetensors
 
 `projections`: views of volumes, the deposited complexes and symmetric assemblies of pieces of them. `stacks`:
@@ -10,6 +11,9 @@ simulated sessions with the context of each image; it goes on until it is stoppe
 `--keep`. `train` reads them while they are made, in bf16, with a learning rate that falls to 0 within the
 given time. All three go on where they were stopped; what is drawn is a function of the numbers of the files,
 but which stacks a step of the training sees depends on how fast they are made.
+
+`error` trains nothing but what tells the error of an image in a network of single images whose result is
+averaged with the context (`ContextAverage`): its images stay as they are.
 
 The structures that are held out of training are those of the preset `general`.
 """
@@ -39,11 +43,12 @@ from cryohush.core.imaging.projection import Projector, random_rotations
 from cryohush.core.imaging.rings import hermitian_weight, ring_index, ring_mean
 from cryohush.core.imaging.structure import Structure, potential_map, read_structure
 from cryohush.core.imaging.symmetry import symmetry_operators
-from cryohush.core.models.context_unet import ContextUNet
-from cryohush.core.models.weights import load_model, save_model
+from cryohush.core.models.context_unet import ContextAverage, ContextUNet
+from cryohush.core.models.weights import WEIGHTS_FOLDER, save_model
 from cryohush.core.simulation.image_formation import ProjectionBank
 from cryohush.core.simulation.stacks import StackRanges, simulate_stack
 
+Network = ContextUNet | ContextAverage
 HELD_OUT = ("1bxn", "2cg9", "4zxb", "6cvm", "6xlu", "pdb7pbl")
 # Cubic groups come more often: hollow and nearly round particles are the hardest.
 GROUPS = (
@@ -73,6 +78,11 @@ NETWORK: dict[str, Any] = {
     "blocks": [1, 1, 1, 2],
     "unshuffle": 4,
 }
+AVERAGE: dict[str, Any] = {
+    "share": 0.5,
+    "covariance_share": 0.3,
+    **{name: value for name, value in NETWORK.items() if name != "context_channels"},
+}
 BATCH, POOL, KEPT_OF_STACK = 32, 44, 384
 LEARNING_RATE, WARM_UP_STEPS, EMA_DECAY = 8e-4, 300, 0.999
 RING_WEIGHT, ERROR_WEIGHT = 3.0, 0.1
@@ -89,15 +99,18 @@ def main() -> None:
     stacks.add_argument("--projections", type=Path, required=True)
     stacks.add_argument("--ctf-tables", type=Path, nargs="+", required=True)
     stacks.add_argument("--keep", type=int, default=220, help="newest stacks to keep (50 MB each)")
-    train = commands.add_parser("train")
-    train.add_argument("--stacks", type=Path, required=True)
-    train.add_argument("--start", default="general", help="weights of a network with or without context")
-    train.add_argument("--minutes", type=float, required=True)
-    train.add_argument("--resume", action="store_true")
+    train, error = commands.add_parser("train"), commands.add_parser("error")
+    for command in (train, error):
+        command.add_argument("--stacks", type=Path, required=True)
+        command.add_argument(
+            "--start", default="general", help="weights, a file or the name of a shipped model"
+        )
+        command.add_argument("--minutes", type=float, required=True)
+        command.add_argument("--resume", action="store_true")
     export = commands.add_parser("export")
     export.add_argument("--run", type=Path, required=True)
     export.add_argument("--description", default="Any particle, with the context of its stack.")
-    for command in (projections, stacks, train, export):
+    for command in (projections, stacks, train, error, export):
         command.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -105,6 +118,7 @@ def main() -> None:
         "projections": make_projections,
         "stacks": make_stacks,
         "train": train_network,
+        "error": train_network,
         "export": export_weights,
     }
     commands_by_name[arguments.command](arguments)
@@ -375,7 +389,7 @@ def turned(shown: Tensor, target: Tensor, way: int) -> tuple[Tensor, Tensor]:
 
 
 def losses(
-    network: ContextUNet, shown: Tensor, target: Tensor, weights: Tensor, variance: Tensor
+    network: Network, shown: Tensor, target: Tensor, weights: Tensor, variance: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Relative squared error of pixels, of rings, and the likelihood of the error under the predicted one."""
     with torch.autocast("cpu", torch.bfloat16):
@@ -389,16 +403,28 @@ def losses(
     return pixels, rings, likelihood
 
 
+def new_network(command: str) -> Network:
+    """The network that a command trains; of `error` nothing but the last part learns."""
+    if command == "train":
+        return ContextUNet(**NETWORK)
+    network = ContextAverage(**AVERAGE).requires_grad_(False)
+    network.error_head.requires_grad_(True)
+    return network
+
+
 def train_network(arguments: argparse.Namespace) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    network = ContextUNet(**NETWORK)
-    network.load_state_dict(load_model(arguments.start).module.state_dict(), strict=False)
+    only_error = arguments.command == "error"
+    network = new_network(arguments.command)
+    start = Path(arguments.start)
+    if not start.suffix:
+        start = WEIGHTS_FOLDER / f"{start}.safetensors"
+    network.load_state_dict(load_file(start), strict=False)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(network).requires_grad_(False)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, betas=(0.9, 0.99)
-    )
+    learning = [values for values in network.parameters() if values.requires_grad]
+    optimiser = torch.optim.AdamW(learning, lr=LEARNING_RATE, weight_decay=1e-4, betas=(0.9, 0.99))
     step, spent, checkpoint = 0, 0.0, arguments.output / "last.pt"
     if arguments.resume and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -414,6 +440,7 @@ def train_network(arguments: argparse.Namespace) -> None:
 
     def save() -> None:
         state = {"network": network.state_dict(), "average": average.state_dict(), "step": step}
+        state |= {"command": arguments.command}
         state |= {"optimiser": optimiser.state_dict(), "spent": spent}
         torch.save(state, checkpoint.with_suffix(".part"))
         checkpoint.with_suffix(".part").replace(checkpoint)
@@ -429,8 +456,8 @@ def train_network(arguments: argparse.Namespace) -> None:
             group["lr"] = rate
         pixels, rings, likelihood = losses(network, *pool.batch())
         optimiser.zero_grad()
-        (pixels + RING_WEIGHT * rings + ERROR_WEIGHT * likelihood).backward()
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        (likelihood if only_error else pixels + RING_WEIGHT * rings + ERROR_WEIGHT * likelihood).backward()
+        norm = torch.nn.utils.clip_grad_norm_(learning, 1.0)
         if torch.isfinite(norm):
             optimiser.step()
         step += 1
@@ -451,7 +478,7 @@ def train_network(arguments: argparse.Namespace) -> None:
     save()
 
 
-def validate(network: ContextUNet, folder: Path) -> list[dict[str, float | str]]:
+def validate(network: Network, folder: Path) -> list[dict[str, float | str]]:
     """Errors over the variance of the clean images, and the true over the predicted squared error."""
     lines: list[dict[str, float | str]] = []
     for path in sorted(folder.glob("held_*.safetensors")):
@@ -475,13 +502,14 @@ def validate(network: ContextUNet, folder: Path) -> list[dict[str, float | str]]
 
 def export_weights(arguments: argparse.Namespace) -> None:
     state = torch.load(arguments.run / "last.pt", weights_only=True)
-    network = ContextUNet(**NETWORK)
+    network = new_network(state["command"])
     network.load_state_dict(state["average"])
+    name, sizes = ("context_unet", NETWORK) if state["command"] == "train" else ("context_average", AVERAGE)
     card = {
         "description": arguments.description,
         "training": {"steps": state["step"], "held_out": list(HELD_OUT)},
     }
-    print(save_model(arguments.output, network.half(), "context_unet", NETWORK, card))
+    print(save_model(arguments.output, network.half(), name, sizes, card))
 
 
 if __name__ == "__main__":

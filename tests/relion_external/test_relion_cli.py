@@ -43,7 +43,7 @@ def test_a_flag_may_be_spelt_as_users_spell_it(flag: str, joint: str) -> None:
     assert options(*f"{flag}{joint}8.5".split()).keep_above_angstrom == 8.5
 
 
-SWITCHES = ("skip_bad", "score")
+SWITCHES = ("skip_bad", "score", "error_stacks")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from cryohush.core.models.context_unet import LOG_VARIANCE, ContextAverage, ContextUNet
@@ -51,12 +52,36 @@ def test_the_error_learns_without_touching_the_image() -> None:
 
 
 @torch.inference_mode()
-def test_the_average_is_half_the_linear_estimate_where_there_is_a_context() -> None:
+def test_the_average_takes_the_estimates_where_there_is_a_context() -> None:
     torch.manual_seed(0)
-    ours = ContextAverage(share=0.5, **SMALL).eval()  # type: ignore[arg-type]
+    ours = ContextAverage(share=0.5, covariance_share=0.4, **SMALL).eval()  # type: ignore[arg-type]
     x = torch.randn(3, 4, 16, 16)
     x[1, 1:] = 0  # an image without
-    x[[0, 2], 3] = 0.7
+    x[[0, 2], 3] = 0.0
+    x[[0, 2], 3, 4:12, 4:12] = 0.5  # half explained, within the particle
     found, alone = ours(x), ours(x[:, :1])
     torch.testing.assert_close(found[1], alone[1])
-    torch.testing.assert_close(found[[0, 2]], (alone[[0, 2]] + x[[0, 2], 2:3]) / 2)
+    half = (alone + x[:, 2:3]) / 2
+    torch.testing.assert_close(found[[0, 2], :, :4], half[[0, 2], :, :4])
+    within = (slice(None, None, 2), slice(None), slice(4, 12), slice(4, 12))
+    torch.testing.assert_close(found[within], (0.8 * half + 0.2 * x[:, 1:2])[within])
+
+
+@pytest.mark.parametrize("shares", [{"share": 1.1}, {"covariance_share": -0.1}])
+def test_shares_lie_between_0_and_1(shares: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="a share lies between 0 and 1"):
+        ContextAverage(**shares, **SMALL)  # type: ignore[arg-type]
+
+
+def test_the_error_of_the_average_is_told_without_touching_it() -> None:
+    ours = disturbed(ContextAverage(**SMALL))  # type: ignore[arg-type]
+    for channels in (1, 4):
+        x = torch.randn(2, channels, 16, 16)
+        ours.zero_grad()
+        image, log_variance = ours.with_error(x)
+        torch.testing.assert_close(image, ours(x))
+        assert log_variance.shape == (2, 1, 16, 16)
+        log_variance.sum().backward()
+        learnt = [name for name, value in ours.named_parameters() if value.grad is not None]
+        assert learnt
+        assert all(name.startswith("error_head") for name in learnt)

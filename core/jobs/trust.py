@@ -1,0 +1,75 @@
+"""How far off denoised particles are expected to be: for the reports, and as stacks of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config.denoise import DenoiseOptions
+from ..context.contexts import StackContexts
+from ..inference.denoiser import Denoiser
+from ..inference.plan import StackPlan
+from ..inference.summary import ErrorOf
+from ..io.mrc import StackReader, StackWriter
+from ..io.mrc_header import label_of_denoised
+
+_BATCH = 32
+
+
+def error_teller(
+    denoiser: Denoiser, options: DenoiseOptions, contexts: StackContexts | None
+) -> ErrorOf | None:
+    """Return what tells the expected error of particles; None for a network that does not know it."""
+    if not denoiser.tells_error:
+        return None
+
+    def error_of(
+        images: NDArray[np.float32], stack: StackPlan, positions: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        diameter, pixel_size = options.particle_diameter_angstrom, stack.pixel_size_angstrom
+        places = [(stack.source, stack.indices[positions])]
+        return denoiser.error(
+            images,
+            radius_px=None if diameter is None or pixel_size is None else diameter / pixel_size / 2,
+            protein_dark=stack.protein_dark,
+            context=None if contexts is None else lambda shown: contexts.channels(shown, places),
+            finer=stack.finer,
+        )
+
+    return error_of
+
+
+def error_name(stack: StackPlan) -> str:
+    """Name below the output folder of a stack's errors: `particles_error.mrcs`."""
+    path = Path(stack.name)
+    return str(path.with_name(f"{path.stem}_error{path.suffix}"))
+
+
+def write_error_stack(
+    stack: StackPlan, output_dir: Path, error_of: ErrorOf, stop_if_asked: Callable[[], None]
+) -> None:
+    """Write the expected error of each image beside the denoised ones, on the images' grey scale.
+
+    Raises
+    ------
+    MrcError
+        If the stack cannot be read.
+    OutputError
+        If the errors cannot be written.
+    """
+    n = len(stack.indices)
+    label = label_of_denoised("expected error")
+    size = stack.pixel_size_angstrom
+    path = output_dir / error_name(stack)
+    with (
+        StackReader(stack.source) as source,
+        StackWriter(path, (n, *stack.shape), pixel_size_angstrom=size, label=label) as writer,
+    ):
+        for begin in range(0, n, _BATCH):
+            stop_if_asked()
+            positions = np.arange(begin, min(begin + _BATCH, n))
+            images = source.read(stack.indices[positions])
+            writer.write(error_of(images, stack, positions), unchecked=range(len(positions)))

@@ -1,0 +1,88 @@
+"""Expected errors of denoised particles: on the right scale, in stacks of their own, now or later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from particle_files import read_stack, write_stack, write_table
+
+from cryohush.core.config.denoise import DenoiseOptions
+from cryohush.core.errors import InputError
+from cryohush.core.job_context import JobContext
+from cryohush.core.jobs.denoise import run_denoise
+from cryohush.core.models.context_unet import ContextAverage
+from cryohush.core.models.weights import save_model
+
+SMALL: dict[str, Any] = {"widths": [8, 8], "blocks": [1, 1], "unshuffle": 2}
+BOX, N = 32, 40
+SD = 3.0
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A network that says 0 of every pixel, and a variance of 4 on the normalised scale."""
+    network = ContextAverage(**SMALL)
+    with torch.no_grad():
+        for part in (network.head, network.error_head[-1]):
+            for parameter in part.parameters():
+                parameter.zero_()
+        network.error_head[-1].bias.fill_(np.log(4.0))
+    save_model(tmp_path / "weights.safetensors", network, "context_average", SMALL, {})
+    return tmp_path / "weights.safetensors"
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    images = np.random.default_rng(1).normal(100, SD, (N, BOX, BOX)).astype(np.float32)
+    images[3, :, :8] = 0.0  # an area without noise
+    write_stack(tmp_path / "a.mrcs", images)
+    write_table(tmp_path / "particles.star", [f"{i + 1:06d}@a.mrcs" for i in range(N)], box_px=BOX)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "particles.star"
+
+
+def options(weights: Path, **given: Any) -> DenoiseOptions:
+    usual = {"model": str(weights), "precision": "fp32", "context": "none", "error_stacks": True}
+    return DenoiseOptions(**{**usual, **given})
+
+
+def test_errors_are_standard_deviations_on_the_images_own_grey_scale(table: Path, weights: Path) -> None:
+    summary = run_denoise(table, "out", options(weights))
+    error = read_stack(Path("out/a_error.mrcs"))
+    # a variance of 4 where the background has 1: twice the background's standard deviation
+    assert np.median(error) == pytest.approx(2 * SD, rel=0.05)
+    assert (error[3, :, :8] == 0).all()  # returned as it was
+    assert summary.samples.error is not None
+    assert summary.samples.error.shape == summary.samples.raw.shape
+
+
+def test_errors_can_be_had_afterwards_without_denoising_anew(table: Path, weights: Path) -> None:
+    run_denoise(table, "once", options(weights))
+    run_denoise(table, "later", options(weights, error_stacks=False))
+    assert not Path("later/a_error.mrcs").exists()
+    summary = run_denoise(table, "later", options(weights), earlier="resume")
+    assert summary.n_resumed == N
+    np.testing.assert_array_equal(
+        read_stack(Path("later/a_error.mrcs")), read_stack(Path("once/a_error.mrcs"))
+    )
+
+
+def test_a_stack_of_errors_is_not_taken_for_raw_images(table: Path, weights: Path) -> None:
+    run_denoise(table, "out", options(weights))
+    with pytest.raises(InputError, match="denoised already"):
+        run_denoise(Path("out/a_error.mrcs"), "again", options(weights))
+
+
+def test_a_network_that_does_not_know_says_so(table: Path, tmp_path: Path) -> None:
+    from cryohush.core.models.unet import ShuffleUNet
+
+    save_model(tmp_path / "plain.safetensors", ShuffleUNet(**SMALL), "shuffle_unet", SMALL, {})
+    lines: list[str] = []
+    summary = run_denoise(table, "out", options(tmp_path / "plain.safetensors"), JobContext(log=lines.append))
+    assert any("does not know the errors" in line for line in lines)
+    assert summary.samples.error is None
+    assert not Path("out/a_error.mrcs").exists()
