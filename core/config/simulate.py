@@ -195,6 +195,40 @@ class NoiseConfig(Section):
     )
 
 
+class DetectorConfig(Section):
+    """What the detector does to signal and noise (`imaging.detector`)."""
+
+    mtf: Path = Field(
+        description=(
+            "STAR file of the MTF, which damps the signal: `rlnResolutionInversePixel` and `rlnMtfValue`, as "
+            "RELION's own MTF files."
+        )
+    )
+    dqe: Path | None = Field(
+        default=None,
+        description=(
+            "The DQE in the same columns; with the MTF it gives the noise its spectrum. None leaves it "
+            "white, which that of counting detectors nearly is."
+        ),
+    )
+    binning: _Positive = Field(
+        default=1.0,
+        description="Pixel size of the images over that of the detector; 0.5 is super-resolution.",
+    )
+
+
+class ExposureConfig(Section):
+    """Radiation damage (Grant & Grigorieff 2015, doi:10.7554/eLife.06980), which damps the signal."""
+
+    electrons_per_square_angstrom: _Positive = Field(description="Of the exposure.")
+    before_electrons_per_square_angstrom: _NotNegative = Field(
+        default=0.0, description="What the specimen had suffered before."
+    )
+    dose_weighted: bool = Field(
+        default=True, description="Whether frames were weighted by what the damage left, or just added up."
+    )
+
+
 class ContaminationConfig(Section):
     """Images replaced by pure noise, to try the robustness of training (Gu et al., arXiv 2008.07307)."""
 
@@ -251,6 +285,8 @@ class ParticlesConfig(Section):
         default=(0.0, 0.0),
         description="B in Å² of an envelope that damps the signal: [lowest, highest], drawn uniformly.",
     )
+    exposure: ExposureConfig | None = None
+    detector: DetectorConfig | None = None
     noise: NoiseConfig = NoiseConfig()
     contamination: ContaminationConfig | None = None
     normalise: bool = Field(
@@ -288,6 +324,9 @@ class ParticlesConfig(Section):
         drawn = sorted(self.model_fields_set & {"symmetry", "max_shift_angstrom"})
         if self.poses is not None and drawn:
             raise ValueError(f"the table of `poses` already fixes {', '.join(drawn)}: give either")
+        measured = any(one.spectrum or one.images for one in self.noise.components)
+        if measured and self.detector is not None and self.detector.dqe is not None:
+            raise ValueError("noise of a `spectrum` or `patches` has seen a detector: leave `dqe` out")
         if len(set(self.outputs)) != len(self.outputs):
             raise ValueError("an output is named twice")
         return self

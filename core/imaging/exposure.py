@@ -1,4 +1,4 @@
-"""What the exposure does: the phase that a specimen gives to electrons, their number, and radiation damage.
+"""What the exposure does: the phase that a specimen gives to electrons, and radiation damage.
 
 References
 ----------
@@ -41,37 +41,7 @@ def phase_shift(projections: Tensor, pixel_size_angstrom: float, voltage_kv: flo
     return projections * (interaction_parameter(voltage_kv) * VOLT_SQUARE_ANGSTROM * pixel_size_angstrom)
 
 
-def expected_electrons(
-    phase: Tensor, transfer: Tensor, dose_electrons_per_square_angstrom: float, pixel_size_angstrom: float
-) -> Tensor:
-    """Electrons expected on each pixel, protein dark: `N (1 - 2 CTF * phase)`, the weak-phase approximation.
-
-    Their Poisson noise has the variance N, so the dose sets the signal-to-noise ratio.
-
-    Parameters
-    ----------
-    phase
-        `(..., y, x)` from `phase_shift`.
-    transfer
-        `(..., y, x // 2 + 1)` of `ctf`, with any envelope, positive at low frequency.
-
-    Raises
-    ------
-    ConfigurationError
-        The dose or the pixel size is not positive.
-    """
-    if not (dose_electrons_per_square_angstrom > 0 and pixel_size_angstrom > 0):
-        raise ConfigurationError(
-            f"expected a positive dose and pixel size, found {dose_electrons_per_square_angstrom} e/Å² and "
-            f"{pixel_size_angstrom} Å."
-        )
-    contrast = torch.fft.irfft2(torch.fft.rfft2(phase) * transfer, s=phase.shape[-2:])
-    per_pixel = dose_electrons_per_square_angstrom * pixel_size_angstrom**2
-    electrons: Tensor = per_pixel * (1 - 2 * contrast)
-    return electrons.clamp_min(0.0)
-
-
-def critical_dose(frequency_per_angstrom: Tensor, voltage_kv: float = 300.0) -> Tensor:
+def critical_dose(frequency_per_angstrom: Tensor, voltage_kv: float | Tensor = 300.0) -> Tensor:
     """Dose (e/Å²) that leaves 1/e of the intensity of a frequency: `0.245 k^-1.665 + 2.81` at 300 kV [1]_.
 
     At 200 kV it is 0.8 times as much [1]_; other voltages go by the line through these two.
@@ -85,7 +55,7 @@ def damage_envelope(
     dose_electrons_per_square_angstrom: float,
     *,
     before_electrons_per_square_angstrom: float = 0.0,
-    voltage_kv: float = 300.0,
+    voltage_kv: float | Tensor = 300.0,
     dose_weighted: bool = False,
 ) -> Tensor:
     """Amplitude that radiation damage leaves of each frequency in the sum of an exposure, from 0 to 1 [1]_.

@@ -4,6 +4,8 @@ In the order of nature::
 
     projection, shifted -> x envelope x CTF -> + structure of the ice x envelope x CTF -> + detector noise
 
+The envelope is a B factor, radiation damage and the detector's MTF, as far as the configuration names them.
+
 What is random in a pixel is drawn on the CPU from a generator of the image's own, so an image comes out the
 same in whatever company, and on a GPU but for rounding.
 """
@@ -24,9 +26,12 @@ from ..config.simulate import NoiseComponent, Output, ParticlesConfig
 from ..errors import ConfigurationError, InputError
 from ..imaging import noise
 from ..imaging.ctf import b_factor_envelope, ctf
+from ..imaging.detector import detector_gains, read_detector_curve
+from ..imaging.exposure import damage_envelope
 from ..imaging.normalise import background_mask, background_statistics
 from ..imaging.projection import Projector, rotations_from_euler
 from ..imaging.resample import shift_phases
+from ..imaging.rings import frequency_grid, hermitian_weight
 from ..io.mrc import StackReader
 from ..io.particles import STACK_SUFFIXES
 from .classes import read_classes
@@ -64,7 +69,7 @@ class ParticleImages:
     ConfigurationError
         The particle's circle does not fit into the box.
     InputError
-        A file of noise cannot be read, or its images are smaller than the box.
+        A file of noise or of the detector cannot be read, or images of noise are smaller than the box.
     """
 
     def __init__(self, config: ParticlesConfig, draws: ParticleDraws, device: torch.device) -> None:
@@ -83,6 +88,7 @@ class ParticleImages:
             raise ConfigurationError(f"particle_diameter_angstrom: {error}.") from error
         self._structural = [one.structural_noise for one in read_classes(config)]
         self._projector: tuple[int, Projector] | None = None
+        self._mtf, self._noise_gain = self._detector()
         self._components = [_load(component, self._shape) for component in config.noise.components]
 
     def form(self, projector: Projector, numbers: Sequence[int]) -> dict[Output, Tensor]:
@@ -122,6 +128,22 @@ class ParticleImages:
             }
         return {name: images[name].cpu() for name in self._config.outputs}
 
+    def _detector(self) -> tuple[Tensor | None, Tensor | None]:
+        """Factors `(y, x // 2 + 1)` on the amplitudes of the signal and of the noise; that of the noise has a
+        mean square of 1 over the full transform, so that the noise keeps its variance."""
+        settings = self._config.detector
+        if settings is None:
+            return None, None
+        mtf = read_detector_curve(settings.mtf)
+        dqe = None if settings.dqe is None else read_detector_curve(settings.dqe)
+        try:
+            signal, gain = detector_gains(mtf, self._config.box_px, dqe=dqe, binning=settings.binning)
+        except InputError as error:
+            raise InputError(error.problem, path=settings.dqe) from error
+        weight = hermitian_weight(self._shape)
+        gain = gain * (self._config.box_px / (gain.square() * weight).sum().sqrt())
+        return signal.to(self._device), None if dqe is None else gain.to(self._device)
+
     def _structural_noise(self, number: int) -> Projector | None:
         """What projects the structural noise of a class; the last one is kept."""
         volume = self._structural[number]
@@ -140,6 +162,17 @@ class ParticleImages:
         pixel_size = torch.full((len(rows),), config.pixel_size_angstrom, device=device)
         b_factor = draws.b_factor_square_angstrom[rows].to(device)
         transfer = b_factor_envelope(b_factor, pixel_size, config.box_px)
+        if self._mtf is not None:
+            transfer = transfer * self._mtf
+        if config.exposure is not None:
+            voltage = 300.0 if draws.optics is None else draws.optics.voltage_kv[rows, None, None].to(device)
+            transfer = transfer * damage_envelope(
+                frequency_grid(self._shape, device) / config.pixel_size_angstrom,
+                config.exposure.electrons_per_square_angstrom,
+                before_electrons_per_square_angstrom=config.exposure.before_electrons_per_square_angstrom,
+                voltage_kv=voltage,
+                dose_weighted=config.exposure.dose_weighted,
+            )
         if draws.optics is not None:
             optics = draws.optics[rows].to(device)
             transfer = transfer * ctf(optics, pixel_size, config.box_px)
@@ -157,6 +190,8 @@ class ParticleImages:
             if settings.ice_share:
                 ice.append(noise.gaussian(self._shape, generator))
         detector = torch.stack(fields).to(self._device)
+        if self._noise_gain is not None:
+            detector = noise.coloured(detector, self._noise_gain.square())
         if not settings.ice_share:
             return detector
         power = noise.ice_power(transfer, settings.ice_frequency)

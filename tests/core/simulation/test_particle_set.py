@@ -36,6 +36,7 @@ ALL_KINDS: list[dict[str, Any]] = [
     {"kind": "poisson", "electrons_per_pixel": 100},
 ]
 Y, X = np.ogrid[:BOX, :BOX]
+FREQUENCY = np.hypot(np.fft.fftfreq(BOX)[:, None], np.fft.rfftfreq(BOX))
 INSIDE = (Y - BOX // 2) ** 2 + (X - BOX // 2) ** 2 <= (0.375 * BOX) ** 2
 
 
@@ -258,6 +259,54 @@ def test_patches_and_a_measured_spectrum_come_from_real_images(structure: Path, 
     for one in ("patches", "gaussian"):  # a random walk is red
         mean = power[kind == one].mean(axis=0)
         assert mean[1, 1] > 3 * mean[10, 10]
+
+
+def write_curve(path: Path, rows: list[tuple[float, float]]) -> str:
+    lines = "\n".join(f"{frequency} {value}" for frequency, value in rows)
+    path.write_text(f"data_\n\nloop_\n_rlnResolutionInversePixel #1\n_rlnMtfValue #2\n{lines}\n")
+    return str(path)
+
+
+def test_mtf_and_damage_multiply_the_amplitudes_of_the_signal(structure: Path, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"normalise": False, "ctf": None, "outputs": ["ctf_only", "clean"]}
+    mtf = write_curve(tmp_path / "mtf.star", [(0, 1), (0.5, 0.4)])
+    detected = simulate(configuration(structure, **common, detector={"mtf": mtf}), tmp_path / "detected")
+    dose = {"electrons_per_square_angstrom": 40, "dose_weighted": False}
+    damaged = simulate(configuration(structure, **common, exposure=dose), tmp_path / "damaged")
+    critical = 0.24499 * np.maximum(FREQUENCY / PIXEL_SIZE_ANGSTROM, 1e-9) ** -1.6649 + 2.8141
+    left = 2 * critical / 40 * (1 - np.exp(-40 / (2 * critical)))  # the mean of exp(-N / 2 Nc) up to 40 e/Å²
+    for made, factor in ((detected, np.interp(FREQUENCY, [0, 0.5], [1, 0.4])), (damaged, left)):
+        expected = np.fft.irfft2(np.fft.rfft2(made["clean"]) * factor, s=(BOX, BOX))
+        # both have a level of their own; float32
+        pair = made["ctf_only"], expected
+        found, expected = (images - images.mean(axis=(1, 2), keepdims=True) for images in pair)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_dqe_gives_the_noise_its_spectrum_and_leaves_the_ratio(structure: Path, tmp_path: Path) -> None:
+    detector = {
+        "mtf": write_curve(tmp_path / "mtf.star", [(0, 1), (0.5, 0.4)]),
+        "dqe": write_curve(tmp_path / "dqe.star", [(0, 0.8), (0.75, 0.8)]),
+    }
+    made = simulate(configuration(structure, snr=0.5, n_images=200, detector=detector), tmp_path / "out")
+    noise = made["noisy"] - made["ctf_only"]
+    power = (np.abs(np.fft.rfft2(noise)) ** 2).mean(axis=0)
+    # a flat DQE: the noise goes through the MTF. 200 images know the power of a coefficient to 7 %
+    expected = np.interp(FREQUENCY, [0, 0.5], [1, 0.4]) ** 2
+    ratio = (power / expected)[:, 1:-1].ravel()[1:]
+    assert ratio.std() / ratio.mean() < 0.1
+    np.testing.assert_allclose(made["ctf_only"][:, INSIDE].var(1) / noise.var(axis=(1, 2)), 0.5, rtol=1e-3)
+
+
+def test_dqe_that_falls_to_nothing_or_for_noise_that_has_one_is_refused(
+    structure: Path, tmp_path: Path
+) -> None:
+    mtf, dqe = (write_curve(tmp_path / f"{name}.star", [(0, 1), (0.5, 0)]) for name in ("mtf", "dqe"))
+    with pytest.raises(InputError, match=r"dqe\.star: the DQE falls to 0"):
+        simulate(configuration(structure, detector={"mtf": mtf, "dqe": dqe}), tmp_path / "out")
+    component = {"kind": "gaussian", "spectrum": "ice.mrcs"}
+    with pytest.raises(ConfigurationError, match="has seen a detector"):
+        configuration(structure, detector={"mtf": mtf, "dqe": dqe}, noise={"components": [component]})
 
 
 def test_a_ctf_finer_than_the_pixels_is_refused(structure: Path, tmp_path: Path) -> None:
