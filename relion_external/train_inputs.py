@@ -19,7 +19,6 @@ from ..core.io.particles import ParticleSet
 from .log import say
 from .request import read_values
 
-CONFIGURATION_NAME = "configuration.json"
 # What is trained where the form says nothing else.
 PRESET = "reference"
 # Tells the halves of RELION's maps: run_half1_class001_unfil.mrc beside run_class001.mrc

@@ -34,6 +34,8 @@ METRICS: Registry[Any] = Registry("metric", {}, "cryohush.metrics")
 """Those of other packages: functions of images and reference `(n, y, x)`, and of a mask `(y, x)` or None,
 that return `(n,)`."""
 
+Embedding = Literal["isomap", "spectral", "mds", "tsne", "pca"]
+
 BASELINES = (
     "mean",
     "gaussian",
@@ -101,9 +103,7 @@ class ClusteringSection(Section):
         default="rlnClassNumber",
         description="Of the table of denoised particles, with the true conformations.",
     )
-    embedding: Literal["isomap", "spectral", "mds", "tsne", "pca"] = Field(
-        default="isomap", description="How the images are laid out in the plane."
-    )
+    embedding: Embedding = Field(default="isomap", description="How the images are laid out in the plane.")
     neighbours: int = Field(default=25, ge=2, description="Of each image that the embedding keeps near.")
     images: int = Field(
         default=1000,

@@ -36,7 +36,6 @@ BAND_LIMIT = 0.35
 #: below it a covariance is mostly noise
 FEWEST_IMAGES = 100
 MOST_IMAGES = 2048
-N_CHANNELS = 3
 _MOST_GROUPS, _FEWEST_OF_GROUP = 100, 20
 #: rings, as shares of the working grid's Nyquist frequency, whose power is that of the noise alone
 _NOISE_RINGS = (0.7, 0.95)

@@ -142,7 +142,9 @@ class RingSums:
     def unbiased_error(self, noise: Tensor, inside: Tensor, *, best_scale: bool) -> tuple[Tensor, Tensor]:
         """Mean squared error per pixel against the clean images that nobody has, as `estimate` returns it.
 
-        As `metrics.independent.unbiased_mean_squared_error`, of the rings that are `inside` only.
+        The twin `clean + noise` lies `|denoised - clean|² + |noise|²` from the denoised image on average,
+        because its noise is independent of all that went into that image; what is known of the noise is taken
+        off. The difference between two denoisers does not depend on it.
 
         Parameters
         ----------

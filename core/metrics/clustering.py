@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..config.evaluate import Embedding
 from ..errors import InputError, missing_package
 
 try:
@@ -34,9 +35,6 @@ try:
     from sklearn.metrics.cluster import contingency_matrix
 except ModuleNotFoundError as error:
     raise missing_package(error) from error
-
-Embedding = Literal["isomap", "spectral", "mds", "tsne", "pca"]
-EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
 
 
 @dataclass(frozen=True)

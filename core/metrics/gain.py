@@ -8,8 +8,7 @@ denoiser knows more.
 Without an independent exposure one is made of the image itself [1]_: `y + a z` and `y - z / a` have
 independent noise where `z` has the spectrum of the noise of `y`. If that spectrum is off by d, the two share
 `d`, which counts as signal in both correlations: the gain is drawn towards 1 where the noise is stronger than
-assumed. `least_signal` bounds it: rings in which the signal does not exceed the uncertainty of the noise are
-not reported.
+assumed.
 
 References
 ----------
@@ -153,19 +152,6 @@ def recorrupted(
     white = gaussian(images.shape, generator)
     noise = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, s=shape)
     return images + strength * noise, images - noise / strength
-
-
-def least_signal(images: Tensor, noise_power: Tensor, other_noise_power: Tensor) -> Tensor:
-    """`(rings,)` whether a ring's signal exceeds what two estimates of the noise differ by.
-
-    Only there a gain measured on recorrupted images can be believed.
-    """
-    shape = (images.shape[-2], images.shape[-1])
-    total = ring_mean(torch.fft.rfft2(images, norm="ortho").abs().square().mean(0), shape)
-    n = min(len(total), len(noise_power), len(other_noise_power))
-    strongest = torch.maximum(noise_power[:n], other_noise_power[:n])
-    uncertain = (noise_power[:n] - other_noise_power[:n]).abs()
-    return total[:n] - strongest > uncertain
 
 
 def verdict(gains: Sequence[BandGain]) -> str:

@@ -1,29 +1,23 @@
-"""What a denoiser adds that is not in the images: particles in noise, domains that are missing, its training.
+"""What a denoiser adds that is not in the images: particles in noise, detail of a structure it never saw.
 
 A denoiser that knows particles can find them in pure noise, the same ones in every image, and two half sets
-of such images then agree although there is nothing to agree on. It can complete a particle that lacks a
-domain, and bend a structure that it never saw towards those that it was trained on. These figures say how far
-a model goes so. Where a known signal is needed, the images are simulated: clean projections plus noise.
+of such images then agree although there is nothing to agree on. These figures say how far a model goes so.
+Where a known signal is needed, the images are simulated: clean projections plus noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from ..imaging.filters import radial_filter
 from ..imaging.normalise import background_mask, default_radius_px
 from ..imaging.rings import ring_mean
 from .fourier import fourier_ring_correlation, pooled_fourier_ring_correlation
 from .image import correlation, require_same_shape
-
-if TYPE_CHECKING:
-    from .pose import PoseMatcher  # projections need the extra `train`
 
 #: `(n, y, x)` noisy images to as many denoised ones.
 Denoise = Callable[[Tensor], Tensor]
@@ -174,123 +168,6 @@ def unseen_structure_figures(denoise: Denoise, clean: Tensor, noise: Tensor) -> 
 
 
 @dataclass(frozen=True)
-class MissingDomainFigures:
-    """How much of a domain comes out, as a share of how much of the rest of the particle comes out.
-
-    Attributes
-    ----------
-    where_present
-        Of images that show the domain: 1 is ideal.
-    where_missing
-        Of images that lack it: 0 is ideal, and 1 a domain that the model put back whole.
-    """
-
-    where_present: float
-    where_missing: float
-
-
-def missing_domain_figures(
-    denoise: Denoise, whole: Tensor, lacking: Tensor, noise: Tensor
-) -> MissingDomainFigures:
-    """Does a domain come back that the particle lacks?
-
-    The outputs are fitted, all together and by least squares, with a sum of the images that lack the domain
-    and of the domain alone; the ratio of the two factors is the figure, so that no scale matters.
-
-    Parameters
-    ----------
-    denoise
-        A model that was trained on the whole particle.
-    whole, lacking
-        `(n, y, x)` clean images of the particle with and without the domain, in the same poses.
-    noise
-        `(n, y, x)`, added to either.
-
-    Raises
-    ------
-    InputError
-        When the shapes differ, or the domain shows in no image.
-    """
-    require_same_shape(whole, lacking)
-    require_same_shape(whole, noise)
-    rest, domain = (_centred(stack) for stack in (lacking, whole - lacking))
-    if not bool(domain.any()):
-        raise InputError("the images with and without the domain are the same.")
-
-    def share(clean: Tensor) -> float:
-        design = torch.stack([rest, domain], 1)
-        factors = torch.linalg.lstsq(design, _centred(denoise(clean + noise))[:, None]).solution[:, 0]
-        return float(factors[1] / factors[0])
-
-    return MissingDomainFigures(where_present=share(whole), where_missing=share(lacking))
-
-
-@dataclass(frozen=True)
-class TrainingBiasFigures:
-    """Does structure B come out of a model trained on A as B, or bent towards A?
-
-    Each correlation is the mean, over images of B, with the projection of A or B that fits best in any pose.
-
-    Attributes
-    ----------
-    clean_with_training, clean_with_truth
-        Of the clean images: how alike A and B are to begin with; the second falls short of 1 by the grid.
-    output_with_training, output_with_truth
-        Of the denoised images.
-    """
-
-    clean_with_training: float
-    clean_with_truth: float
-    output_with_training: float
-    output_with_truth: float
-
-    @property
-    def bias(self) -> float:
-        """How far denoising moved the images from B towards A: 0 is none, above 0 is towards the training.
-
-        The lead of B over A in the clean images less that in the denoised ones. Blur alone also lessens the
-        lead, because coarse detail is alike: compare with a Gaussian filter's figure.
-        """
-        lead = self.clean_with_truth - self.clean_with_training
-        return lead - (self.output_with_truth - self.output_with_training)
-
-
-def training_bias_figures(
-    denoise: Denoise,
-    clean: Tensor,
-    noise: Tensor,
-    training: PoseMatcher,
-    truth: PoseMatcher,
-    transfer: Tensor | None = None,
-) -> TrainingBiasFigures:
-    """Compare what `denoise` makes of images of structure B with projections of A, its training, and of B.
-
-    Parameters
-    ----------
-    clean, noise
-        `(n, y, x)` projections of B, with their CTF, and what is added to them.
-    training, truth
-        Matchers with the maps of A and of B on one grid.
-    transfer
-        CTF of each image, for both matchers.
-
-    Raises
-    ------
-    InputError
-        When the shapes differ.
-    """
-    require_same_shape(clean, noise)
-    output = denoise(clean + noise)
-    return TrainingBiasFigures(
-        *(
-            float(matcher(stack, transfer).correlation.mean())
-            for stack in (clean, output)
-            for matcher in (training, truth)
-        )
-    )
-
-
-@dataclass(frozen=True)
 class MirroredMapFigures:
     """Mean correlation of the outputs with the clean images, for a map and for its mirror image."""
 
@@ -318,8 +195,3 @@ def mirrored_map_figures(denoise: Denoise, clean: Tensor, noise: Tensor) -> Mirr
     require_same_shape(clean, noise)
     pairs = (clean, noise), (clean.flip(-1), noise.flip(-1))
     return MirroredMapFigures(*(float(correlation(denoise(c + n), c).mean()) for c, n in pairs))
-
-
-def _centred(images: Tensor) -> Tensor:
-    """All pixels of `(n, y, x)` in a row, float64, each image without its mean."""
-    return (images - images.mean((-2, -1), keepdim=True)).flatten().double()

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..imaging.resample import shift_images
 from ..imaging.rings import frequency_grid, hermitian_weight
-from .fourier import band_correlation, band_weight, radial_power_spectrum, ring_products
+from .fourier import band_correlation, radial_power_spectrum, ring_products
 from .image import correlation, require_same_shape
 
 # Periods, pixels, and shifts, pixels, among which the drift between two halves of an exposure is looked for.
@@ -59,8 +60,7 @@ def align_twin(
         correlations = (along_y @ cross @ along_x.mT).real
         row, column = divmod(int(correlations.argmax()), len(shifts))
         drift[name] = (float(shifts[row]), float(shifts[column]))
-        phase = torch.exp(2j * torch.pi * (shifts[row] * y + shifts[column] * x))
-        aligned[members] = torch.fft.irfft2(transform * phase, s=shape)
+        aligned[members] = shift_images(twin[members], -torch.stack([shifts[row], shifts[column]]))
     return aligned, drift
 
 
@@ -100,48 +100,6 @@ def independent_correlation(
     if pixel_size_angstrom is None:
         raise ValueError("a band in Å needs pixel_size_angstrom")
     return band_correlation(denoised, twin, pixel_size_angstrom, coarsest_angstrom=coarsest_angstrom)
-
-
-def unbiased_mean_squared_error(
-    denoised: Tensor,
-    twin: Tensor,
-    noise_power: float | Tensor,
-    *,
-    pixel_size_angstrom: float = 1.0,
-    coarsest_angstrom: float = float("inf"),
-    finest_angstrom: float = 0.0,
-) -> Tensor:
-    """Mean squared error against the clean image that nobody has, without bias: `(n,)`, squared grey values.
-
-    The twin `clean + noise` lies `|denoised - clean|² + |noise|²` from the denoised image on average, because
-    its noise is independent of all that went into that image. What is known of the noise is taken off, so
-    single values can be negative. The difference between two denoisers does not depend on `noise_power`.
-
-    Parameters
-    ----------
-    denoised, twin
-        `(n, y, x)`, on one grey scale.
-    noise_power
-        Variance of the twin's noise per pixel, or its power spectrum `(y, x // 2 + 1)` on the grid of
-        `torch.fft.rfft2`, where white noise of variance v has v everywhere.
-    pixel_size_angstrom, coarsest_angstrom, finest_angstrom
-        Only frequencies strictly finer than the coarsest and not finer than the finest count, as in
-        `fourier.band_correlation`. The defaults leave out the mean only.
-
-    Raises
-    ------
-    InputError
-        When the stacks differ in shape.
-    """
-    require_same_shape(denoised, twin)
-    shape = (twin.shape[-2], twin.shape[-1])
-    weight = band_weight(
-        shape, pixel_size_angstrom, coarsest_angstrom, finest_angstrom, device=twin.device
-    ) / (shape[0] * shape[1])
-    power = torch.as_tensor(noise_power, dtype=twin.dtype, device=twin.device)
-    distance = torch.fft.rfft2(denoised - twin, norm="ortho").abs().square()
-    error: Tensor = ((distance - power) * weight).sum((-2, -1))
-    return error
 
 
 def white_noise_power(images: Tensor) -> Tensor:

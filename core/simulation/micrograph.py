@@ -39,6 +39,7 @@ from ..imaging.ctf import CtfParameters, ctf
 from ..imaging.exposure import phase_shift
 from ..imaging.noise import coloured, image_generator, poisson, uniform
 from ..imaging.projection import Projector, rotations_from_euler
+from ..imaging.resample import shift_phases
 from ..imaging.rings import frequency_grid
 from ..imaging.structure import potential_map, read_structure
 from .canvas import Canvas
@@ -301,10 +302,9 @@ def _project(
     box = kind.projector.box_px
     centres = np.stack([particles.y_px, particles.x_px], axis=1)
     whole = np.floor(centres).astype(np.int64)
-    shift = torch.from_numpy(centres - whole).float()[:, :, None, None]
+    shift = torch.from_numpy(centres - whole).float()
     rotations = rotations_from_euler(torch.from_numpy(particles.euler_degrees).float())
-    ramp = shift[:, 0] * torch.fft.fftfreq(box)[:, None] + shift[:, 1] * torch.fft.rfftfreq(box)
-    transforms = kind.projector.slices(rotations) * torch.exp(-2j * math.pi * ramp)
+    transforms = kind.projector.slices(rotations) * shift_phases(shift, (box, box))
     images = torch.fft.irfft2(transforms, s=(box, box))
     sigma_px = _SILHOUETTE_BLUR_ANGSTROM / pixel_size_angstrom
     blur = torch.exp(-2 * (math.pi * sigma_px * frequency_grid((box, box))) ** 2)

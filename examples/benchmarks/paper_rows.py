@@ -34,13 +34,14 @@ from torch import Tensor
 from cryohush.core.classical.baselines import BASELINES, available_baselines, choose_parameter
 from cryohush.core.classical.covariance import estimate_covariance
 from cryohush.core.classical.fourier_bessel import FourierBesselBasis
+from cryohush.core.config.evaluate import Embedding
 from cryohush.core.config.load import find_preset, read_yaml, validate
 from cryohush.core.config.training import TrainingConfig
 from cryohush.core.imaging.filters import radial_filter
 from cryohush.core.imaging.normalise import background_statistics
 from cryohush.core.io.files import writing
 from cryohush.core.job_context import JobContext
-from cryohush.core.metrics.clustering import Embedding, conformation_scores
+from cryohush.core.metrics.clustering import conformation_scores
 from cryohush.core.metrics.hallucination import pure_noise_figures
 from cryohush.core.metrics.image import (
     affine_normalised_mean_squared_error,

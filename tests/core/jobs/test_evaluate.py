@@ -26,9 +26,8 @@ from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.evaluate import run_evaluate
 from cryohush.core.jobs.folder import Earlier
 from cryohush.core.metrics import image
-from cryohush.core.metrics.clustering import EMBEDDINGS
 from cryohush.core.metrics.fourier import pooled_fourier_ring_correlation
-from cryohush.core.metrics.independent import bootstrap_score, unbiased_mean_squared_error
+from cryohush.core.metrics.independent import bootstrap_score
 from cryohush.core.report.html import Picture, Section, write_html
 
 
@@ -63,7 +62,6 @@ def test_the_names_that_can_be_asked_for_are_those_that_exist() -> None:
     images = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(1))
     assert tuple(image.image_metrics(images, images, data_range=1.0)) == IMAGE_METRICS
     assert tuple(baselines.BASELINES) == BASELINES
-    assert get_args(ClusteringSection.model_fields["embedding"].annotation) == EMBEDDINGS
 
 
 def test_figures_against_clean_images_are_those_of_the_metrics(files: Files, numbers: dict[str, Any]) -> None:
@@ -101,23 +99,29 @@ def test_the_pooled_curve_is_that_of_all_images_together(files: Files, numbers: 
         np.testing.assert_allclose(numbers[target]["denoised"]["frc"], expected.numpy(), atol=1e-5)
 
 
-def test_the_unbiased_error_is_that_of_the_metric_up_to_nyquist(files: Files) -> None:
+def test_the_error_against_noisy_twins_is_that_against_the_clean_images(files: Files) -> None:
     images = tensors(files)
     sums = RingSums(MICROGRAPHS, (BOX, BOX))
     sums.add(images["denoised"], images["twin"], torch.arange(N) % MICROGRAPHS)
     rings = BOX // 2 + 1
     inside = torch.arange(rings) > 0
     value, _ = sums.unbiased_error(torch.full((rings,), NOISE**2), inside, best_scale=False)
-    # ring r ends half a Fourier pixel above its number: with a pixel of 1, all up to there is finer than
-    expected = unbiased_mean_squared_error(
-        images["denoised"], images["twin"], NOISE**2, finest_angstrom=BOX / (rings - 0.5)
-    )
+    radius = torch.hypot(torch.fft.fftfreq(BOX)[:, None], torch.fft.fftfreq(BOX)) * BOX
+    kept = (radius.round() > 0) & (radius.round() < rings)
+    share = float(kept.double().mean())
+
+    def squared_error(target: str) -> torch.Tensor:
+        transform = torch.fft.fft2(images["denoised"] - images[target], norm="ortho")
+        return (transform.abs().square() * kept).mean((-2, -1))
+
+    expected = squared_error("twin") - NOISE**2 * share
     assert float(value) == pytest.approx(float(expected.mean()), abs=1e-5)
+    # the twins' noise is independent: over the images it adds what is known of it and no more
+    difference = expected - squared_error("clean")
+    assert abs(float(difference.mean())) < 4 * float(difference.std()) / N**0.5
     # with the best scale no worse, and near what the residue of the noise leaves: 0.1² / 0.8² of its power
     fitted, drawn = sums.unbiased_error(torch.full((rings,), NOISE**2), inside, best_scale=True)
     assert float(fitted) <= float(value)
-    share = float((((torch.fft.fftfreq(BOX)[:, None] ** 2 + torch.fft.fftfreq(BOX) ** 2).sqrt() * BOX).round()
-                   < rings).double().mean())  # fmt: skip
     assert float(fitted) == pytest.approx((NOISE * 0.1 / 0.8) ** 2 * share, abs=4 * float(drawn.std()))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
 
+from cryohush.core.config.evaluate import Embedding
 from cryohush.core.errors import InputError
 from cryohush.core.metrics import clustering
 
@@ -21,17 +23,17 @@ def conformations(noise: float) -> tuple[torch.Tensor, torch.Tensor]:
     ), kind
 
 
-@pytest.mark.parametrize("embedding", clustering.EMBEDDINGS)
+@pytest.mark.parametrize("embedding", get_args(Embedding))
 @pytest.mark.parametrize("noise", [0.5, 1.5])
-def test_clear_conformations_are_told_apart(embedding: clustering.Embedding, noise: float) -> None:
+def test_clear_conformations_are_told_apart(embedding: Embedding, noise: float) -> None:
     # two images are 144 * 2 = 17² apart in squared distance: 5 standard deviations of the larger noise
     images, kind = conformations(noise)
     scores = clustering.conformation_scores(images, kind, embedding)
     assert scores == clustering.ClusteringScores(1.0, 1.0)
 
 
-@pytest.mark.parametrize("embedding", clustering.EMBEDDINGS)
-def test_the_seed_fixes_the_layout(embedding: clustering.Embedding) -> None:
+@pytest.mark.parametrize("embedding", get_args(Embedding))
+def test_the_seed_fixes_the_layout(embedding: Embedding) -> None:
     images, _ = conformations(1.5)
     first, second = (clustering.embed(images, embedding, seed=3) for _ in range(2))
     assert first.shape == (120, 2)

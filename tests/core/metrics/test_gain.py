@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cryohush.core.imaging.filters import gaussian_filter, low_pass
-from cryohush.core.metrics.gain import BandGain, RingGain, least_signal, recorrupted, verdict
+from cryohush.core.metrics.gain import BandGain, RingGain, recorrupted, verdict
 
 BOX, PIXEL_SIZE = 64, 3.0
 RADIUS = 22.0
@@ -81,15 +81,6 @@ def test_the_gain_without_a_twin_is_that_with_one() -> None:
     for a, b in zip(alone[2:5], true[2:5], strict=True):
         # the recorrupted image is noisier by 9 %, which raises what the truth adds to it
         assert a.gain == pytest.approx(b.gain, abs=3 * math.hypot(a.standard_error, b.standard_error) + 0.03)
-
-
-def test_only_rings_whose_signal_exceeds_the_doubt_about_the_noise_are_believed() -> None:
-    _, first, _ = pair()
-    ones = torch.ones(BOX // 2 + 1)
-    sure = least_signal(first, ones, 1.05 * ones)
-    # 192 Å over 11 Å is ring 17
-    assert bool(sure[3:16].all())
-    assert not bool(sure[19:].any())
 
 
 def test_the_verdict_says_what_was_found() -> None:

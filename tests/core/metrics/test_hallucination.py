@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cryohush.core.errors import InputError
 from cryohush.core.imaging.filters import gaussian_filter, low_pass
-from cryohush.core.imaging.projection import Projector, random_rotations
-from cryohush.core.metrics.bayes import BayesDenoiser, PoseGrid
+from cryohush.core.imaging.projection import Projector
 from cryohush.core.metrics.fourier import radial_power_spectrum
 from cryohush.core.metrics.hallucination import (
     centre_to_border_variance,
@@ -17,12 +15,9 @@ from cryohush.core.metrics.hallucination import (
     half_set_frc,
     mean_pairwise_correlation,
     mirrored_map_figures,
-    missing_domain_figures,
     pure_noise_figures,
-    training_bias_figures,
     unseen_structure_figures,
 )
-from cryohush.core.metrics.pose import PoseMatcher
 
 
 def white_noise(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -118,25 +113,7 @@ def test_a_low_pass_keeps_what_it_passes_and_invents_nothing() -> None:
     assert np.mean(figures.power_of_output[2:9]) == pytest.approx(2.0, rel=0.05)
 
 
-def test_a_filter_neither_loses_nor_completes_a_domain() -> None:
-    lacking, domain = white_noise(10, 24, 24), white_noise(10, 24, 24, seed=2)
-    noise = 0.5 * white_noise(10, 24, 24, seed=3)
-    figures = missing_domain_figures(lambda images: 0.3 * images + 7, lacking + domain, lacking, noise)
-    # noise of variance 1/4 over 5760 pixels: each factor is known to 0.5 / sqrt(5760) = 0.007
-    assert figures.where_present == pytest.approx(1.0, abs=0.03)
-    assert figures.where_missing == pytest.approx(0.0, abs=0.03)
-
-
-def test_a_model_that_always_puts_the_domain_back_is_caught() -> None:
-    lacking, domain = white_noise(10, 24, 24), white_noise(10, 24, 24, seed=2)
-    figures = missing_domain_figures(lambda _: lacking + 0.6 * domain, lacking + domain, lacking, 0 * domain)
-    assert figures.where_missing == pytest.approx(0.6)
-    assert figures.where_present == pytest.approx(0.6)
-    with pytest.raises(InputError, match="are the same"):
-        missing_domain_figures(lambda images: images, lacking, lacking, lacking)
-
-
-BOX, GRID = 24, PoseGrid.centred(2)
+BOX = 24
 
 
 def blobs(seed: int) -> torch.Tensor:
@@ -146,25 +123,6 @@ def blobs(seed: int) -> torch.Tensor:
     centres = (torch.rand(20, 3, generator=generator) - 0.5) * 0.5 * BOX
     z, y, x = (torch.exp(-((axis - centres[:, i : i + 1]) ** 2) / (2 * 1.3**2)) for i in range(3))
     return torch.einsum("bz,by,bx->zyx", z, y, x)
-
-
-def test_a_bayes_denoiser_of_one_map_bends_another_structure_to_it() -> None:
-    training, truth = blobs(1), blobs(2)
-    clean = Projector(truth)(random_rotations(24, torch.Generator().manual_seed(3)))
-    noise = clean.std() * white_noise(24, BOX, BOX, seed=4).float()
-    matchers = [PoseMatcher(volume, GRID, refinements=3) for volume in (training, truth)]
-    variance = float(clean.var())
-    ideal, biased = (BayesDenoiser(volume, GRID, variance) for volume in (truth, training))
-    honest, bent = (
-        training_bias_figures(lambda images, d=denoiser: d(images).mean, clean, noise, *matchers)
-        for denoiser in (ideal, biased)
-    )
-    # the clean images are those of B, and what knows A only can answer with projections of A only
-    assert honest.clean_with_truth > 0.97
-    assert honest.clean_with_training < honest.clean_with_truth - 0.03
-    assert bent.output_with_training > bent.output_with_truth
-    assert bent.bias > 0.05
-    assert abs(honest.bias) < 0.5 * bent.bias
 
 
 def test_a_map_and_its_mirror_image_have_the_same_projections() -> None:

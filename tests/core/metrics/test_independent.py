@@ -14,7 +14,6 @@ from cryohush.core.metrics.independent import (
     bootstrap_score,
     independent_correlation,
     noise_free_gain,
-    unbiased_mean_squared_error,
     white_noise_power,
 )
 
@@ -104,39 +103,6 @@ def test_what_cannot_be_scored_is_refused() -> None:
         bootstrap_score(torch.zeros(3), ["a", "a", "a"])
     with pytest.raises(ValueError, match="one group name per image"):
         bootstrap_score(torch.zeros(3), ["a", "b"])
-
-
-def test_squared_error_against_a_twin_is_that_against_the_clean_image() -> None:
-    clean = gaussian_filter(white_noise(400, 32, 32), 2.0) * 7
-    raw, twin = clean + white_noise(400, 32, 32, seed=2), clean + 2 * white_noise(400, 32, 32, seed=3)
-    denoised = gaussian_filter(raw, 1.0)
-    error = denoised - clean
-    expected = (error - error.mean((-2, -1), keepdim=True)).square().mean((-2, -1))
-    found = unbiased_mean_squared_error(denoised, twin, 4.0)
-    # unbiased: the mean over images differs by its own standard error
-    difference = bootstrap_score(found - expected)
-    assert abs(difference.mean) < 4 * difference.standard_error
-    assert difference.standard_error < 0.1 * float(expected.mean())
-    # which of two denoisers is better needs no noise power at all
-    blunt = gaussian_filter(raw, 4.0)
-    gain = found - unbiased_mean_squared_error(blunt, twin, 4.0)
-    torch.testing.assert_close(
-        gain,
-        unbiased_mean_squared_error(denoised, twin, 0.0) - unbiased_mean_squared_error(blunt, twin, 0.0),
-        atol=1e-4,
-        rtol=0,
-    )
-
-
-def test_squared_errors_of_bands_add_up() -> None:
-    denoised, twin = white_noise(3, 24, 20), white_noise(3, 24, 20, seed=2)
-    power = 0.5 + torch.rand(24, 11, generator=torch.Generator().manual_seed(4))
-    whole = unbiased_mean_squared_error(denoised, twin, power, pixel_size_angstrom=2.0)
-    coarse, fine = (
-        unbiased_mean_squared_error(denoised, twin, power, pixel_size_angstrom=2.0, **band)
-        for band in ({"finest_angstrom": 11.0}, {"coarsest_angstrom": 11.0})
-    )
-    torch.testing.assert_close(coarse + fine, whole)
 
 
 def test_drift_of_each_micrograph_is_found_and_taken_back() -> None:
