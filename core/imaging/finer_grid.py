@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .defects import white_noise
+from .resample import fourier_resample
 
 
 def to_finer_grid(images: Tensor, factor: int) -> Tensor:
@@ -31,26 +32,10 @@ def to_finer_grid(images: Tensor, factor: int) -> Tensor:
 def without_noise(images: Tensor, factor: int) -> Tensor:
     """What `to_finer_grid` makes of images `(..., y, x)` that have no noise, such as estimates."""
     y, x = images.shape[-2:]
-    return _resized(images, (factor * y, factor * x)).mul_(1.0 / factor)
+    return fourier_resample(images, (factor * y, factor * x)) / factor
 
 
 def from_finer_grid(images: Tensor, factor: int) -> Tensor:
     """Bring what a network made of `to_finer_grid` back: `(n, factor y, factor x)` to `(n, y, x)`."""
     y, x = images.shape[-2:]
-    return _resized(images, (y // factor, x // factor)).mul_(float(factor))
-
-
-def _resized(images: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Band-limited interpolation of `(..., y, x)` to another shape; values keep their scale."""
-    old = (images.shape[-2], images.shape[-1])
-    source = torch.fft.rfft2(images)
-    target = source.new_zeros(*images.shape[:-2], shape[0], shape[1] // 2 + 1)
-    # strictly below the coarser grid's Nyquist frequency, which has no sign
-    rows = (min(old[0], shape[0]) - 1) // 2
-    columns = (min(old[1], shape[1]) - 1) // 2 + 1
-    target[..., : rows + 1, :columns] = source[..., : rows + 1, :columns]
-    if rows:
-        target[..., -rows:, :columns] = source[..., -rows:, :columns]
-    scale = shape[0] * shape[1] / (old[0] * old[1])
-    resized: Tensor = torch.fft.irfft2(target, s=shape)
-    return resized.mul_(scale)
+    return fourier_resample(images, (y // factor, x // factor)) * factor

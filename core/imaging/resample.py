@@ -96,21 +96,23 @@ def volume_frequency(shape: torch.Size, device: torch.device | None = None) -> T
     return frequency
 
 
-def fourier_resample(images: Tensor, box_px: int) -> Tensor:
-    """`(n, y, x)` images to `(n, box_px, box_px)` by cutting or zero-padding their transform; sides are even.
+def fourier_resample(images: Tensor, box_px: int | tuple[int, int]) -> Tensor:
+    """`(..., y, x)` images to `(..., box, box)`, or another (y, x), by cutting or padding their transform.
 
-    Grey values are kept; the Nyquist frequency of the smaller grid is left out.
+    Grey values are kept; the Nyquist frequency of the smaller grid, which has no sign, is left out.
     """
-    old = images.shape[-1]
-    if old == box_px:
+    old = (images.shape[-2], images.shape[-1])
+    new = (box_px, box_px) if isinstance(box_px, int) else box_px
+    if old == new:
         return images
-    half = min(old, box_px) // 2
-    transform = torch.fft.rfft2(images)
-    resampled = transform.new_zeros(len(images), box_px, box_px // 2 + 1)
-    resampled[:, :half, :half] = transform[:, :half, :half]
-    resampled[:, 1 - half :, :half] = transform[:, 1 - half :, :half]
-    images = torch.fft.irfft2(resampled, s=(box_px, box_px))
-    return images * (box_px / old) ** 2
+    source = torch.fft.rfft2(images)
+    target = source.new_zeros(*images.shape[:-2], new[0], new[1] // 2 + 1)
+    rows, columns = ((min(sides) - 1) // 2 for sides in zip(old, new, strict=True))
+    target[..., : rows + 1, : columns + 1] = source[..., : rows + 1, : columns + 1]
+    if rows:
+        target[..., -rows:, : columns + 1] = source[..., -rows:, : columns + 1]
+    resampled: Tensor = torch.fft.irfft2(target, s=new)
+    return resampled * (new[0] * new[1] / (old[0] * old[1]))
 
 
 def shift_images(images: Tensor, shifts_px: Tensor) -> Tensor:
