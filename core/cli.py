@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from .advice import USE
 from .commands import (
     denoise_command,
     doctor_command,
@@ -49,7 +50,7 @@ def build_parser(prog: str = "cryohush", command: str | None = None) -> argparse
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Denoise cryo-EM particles and micrographs. `COMMAND --help` has examples.",
-        epilog="Denoised images are for looking, picking and sorting. Classify and refine raw ones.",
+        epilog=USE,
     )
     parser.add_argument("--version", action="version", version=f"cryohush {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.advice import PICKING, TRUST
 from ..core.errors import HostError
 from ..core.inference.plan import ImageSet, StackPlan
 from ..core.io.cs import CsTable, read_images
@@ -59,10 +60,7 @@ PARTICLES = Kind(
     output_slot="blob",
     table="input.cs",
     noun="particles",
-    trust=(
-        "Look at and sort these particles. Classify, refine, reconstruct and measure resolution with the raw "
-        "ones: a denoiser adds what it has learnt, the same to both half sets."
-    ),
+    trust=TRUST,
     way_back="Back to the raw images of a selection: cryosparc_cryohush restore.",
 )
 MICROGRAPHS = Kind(
@@ -72,7 +70,7 @@ MICROGRAPHS = Kind(
     output_slot="micrograph_blob_denoised",
     table="input.star",
     noun="micrographs",
-    trust="Look at these micrographs and pick on them. A denoiser adds what it has learnt.",
+    trust=f"{PICKING} A denoiser adds what it has learnt.",
     way_back="The raw micrographs pass through beside the denoised ones: extraction takes the raw ones.",
 )
 KINDS = (PARTICLES, MICROGRAPHS)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.advice import USE
 from ..core.config.load import validate
 from ..core.config.training import TrainingConfig
 from ..core.errors import ConfigurationError, HostError
@@ -19,7 +20,7 @@ from .project import Project
 
 DESCRIPTION = (
     "A denoiser for these particles, which learns the map that they were refined to, and with it what that "
-    "map has wrong. What it has denoised is for looking and sorting, never for refinement or an FSC."
+    f"map has wrong. {USE}"
 )
 # cryoSPARC counts half sets from 0, RELION and this project from 1.
 HALVES = {"A": 1, "B": 2}

@@ -40,6 +40,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from .. import __version__
+from ..core.advice import USE
 from ..core.config.denoise import DenoiseOptions
 from ..core.config.evaluate import EvaluateConfig
 from ..core.config.extract_noise import ExtractNoiseOptions
@@ -189,8 +190,8 @@ class DenoiseParticlesJob(_DenoiseJob):
     TITLE = "cryohush particle denoising"
     SHORT = "Denoise particle images for viewing and sorting"
     LONG = (
-        "Gives back the same particles with denoised images. Classification, final refinement, FSC and "
-        "deposition belong to the raw images, to which RELION's particle subtraction job can revert them."
+        f"Gives back the same particles with denoised images. {USE} RELION's particle subtraction job can "
+        "revert them."
     )
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.advice import PICKING, USE
 from ..core.batch.state import Item, log_path
 from ..core.config.batch import Source
 from ..core.config.denoise import DenoiseOptions
@@ -58,8 +59,7 @@ def way_back(kind: Kind, version: str | None) -> str:
     """
     if kind == "particles":
         return (
-            "Look at these and sort with them; classify, refine and measure resolution with the raw "
-            "images. 2D classes of denoised particles look better than those of raw ones, but where it was "
+            f"{USE} 2D classes of denoised particles look better than those of raw ones, but where it was "
             "measured they were no better, at times far worse (docs/relion.md). Back to the raw images: "
             "job type Particle subtraction, 'OR revert to original particles?' Yes, with the selected "
             "denoised particles as 'revert this particle star file'. Particles that are extracted again "
@@ -71,7 +71,7 @@ def way_back(kind: Kind, version: str | None) -> str:
         "takes the raw micrographs and the raw_picks.star that it makes."
     )
     texts = {"3.1": in_31, None: f"RELION 3.1: {in_31} RELION 4 and 5: {since_4}"}
-    return f"Pick on these; extract particles from the raw micrographs. {texts.get(version, since_4)}"
+    return f"{PICKING} {texts.get(version, since_4)}"
 
 
 def finish(

@@ -16,6 +16,7 @@ LAYERS = (
     "errors",
     "registry",
     "progress",
+    "advice",
     "console",
     "job_context",
     "config",

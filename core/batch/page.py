@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..advice import USE
 from ..config.batch import Job
 from ..errors import InputError
 from ..io.files import write_text
@@ -31,8 +32,7 @@ img { max-width: 100%; border: 1px solid #ddd } h2 { margin: 2.2rem 0 .4rem } co
 """
 # What whoever looks at the results of each job has to know.
 _SAYS: Mapping[Job, str] = {
-    "denoise": "Look at, pick and sort denoised images. Classify, refine, reconstruct and compute the FSC "
-    "from the raw ones.",
+    "denoise": USE,
     "extract-noise": "Green frames are blocks of noise that were taken, orange ones were rejected by their "
     "statistics; red is contamination and blue are particles, where a network labelled them.",
     "evaluate": "Figures of denoised images say nothing of the resolution of a map.",

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from ..advice import USE
 from ..errors import CsError, OutputError
 from .csdat import MAGIC as CSDAT_MAGIC
 from .csdat import read_csdat
@@ -47,7 +48,7 @@ _BESIDE = ">"
 _GROUP_VERSION = "v4.0.0"
 _DENOISED_GROUP = {
     "title": "Denoised particles",
-    "description": "Denoised by cryohush: for viewing and sorting. Reconstruct from the raw images.",
+    "description": f"Denoised by cryohush. {USE}",
 }
 _RAW_GROUP = {
     "title": "Raw particles of a selection",

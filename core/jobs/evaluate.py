@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ... import __version__
+from ..advice import TRUST
 from ..config.evaluate import EvaluateConfig
 from ..evaluation.comparison import Result, Sources, compare
 from ..evaluation.model_section import model_figures
@@ -33,7 +34,6 @@ from ..job_context import QUIET, JobContext
 from ..report import PDF_NAME
 from ..report.html import Section, write_bytes, write_html
 from ..report.pages import write_pages
-from ..report.pdf import TRUST
 from .folder import Earlier, JobFolder
 
 JSON_NAME, HTML_NAME, TABLE_NAME = "evaluation.json", "evaluation.html", "evaluation_images.csv"

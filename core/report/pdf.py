@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ..advice import TRUST
 from . import PDF_NAME, PNG_NAME, VIEWER_NAME
 from .figures import comparison_rows, draw_montage, draw_side_by_side, draw_spectra
 from .html import write_bytes
@@ -32,12 +33,6 @@ LABEL_ROOM, TITLE_ROOM = 0.75, 0.36
 SPECTRA_HEIGHT = 2.6
 # Images with something to be said of them that are named one by one.
 NAMED = 30
-
-TRUST = (
-    "Look at denoised images, pick and sort with them. Classify, refine, reconstruct, compute the FSC and "
-    "deposit with the raw ones: a denoiser adds what it has learnt, the same to both half sets, so a "
-    "resolution measured on denoised images is no evidence."
-)
 
 
 def write_report(

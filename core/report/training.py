@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.image import imread
 
+from ..advice import USE
 from . import PDF_NAME
 from .paper import Paper
 
@@ -17,8 +18,8 @@ CAPTIONS = {
 
 TRUST = (
     "The model has learnt what these particles look like, and puts it into every image that it is given. "
-    "Refine, reconstruct, compute the FSC and deposit with the raw images. A lower error on held-out "
-    "particles is agreement with the map that the model was taught, not with a truth."
+    f"{USE} A lower error on held-out particles is agreement with the map that the model was taught, not with "
+    "a truth."
 )
 
 
