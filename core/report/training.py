@@ -18,8 +18,8 @@ CAPTIONS = {
 
 TRUST = (
     "The model has learnt what these particles look like, and puts it into every image that it is given. "
-    f"{USE} A lower error on held-out particles is agreement with the map that the model was taught, not with "
-    "a truth."
+    f"{USE} A lower error on held-out particles is agreement with the map that the model was taught, not "
+    "with a truth."
 )
 
 

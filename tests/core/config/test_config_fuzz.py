@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,9 @@ PLAN = {
     "sources": [{"file": "a.star"}, {"name": "b", "file": "b.mrcs", "options": {"skip_bad": True}}],
     "engine": {"kind": "local", "workers": 2},
 }
-EVALUATE = {"denoised": "a.star", "reference": "b.star", "metrics": ["ssim"], "poses": {"map": "m.mrc"}}
+EVALUATE = {"denoised": "a.star", "reference": "b.star", "metrics": ["ssim"], "pose": {"map": "m.mrc"}}
 PARTICLES = {
-    "structures": [{"file": "1abc.pdb"}],
+    "structures": [{"path": "1abc.pdb"}],
     "n_images": 10,
     "box_px": 64,
     "pixel_size_angstrom": 2.0,
@@ -69,6 +70,7 @@ BEGINNINGS: list[tuple[type[BaseModel], Any]] = [
 
 ODD = st.sampled_from(
     [
+        "2020-13-41", "12:99:99", "!!python/object:os.system x", datetime.date(2020, 1, 31), 10**40,
         None, True, -1, 0, 2**62, 1e400, float("nan"), -0.0, "", " ", "auto", "1e9999", "nan", "µÅ", "a/../b",
         "x" * 5000, "a\nb", [], [[]], {}, {"a": {"b": {"c": 1}}}, ["a", 1, None], [0.0] * 50, "\x7f\n",
     ]
@@ -115,6 +117,11 @@ def says_one_line(error: ConfigurationError) -> None:
 
 
 @pytest.mark.parametrize(("model", "beginning"), BEGINNINGS, ids=lambda value: getattr(value, "__name__", ""))
+def test_beginnings_are_valid(model: type[BaseModel], beginning: Any) -> None:
+    assert isinstance(validate(beginning, model, "fuzz.yaml"), model)
+
+
+@pytest.mark.parametrize(("model", "beginning"), BEGINNINGS, ids=lambda value: getattr(value, "__name__", ""))
 @given(data=st.data())
 @FUZZ
 def test_mutated_configurations(model: type[BaseModel], beginning: Any, data: st.DataObject) -> None:
@@ -133,16 +140,17 @@ def test_mutated_configurations(model: type[BaseModel], beginning: Any, data: st
 
 
 @pytest.mark.parametrize("preset", sorted(PRESET_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
-@given(data=st.data())
+@given(data=st.data(), cut=st.integers(0, 60))
 @settings(FUZZ, max_examples=25)
-def test_mutated_presets(preset: Path, data: st.DataObject, tmp_path: Path) -> None:
+def test_mutated_presets(preset: Path, data: st.DataObject, cut: int, tmp_path: Path) -> None:
     values = data.draw(mutated(yaml.safe_load(preset.read_text(encoding="utf-8"))))
-    path = tmp_path / "fuzz.yaml"
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    try:
-        load_kind(path, TRAINING)
-    except ConfigurationError as error:
-        says_one_line(error)
+    path, text = tmp_path / "fuzz.yaml", yaml.safe_dump(values)
+    for version in (text, text[: len(text) - cut]):
+        path.write_text(version, encoding="utf-8")
+        try:
+            load_kind(path, TRAINING)
+        except ConfigurationError as error:
+            says_one_line(error)
 
 
 @pytest.mark.parametrize("name", MODELS)
