@@ -231,7 +231,8 @@ class Frame:
         if self._patience is not None and self._history.since_best() == 0:
             self._parts["best"].load_state_dict(self._parts["average"].state_dict())
         if self._record is not None:
-            self._record.write(self._history.lines, preview)
+            last = done == self._steps or self._has_enough()
+            self._record.write(self._history.lines, preview, last=last)
         if first:
             for meaning in meanings_of(self._history.lines[-1]):
                 self.context.log(meaning)

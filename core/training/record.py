@@ -22,6 +22,8 @@ from ..io.files import write_text, writing, writing_failed
 from ..report.figures import Row, draw_rows
 
 LOG_NAME, CURVES_NAME, PICTURE_NAME = "log.jsonl", "curves.png", "validation.png"
+# Drawing takes about half a second: most of a short training, if it were done at each validation.
+PICTURE_SECONDS = 10.0
 Line = dict[str, float]
 
 # What the figures of a line mean, by how their names begin; told once in each run.
@@ -94,6 +96,7 @@ class Record:
 
     def __init__(self, output_dir: Path, first_step: int) -> None:
         self._folder, self._events_folder = output_dir, output_dir / "tensorboard"
+        self._draw_at = -math.inf
         try:
             self._events_folder.mkdir(exist_ok=True)
             self._events = EventsWriter(str(self._events_folder / "events"))
@@ -102,8 +105,11 @@ class Record:
         except OSError as error:
             raise writing_failed(self._events_folder, error) from error
 
-    def write(self, lines: Sequence[Line], preview: Preview) -> None:
-        """Write all lines so far, of which the last one is new, and a picture that belongs to it.
+    def write(self, lines: Sequence[Line], preview: Preview, *, last: bool = False) -> None:
+        """Write all lines so far, of which the last one is new, and the pictures that belong to it.
+
+        The pictures are left out if the latest ones are younger than `PICTURE_SECONDS`, but never at the
+        `last` line of a run.
 
         Raises
         ------
@@ -111,8 +117,10 @@ class Record:
             A file cannot be written.
         """
         write_text(self._folder / LOG_NAME, "".join(json.dumps(line) + "\n" for line in lines))
-        _save(_curves(lines), self._folder / CURVES_NAME)
-        _save(_picture(preview, int(lines[-1]["step"])), self._folder / PICTURE_NAME)
+        if last or time.monotonic() > self._draw_at:
+            _save(_curves(lines), self._folder / CURVES_NAME)
+            _save(_picture(preview, int(lines[-1]["step"])), self._folder / PICTURE_NAME)
+            self._draw_at = time.monotonic() + PICTURE_SECONDS
         try:
             for name, value in values_of(lines[-1]).items():
                 event = Event(step=int(lines[-1]["step"]), wall_time=time.time(), summary=scalar(name, value))

@@ -215,3 +215,18 @@ def test_the_picture_names_its_rows_and_shares_the_greys_of_a_column(tmp_path: P
     assert grey.max() > 0.9
     middle = picture.shape[1] // 2
     assert picture[:, middle:].mean() == pytest.approx(picture[:, :middle].mean(), abs=0.1)
+
+
+def test_a_quick_run_draws_its_first_and_its_last_line(tmp_path: Path) -> None:
+    preview = Preview([PreviewRow("noisy", torch.rand(2, 8, 8), 0)], ["1", "2"])
+    lines = [{"step": step, "loss": 1.0} for step in (1, 2, 3)]
+    record = Record(tmp_path, 0)
+    drawn = []
+    for number, last in ((1, False), (2, False), (3, True)):
+        record.write(lines[:number], preview, last=last)
+        drawn.append([(tmp_path / name).read_bytes() for name in ("curves.png", "validation.png")])
+    record.close()
+    assert drawn[0] == drawn[1]
+    # curves of more lines, and a picture that names its step
+    assert all(one != other for one, other in zip(drawn[1], drawn[2], strict=True))
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
