@@ -35,16 +35,26 @@ def edited(source: str, destination: str, change: Any) -> None:
     Path(destination).write_text("".join([*head, *change(lines[rows[0] : rows[-1] + 1]), *tail]))
 
 
-@pytest.fixture
-def denoised(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def project(weights_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which the particles of two stacks are denoised."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        names = []
+        for stack in ("a", "b"):
+            write_stack(Path(f"S/{stack}.mrcs"), noise(4, 16, 16))
+            names += [f"{number:06d}@S/{stack}.mrcs" for number in range(1, 5)]
+        write_table(Path("raw.star"), names)
+        assert main(["denoise", "raw.star", "-o", "D", "--model", str(weights_file), *OPTIONS]) == 0
+    return folder
+
+
+@pytest.fixture
+def denoised(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project to work in."""
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    names = []
-    for stack in ("a", "b"):
-        write_stack(Path(f"S/{stack}.mrcs"), noise(4, 16, 16))
-        names += [f"{number:06d}@S/{stack}.mrcs" for number in range(1, 5)]
-    write_table(Path("raw.star"), names)
-    assert main(["denoise", "raw.star", "-o", "D", "--model", str(weights), *OPTIONS]) == 0
     return tmp_path
 
 
