@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,27 @@ from torch import Tensor
 from ..classical.covariance import ImageCovariance
 from ..errors import CryohushError, InputError
 from ..imaging.ctf import CtfParameters, ctf_parameters_of
+from ..imaging.defects import fill_defects, find_defects
 from ..imaging.normalise import default_radius_px, normalise
 from ..io.cs import CsTable
 from ..io.files import writing
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
 from ..io.star import read_tables, unquote
-from .stack_context import FEWEST_IMAGES, MOST_IMAGES, StackContext, fit_context, working_basis
+from .stack_context import (
+    FEWEST_IMAGES,
+    MOST_IMAGES,
+    StackContext,
+    fit_context,
+    to_working_grid,
+    working_basis,
+)
 
 _HALF_SET, _SPLIT = "rlnRandomSubset", "alignments3D/split"
 _METADATA_KEY = "cryohush_context"
 _SEED = 0
+#: images of the sample that are in memory at their full size at once
+_BLOCK = 128
 #: what has to be equal within a context; its images may differ in the rest
 _COMMON = ("voltage_kv", "cs_mm", "amplitude_contrast", "phase_shift_degrees")
 _OPTICS = tuple(field.name for field in fields(CtfParameters))
@@ -324,27 +334,27 @@ def _fit(
     (pixel_size,) = sizes
     if len(rows) > wanted.most_images:
         rows = np.sort(np.random.default_rng(_SEED).choice(rows, wanted.most_images, replace=False))
-    rows, images = _read(particles, rows, wanted.dark_stacks)
-    box = images.shape[-1]
-    if images.shape[-2] != box or box % 2 or box < 32:
-        return None, f"none: boxes of {images.shape[-2]} x {box} px, square and even ones are needed"
+    rows = _in_order(particles, rows)
+    y, box = _shape(particles, rows)
+    if y != box or box % 2 or box < 32:
+        return None, f"none: boxes of {y} x {box} px, square and even ones are needed"
     of_sample = None if optics is None or not pixel_size else optics[torch.from_numpy(rows)]
     if of_sample is not None and _differ(of_sample):
         return None, "none: the images differ in more than their defocus"
     radius = default_radius_px((box, box))
     if wanted.diameter_angstrom is not None and pixel_size:
         radius = min(wanted.diameter_angstrom / pixel_size / 2, 0.47 * box)
-    normalised, _, std = normalise(images, radius)
-    usable = torch.isfinite(normalised.sum((1, 2))) & (std > 0)
+    small, usable = _on_working_grid(particles, rows, wanted.dark_stacks, radius)
     chosen = usable.nonzero().squeeze(1)
     if len(chosen) < FEWEST_IMAGES:
         return None, f"none: {len(chosen)} usable images, at least {FEWEST_IMAGES} are needed"
     try:
         context = fit_context(
-            normalised[chosen],
+            small[chosen],
             None if of_sample is None else of_sample[chosen],
             pixel_size_angstrom=pixel_size or 1.0,
             radius_px=radius,
+            box_px=box,
         )
     except ValueError as error:
         return None, f"none: {error}"
@@ -389,10 +399,41 @@ def _read(
     particles: ParticleSet, rows: NDArray[np.int64], dark_stacks: frozenset[int]
 ) -> tuple[NDArray[np.int64], Tensor]:
     """Rows in the order of their stacks, and their images `(n, y, x)`, protein white."""
-    rows = rows[np.lexsort((particles.image[rows], particles.stack[rows]))]
-    parts = []
+    rows = _in_order(particles, rows)
+    return rows, torch.cat(list(_blocks(particles, rows, dark_stacks)))
+
+
+def _in_order(particles: ParticleSet, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows in the order of their stacks, and of the images in these."""
+    return rows[np.lexsort((particles.image[rows], particles.stack[rows]))]
+
+
+def _shape(particles: ParticleSet, rows: NDArray[np.int64]) -> tuple[int, int]:
+    """`(y, x)` of the first image."""
+    with StackReader(particles.stacks[int(particles.stack[rows[0]])]) as reader:
+        return reader.shape[1:]
+
+
+def _blocks(particles: ParticleSet, rows: NDArray[np.int64], dark_stacks: frozenset[int]) -> Iterator[Tensor]:
+    """Yield the images of rows that are in order, `(n, y, x)`, protein white, some at a time."""
     for number in np.unique(particles.stack[rows]).tolist():
+        indices = particles.image[rows[particles.stack[rows] == number]]
         with StackReader(particles.stacks[number]) as reader:
-            images = reader.read(particles.image[rows[particles.stack[rows] == number]])
-        parts.append(-images if number in dark_stacks else images)
-    return rows, torch.from_numpy(np.concatenate(parts))
+            for first in range(0, len(indices), _BLOCK):
+                images = torch.from_numpy(reader.read(indices[first : first + _BLOCK]))
+                yield -images if number in dark_stacks else images
+
+
+def _on_working_grid(
+    particles: ParticleSet, rows: NDArray[np.int64], dark_stacks: frozenset[int], radius_px: float
+) -> tuple[Tensor, Tensor]:
+    """Normalised images of rows on the working grid, defects filled, and which of them can be used."""
+    small, usable = [], []
+    for images in _blocks(particles, rows, dark_stacks):
+        defects = find_defects(images)
+        if defects is not None:
+            images = fill_defects(images, defects, radius_px)
+        normalised, _, std = normalise(images, radius_px)
+        usable.append(torch.isfinite(normalised.sum((1, 2))) & (std > 0))
+        small.append(to_working_grid(normalised))
+    return torch.cat(small), torch.cat(usable)

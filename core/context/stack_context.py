@@ -199,6 +199,7 @@ def fit_context(
     *,
     pixel_size_angstrom: float,
     radius_px: float,
+    box_px: int | None = None,
 ) -> StackContext:
     """First pass: what a sample of a stack says.
 
@@ -210,21 +211,23 @@ def fit_context(
         Their CTFs, which differ in nothing but defocus and astigmatism; None where they are not known.
     radius_px
         Of the particle.
+    box_px
+        Side of the images, where these are on their working grid already (`to_working_grid`).
 
     Raises
     ------
     ValueError
         Too few images, or they show no noise.
     """
-    n, box = len(images), images.shape[-1]
-    if n < FEWEST_IMAGES or box % 2 or box < _SMALLEST_BOX_PX or images.shape[-2] != box:
+    n, box = len(images), box_px or images.shape[-1]
+    if n < FEWEST_IMAGES or box % 2 or box < _SMALLEST_BOX_PX or images.shape[-2] != images.shape[-1]:
         raise ValueError(
             f"expected {FEWEST_IMAGES} square images or more, of an even side of at least "
             f"{_SMALLEST_BOX_PX} px, found {tuple(images.shape)}"
         )
-    working = min(box, WORKING_BOX_PX)
+    small = torch.cat([to_working_grid(block) for block in torch.split(images.float(), 256)])
+    working = small.shape[-1]
     ratio = working / box
-    small = torch.cat([fourier_resample(block, working) for block in torch.split(images.float(), 256)])
     power = background_power(small, radius_px * ratio)
     nyquist = working // 2
     noise = float(power[int(_NOISE_RINGS[0] * nyquist) : int(_NOISE_RINGS[1] * nyquist)].median())
@@ -244,6 +247,11 @@ def fit_context(
     covariance = replace(covariance, vectors=[vectors.contiguous() for vectors in covariance.vectors])
     signal = _signal_power(small, noise, optics, working_size)
     return StackContext(box, radius_px, pixel_size_angstrom, noise, signal, covariance, group_optics, n)
+
+
+def to_working_grid(images: Tensor) -> Tensor:
+    """Square `(n, y, x)` images on a grid of at most `WORKING_BOX_PX` pixels a side."""
+    return fourier_resample(images, min(images.shape[-1], WORKING_BOX_PX))
 
 
 def _signal_power(

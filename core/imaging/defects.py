@@ -218,7 +218,8 @@ def _chance_of_one_more(flat: Tensor) -> float:
     is least flat, so that an area without noise does not count.
     """
     y, x = flat.shape
-    block = (min(8, y), min(16, x - 1))
+    # small enough that some block of a small image, too, lies within the circle of a mask
+    block = (max(1, min(8, y // 4)), max(1, min(16, (x - 1) // 4)))
     share = functional.avg_pool2d(flat[None, :, 1:].float(), block)[0].flatten()
     pairs = functional.avg_pool2d((flat[:, 1:] & flat[:, :-1])[None].float(), block)[0].flatten()
     noise = share <= share.kthvalue(max(1, int(_LEAST_FLAT * len(share)))).values

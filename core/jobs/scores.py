@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config.denoise import DenoiseOptions
-from ..context.stack_context import WORKING_BOX_PX, circle
+from ..context.stack_context import circle, to_working_grid
 from ..imaging.normalise import default_radius_px, normalise
-from ..imaging.resample import fourier_resample
 from ..inference.plan import StackPlan
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
@@ -151,14 +150,8 @@ def _pairs(
                 denoised = (denoised - mean[:, None, None]) / std.clamp_min(1e-12)[:, None, None]
                 if stack.protein_dark:
                     raw, denoised = -raw, -denoised
-                yield torch.from_numpy(places + begin), _small(denoised), _small(raw)
+                yield torch.from_numpy(places + begin), to_working_grid(denoised), to_working_grid(raw)
         begin += len(stack.indices)
-
-
-def _small(images: Tensor) -> Tensor:
-    """Square images on a grid of at most `WORKING_BOX_PX` pixels a side."""
-    y, x = images.shape[-2:]
-    return fourier_resample(images, WORKING_BOX_PX) if y == x > WORKING_BOX_PX else images
 
 
 def _weights(image: Tensor, radius_px: float) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config.denoise import DenoiseOptions
 from ..context.contexts import StackContexts, read_sample
 from ..context.stack_context import fit_context
+from ..imaging.defects import fill_defects, find_defects
 from ..imaging.filters import background_power
 from ..imaging.noise import image_generator
 from ..imaging.normalise import default_radius_px, normalise
@@ -63,6 +64,9 @@ def measure_gain(
     radius = default_radius_px((images.shape[-2], images.shape[-1]))
     if options.particle_diameter_angstrom is not None:
         radius = options.particle_diameter_angstrom / pixel_size_angstrom / 2
+    defects = find_defects(images)
+    if defects is not None:  # masked areas have no noise, and outlying pixels too much
+        images = fill_defects(images, defects, radius)
     normalised, _, std = normalise(images, radius)
     usable = torch.isfinite(normalised.sum((1, 2))) & (std > 0)
     normalised = normalised[usable]

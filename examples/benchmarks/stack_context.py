@@ -65,6 +65,9 @@ def main() -> None:
     real.add_argument("--radius-angstrom", type=float, default=66.5, help="of the disc that is scored")
     cut = commands.add_parser("cut")
     cut.add_argument("--micrographs", type=Path, required=True)
+    cut.add_argument(
+        "--mask-angstrom", type=float, help="radius beyond which the boxes to denoise are set to 0"
+    )
     hallucination = commands.add_parser("hallucination")
     hallucination.add_argument("--model", default="general")
     hallucination.add_argument("--structures", type=Path, nargs=2, required=True, metavar="PDB")
@@ -211,6 +214,10 @@ def cut_boxes(arguments: argparse.Namespace) -> None:
     pixel_size = float(table["optics"]["rlnMicrographPixelSize"].iloc[0])
     for half, boxes in halves.items():
         images_of_half = normalise(torch.from_numpy(np.stack(boxes)), default_radius_px((BOX_PX, BOX_PX)))[0]
+        if half == "rest" and arguments.mask_angstrom is not None:
+            axis = torch.arange(BOX_PX) - BOX_PX // 2
+            radius = arguments.mask_angstrom / pixel_size
+            images_of_half[:, axis[:, None].square() + axis.square() > radius**2] = 0.0
         path = arguments.output / f"particles_{half}.mrcs"
         shape = (len(boxes), BOX_PX, BOX_PX)
         with StackWriter(path, shape, pixel_size_angstrom=pixel_size, label="cut for a benchmark") as writer:

@@ -65,6 +65,19 @@ def test_an_area_of_one_value_or_gradient_is_found(
     assert not defects.anywhere[[0, 2]].any()
 
 
+@pytest.mark.parametrize("side", [32, 48])
+@pytest.mark.parametrize("share", [0.33, 0.44])
+def test_masks_of_small_boxes_are_found(side: int, share: float) -> None:
+    images, area = noise(4, side, side), distance(side) > share * side
+    images[1:, area] = 0.0
+    defects = find_defects(images)
+    assert defects is not None
+    assert not defects.noise_free[0].any()
+    for found in defects.noise_free[1:]:
+        assert bool(found[area].all())
+        assert float((found & ~area).float().mean()) < 0.03
+
+
 @pytest.mark.parametrize("rows", [True, False])
 def test_a_border_that_repeats_the_last_row_or_column_is_found(rows: bool) -> None:
     """As where RELION extracts a particle at the edge of a micrograph."""

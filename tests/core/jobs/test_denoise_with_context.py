@@ -12,7 +12,9 @@ import torch
 from particle_files import noise, read_stack, write_stack, write_table
 
 from cryohush.core.config.denoise import CONTEXT_NAME, DenoiseOptions
+from cryohush.core.context.contexts import find_contexts
 from cryohush.core.errors import Aborted
+from cryohush.core.io.particles import ParticleSet
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.models.context_unet import ContextUNet
@@ -101,3 +103,19 @@ def test_a_table_of_few_images_is_denoised_without(table: Path, weights: Path) -
     record = json.loads(Path("few/cryohush.json").read_text())
     assert record["context"]["used"] is False
     assert "20 images, at least 100 are needed" in record["context"]["groups"][0]
+
+
+def test_masks_and_hot_pixels_do_not_reach_the_context(table: Path) -> None:
+    whole = find_contexts(ParticleSet.read(table)).contexts[0]
+    axis = np.arange(BOX) - BOX // 2
+    masked = axis[:, None] ** 2 + axis**2 > 14**2
+    for name in ("a.mrcs", "b.mrcs"):
+        images = read_stack(Path(name))
+        images[:, masked] = 0.0
+        images[::4, 3 + BOX // 4, BOX // 2] += 500.0
+        write_stack(Path(name), images)
+    found = find_contexts(ParticleSet.read(table)).contexts[0]
+    assert found.noise_variance == pytest.approx(whole.noise_variance, rel=0.15)
+    # the mean image through the CTF: the particle, not the mask
+    ours, theirs = found.covariance.mean, whole.covariance.mean
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.3
