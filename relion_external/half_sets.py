@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError
+from ..core.io.columns import read_columns
 from ..core.io.files import writing
 from ..core.io.star import Table, read_tables, unquote
 from ..core.models.weights import WEIGHTS_NAME, load_model
@@ -119,11 +120,8 @@ def _is_particle_table(table: Table) -> bool:
 
 
 def _column(source: str | Path, label: str) -> list[str]:
-    for table in read_tables(source):
-        if _is_particle_table(table) and label in table.labels:
-            column = table.column(label)
-            return [unquote(values[column]) for _, _, values in table.rows() if values]
-    return []
+    found = read_columns(source, (label,), among=_is_particle_table)
+    return [] if found is None else found.text[label]
 
 
 def shared_progress(

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from ..core.errors import InputError
 from ..core.inference.plan import MICROGRAPH_TABLE_NAME
-from ..core.io.star import Table, quote, read_tables, rewrite, unquote
+from ..core.io.columns import find_table, read_columns
+from ..core.io.star import Table, quote, rewrite, unquote
 
 TABLE_NAME = "raw_picks.star"
 _NAME = "rlnMicrographName"
@@ -73,9 +74,8 @@ def _is_list(table: Table) -> bool:
 
 
 def _name_column(source: str) -> int:
-    for table in read_tables(source):
-        if _is_list(table):
-            return table.column(_NAME)
+    if (table := find_table(source, _is_list)) is not None:
+        return table.column(_NAME)
     raise InputError(
         f"expected a list of coordinates with {_NAME}, found none.",
         path=Path(source),
@@ -113,11 +113,8 @@ def _table(job: Path) -> dict[str, str]:
                 remedy="Run raw-picks before that job is removed.",
             )
         return {}
-    for table in read_tables(path):
-        label = next((label for label in RAW_NAMES if label in table.labels), None)
-        if _NAME in table.labels and label is not None:
-            denoised, raw = table.column(_NAME), table.column(label)
-            return {
-                unquote(values[denoised]): unquote(values[raw]) for _, _, values in table.rows() if values
-            }
-    return {}
+    columns = read_columns(path, (_NAME, *RAW_NAMES), optional=RAW_NAMES)
+    raw = [] if columns is None else [columns.text[label] for label in RAW_NAMES if label in columns.text]
+    if columns is None or not raw:
+        return {}
+    return dict(zip(columns.text[_NAME], raw[0], strict=True))

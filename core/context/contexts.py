@@ -22,11 +22,9 @@ from ..errors import CryohushError, InputError
 from ..imaging.ctf import CtfParameters, ctf_parameters_of
 from ..imaging.defects import fill_defects, find_defects
 from ..imaging.normalise import default_radius_px, normalise
-from ..io.cs import CsTable
 from ..io.files import writing
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
-from ..io.star import read_tables, unquote
 from .stack_context import (
     FEWEST_IMAGES,
     MOST_IMAGES,
@@ -293,7 +291,7 @@ def _find(
 
 def _groups(particles: ParticleSet) -> dict[str, NDArray[np.int64]]:
     """Rows of each optics group and half set, by a name for them."""
-    halves = half_sets_of(particles)
+    halves = particles.column(_HALF_SET, _SPLIT)
     groups = {}
     for number in np.unique(particles.optics_group).tolist():
         of_group = particles.optics_group == number
@@ -303,20 +301,6 @@ def _groups(particles: ParticleSet) -> dict[str, NDArray[np.int64]]:
         for half in np.unique(halves[of_group]).tolist():
             groups[f"optics group {number}, half set {half}"] = np.flatnonzero(of_group & (halves == half))
     return groups
-
-
-def half_sets_of(particles: ParticleSet) -> NDArray[np.str_] | None:
-    """The half set of each row as the table names it; None where there are none."""
-    if not particles.has_table:
-        return None
-    if particles.is_cs:
-        table = CsTable(particles.source, particles.passthrough)
-        return table.column(_SPLIT).astype(str) if _SPLIT in table.fields else None
-    for block in read_tables(particles.source):
-        if "rlnImageName" in block.labels and _HALF_SET in block.labels:
-            place = block.column(_HALF_SET)
-            return np.array([unquote(tokens[place]) for _, _, tokens in block.rows() if tokens])
-    return None
 
 
 def _fit(

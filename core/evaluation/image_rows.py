@@ -13,11 +13,9 @@ from torch import Tensor
 
 from ..errors import ImageError, InputError
 from ..inference.plan import ImageSet, read_images
-from ..io.cs import CsTable
 from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader
 from ..io.same_rows import match_rows
-from ..io.star import read_tables, unquote
 
 _MICROGRAPH, _MICROGRAPH_UID = "rlnMicrographName", "location/micrograph_uid"
 
@@ -141,17 +139,11 @@ class ImageRows:
         InputError
             If there is no table with it.
         """
-        if self.table.has_table and self.path.suffix.lower() == ".cs":
-            cs = CsTable(self.path)
-            if label in cs.fields:
-                return [str(value) for value in cs.column(label)[self.rows]]
-        elif self.table.has_table:
-            for table in read_tables(self.path):
-                if label in table.labels and table.name != "optics":
-                    place = table.labels.index(label)
-                    values = [unquote(tokens[place]) for _, _, tokens in table.rows() if tokens]
-                    return [values[row] for row in self.rows.tolist()]
-        raise InputError(f"there is no column {label}.", path=self.path)
+        values = self.table.column(label, label)
+        if values is None:
+            raise InputError(f"there is no column {label}.", path=self.path)
+        found: list[str] = values[self.rows].tolist()
+        return found
 
     def micrographs(self) -> list[str] | None:
         """Return the micrograph of each row; None where nothing says it."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config.evaluate import PickingSection
 from ..errors import InputError, StarError
-from ..io.star import read_tables, unquote
+from ..io.columns import read_columns
 from ..metrics.image import region_signal_to_noise_ratio, region_variance_ratio
 from ..report.html import Picture, Section
 from .comparison import DENOISED, RAW
@@ -136,17 +136,9 @@ def _labels(section: PickingSection, names: list[str]) -> list[Tensor]:
 
 def _coordinates(path: Path) -> list[tuple[str, tuple[float, float]]]:
     """Micrograph (empty where the file does not say it) and (y, x) of each row of a coordinate file."""
-    for table in read_tables(path):
-        if {"rlnCoordinateX", "rlnCoordinateY"} <= set(table.labels):
-            x, y = table.column("rlnCoordinateX"), table.column("rlnCoordinateY")
-            named = table.labels.index("rlnMicrographName") if "rlnMicrographName" in table.labels else None
-            found = []
-            for line, _, tokens in table.rows():
-                if tokens:
-                    try:
-                        place = (float(tokens[y]), float(tokens[x]))
-                    except ValueError as error:
-                        raise StarError("a coordinate is no number.", path=path, line=line) from error
-                    found.append(("" if named is None else unquote(tokens[named]), place))
-            return found
-    raise StarError("no table with rlnCoordinateX and rlnCoordinateY.", path=path)
+    name, x, y = "rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY"
+    found = read_columns(path, (name,), (x, y), optional=(name,))
+    if found is None:
+        raise StarError(f"no table with {x} and {y}.", path=path)
+    names = found.text.get(name, [""] * len(found))
+    return list(zip(names, zip(found.number[y], found.number[x], strict=True), strict=True))

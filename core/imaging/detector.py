@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError, StarError
-from ..io.star import read_tables
+from ..io.columns import read_columns
 from .rings import frequency_grid
 
 _FREQUENCY, _VALUE = "rlnResolutionInversePixel", "rlnMtfValue"
@@ -65,19 +65,12 @@ def read_detector_curve(path: Path | str) -> DetectorCurve:
         The frequencies do not rise from 0 or above, or a value lies outside of 0 to 1.5.
     """
     path = Path(path)
-    for table in read_tables(path):
-        if _FREQUENCY in table.labels and _VALUE in table.labels:
-            columns = table.column(_FREQUENCY), table.column(_VALUE)
-            try:
-                points = [[float(row[k]) for k in columns] for _, _, row in table.rows() if row]
-            except ValueError as error:
-                raise InputError(f"expected numbers: {error}.", path=path) from error
-            break
-    else:
+    found = read_columns(path, number=(_FREQUENCY, _VALUE))
+    if found is None:
         raise StarError(f"no table with the columns _{_FREQUENCY} and _{_VALUE}.", path=path)
-    if len(points) < 2:
-        raise InputError(f"expected a curve, found {len(points)} points.", path=path)
-    frequency, value = np.array(points, dtype=np.float64).T
+    if len(found) < 2:
+        raise InputError(f"expected a curve, found {len(found)} points.", path=path)
+    frequency, value = (np.array(found.number[label]) for label in (_FREQUENCY, _VALUE))
     if not (frequency[0] >= 0 and (np.diff(frequency) > 0).all()):
         raise InputError(f"expected rising frequencies in _{_FREQUENCY}.", path=path)
     if not ((value >= 0) & (value <= 1.5)).all():  # noise of the measurement lifts some above 1

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StarError
-from .star import read_tables, unquote
+from .columns import read_columns
 
 _X, _Y = "rlnCoordinateX", "rlnCoordinateY"
 
@@ -22,20 +22,10 @@ def read_coordinates(path: str | Path) -> NDArray[np.float64]:
     StarError
         If the file cannot be read, has no coordinates, or a value is no number.
     """
-    for table in read_tables(path):
-        if _X not in table.labels or _Y not in table.labels:
-            continue
-        columns = table.column(_Y), table.column(_X)
-        centres = []
-        for line, _, tokens in table.rows():
-            if not tokens:
-                continue
-            try:
-                centres.append([float(unquote(tokens[column])) for column in columns])
-            except ValueError as error:
-                raise StarError(f"a coordinate is no number: {error}.", path=path, line=line) from error
-        return np.array(centres, dtype=np.float64).reshape(-1, 2)
-    raise StarError(f"no table with _{_X} and _{_Y} found.", path=path)
+    found = read_columns(path, number=(_Y, _X))
+    if found is None:
+        raise StarError(f"no table with _{_X} and _{_Y} found.", path=path)
+    return np.stack([found.number[_Y], found.number[_X]], axis=1)
 
 
 def find_coordinates(folder: Path, micrograph: Path) -> Path | None:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, StarError, several
+from .columns import Columns, find_table, read_columns
 from .mrc import StackReader
 from .optics import OpticsGroup
-from .star import Table, decode, encode, free_label, quote, read_tables, rewrite, unquote
+from .star import Table, decode, encode, free_label, quote, rewrite, unquote
 
 _PREVIOUS = "rlnCryohushPreviousOriginalName"
 
@@ -159,10 +160,46 @@ class ImageSet:
             raise several(list(found.damaged.values()), len(self.stacks), what)
         return list(found.shapes.values())
 
+    def columns(
+        self, text: Collection[str] = (), number: Collection[str] = (), *, optional: Collection[str] = ()
+    ) -> Columns:
+        """Read columns of the set's own table in its STAR file; see `columns.read_columns`.
+
+        Raises
+        ------
+        StarError
+            If a column is missing that is not `optional`, a value of `number` is none, or the file was
+            changed.
+        """
+        labels = (*text, *number)
+        found = read_columns(self.source, text, number, optional=labels, among=self._is_own)
+        n_rows = len(self) if self.kept is None else len(self.kept)
+        if found is None or len(found) != n_rows:
+            raise StarError("the file was changed while it was in use.", path=self.source)
+        for label in set(labels) - set(optional):
+            found.table.column(label)
+        return found if self.kept is None else found.of_rows(self.kept.tolist())
+
+    def labels(self) -> list[str]:
+        """Return the labels of the set's own table in its STAR file."""
+        table = find_table(self.source, self._is_own)
+        return [] if table is None else table.labels
+
+    def column(self, label: str, field: str = "") -> NDArray[np.str_] | None:
+        """Return a column as text, by RELION's label or cryoSPARC's field; None where the table has none."""
+        if not self.has_table:
+            return None
+        values = self.columns((label,), optional=(label,)).text.get(label)
+        return None if values is None else np.array(values, dtype=np.str_)
+
+    @staticmethod
+    def _is_own(table: Table) -> bool:
+        """Tell the table whose rows the set has from the others of a STAR file."""
+        raise NotImplementedError
+
     def _rename(
         self,
         path: str | Path,
-        is_target: Callable[[Table], bool],
         label: str,
         original_label: str,
         names: Iterable[str],
@@ -174,7 +211,9 @@ class ImageSet:
 
         `more`: further columns with a number for each row.
         """
-        table = next(table for table in read_tables(self.source) if is_target(table))
+        table = find_table(self.source, self._is_own)
+        if table is None:
+            raise StarError("the file was changed while it was in use.", path=self.source)
         column = table.column(label)
         labels = [label, original_label]
         original_column = table.labels.index(original_label) if original_label in table.labels else None
@@ -212,7 +251,7 @@ class ImageSet:
             if next(left, None) is not None:
                 raise ValueError(f"more image names were given than the {len(self)} rows")
 
-        rewrite(self.source, path, is_target, labels, edit, before_rename=complete)
+        rewrite(self.source, path, self._is_own, labels, edit, before_rename=complete)
 
     def _numbers(self) -> list[int]:
         """Return the 0-based number of each row's image in its file."""

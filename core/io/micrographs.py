@@ -69,6 +69,11 @@ class MicrographSet(ImageSet):
             optics=optics,
         )
 
+    @staticmethod
+    def _is_own(table: Table) -> bool:
+        """Tell a table of micrographs by its columns, whatever it is called."""
+        return _NAME in table.labels and not {_PARTICLE, _COORDINATE, _MOVIE} & set(table.labels)
+
     def check_images(self) -> list[tuple[int, int]]:
         """Open each file once and return the micrographs' `(y, x)`.
 
@@ -114,7 +119,6 @@ class MicrographSet(ImageSet):
         """
         self._rename(
             path,
-            _is_micrograph_table,
             _NAME,
             RAW_LABEL,
             names,
@@ -139,11 +143,6 @@ def lists_micrographs(path: str | Path) -> bool:
     return False
 
 
-def _is_micrograph_table(table: Table) -> bool:
-    """Tell a table of micrographs by its columns, whatever it is called."""
-    return _NAME in table.labels and not {_PARTICLE, _COORDINATE, _MOVIE} & set(table.labels)
-
-
 def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
     """Read the rows and the optics groups, in whichever order their tables stand."""
     rows: Rows | None = None
@@ -152,7 +151,7 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
     for table in read_tables(path):
         if table.name == "optics":
             optics = read_optics(table, MICROGRAPH_PIXEL_SIZES)
-        elif _is_micrograph_table(table):
+        elif MicrographSet._is_own(table):
             if rows is not None:
                 raise StarError("a second table of micrographs.", path=path, line=table.line)
             rows = Rows()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StarError
-from .star import Table, unquote
+from .star import Table, finite, unquote
 
 GROUP_LABEL = "rlnOpticsGroup"
 # The image's own pixel size first; the others are what RELION falls back on.
@@ -117,7 +117,7 @@ def _optics_group(
     path: Path, line: int, number: int, name: str, values: dict[str, bytes], pixel_sizes: Sequence[str]
 ) -> OpticsGroup:
     def real(label: str) -> float | None:
-        return _real(path, line, label, values[label]) if label in values else None
+        return finite(path, line, label, values[label]) if label in values else None
 
     pixel_size, label = next(((size, label) for label in pixel_sizes if (size := real(label))), (None, ""))
     detector_um, magnification = real("rlnDetectorPixelSize"), real("rlnMagnification")
@@ -163,19 +163,9 @@ def _text(values: dict[str, bytes], label: str) -> str:
 
 
 def _integer(path: Path, line: int, label: str, token: bytes) -> int:
-    number = _real(path, line, label, token)
+    number = finite(path, line, label, token)
     if number != int(number) or abs(number) > LARGEST_INDEX:
         raise StarError(
             f"expected a whole number in _{label}, found {unquote(token)!r}.", path=path, line=line
         )
     return int(number)
-
-
-def _real(path: Path, line: int, label: str, token: bytes) -> float:
-    try:
-        number = float(unquote(token))
-    except ValueError:
-        number = float("nan")
-    if not np.isfinite(number):
-        raise StarError(f"expected a number in _{label}, found {unquote(token)!r}.", path=path, line=line)
-    return number

@@ -115,6 +115,21 @@ class ParticleSet(ImageSet):
         """Whether the table is cryoSPARC's."""
         return self.source.suffix.lower() == CS_SUFFIX
 
+    def column(self, label: str, field: str = "") -> NDArray[np.str_] | None:
+        """See `ImageSet.column`."""
+        if not (self.has_table and self.is_cs):
+            return super().column(label)
+        table = CsTable(self.source, self.passthrough)
+        if field not in table.fields:
+            return None
+        values: NDArray[np.str_] = table.column(field).astype(str)
+        return values if self.kept is None else values[self.kept]
+
+    @staticmethod
+    def _is_own(table: Table) -> bool:
+        """Tell a table of particles: by its name, or, whatever it is called, by its column of images."""
+        return bool(table.labels) and (table.name in _PARTICLE_TABLES or _IMAGE in table.labels)
+
     def distinct_images(self) -> list[NDArray[np.int32]]:
         """Return, per stack, the 0-based indices of the images in use, ascending, each once.
 
@@ -269,7 +284,6 @@ class ParticleSet(ImageSet):
             raise ValueError(f"{self.source} is no STAR file: it has no table to rewrite")
         self._rename(
             path,
-            _is_particle_table,
             _IMAGE,
             "rlnImageOriginalName",
             image_names,
@@ -344,11 +358,6 @@ def _why_map(reader: StackReader) -> str | None:
     return None
 
 
-def _is_particle_table(table: Table) -> bool:
-    """Tell a table of particles: by its name, or, whatever it is called, by its column of images."""
-    return bool(table.labels) and (table.name in _PARTICLE_TABLES or _IMAGE in table.labels)
-
-
 def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
     """Read the rows and the optics groups, in whichever order their tables stand."""
     rows: Rows | None = None
@@ -360,7 +369,7 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
         _refuse_tomography(table)
         if table.name == "optics":
             optics = read_optics(table)
-        elif _is_particle_table(table):
+        elif ParticleSet._is_own(table):
             if rows is not None:
                 raise StarError(
                     f"a second table of particles, data_{table.name}.",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +12,7 @@ from ..errors import CsError, InputError, StarError
 from .cs import CsTable
 from .optics import OpticsGroup
 from .particles import ParticleSet
-from .star import Table, read_tables, unquote
 
-_TABLES = ("particles", "images", "")
 _ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _ORIGINS = ("rlnOriginXAngst", "rlnOriginYAngst")
 _ORIGINS_PX = ("rlnOriginX", "rlnOriginY")  # before RELION 3.1
@@ -74,12 +70,15 @@ def read_poses(particles: ParticleSet) -> PoseTable:
         If the particles have no table.
     """
     if _source(particles).is_cs:
-        return _poses_of_cs(CsTable(particles.source, particles.passthrough))
-    angstrom = _has_columns(particles, _ORIGINS)
-    origins = _ORIGINS if angstrom else _ORIGINS_PX
-    columns = _columns(particles, _ANGLES, dict.fromkeys(origins, 0.0))
-    rotations = _from_euler(*(np.deg2rad(columns[label]) for label in _ANGLES))
-    x, y = (columns[label] for label in origins)
+        return _of_rows(_poses_of_cs(CsTable(particles.source, particles.passthrough)), particles.kept)
+    shifts = (*_ORIGINS, *_ORIGINS_PX)
+    columns = particles.columns(number=(*_ANGLES, *shifts), optional=shifts).number
+    rotations = _from_euler(*(np.deg2rad(np.array(columns[label])) for label in _ANGLES))
+    angstrom = set(_ORIGINS) <= columns.keys()
+    x, y = (
+        np.array(columns[label]) if label in columns else np.zeros(len(particles))
+        for label in (_ORIGINS if angstrom else _ORIGINS_PX)
+    )
     if not angstrom and (x.any() or y.any()):
         pixel_size = _per_row(particles, "pixel_size_angstrom", "pixel size")
         x, y = x * pixel_size, y * pixel_size
@@ -98,26 +97,30 @@ def read_ctf(particles: ParticleSet) -> CtfTable:
     """
     if _source(particles).is_cs:
         table = CsTable(particles.source, particles.passthrough)
-        ctf = _ctf_of_cs(table)
+        ctf = _of_rows(_ctf_of_cs(table), particles.kept)
     else:
-        columns = _columns(particles, _DEFOCUS, {"rlnPhaseShift": 0.0, "rlnCtfBfactor": 0.0})
+        more = ("rlnPhaseShift", "rlnCtfBfactor", *_OPTICS)
+        found = particles.columns(number=(*_DEFOCUS, *more), optional=more).number
+        columns = {label: np.array(values) for label, values in found.items()}
         rest = {
-            name: _columns(particles, (label,), {})[label]
-            if _has_columns(particles, (label,))
-            else _per_row(particles, name, f"_{label}")
+            name: columns[label] if label in columns else _per_row(particles, name, f"_{label}")
             for label, name in _OPTICS.items()
         }
         u, v, angle = (columns[label] for label in _DEFOCUS)
+        zero = np.zeros(len(particles))
         ctf = CtfTable(
             u,
             v,
             angle,
             **rest,
-            phase_shift_degrees=columns["rlnPhaseShift"],
-            b_factor=columns["rlnCtfBfactor"],
+            phase_shift_degrees=columns.get("rlnPhaseShift", zero),
+            b_factor=columns.get("rlnCtfBfactor", zero),
         )
     _check_possible(particles, ctf)
     return ctf
+
+
+_Rows = TypeVar("_Rows", PoseTable, CtfTable)
 
 
 def _source(particles: ParticleSet) -> ParticleSet:
@@ -128,48 +131,11 @@ def _source(particles: ParticleSet) -> ParticleSet:
     return particles
 
 
-def _is_particle_table(table: Table) -> bool:
-    return table.name in _TABLES and "rlnImageName" in table.labels
-
-
-def _has_columns(particles: ParticleSet, labels: Sequence[str]) -> bool:
-    tables = read_tables(particles.source)
-    return any(_is_particle_table(table) and set(labels) <= set(table.labels) for table in tables)
-
-
-def _columns(
-    particles: ParticleSet, needed: Sequence[str], optional: Mapping[str, float]
-) -> dict[str, NDArray[np.float64]]:
-    """Numbers of some columns; `optional` ones that are missing have their default in every row."""
-    for table in read_tables(particles.source):
-        if not _is_particle_table(table):
-            continue
-        places = {label: table.column(label) for label in needed}
-        places |= {label: table.labels.index(label) for label in optional if label in table.labels}
-        values: list[list[float]] = []
-        for line, _, tokens in table.rows():
-            if tokens:
-                values.append([_number(table, line, label, tokens[k]) for label, k in places.items()])
-        if len(values) != len(particles):
-            break
-        found = dict(zip(places, np.array(values, dtype=np.float64).T, strict=True))
-        return {
-            label: found[label] if label in found else np.full(len(values), optional[label])
-            for label in (*needed, *optional)
-        }
-    raise StarError("the file was changed while it was in use.", path=particles.source)
-
-
-def _number(table: Table, line: int, label: str, token: bytes) -> float:
-    try:
-        number = float(token)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise StarError(
-            f"expected a number in _{label}, found {unquote(token)!r}.", path=table.path, line=line
-        )
-    return number
+def _of_rows(table: _Rows, kept: NDArray[np.bool_] | None) -> _Rows:
+    """The rows of a whole table that are in the set."""
+    if kept is None:
+        return table
+    return replace(table, **{entry.name: getattr(table, entry.name)[kept] for entry in fields(table)})
 
 
 def _per_row(particles: ParticleSet, attribute: str, what: str) -> NDArray[np.float64]:

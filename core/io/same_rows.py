@@ -32,7 +32,6 @@ from .image_set import ImageSet
 from .micrographs import MicrographSet
 from .mrc import StackReader
 from .particles import ParticleSet
-from .star import read_tables, unquote
 
 _IMAGE, _MICROGRAPH = "rlnImageName", "rlnMicrographName"
 _X, _Y = "rlnCoordinateX", "rlnCoordinateY"
@@ -136,18 +135,12 @@ class _Identity:
             table = CsTable(self.table.source, getattr(self.table, "passthrough", ()))
             fields = ("uid", _CS_PATH, _CS_UID, _CS_SHAPE, _CS_X, _CS_Y)
             return {name: table.column(name) for name in fields if name in table.fields}
-        main = _IMAGE if self.is_particles else _MICROGRAPH
-        for block in read_tables(self.table.source):
-            if main not in block.labels or block.name == "optics":
-                continue
-            wanted = [
-                label for label in block.labels if label in (_MICROGRAPH, _X, _Y) or _EARLIER.fullmatch(label)
-            ]
-            places = [block.labels.index(label) for label in wanted]
-            rows = [[unquote(tokens[place]) for place in places] for _, _, tokens in block.rows() if tokens]
-            if len(rows) == len(self.table):
-                return dict(zip(wanted, zip(*rows, strict=True), strict=True))
-        return {}
+        wanted = [
+            label
+            for label in self.table.labels()
+            if label in (_MICROGRAPH, _X, _Y) or _EARLIER.fullmatch(label)
+        ]
+        return dict(self.table.columns(wanted).text)
 
     def image(self, row: int) -> tuple[int, int]:
         """Stack and index of a row's image."""

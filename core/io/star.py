@@ -6,6 +6,7 @@ double quotes; a `#` at the start of a value begins a comment; lines end in LF.
 
 from __future__ import annotations
 
+import math
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,6 +67,23 @@ def unquote(token: bytes) -> str:
     if len(token) > 1 and token[:1] in (b'"', b"'") and token[-1:] == token[:1]:
         token = token[1:-1]
     return decode(token)
+
+
+def finite(path: Path, line: int, label: str, token: bytes) -> float:
+    """Return a value as a finite number.
+
+    Raises
+    ------
+    StarError
+        If it is none.
+    """
+    try:
+        number = float(unquote(token) if token[:1] in _CLOSING else token)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise StarError(f"expected a number in _{label}, found {unquote(token)!r}.", path=path, line=line)
+    return number
 
 
 def quote(text: str) -> bytes:

@@ -22,7 +22,6 @@ from ..imaging.structure import read_structure
 from ..io.files import write_json, writing
 from ..io.journal import RECORD_NAME, Undertaking
 from ..io.micrographs import MicrographSet
-from ..io.star import read_tables
 from ..job_context import QUIET, JobContext
 from ..models import MODELS
 from ..models.weights import load_model
@@ -189,28 +188,23 @@ def session_ctf(micrographs: Path, box_px: int, pixel_size_angstrom: float) -> N
         The table has no defocus, or its optics lack the microscope's parameters.
     """
     images = MicrographSet.read(micrographs)
+    phase = "rlnPhaseShift"
+    columns = images.columns(number=(*_DEFOCUS, phase), optional=(phase,))
     rows: list[list[float]] = []
-    for table in read_tables(micrographs):
-        if "rlnMicrographName" not in table.labels or table.name == "optics":
-            continue
-        columns = [table.column(label) for label in _DEFOCUS]
-        phase = table.labels.index("rlnPhaseShift") if "rlnPhaseShift" in table.labels else None
-        for line, _, tokens in table.rows():
-            if not tokens:
-                continue
-            optics = images.optics[int(images.optics_group[len(rows)])]
-            fixed = (optics.voltage_kv, optics.cs_mm, optics.amplitude_contrast)
-            known = [value for value in fixed if value is not None]
-            if len(known) < len(fixed):
-                raise StarError(
-                    "the optics lack voltage, spherical aberration or amplitude contrast.",
-                    path=micrographs,
-                    line=line,
-                    remedy="Give the micrographs of a CTF estimation job.",
-                )
-            shift = 0.0 if phase is None else np.deg2rad(float(tokens[phase]))
-            defocus = [float(tokens[column]) for column in columns]
-            rows.append([box_px, pixel_size_angstrom, *defocus, *known, shift])
+    for row, (group, line) in enumerate(zip(images.optics_group.tolist(), columns.lines, strict=True)):
+        optics = images.optics[group]
+        fixed = (optics.voltage_kv, optics.cs_mm, optics.amplitude_contrast)
+        known = [value for value in fixed if value is not None]
+        if len(known) < len(fixed):
+            raise StarError(
+                "the optics lack voltage, spherical aberration or amplitude contrast.",
+                path=micrographs,
+                line=line,
+                remedy="Give the micrographs of a CTF estimation job.",
+            )
+        shift = np.deg2rad(columns.number[phase][row]) if phase in columns.number else 0.0
+        defocus = [columns.number[label][row] for label in _DEFOCUS]
+        rows.append([box_px, pixel_size_angstrom, *defocus, *known, shift])
     return np.array(rows, dtype=np.float32)
 
 

@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 
 from ..config.training import PairsConfig
 from ..errors import ConfigurationError, InputError, StarError
+from ..io.columns import Columns, read_columns
 from ..io.coordinates import read_coordinates
 from ..io.files import write_text
 from ..io.micrographs import EVEN_LABEL, ODD_LABEL, MicrographSet
 from ..io.mrc import StackReader, StackWriter
-from ..io.star import Table, read_tables, unquote, write_tables
+from ..io.star import write_tables
 from ..job_context import QUIET, JobContext
 
 FOLDER = "frame_halves"
@@ -163,27 +164,23 @@ def read_halves(path: Path) -> tuple[list[Halves], float | None]:
     """
     table = MicrographSet.read(path)
     sizes = {table.pixel_size_angstrom(stack) for stack in range(len(table.stacks))}
+    labels = table.labels()
+    if EVEN_LABEL not in labels or ODD_LABEL not in labels:
+        raise StarError(
+            f"the table has no columns {EVEN_LABEL} and {ODD_LABEL}.",
+            path=path,
+            remedy="Run RELION's motion correction again so that it writes even and odd frames "
+            "(--even_odd_split), and give the micrographs of that job.",
+        )
+    names = ("rlnMicrographName", EVEN_LABEL, ODD_LABEL)
+    columns = table.columns(names)
     found = []
-    for block in read_tables(path):
-        if "rlnMicrographName" not in block.labels or block.name == "optics":
-            continue
-        if EVEN_LABEL not in block.labels or ODD_LABEL not in block.labels:
-            raise StarError(
-                f"the table has no columns {EVEN_LABEL} and {ODD_LABEL}.",
-                path=path,
-                remedy="Run RELION's motion correction again so that it writes even and odd frames "
-                "(--even_odd_split), and give the micrographs of that job.",
-            )
-        columns = [block.column(label) for label in ("rlnMicrographName", EVEN_LABEL, ODD_LABEL)]
-        for line, _, tokens in block.rows():
-            if not tokens:
-                continue
-            name, even, odd = (unquote(tokens[column]) for column in columns)
-            halves = Halves(name, _sum(table.root, even), _sum(table.root, odd))
-            for half in (halves.even, halves.odd):
-                if not half.path.is_file():
-                    raise StarError(f"{half.path} is not there.", path=path, line=line)
-            found.append(halves)
+    for line, name, even, odd in zip(columns.lines, *(columns.text[label] for label in names), strict=True):
+        halves = Halves(name, _sum(table.root, even), _sum(table.root, odd))
+        for half in (halves.even, halves.odd):
+            if not half.path.is_file():
+                raise StarError(f"{half.path} is not there.", path=path, line=line)
+        found.append(halves)
     return found, sizes.pop() if len(sizes) == 1 else None
 
 
@@ -229,46 +226,34 @@ def _places(config: PairsConfig, micrographs: list[Halves], seed: int) -> list[N
 
 def _read_places(path: Path) -> dict[str, NDArray[np.float64]]:
     """Centres `(n, 2)` (y, x) by micrograph, under its whole name and the file's own."""
-    for block in read_tables(path):
-        if all(label in block.labels for label in _LIST):
-            return _with_file_names(_read_list(path, block))
-        wanted = ("rlnMicrographName", "rlnCoordinateY", "rlnCoordinateX")
-        if not all(label in block.labels for label in wanted):
-            continue
-        columns = [block.column(label) for label in wanted]
-        found: dict[str, list[tuple[float, float]]] = {}
-        for line, _, tokens in block.rows():
-            if not tokens:
-                continue
-            try:
-                name, *place = (unquote(tokens[column]) for column in columns)
-                y, x = map(float, place)
-            except ValueError as error:
-                raise StarError(f"a coordinate is no number: {error}.", path=path, line=line) from error
-            found.setdefault(name, []).append((y, x))
-        return _with_file_names({name: np.array(centres) for name, centres in found.items()})
-    raise StarError(
-        "no table with rlnMicrographName, rlnCoordinateX and rlnCoordinateY.",
-        path=path,
-        remedy="Give the particles of an extraction, or the coordinates of a picking job in one table.",
-    )
+    if (files := read_columns(path, _LIST)) is not None:
+        return _with_file_names(_read_list(files))
+    name, y, x = "rlnMicrographName", "rlnCoordinateY", "rlnCoordinateX"
+    columns = read_columns(path, (name,), (y, x))
+    if columns is None:
+        raise StarError(
+            "no table with rlnMicrographName, rlnCoordinateX and rlnCoordinateY.",
+            path=path,
+            remedy="Give the particles of an extraction, or the coordinates of a picking job in one table.",
+        )
+    found: dict[str, list[tuple[float, float]]] = {}
+    rows = zip(columns.text[name], columns.number[y], columns.number[x], strict=True)
+    for micrograph, row, column in rows:
+        found.setdefault(micrograph, []).append((row, column))
+    return _with_file_names({name: np.array(centres) for name, centres in found.items()})
 
 
 def _with_file_names(places: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
     return {Path(name).name: centres for name, centres in places.items()} | places
 
 
-def _read_list(path: Path, block: Table) -> dict[str, NDArray[np.float64]]:
+def _read_list(files: Columns) -> dict[str, NDArray[np.float64]]:
     """Centres by micrograph from the files of RELION 4's and 5's list of a picking job."""
-    columns = [block.column(label) for label in _LIST]
     found = {}
-    for line, _, tokens in block.rows():
-        if not tokens:
-            continue
-        name, file = (unquote(tokens[column]) for column in columns)
+    for line, name, file in zip(files.lines, *(files.text[label] for label in _LIST), strict=True):
         # relative to the project, as everything in RELION
         if not Path(file).is_file():
-            raise StarError(f"{file} is not there.", path=path, line=line)
+            raise StarError(f"{file} is not there.", path=files.table.path, line=line)
         found[name] = read_coordinates(file)
     return found
 

@@ -13,10 +13,8 @@ from ..config.training import StoredSection
 from ..errors import ConfigurationError, ImageError, InputError
 from ..imaging.noise import uniform
 from ..imaging.normalise import background_statistics, default_radius_px
-from ..io.cs import CsTable
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
-from ..io.star import read_tables, unquote
 
 # Half sets and micrographs in RELION's tables and in cryoSPARC's, whose halves are counted from 0.
 _HALF_SET, _SPLIT = "rlnRandomSubset", "alignments3D/split"
@@ -100,7 +98,7 @@ class StoredImages:
             The half set of a row is neither.
         """
         name, offset = (_SPLIT, 1) if self.table.is_cs else (_HALF_SET, 0)
-        values = self._column(name)
+        values = self.table.column(_HALF_SET, _SPLIT)
         if values is None:
             return None
         wrong = ~np.isin(values, [str(half - offset) for half in (1, 2)])
@@ -116,23 +114,10 @@ class StoredImages:
 
     def micrographs(self) -> NDArray[np.intp] | None:
         """A number for the micrograph of each row; None where the table does not say."""
-        for name in _CS_MICROGRAPHS if self.table.is_cs else (_MICROGRAPH,):
-            values = self._column(name)
+        for field in _CS_MICROGRAPHS:
+            values = self.table.column(_MICROGRAPH, field)
             if values is not None:
                 return np.unique(values, return_inverse=True)[1].reshape(-1)
-        return None
-
-    def _column(self, name: str) -> NDArray[np.str_] | None:
-        """A column as text, None where there is none."""
-        if not self.table.has_table:
-            return None
-        if self.table.is_cs:
-            table = CsTable(self.table.source, self.table.passthrough)
-            return table.column(name).astype(str) if name in table.fields else None
-        for block in read_tables(self.table.source):
-            if "rlnImageName" in block.labels and name in block.labels:
-                place = block.column(name)
-                return np.array([unquote(tokens[place]) for _, _, tokens in block.rows() if tokens])
         return None
 
 

@@ -41,9 +41,9 @@ from cryohush.core.imaging.filters import gaussian_filter, low_pass
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.devices import choose_precision
 from cryohush.core.inference.micrograph_denoiser import MicrographDenoiser
+from cryohush.core.io.coordinates import read_coordinates
 from cryohush.core.io.micrographs import MicrographSet
 from cryohush.core.io.mrc import StackReader
-from cryohush.core.io.star import read_tables
 from cryohush.core.metrics.fourier import band_correlation
 from cryohush.core.metrics.image import region_signal_to_noise_ratio, region_variance_ratio
 from cryohush.core.metrics.independent import align_twin, bootstrap_score
@@ -157,13 +157,8 @@ def scores(images: Tensor, twin: Tensor, pixel_size: float) -> dict[str, Tensor]
 
 def read_labels(path: Path, folder: Path) -> list[Tensor]:
     """Return the labelled centres `(n, 2)` (y, x) in pixels of each micrograph of a table."""
-    labels = []
-    for stack in MicrographSet.read(path).stacks:
-        for table in read_tables(folder / f"{stack.stem}_manualpick.star"):
-            x, y = table.column("rlnCoordinateX"), table.column("rlnCoordinateY")
-            rows = [[float(tokens[y]), float(tokens[x])] for _, _, tokens in table.rows()]
-            labels.append(torch.tensor(rows))
-    return labels
+    files = (folder / f"{stack.stem}_manualpick.star" for stack in MicrographSet.read(path).stacks)
+    return [torch.from_numpy(read_coordinates(file)).float() for file in files]
 
 
 #: figures of a particle and an empty place, by the column that holds them

@@ -37,10 +37,10 @@ from torch import Tensor
 from cryohush.core.config.extract_noise import ExtractNoiseOptions
 from cryohush.core.config.micrographs import MicrographsConfig
 from cryohush.core.errors import InputError
+from cryohush.core.io.columns import read_columns
 from cryohush.core.io.coordinates import find_coordinates, read_coordinates
 from cryohush.core.io.micrographs import MicrographSet
 from cryohush.core.io.mrc import StackReader, StackWriter
-from cryohush.core.io.star import read_tables, unquote
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.extract_noise import run_extract_noise
 from cryohush.core.jobs.simulate import simulate_micrographs
@@ -282,16 +282,13 @@ def label_maps(folder: Path, micrographs: MicrographSet) -> list[Path]:
 def read_blocks(table: Path, window_px: int) -> dict[str, list[tuple[int, int]]]:
     """First pixels (y, x) of the blocks of each micrograph."""
     blocks: dict[str, list[tuple[int, int]]] = {}
-    for part in read_tables(table):
-        if part.name != "particles":
-            continue
-        name, x, y = (
-            part.column(label) for label in ("rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY")
-        )
-        for _, _, tokens in part.rows():
-            if tokens:
-                origin = tuple(round(float(tokens[column])) - window_px // 2 for column in (y, x))
-                blocks.setdefault(unquote(tokens[name]), []).append((origin[0], origin[1]))
+    name, y, x = "rlnMicrographName", "rlnCoordinateY", "rlnCoordinateX"
+    columns = read_columns(table, (name,), (y, x), among=lambda part: part.name == "particles")
+    assert columns is not None
+    rows = zip(columns.text[name], columns.number[y], columns.number[x], strict=True)
+    for micrograph, *centre in rows:
+        origin = tuple(round(place) - window_px // 2 for place in centre)
+        blocks.setdefault(micrograph, []).append((origin[0], origin[1]))
     return blocks
 
 

@@ -15,7 +15,6 @@ from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.devices import choose_precision
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.io.particles import ParticleSet
-from cryohush.core.io.star import read_tables, unquote
 from cryohush.core.models.weights import LoadedModel
 
 Requested = Literal["auto", "fp32", "bf16", "fp16"]
@@ -78,9 +77,5 @@ def file_name(name: str) -> str:
 
 
 def _micrographs(table: ParticleSet) -> list[str] | None:
-    if table.has_table:
-        for block in read_tables(table.source):
-            if "rlnImageName" in block.labels and "rlnMicrographName" in block.labels:
-                column = block.column("rlnMicrographName")
-                return [unquote(tokens[column]) for _, _, tokens in block.rows() if tokens]
-    return None
+    names = table.column("rlnMicrographName")
+    return None if names is None else names.tolist()

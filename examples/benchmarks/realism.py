@@ -48,7 +48,8 @@ from torch import Tensor
 from cryohush.core.config.load import validate
 from cryohush.core.config.micrographs import MicrographSettings
 from cryohush.core.imaging.filters import gaussian_filter
-from cryohush.core.io.star import Table, read_tables, unquote
+from cryohush.core.io.coordinates import read_coordinates
+from cryohush.core.io.star import read_tables, unquote
 from cryohush.core.metrics.fourier import radial_power_spectrum, ring_frequencies
 from cryohush.core.simulation.micrograph import Species, simulate_micrograph
 
@@ -179,18 +180,8 @@ def read_exposures(table_path: Path, coordinates: Path) -> list[Exposure]:
             "amplitude_contrast": float(group["rlnAmplitudeContrast"]),
         }
         defocus = float(row["rlnDefocusU"]), float(row["rlnDefocusV"])
-        exposures.append(Exposure(image, read_centres(star), *defocus, optics))
+        exposures.append(Exposure(image, read_coordinates(star), *defocus, optics))
     return exposures
-
-
-def read_centres(path: Path) -> NDArray[np.float64]:
-    """`(n, 2)` (y, x) in pixels of a coordinate file of RELION."""
-
-    def values(table: Table) -> list[tuple[float, float]]:
-        y, x = table.column("rlnCoordinateY"), table.column("rlnCoordinateX")
-        return [(float(tokens[y]), float(tokens[x])) for _, _, tokens in table.rows() if tokens]
-
-    return np.array([point for table in read_tables(path) if table.labels for point in values(table)])
 
 
 def on_background(image: Tensor, centres: NDArray[np.float64], radius_px: float) -> Tensor:
