@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import emtable
 import numpy as np
+import starfile
 from numpy.typing import NDArray
 
 from cryohush.core.io.mrc import StackReader, StackWriter
+from cryohush.core.io.star import read_tables, unquote
 
 #: what a `.cs` table says of particle images
 CS_BLOB: list[Any] = [
@@ -60,3 +63,20 @@ def write_table(
         f"{pixel_size}1 300.000000 {box_px}{value}\n\n# version 30001\n\ndata_particles\n\nloop_\n"
         f"_rlnImageName #1\n_rlnDefocusU #2\n_rlnOpticsGroup #3\n{rows}\n"
     )
+
+
+def read_alike(path: str | Path) -> None:
+    """Check that the field's packages read a table that cryohush wrote as cryohush does, text by text."""
+    tables = {
+        table.name: (table.labels, [[unquote(token) for token in row] for _, _, row in table.rows() if row])
+        for table in read_tables(path)
+        if table.labels
+    }
+    texts = sorted({label for labels, _ in tables.values() for label in labels})
+    frames = starfile.read(path, always_dict=True, parse_as_string=texts)
+    assert list(frames) == list(tables)
+    for name, (labels, rows) in tables.items():
+        assert list(frames[name].columns) == labels
+        assert frames[name].to_numpy().tolist() == rows
+        found = emtable.Table.iterRows(str(path), tableName=name, guessType=False)
+        assert [[getattr(row, label) for label in labels] for row in found] == rows

@@ -10,7 +10,7 @@ import pytest
 import torch
 from micrograph_files import table_of
 from numpy.typing import NDArray
-from particle_files import read_stack, write_stack
+from particle_files import read_alike, read_stack, write_stack
 
 from cryohush.core.config.extract_noise import ExtractNoiseOptions
 from cryohush.core.config.load import validate
@@ -69,6 +69,7 @@ def table(tmp_path: Path) -> Path:
 
 
 def rows_of(summary: NoiseSummary, name: str = "particles") -> list[dict[str, str]]:
+    read_alike(summary.table)
     for table in read_tables(summary.table):
         rows = [tokens for _, _, tokens in table.rows() if tokens]
         if table.name == name:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from micrograph_files import micrograph, table_of, write_micrograph
-from particle_files import CS_BLOB, noise, save_cs, write_stack, write_table
+from particle_files import CS_BLOB, noise, read_alike, save_cs, write_stack, write_table
 
 from cryohush.core.cli import main
 from cryohush.core.errors import CryohushError
@@ -61,6 +61,7 @@ def denoised(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_selection_in_another_order_has_its_raw_images_and_all_other_text(denoised: Path) -> None:
     edited("D/particles.star", "selected.star", lambda rows: [rows[6], rows[1], rows[3]])
     restored = restore("selected.star", "back.star")
+    read_alike("back.star")
     assert (restored.n_rows, restored.n_restored, restored.n_missing) == (3, 3, 0)
     labels = ("rlnImageName", "rlnDefocusU", "rlnOpticsGroup")
     raw = columns("raw.star", "particles", *labels)

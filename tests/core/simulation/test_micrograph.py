@@ -6,6 +6,7 @@ import mrcfile
 import numpy as np
 import pytest
 import torch
+from particle_files import read_alike
 from pydantic import ValidationError
 from scipy.constants import c, e, h, m_e, pi
 from scipy.spatial.distance import pdist
@@ -234,6 +235,8 @@ def test_written_set_is_what_was_simulated_with_dark_protein(config, tmp_path):
     summary = simulate_micrographs(settings, folder, JobContext(lambda *step: steps.append(step)))
     assert steps == [(0, 2), (1, 2), (2, 2)]
     (table,) = summary.tables
+    for written in folder.rglob("*.star"):
+        read_alike(written)
     micrographs = MicrographSet.read(table)
     assert micrographs.check_images() == [(96, 128)] * 2
     assert micrographs.pixel_size_angstrom(0) == 2.0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from particle_files import read_stack, write_stack
+from particle_files import read_alike, read_stack, write_stack
 from simulated import BOX, PIXEL_SIZE_ANGSTROM, settings, write_map
 
 from cryohush.core.config.load import validate
@@ -186,6 +186,7 @@ def test_table_and_record_say_what_each_image_is(structure: Path, tmp_path: Path
     )
     simulate(config, tmp_path / "out")
     table = tmp_path / "out" / "noisy.star"
+    read_alike(table)
     assert column(table, "rlnCryohushStructure") == ["cloud"] * 30 + ["other"] * 10
     assert column(table, "rlnClassNumber") == ["1"] * 30 + ["2"] * 10
     assert column(table, "rlnRandomSubset") == ["1", "2"] * 20

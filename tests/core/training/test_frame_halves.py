@@ -8,13 +8,13 @@ from typing import Any
 import mrcfile
 import numpy as np
 import pytest
-from particle_files import write_stack
+from particle_files import read_alike, write_stack
 
 from cryohush.core.config.training import PairsConfig, TrainingConfig
 from cryohush.core.errors import ConfigurationError, InputError, StarError
 from cryohush.core.job_context import JobContext
 from cryohush.core.models.weights import load_model
-from cryohush.core.training.frame_halves import cut_pairs
+from cryohush.core.training.frame_halves import FOLDER, cut_pairs
 from cryohush.core.training.run import train
 
 SIDE, BOX, N = (150, 170), 32, 3
@@ -109,6 +109,8 @@ def test_a_model_learns_from_the_session_alone(tiny: dict[str, Any], tmp_path: P
     lines: list[str] = []
     model = load_model(train(config, tmp_path / "run", context=JobContext(log=lines.append)))
     assert model.card["training"]["pairs"]["noisy"] == "micrographs.star"
+    for name in ("even", "odd"):
+        read_alike(tmp_path / "run" / FOLDER / f"{name}.star")
     scores = [float(line.split("score ")[1].split(",")[0]) for line in lines if line.startswith("step ")]
     # a flat image leaves the target's noise and signal, of variance 1 and about 0.2, to the discs' share
     assert scores[-1] < scores[0]
