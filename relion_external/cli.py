@@ -116,75 +116,61 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+# For --help: in a line, what a command does, and what to give in the fields of the Input tab.
+_FORMS = {
+    "denoise": (
+        "denoise particles or micrographs",
+        "Denoise particles or micrographs as an External job of RELION.",
+        (("particles", "a particles STAR file, or"), ("micrographs", "a micrographs STAR file")),
+    ),
+    "evaluate": (
+        "measure how good denoised images are",
+        "Measure denoised particles or micrographs as an External job of RELION.",
+        (("particles", "the denoised particles, or"), ("micrographs", "the denoised micrographs")),
+    ),
+    "extract-noise": (
+        "cut blocks of pure noise out of micrographs",
+        "Cut blocks of pure noise out of micrographs as an External job of RELION.",
+        (("micrographs", "a micrographs STAR file"),),
+    ),
+    "train": (
+        "train a model on particles and their map",
+        "Train a model on your own particles as an External job of RELION.",
+        (
+            ("particles", "particles with poses, of a 3D refinement"),
+            ("3D reference", "the map of that refinement"),
+            ("3D mask", "optional; or, on the sums of even and of odd frames,"),
+            ("micrographs", "of a motion correction with --even_odd_split"),
+            ("particles", "or Input coordinates: what to cut out; optional"),
+        ),
+    ),
+    "raw-picks": (
+        "bring picks on denoised micrographs to the raw ones (RELION 4 and 5)",
+        "Write a list of coordinates with the raw micrographs' names, for RELION 4 and 5.",
+        (("coordinates", "the autopick.star or the like of a picking job"),),
+    ),
+}
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `relion_cryohush`. Options that are not given are absent from its result."""
     parser = _Parser(prog="relion_cryohush", description="Run by the External job of RELION 3.1, 4 and 5.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    denoise = commands.add_parser(
-        "denoise",
-        help="denoise particles or micrographs",
-        description=(
-            "Denoise particles or micrographs as an External job of RELION.\n\n"
-            "Input tab, External executable:  relion_cryohush denoise\n"
-            "Input tab, Input particles:      a particles STAR file, or\n"
-            "Input tab, Input micrographs:    a micrographs STAR file\n"
-            "Params tab:                      any option below, its name without the dashes"
-        ),
-    )
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="measure how good denoised images are",
-        description=(
-            "Measure denoised particles or micrographs as an External job of RELION.\n\n"
-            "Input tab, External executable:  relion_cryohush evaluate\n"
-            "Input tab, Input particles:      the denoised particles, or\n"
-            "Input tab, Input micrographs:    the denoised micrographs\n"
-            "Params tab:                      any option below, its name without the dashes"
-        ),
-    )
-    extract_noise = commands.add_parser(
-        "extract-noise",
-        help="cut blocks of pure noise out of micrographs",
-        description=(
-            "Cut blocks of pure noise out of micrographs as an External job of RELION.\n\n"
-            "Input tab, External executable:  relion_cryohush extract-noise\n"
-            "Input tab, Input micrographs:    a micrographs STAR file\n"
-            "Params tab:                      any option below, its name without the dashes"
-        ),
-    )
+    for name, (summary, sentence, fields) in _FORMS.items():
+        options = [THREADS] if name == "raw-picks" else parameters_of(name)
+        params = "nothing" if name == "raw-picks" else "any option below, its name without the dashes"
+        lines = [
+            ("Input tab, External executable:", f"relion_cryohush {name}"),
+            *((f"Input tab, Input {field}:", what) for field, what in fields),
+            ("Params tab:", params),
+        ]
+        form = "".join(f"\n{where:<33}{what}" for where, what in lines)
+        command = commands.add_parser(name, help=summary, description=f"{sentence}\n{form}")
+        _add_arguments(command, options)
     commands.add_parser("batch", help="run a plan of many sources: relion_cryohush batch --help")
-    raw_picks = commands.add_parser(
-        "raw-picks",
-        help="bring picks on denoised micrographs to the raw ones (RELION 4 and 5)",
-        description=(
-            "Write a list of coordinates with the raw micrographs' names, for RELION 4 and 5.\n\n"
-            "Input tab, External executable:  relion_cryohush raw-picks\n"
-            "Input tab, Input coordinates:    the autopick.star or the like of a picking job\n"
-            "Params tab:                      nothing"
-        ),
-    )
-    _add_arguments(raw_picks, [THREADS])
     follow = commands.add_parser("follow", help="the job of a source of a batch; the batch makes it")
     _add_arguments(follow, [THREADS])
-    train = commands.add_parser(
-        "train",
-        help="train a model on particles and their map",
-        description=(
-            "Train a model on your own particles as an External job of RELION.\n\n"
-            "Input tab, External executable:  relion_cryohush train\n"
-            "Input tab, Input particles:      particles with poses, of a 3D refinement\n"
-            "Input tab, Input 3D reference:   the map of that refinement\n"
-            "Input tab, Input 3D mask:        optional\n"
-            "or, on the sums of even and of odd frames,\n"
-            "Input tab, Input micrographs:    of a motion correction with --even_odd_split\n"
-            "Input tab, Input particles:      or Input coordinates: what to cut out; optional\n"
-            "Params tab:                      any option below, its name without the dashes"
-        ),
-    )
-    parsers = {"denoise": denoise, "evaluate": evaluate, "extract-noise": extract_noise, "train": train}
-    for name, command in parsers.items():
-        _add_arguments(command, parameters_of(name))
     return parser
 
 

@@ -47,21 +47,13 @@ def model_figures(name: str, sources: Sources | None, n_noise: int, device: str,
         like = raw.read(sample_rows(len(raw), _KNOWN_IMAGES))
         kinds["spectrum of the raw images"] = hallucination.coloured_noise(n_noise, like, generator)
     numbers: dict[str, Any] = {"name": model.name, "sha256": model.sha256, "pure_noise": {}}
-    rows, pictures = [], []
+    rows: list[tuple[str, str, str]] = []
+    pictures = []
     for kind, noise in kinds.items():
         output = denoise(noise)
         found = hallucination.pure_noise_figures(noise, output)
         numbers["pure_noise"][kind] = asdict(found)
-        band = slice(1, max(2, len(found.half_set_frc) // 2))
-        rows += [
-            (f"{kind} noise: variance kept", f"{found.variance_ratio:.4f}", "0"),
-            ("correlation between outputs", f"{found.correlation_between_outputs:.4f}",
-             f"{found.correlation_between_inputs:.4f}"),
-            ("half-set FRC to half of Nyquist", f"{np.mean(found.half_set_frc[band]):.3f}",
-             f"{np.mean(found.half_set_frc_of_input[band]):.3f}"),
-            ("variance in the centre over border", f"{found.centre_to_border_variance:.2f}",
-             f"{found.centre_to_border_variance_of_input:.2f}"),
-        ]  # fmt: skip
+        rows += _rows(kind, found)
         figure = noise_figures(
             noise[:_SHOWN_NOISE].numpy(), output[:_SHOWN_NOISE].numpy(), found.half_set_frc,
             found.half_set_frc_of_input,
@@ -91,3 +83,17 @@ def model_figures(name: str, sources: Sources | None, n_noise: int, device: str,
         rows=rows,
         pictures=pictures,
     )
+
+
+def _rows(kind: str, found: hallucination.PureNoiseFigures) -> list[tuple[str, str, str]]:
+    """What came out of one kind of noise, beside the ideal or the noise's own."""
+    band = slice(1, max(2, len(found.half_set_frc) // 2))
+    return [
+        (f"{kind} noise: variance kept", f"{found.variance_ratio:.4f}", "0"),
+        ("correlation between outputs", f"{found.correlation_between_outputs:.4f}",
+         f"{found.correlation_between_inputs:.4f}"),
+        ("half-set FRC to half of Nyquist", f"{np.mean(found.half_set_frc[band]):.3f}",
+         f"{np.mean(found.half_set_frc_of_input[band]):.3f}"),
+        ("variance in the centre over border", f"{found.centre_to_border_variance:.2f}",
+         f"{found.centre_to_border_variance_of_input:.2f}"),
+    ]  # fmt: skip

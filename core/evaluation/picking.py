@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,11 +19,12 @@ from .figures import picked_micrograph
 from .image_rows import ImageRows
 from .tasks import Check, Found
 
+if TYPE_CHECKING:
+    from ..metrics.picking import Picks
+
 
 def picking(section: PickingSection, check: Check) -> Found:
     """Pick on denoised, and on raw, micrographs with plain pickers and count what agrees with the labels."""
-    from ..metrics.picking import average_precision, pick_blobs, pick_by_mean_shift, score_picks
-
     sets = {DENOISED: _micrographs(section.micrographs)}
     if section.raw is not None:
         sets[RAW] = _micrographs(section.raw)
@@ -44,40 +45,29 @@ def picking(section: PickingSection, check: Check) -> Found:
     numbers: dict[str, Any] = {"labels": sum(map(len, labels)), "diameter_px": diameter}
     rows, pictures = [], []
     for kind, micrographs in sets.items():
-        found, shifted, variances, contrasts = [], [], [], []
-        for number, true in enumerate(labels):
-            image = sign * micrographs.read(np.array([number]))[0]
-            found.append(pick_blobs(image, diameter))
-            shifted.append(pick_by_mean_shift(image, diameter))
-            ratios = _region_ratios(image, true, diameter)
-            variances += ratios[0]
-            contrasts += ratios[1]
-            if number == 0:
-                title = f"{names[0]}, {kind}"
-                figure = picked_micrograph(
-                    (sign * image).numpy(), true.numpy(), found[0].centres_px.numpy(), diameter / 2, title
-                )
-                pictures.append(Picture(f"picks_{kind}", f"Blobs picked on {title}.", figure))
-            check()
+        picks, ratios = _pick(micrographs, labels, diameter, sign, check)
+        scores = {name: _scores(found, labels, diameter) for name, found in picks.items()}
+        means = {name: float(np.mean(values)) if values else None for name, values in ratios.items()}
         numbers[kind] = {
-            "region_variance_ratio_db": float(np.mean(variances)) if variances else None,
-            "region_contrast_db": float(np.mean(contrasts)) if contrasts else None,
+            "region_variance_ratio_db": means["variance ratio"],
+            "region_contrast_db": means["mean contrast"],
+            **scores,
         }
-        for picker, picks in (("blobs", found), ("mean_shift", shifted)):
-            each = [score_picks(p.centres_px, t, diameter / 2) for p, t in zip(picks, labels, strict=True)]
-            total = sum(each[1:], each[0])
-            precision = average_precision(picks, labels, diameter / 2)
-            numbers[kind][picker] = {
-                "precision": total.precision, "recall": total.recall, "f1": total.f1,
-                "average_precision": precision, "picks": total.n_picks,
-            }  # fmt: skip
-            rows.append(
-                (f"{kind}, {picker.replace('_', ' ')}", f"{total.precision:.3f}", f"{total.recall:.3f}",
-                 f"{total.f1:.3f}", f"{precision:.3f}")
-            )  # fmt: skip
-        for name, values in (("variance ratio", variances), ("mean contrast", contrasts)):
-            if values:
-                rows.append((f"{kind}, {name} of regions", f"{np.mean(values):.2f} dB", "", "", ""))
+        for name, score in scores.items():
+            shown = (score[key] for key in ("precision", "recall", "f1", "average_precision"))
+            rows.append((f"{kind}, {name.replace('_', ' ')}", *(f"{value:.3f}" for value in shown)))
+        for name, mean in means.items():
+            if mean is not None:
+                rows.append((f"{kind}, {name} of regions", f"{mean:.2f} dB", "", "", ""))
+        title = f"{names[0]}, {kind}"
+        figure = picked_micrograph(
+            micrographs.read(np.array([0]))[0].numpy(),
+            labels[0].numpy(),
+            picks["blobs"][0].centres_px.numpy(),
+            diameter / 2,
+            title,
+        )
+        pictures.append(Picture(f"picks_{kind}", f"Blobs picked on {title}.", figure))
     return numbers, Section(
         "Picking",
         notes=[
@@ -92,6 +82,35 @@ def picking(section: PickingSection, check: Check) -> Found:
         rows=rows,
         pictures=pictures,
     )
+
+
+def _pick(
+    micrographs: ImageRows, labels: list[Tensor], diameter: float, sign: int, check: Check
+) -> tuple[dict[str, list[Picks]], dict[str, list[float]]]:
+    """The picks of each picker on each micrograph, and the ratios of all regions in dB."""
+    from ..metrics.picking import pick_blobs, pick_by_mean_shift
+
+    picks: dict[str, list[Picks]] = {"blobs": [], "mean_shift": []}
+    ratios: dict[str, list[float]] = {"variance ratio": [], "mean contrast": []}
+    for number, true in enumerate(labels):
+        image = sign * micrographs.read(np.array([number]))[0]
+        picks["blobs"].append(pick_blobs(image, diameter))
+        picks["mean_shift"].append(pick_by_mean_shift(image, diameter))
+        for values, more in zip(ratios.values(), _region_ratios(image, true, diameter), strict=True):
+            values += more
+        check()
+    return picks, ratios
+
+
+def _scores(picks: list[Picks], labels: list[Tensor], diameter: float) -> dict[str, float]:
+    from ..metrics.picking import average_precision, score_picks
+
+    each = [score_picks(p.centres_px, t, diameter / 2) for p, t in zip(picks, labels, strict=True)]
+    total = sum(each[1:], each[0])
+    return {
+        "precision": total.precision, "recall": total.recall, "f1": total.f1,
+        "average_precision": average_precision(picks, labels, diameter / 2), "picks": total.n_picks,
+    }  # fmt: skip
 
 
 def _micrographs(path: Path) -> ImageRows:
