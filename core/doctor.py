@@ -22,7 +22,7 @@ from .. import __version__
 # The packages that show whether an extra is installed.
 EXTRAS = {
     "train": ("gemmi", "lightning-fabric"),
-    "evaluate": ("scipy", "scikit-image", "scikit-learn"),
+    "evaluate": ("scikit-image", "scikit-learn"),
     "batch": ("distributed", "dask-jobqueue", "cryptography"),
     "cryosparc": ("cryosparc-tools",),
 }

@@ -176,8 +176,9 @@ class ImageSet:
         n_rows = len(self) if self.kept is None else len(self.kept)
         if found is None or len(found) != n_rows:
             raise StarError("the file was changed while it was in use.", path=self.source)
-        for label in set(labels) - set(optional):
-            found.table.column(label)
+        for label in labels:
+            if label not in optional:
+                found.table.column(label)
         return found if self.kept is None else found.of_rows(self.kept.tolist())
 
     def labels(self) -> list[str]:

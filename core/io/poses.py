@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from ..errors import CsError, InputError, StarError
 from .cs import CsTable
@@ -73,7 +74,8 @@ def read_poses(particles: ParticleSet) -> PoseTable:
         return _of_rows(_poses_of_cs(CsTable(particles.source, particles.passthrough)), particles.kept)
     shifts = (*_ORIGINS, *_ORIGINS_PX)
     columns = particles.columns(number=(*_ANGLES, *shifts), optional=shifts).number
-    rotations = _from_euler(*(np.deg2rad(np.array(columns[label])) for label in _ANGLES))
+    angles = np.stack([columns[label] for label in _ANGLES], axis=1)
+    rotations = Rotation.from_euler("ZYZ", angles, degrees=True).as_matrix()
     angstrom = set(_ORIGINS) <= columns.keys()
     x, y = (
         np.array(columns[label]) if label in columns else np.zeros(len(particles))
@@ -151,33 +153,6 @@ def _per_row(particles: ParticleSet, attribute: str, what: str) -> NDArray[np.fl
     return np.array([values[number] for number in particles.optics_group.tolist()], dtype=np.float64)
 
 
-def _from_euler(
-    rot: NDArray[np.float64], tilt: NDArray[np.float64], psi: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    return _about(2, rot) @ _about(1, tilt) @ _about(2, psi)
-
-
-def _about(axis: int, angle: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`(n, 3, 3)` right-hand rotations about x (0), y (1) or z (2)."""
-    matrix = np.zeros((len(angle), 3, 3))
-    first, second = (axis + 1) % 3, (axis + 2) % 3
-    matrix[:, axis, axis] = 1
-    matrix[:, first, first] = matrix[:, second, second] = np.cos(angle)
-    matrix[:, second, first], matrix[:, first, second] = np.sin(angle), -np.sin(angle)
-    return matrix
-
-
-def _from_rotation_vectors(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rodrigues' formula."""
-    angle = np.linalg.norm(vectors, axis=1)
-    x, y, z = (vectors / np.where(angle > 0, angle, 1)[:, None]).T
-    zero = np.zeros_like(x)
-    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
-    sine, versine = np.sin(angle)[:, None, None], (1 - np.cos(angle))[:, None, None]
-    matrices: NDArray[np.float64] = np.eye(3) + sine * cross + versine * (cross @ cross)
-    return matrices
-
-
 def _cs_column(table: CsTable, name: str, shape: tuple[int, ...] = ()) -> NDArray[np.float64]:
     if name not in table.fields:
         raise CsError(f"no field {name}.", path=table.path, remedy="Give the passthrough file that holds it.")
@@ -194,7 +169,7 @@ def _poses_of_cs(table: CsTable) -> PoseTable:
     vectors = _cs_column(table, "alignments3D/pose", (3,))
     pixel_size = _cs_column(table, "alignments3D/psize_A")
     shift = _cs_column(table, "alignments3D/shift", (2,)) * pixel_size[:, None]
-    return PoseTable(_from_rotation_vectors(vectors), -shift[:, ::-1])
+    return PoseTable(Rotation.from_rotvec(vectors).as_matrix(), -shift[:, ::-1])
 
 
 def _ctf_of_cs(table: CsTable) -> CtfTable:
