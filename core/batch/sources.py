@@ -251,8 +251,9 @@ def _overlaps(items: Sequence[Item], sizes: Sequence[RunSize]) -> list[str]:
     for item, size in zip(items, sizes, strict=True):
         options = f"{item.job} {item.options.model_dump_json()}"
         # outputs of one job may share stacks, and each gets a job of its own
-        is_output = item.host == "cryosparc" and item.origin is not None
-        inputs = [str(item.origin)] if is_output else [os.path.realpath(path) for path in size.inputs]
+        inputs = (
+            [item.origin] if item.origin is not None else [os.path.realpath(path) for path in size.inputs]
+        )
         for path in inputs:
             other = readers.setdefault((path, options), item.name)
             if other != item.name:

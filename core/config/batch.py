@@ -22,7 +22,7 @@ OPTIONS: Mapping[Job, type[Options]] = {
     "extract-noise": ExtractNoiseOptions,
     "evaluate": EvaluateConfig,
 }
-# What each kind of source may say besides what all may.
+# The kinds of sources by the entry that makes one of it, and what each may say besides what all may.
 _ENTRIES = {
     "file": {"root", "passthrough"},
     "relion": {"particles", "micrographs", "newest", "alias"},
@@ -197,15 +197,15 @@ class Source(Section):
     output: Path | None = Field(default=None, description="Folder of the results of a file.")
 
     @property
-    def host(self) -> Literal["file", "relion", "cryosparc"]:
-        """Where the data are."""
-        return "relion" if self.relion else "cryosparc" if self.cryosparc else "file"
+    def host(self) -> str:
+        """Where the data are: the name of the one entry that says it."""
+        return next((name for name in _ENTRIES if getattr(self, name) is not None), "file")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Source:
         given = self.model_fields_set
         if len(given & set(_ENTRIES)) != 1:
-            raise ValueError("expected exactly one of file, relion and cryosparc")
+            raise ValueError(f"expected exactly one of {', '.join(_ENTRIES)}")
         allowed = _ENTRIES[self.host] | {"name", "job", "options", self.host}
         allowed |= {"output"} if self.host == "file" else set()
         if wrong := sorted(given - allowed):
