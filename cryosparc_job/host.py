@@ -15,9 +15,10 @@ from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.errors import ConfigurationError, HostError
 from ..core.inference.summary import Summary
 from ..core.noise.summary import NoiseSummary
-from .command import Command, Prepared, Work, find_outputs, open_command, prepare_command
+from .command import Command, Prepared
 from .denoise import denoising
 from .evaluate import ENTRIES, evaluation
+from .execution import Work, find_outputs, open_command, prepare_command
 from .extract_noise import extraction
 from .guard import LAST_WORD_SECONDS, end_as_failed
 from .instance import Instance

@@ -2,36 +2,32 @@
 
 Two things ask: an External job that is being built, has cryohush's mark (a clone of a finished one has it)
 and connected inputs; and a completed job with a tag such as `cryohush` or `cryohush: model=J60`, for which a
-card is made. All that is known is in cryoSPARC and in the locks of the jobs. So a watcher that was killed
-leaves nothing half done, and several share the work: who has the lock of a job does it, who has that of the
-project makes its cards.
+card is made (`tag_cards`). All that is known is in cryoSPARC and in the locks of the jobs. So a watcher that
+was killed leaves nothing half done, and several share the work: who has the lock of a job does it, who has
+that of the project makes its cards.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigurationError, CryohushError, HostError
-from .command import Command
 from .drivers import SLURM_JOB, Drivers, Local, Slurm
-from .growing import leave_out_earlier, left_out
+from .growing import left_out
 from .guard import end_as_failed
 from .instance import Instance
-from .job import ACTIVE, create_job, find_job
-from .lock import Holder, JobBusy, is_locked, locked, read_holder, this_program
-from .outputs import KINDS, MICROGRAPHS, PARTICLES
+from .job import ACTIVE, find_job
+from .lock import Holder, JobBusy, is_locked, read_holder, this_program
 from .place import FOLDERS, Place, find_place
 from .project import EXTERNAL, Project
-from .record import ORIGIN, PROGRAM, Record, given_options, new_mark
-from .tags import Tag, read_tag
+from .record import Record
+from .tag_cards import TagCards, find_jobs, say
 
 # A card that nobody has touched for so long is ready: somebody may still be dragging outputs onto it.
 QUIET_SECONDS = 20.0
@@ -42,11 +38,8 @@ FULL_LOOK_EVERY = 20
 # With nothing to do the pauses grow by this factor up to so many times the first, after errors to minutes.
 SLOWER, SLOWEST, LONGEST_PAUSE_SECONDS = 1.1, 4.0, 600.0
 POLL_SECONDS, REPORT_SECONDS = 1.0, 3600.0
-PROJECT_LOCK = ".cryohush-watch.lock"
 # Commands that can be told which device to use.
 _WITH_DEVICE = ("denoise", "extract-noise", "evaluate")
-_PAGE = 100
-_END_OF_TIME = datetime.datetime(9999, 1, 1, tzinfo=datetime.UTC)
 
 
 @dataclass(frozen=True)
@@ -171,16 +164,13 @@ class Watcher:
         instance.refusals_may_pass = True
         self._directories, self._drivers, self._words = directories, drivers, words
         self._build_parser = build_parser
+        self._tag_cards = TagCards(instance, directories, build_parser)
         self._looks = 0
         # what a card looked like, and since when it has
         self._seen: dict[str, tuple[Any, float]] = {}
         self._records: dict[str, Record | None] = {}
         self._started: dict[str, Card] = {}
         self._waiting: set[str] = set()
-        self._tags: dict[str, Tag | None] = {}
-        self._titles: dict[str, str] = {}
-        self._handled: set[str] = set()
-        self._since: datetime.datetime | None = None
         # external jobs that have not ended
         self._unfinished: set[str] = set()
 
@@ -192,9 +182,10 @@ class Watcher:
         HostError
             If the server does not answer.
         """
-        found = self._make_cards()
+        found = self._tag_cards.make(full=self._looks % FULL_LOOK_EVERY == 0)
         states = ["building", *ACTIVE]
-        jobs = self._find(type=EXTERNAL, status=[*states, "failed"] if not self._looks else states)
+        states = states if self._looks else [*states, "failed"]
+        jobs = find_jobs(self.instance, self._directories, type=EXTERNAL, status=states)
         self._unfinished = {f"{job.project_uid} {job.uid}" for job in jobs if job.status != "failed"}
         for job in jobs:
             card = self._read(job)
@@ -223,13 +214,6 @@ class Watcher:
                 job = find_job(card.project, card.uid)
                 if ended.status and job.status() == "building" and not is_locked(card.lock_path):
                     end_as_failed(job, f"the work could not begin ({ended.status}); see the log of watch.")
-
-    def _find(self, **search: Any) -> list[Any]:
-        """Return jobs of the watched projects."""
-        client, projects = self.instance.client, list(self._directories)
-        return self.instance.call(
-            "list jobs", lambda: list(client.find_jobs(projects, **search)), patience_seconds=0.0
-        )
 
     def _read(self, job: Any) -> Card | None:
         """Return the card that a job is, or None if it is none of cryohush's, or cannot run by itself."""
@@ -305,112 +289,6 @@ class Watcher:
         with contextlib.suppress(HostError):
             job.log(line)
 
-    def _make_cards(self) -> bool:
-        """Make a card for each tag that asks for something; tell whether there was one."""
-        full = self._looks % FULL_LOOK_EVERY == 0
-        window = {} if full or self._since is None else {"updated_at": (self._since, _END_OF_TIME)}
-        if full:
-            self._tags.clear()
-        wanted = []
-        for job in self._find(status="completed", **window):
-            self._since = max(self._since or job.model.updated_at, job.model.updated_at)
-            if any(uid not in self._tags for uid in job.model.tags):
-                self._read_tags()
-            for uid in job.model.tags:
-                tag = self._tags.setdefault(uid, read_tag(uid))  # one without a title is called as it is
-                if tag is not None and Record.read(job.model.description) is None:
-                    wanted.append((job, tag, _origin(job, self._titles.get(uid, uid))))
-        made = False
-        for job, tag, origin in wanted:
-            if f"{job.project_uid} {origin}" not in self._handled:
-                made |= self._make_card(Project(self.instance, job.project_uid), job, tag, origin)
-        return made
-
-    def _read_tags(self) -> None:
-        """Read the titles of all tags."""
-        after = None
-        while True:
-            page = self.instance.call(
-                "list the tags",
-                lambda after=after: self.instance.client.api.tags.find(after=after, limit=_PAGE),  # type: ignore[misc]
-                patience_seconds=0.0,
-            )
-            for tag in page:
-                self._tags[tag.uid], self._titles[tag.uid] = read_tag(tag.title), tag.title
-            if len(page) < _PAGE:
-                return
-            after = page[-1].id
-
-    def _make_card(self, project: Project, job: Any, tag: Tag, origin: str) -> bool:
-        """Make a card, unless there is one already, or another watcher is at it."""
-        try:
-            with locked(self._directories[project.uid] / PROJECT_LOCK, project.uid):
-                cards = list(self._cards_of_tags(project))
-                self._handled |= {f"{project} {record.origin}" for _, record in cards}
-                if f"{project} {origin}" in self._handled:
-                    return False
-                self._create(project, job, tag, origin, cards)
-                self._handled.add(f"{project} {origin}")
-        except JobBusy:
-            return False
-        return True
-
-    def _cards_of_tags(self, project: Project) -> Iterator[tuple[Any, Record]]:
-        """Yield each card of a project that was made for a tag, also those that were deleted."""
-        api = self.instance.client.api.jobs
-        for deleted in (False, True):
-            after = None
-            while True:
-                page = self.instance.call(
-                    f"list the external jobs of {project}",
-                    lambda deleted=deleted, after=after: api.find(  # type: ignore[misc]
-                        project_uid=[project.uid], type=[EXTERNAL], deleted=deleted, after=after, limit=_PAGE
-                    ),
-                )
-                for model in page:
-                    record = Record.read(model.description)
-                    if record is not None and record.origin and not model.cloned_from:
-                        yield model, record
-                if len(page) < _PAGE:
-                    break
-                after = page[-1].id
-
-    def _create(
-        self, project: Project, job: Any, tag: Tag, origin: str, cards: list[tuple[Any, Record]]
-    ) -> None:
-        """Make the card, or, if there is something wrong with the tag, one that says so."""
-        workspace = job.model.workspace_uids[0]
-        words = [tag.command, "--project", project.uid, "--workspace", workspace]
-        problem = None
-        try:
-            option, source = _input(project, job.uid, tag)
-            words += [option, source, *tag.words]
-            if tag.only_new:
-                words += leave_out_earlier(self._build_parser, words, workspace, cards)
-            command = self._command(project, words)
-            title, description = command.title.replace("{source}", source), command.description
-        except CryohushError as error:
-            problem = str(error)
-            title, description = f"cryohush: the tag of {job.uid}", f"Something is wrong with it: {problem}"
-        record = Record(_line(words), new_mark(), origin)
-        card = create_job(project, workspace, title, description, record)
-        say(f"{project} {card.uid}: made for the tag of {job.uid}")
-        if problem is not None:
-            end_as_failed(card, f"{problem} Put the tag right; it is read again.")
-
-    def _command(self, project: Project, words: list[str]) -> Command:
-        """Return what a command line does.
-
-        Raises
-        ------
-        HostError
-            If it makes no sense.
-        """
-        given_options(self._build_parser, words)
-        arguments = self._build_parser().parse_args(words)
-        command: Command = arguments.make(arguments)(project, None)
-        return command
-
 
 def fail_card(project: Project, uid: str, command: str, message: str) -> None:
     """Tell a job, for whose driver it is too late to say so itself, what is wrong with it, and fail it."""
@@ -426,33 +304,3 @@ def _is_fresh(path: Path) -> bool:
     with contextlib.suppress(OSError):
         return time.time() - path.stat().st_mtime < CLAIM_SECONDS
     return False
-
-
-def _input(project: Project, uid: str, tag: Tag) -> tuple[str, str]:
-    """Return the option and the output, as in `J42:particles`, for what a tag asks for."""
-    kinds = {"extract-noise": (MICROGRAPHS,), "restore": (PARTICLES,)}.get(tag.command, KINDS)
-    text = uid if tag.output is None else f"{uid}:{tag.output}"
-    errors = []
-    for kind in kinds:
-        try:
-            found = project.find_source(text, kind.data, [kind.slot])
-        except HostError as error:
-            errors.append(str(error))
-        else:
-            return f"--{kind.noun}", str(found)
-    raise HostError(f"{errors[0]} Tag it as cryohush: output=NAME.")
-
-
-def _origin(job: Any, title: str) -> str:
-    completed = job.model.completed_at
-    return f"{ORIGIN}{job.uid}, completed {completed:%Y-%m-%d %H:%M:%S}: {' '.join(title.split())}"
-
-
-def _line(words: list[str]) -> str:
-    return shlex.join([PROGRAM, *words])
-
-
-def say(line: str) -> None:
-    """Say a line with the time."""
-    with contextlib.suppress(OSError):  # nobody reads it any more
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)

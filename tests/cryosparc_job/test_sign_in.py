@@ -17,7 +17,7 @@ from double_v5 import EMAIL, PASSWORD, TOKEN, Double5
 
 from cryohush.core.errors import ConfigurationError
 from cryohush.cryosparc_job.cli import main
-from cryohush.cryosparc_job.sign_in import Credentials, normalise_url, read_credentials
+from cryohush.cryosparc_job.credentials import Credentials, normalise_url, read_credentials
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_a_server_of_version_4(
 ) -> None:
     answer = Reply(b'{"jsonrpc": "2.0", "result": {"procs": []}, "id": "cryohush"}')
     server = Server(lambda request: answer, lambda request: "system.describe", [0])
-    monkeypatch.setattr("cryohush.cryosparc_job.sign_in._COMMAND_PORT_OFFSET", 0)
+    monkeypatch.setattr("cryohush.cryosparc_job.refusals._COMMAND_PORT_OFFSET", 0)
     url = f"http://127.0.0.1:{server.ports[0]}"
     store_token(signed_in.parents[1], url)
     assert "the server is cryoSPARC 4. Install its client: pip install 'cryosparc-tools~=4.7.0'" in error_of(
@@ -301,7 +301,7 @@ def test_a_server_of_version_4_is_told_before_a_sign_in_is_asked_for(
     """Version 4 answers nobody without its licence, and no sign-in of version 5 would work there."""
     refusal = Reply(b'{"error": "Invalid license"}', status=403)
     server = Server(lambda request: refusal, lambda request: "system.describe", [0])
-    monkeypatch.setattr("cryohush.cryosparc_job.sign_in._COMMAND_PORT_OFFSET", 0)
+    monkeypatch.setattr("cryohush.cryosparc_job.refusals._COMMAND_PORT_OFFSET", 0)
     signed_in.unlink()
     error = error_of(denoise, capfd, "--url", f"http://127.0.0.1:{server.ports[0]}")
     server.close()
