@@ -191,7 +191,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         "--device", metavar="DEVICE", default="auto", help="auto, cpu or cuda:N (default: %(default)s)"
     )
     _add_earlier(parser)
-    _add_overrides(parser)
+    add_overrides(parser)
     _add_print_config(parser)
 
 
@@ -222,7 +222,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or one of the presets below")
     _add_output(parser, "where the weights go")
     _add_earlier(parser)
-    _add_overrides(parser)
+    add_overrides(parser)
     _add_print_config(parser)
 
 
@@ -254,7 +254,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     _add_output(parser, "where the report goes")
     _add_earlier(parser)
-    _add_overrides(parser)
+    add_overrides(parser)
     _add_print_config(parser)
 
 
@@ -285,7 +285,8 @@ def _add_earlier(parser: argparse.ArgumentParser) -> None:
     earlier.add_argument("--overwrite", action="store_true", help="replace an earlier run (default: off)")
 
 
-def _add_overrides(parser: argparse.ArgumentParser) -> None:
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Offer `--set`, by which a command line replaces entries of its configuration."""
     parser.add_argument(
         "--set",
         dest="overrides",

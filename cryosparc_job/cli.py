@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import __version__
-from ..core.cli import add_batch
+from ..core.cli import add_batch, add_overrides
 from ..core.config.base import Option, add_options
 from ..core.config.denoise import DenoiseOptions
 from ..core.config.evaluate import EvaluateConfig
@@ -171,7 +171,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="FILE", help="a YAML file of `cryohush evaluate`, without images (default: none)"
     )
-    _add_overrides(parser)
+    add_overrides(parser)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -212,18 +212,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="a YAML file of `cryohush train`, or a shipped preset; data and pairs in it do not count "
         "(default: %(default)s, which starts from the general model)",
     )
-    _add_overrides(parser)
-
-
-def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="replace an entry of the configuration; may be repeated (default: none)",
-    )
+    add_overrides(parser)
 
 
 def _add_restore(parser: argparse.ArgumentParser) -> None:

@@ -71,12 +71,7 @@ class ProgressiveAutoencoder(DenoisingNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """`(n, 1, y, x)` to the same, y and x multiples of `stride` / 2^(levels not yet there)."""
         newest = self.n_stages - 1 - int(self.stage)  # index of the finest level in use
-        features = leaky_relu(self.from_image[newest](x), 0.2)
-        for level in range(newest, self.n_stages - 1):
-            features = avg_pool2d(self.encoders[level](features), 2)
-            if level == newest and self.share < 1:
-                older = leaky_relu(self.from_image[level + 1](avg_pool2d(x, 2)), 0.2)
-                features = self.share * features + (1 - self.share) * older
+        features = _encoded(self, newest, x)
         for down in self.bottom_down:
             features = avg_pool2d(down(features), 2)
         for up in self.bottom_up:
@@ -110,14 +105,19 @@ class ProgressiveCritic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, channels, y, x)` to `(n,)`."""
-        newest = self.n_stages - 1 - int(self.stage)
-        features = leaky_relu(self.from_image[newest](x), 0.2)
-        for level in range(newest, self.n_stages - 1):
-            features = avg_pool2d(self.encoders[level](features), 2)
-            if level == newest and self.share < 1:
-                older = leaky_relu(self.from_image[level + 1](avg_pool2d(x, 2)), 0.2)
-                features = self.share * features + (1 - self.share) * older
+        features = _encoded(self, self.n_stages - 1 - int(self.stage), x)
         for block in self.bottom:
             features = avg_pool2d(block(features), 2)
         score: Tensor = self.score(features.mean(dim=(2, 3))).squeeze(1)
         return score
+
+
+def _encoded(network: ProgressiveAutoencoder | ProgressiveCritic, newest: int, x: Tensor) -> Tensor:
+    """Features of the coarsest level; while a level grows in, the older way round it has the rest."""
+    features = leaky_relu(network.from_image[newest](x), 0.2)
+    for level in range(newest, network.n_stages - 1):
+        features = avg_pool2d(network.encoders[level](features), 2)
+        if level == newest and network.share < 1:
+            older = leaky_relu(network.from_image[level + 1](avg_pool2d(x, 2)), 0.2)
+            features = network.share * features + (1 - network.share) * older
+    return features
