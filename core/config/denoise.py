@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,18 @@ Protein = Literal["auto", "dark", "white"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 CONTEXT_NAME = "context.safetensors"
 """What a run keeps of its stacks' context, in its folder."""
+
+
+def pixel_size_option() -> Any:
+    """The field of a pixel size that a user knows better."""
+    return option(
+        None,
+        "pixel size, Å, in place of that of the table or header",
+        metavar="A",
+        shown="as the table or header says",
+        gt=0,
+        allow_inf_nan=False,
+    )
 
 
 class DenoiseOptions(Section):
@@ -55,14 +67,7 @@ class DenoiseOptions(Section):
         gt=0,
         allow_inf_nan=False,
     )
-    pixel_size_angstrom: float | None = option(
-        None,
-        "pixel size, Å, in place of that of the table or header",
-        metavar="A",
-        shown="as the table or header says",
-        gt=0,
-        allow_inf_nan=False,
-    )
+    pixel_size_angstrom: float | None = pixel_size_option()
     protein: Protein = option(
         "auto",
         "whether protein is dark or white",

@@ -10,7 +10,7 @@ from pydantic import field_validator, model_validator
 from ..errors import ConfigurationError
 from ..registry import Registry
 from .base import Section, option
-from .denoise import Precision, Protein
+from .denoise import Precision, Protein, pixel_size_option
 
 DEFAULT_WINDOW_PX = 320
 """Of NT2C: Li et al. (2022) Bioinformatics 38, 2022-2029, section 2.2.2; in micrographs of 4096 px."""
@@ -165,14 +165,7 @@ class ExtractNoiseOptions(Section):
         "of the written blocks: none; zscore, mean 0 and sd 1; or whiten, a flat spectrum as well",
         metavar="KIND",
     )
-    pixel_size_angstrom: float | None = option(
-        None,
-        "pixel size, Å, in place of that of the table or header",
-        metavar="A",
-        shown="as the table or header says",
-        gt=0,
-        allow_inf_nan=False,
-    )
+    pixel_size_angstrom: float | None = pixel_size_option()
     protein: Protein = option("auto", "whether protein is dark or white", metavar="SHADE", shown="dark")
     seed: int = option(1, "of the draw under max_per_micrograph", metavar="N", ge=0)
     device: str = option("auto", "auto, cpu, or GPUs such as cuda:0,1")

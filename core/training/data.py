@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..config.training import SimulationConfig
-from ..errors import ConfigurationError, MrcError
+from ..errors import ConfigurationError
 from ..imaging.ctf import CtfParameters, read_ctf_table
 from ..imaging.noise import image_generator, uniform
-from ..io.mrc import StackReader
+from ..noise.synthesis import read_blocks
 from ..simulation.image_formation import ImagingRanges, ProjectionBank, make_projection_bank, simulate_pairs
 from .cache import kept_tensors
 
@@ -71,7 +71,8 @@ class SimulatedParticles:
         self._ranges = ImagingRanges(**config.imaging.model_dump())
         self._noise_blocks = None
         if config.noise_blocks is not None:
-            blocks = _read_blocks(config.noise_blocks, max(config.box_px, *config.other_boxes_px, 0))
+            # in micrographs protein is dark, in particles white
+            blocks = -read_blocks(config.noise_blocks, max(config.box_px, *config.other_boxes_px, 0))
             self._noise_blocks = blocks.to(device)
         # without tables no image has a CTF, and these numbers do nothing
         tables = [read_ctf_table(path) for path in config.ctf_tables] or [CtfParameters(*torch.ones(7, 1))]
@@ -107,25 +108,6 @@ class SimulatedParticles:
         return simulate_pairs(
             self._bank, self._optics, self._ranges, size, generator, box, self._noise_blocks
         )
-
-
-def _read_blocks(path: Path, box_px: int) -> Tensor:
-    """
-    Raises
-    ------
-    MrcError
-        The blocks are smaller than the box.
-    """
-    with StackReader(path) as reader:
-        n, height, width = reader.shape
-        if min(height, width) < box_px:
-            raise MrcError(
-                f"expected blocks of noise of at least {box_px} px a side, found {width} x {height}.",
-                path=path,
-                remedy="Extract larger ones, or train with a smaller data.box_px.",
-            )
-        # in micrographs protein is dark, in particles white
-        return -torch.from_numpy(reader.read(range(n)))
 
 
 def find_structures(config: SimulationConfig, *, held_out: bool) -> list[Path]:
