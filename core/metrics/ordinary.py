@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 N_FEATURES = 4
-#: share of the images by which the stack is judged
-_CORE = 0.75
+#: share of the images by which the stack is judged: up to half of it may be junk
+_CORE = 0.5
 _STEPS = 50
 
 

@@ -67,7 +67,13 @@ from cryohush.core.imaging.normalise import default_radius_px, normalise
 from cryohush.core.imaging.projection import Projector, random_rotations
 from cryohush.core.imaging.resample import fourier_resample
 from cryohush.core.imaging.structure import Structure, potential_map, read_structure
-from cryohush.core.metrics.ordinary import image_features, squared_distances, turned_mean
+from cryohush.core.metrics.ordinary import (
+    SUSPICIOUS_BELOW,
+    figure_of_merit,
+    image_features,
+    squared_distances,
+    turned_mean,
+)
 from cryohush.core.metrics.picking import square_regions
 from cryohush.core.simulation.micrograph import (
     CONTAMINATION,
@@ -123,6 +129,8 @@ def report(kind: str, cells: list[Cell]) -> str:
     for figure, title in (("auc", "AUC"), ("purity", f"Purity at {RECALL:.0%} recall")):
         columns = {score: f"{score} {figure}" for score in SCORES}
         text += f"\n{title}\n\n" + table(cells, columns)
+    columns = {of: f"suspicious of {of}" for of in ("junk", "particles")}
+    text += "\nShare that `cryohush denoise --score` calls suspicious\n\n" + table(cells, columns)
     return text
 
 
@@ -340,6 +348,10 @@ def figures_of(scores: dict[tuple[str, str], Tensor], good: Tensor) -> Cell:
         figures = cell.setdefault(method, {})
         figures[f"{score} auc"] = auc(values, good)
         figures[f"{score} purity"] = purity(values, good)
+        if score == "ordinary":
+            suspicious = figure_of_merit(-values) < SUSPICIOUS_BELOW
+            figures["suspicious of junk"] = float(suspicious[~good].float().mean())
+            figures["suspicious of particles"] = float(suspicious[good].float().mean())
     return cell
 
 
