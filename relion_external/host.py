@@ -36,7 +36,6 @@ from .project import Kind, Project, write_output_nodes
 
 if TYPE_CHECKING:
     from ..core.batch.kinds import Result
-    from ..core.jobs.evaluate import Evaluation
 
 PIPELINER = "relion_pipeliner"
 COMMAND = "relion_cryohush follow"
@@ -75,7 +74,7 @@ def way_back(kind: Kind, version: str | None) -> str:
 
 
 def finish(
-    result: Result | Evaluation,
+    result: Result,
     directory: Path,
     project: Project,
     kind: Kind,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
@@ -18,46 +18,21 @@ from ..inference.summary import Summary
 from ..io.micrographs import MicrographSet
 from ..job_context import JobContext
 from ..jobs.denoise import RunSize, measure_run, run_denoise
+from ..jobs.evaluate import Evaluation
 from ..jobs.extract_noise import plan_search, run_extract_noise
 from ..models.weights import load_model
 from ..noise.finders import finder_of, load_noise_network
 from ..noise.micrograph import Draw, extract_from
 from ..noise.output import PARTS_FOLDER
 from ..noise.summary import NoiseSummary
-from .noise_ranges import PoolSearcher
 from .state import Item
 from .workers import Pool
 
 Options = TypeVar("Options", DenoiseOptions, ExtractNoiseOptions)
 
 
-@dataclass(frozen=True)
-class EvaluationSummary:
-    """What an evaluation found and wrote.
-
-    Attributes
-    ----------
-    files
-        All that was written.
-    key_figures
-        What it found, in words, by name.
-    picture
-        The most telling one, if there is one.
-    tables
-        All that was found, as text.
-    pictures
-        The names of all, by what they show.
-    """
-
-    files: list[Path]
-    key_figures: dict[str, str]
-    picture: Path | None
-    tables: list[str]
-    pictures: dict[str, str]
-
-
 # Of the jobs `denoise`, `extract-noise` and `evaluate`.
-Result = Summary | NoiseSummary | EvaluationSummary
+Result = Summary | NoiseSummary | Evaluation
 
 
 class JobKind(Protocol):
@@ -101,7 +76,7 @@ class DenoiseJob:
             root=item.root,
             passthrough=item.passthrough,
             earlier="anew",
-            engine=pool,
+            devices=pool,
         )
 
 
@@ -163,7 +138,7 @@ class ExtractNoiseJob:
             root=item.root,
             earlier="anew",
             draw=self._draw,
-            searcher=PoolSearcher(pool),
+            devices=pool,
         )
 
 

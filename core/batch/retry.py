@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import queue
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Generic
 
-from ..errors import Aborted, ConfigurationError, CryohushError, HostError, InputError, OutputError
+from ..errors import ConfigurationError, CryohushError, HostError, InputError, OutputError
+from ..inference.devices import LocalDevices
+from ..job_context import JobContext
+from ..jobs.job import Order, P, Part, Parts
 
 if TYPE_CHECKING:
     from .workers import Pool
@@ -24,59 +26,7 @@ class RangesFailed(CryohushError):
     """Some ranges of a source failed again and again; the others are finished and kept."""
 
 
-class Part(Protocol):
-    """What a worker does at a time, of the work on a source."""
-
-    @property
-    def name(self) -> str:
-        """Unique in the source."""
-
-    @property
-    def n_images(self) -> int:
-        """Number of images."""
-
-    def describe(self) -> str:
-        """Return the images in words."""
-
-
-P = TypeVar("P", bound=Part)
-W = TypeVar("W")
-
-
-@dataclass(frozen=True, eq=False)
-class Workload(Generic[P, W]):
-    """How the parts of a source are done.
-
-    Attributes
-    ----------
-    title
-        Of the source, for the dashboard.
-    parts
-        What is to be done.
-    n_images
-        Of the whole source.
-    work
-        Returns what a worker needs to do a part; called for each attempt.
-    function
-        Does it: a function of a module, called on a worker with the work, the device, and the CPU threads.
-    take
-        Gets each part that is done.
-    """
-
-    title: str
-    parts: Sequence[P]
-    n_images: int
-    work: Callable[[P], W]
-    function: Callable[[W, str, int | None], None]
-    take: Callable[[P], None]
-
-
-def do_parts(
-    pool: Pool,
-    workload: Workload[P, W],
-    should_stop: Callable[[], bool],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[tuple[P, BaseException]]:
+def do_parts(pool: Pool, parts: Parts[P], context: JobContext) -> list[tuple[P, BaseException]]:
     """Bring all parts to an end, and return those that failed again and again, and why.
 
     Raises
@@ -84,43 +34,42 @@ def do_parts(
     OutputError
         If the disk is full or fails.
     Aborted
-        If `should_stop` said so; what was taken is kept.
+        If `context.should_stop` said so; what was taken is kept.
     """
-    return _Retries(pool, workload).run(progress, should_stop)
+    return _Retries(pool, parts).run(context)
 
 
-class _Retries(Generic[P, W]):
+class _Retries(Generic[P]):
     """The parts of one source on their way through the pool."""
 
-    def __init__(self, pool: Pool, workload: Workload[P, W]) -> None:
-        self._pool, self._workload = pool, workload
-        self._waiting = list(workload.parts)
+    def __init__(self, pool: Pool, parts: Parts[P]) -> None:
+        self._pool, self._parts = pool, parts
+        self._waiting = list(parts.waiting)
         self._out: dict[str, tuple[P, Any]] = {}
         self._tried: dict[str, int] = {}
         self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    def run(
-        self, progress: Callable[[int, int], None], should_stop: Callable[[], bool]
-    ) -> list[tuple[P, BaseException]]:
+    def run(self, context: JobContext) -> list[tuple[P, BaseException]]:
         """See `do_parts`."""
         failed: list[tuple[P, BaseException]] = []
-        total = self._workload.n_images
+        total = self._parts.n_images
         done = total - sum(part.n_images for part in self._waiting)
-        progress(done, total)
+        context.progress(done, total)
         try:
             while self._waiting or self._out:
                 self._pool.replace_lost()
-                if should_stop():
-                    raise Aborted("Stopped on request. What is finished is kept: resume to go on from there.")
+                context.stop_if_asked(
+                    "Stopped on request. What is finished is kept: resume to go on from there."
+                )
                 while self._waiting and self._pool.acquire(timeout=0 if self._out else POLL_SECONDS):
                     self._submit(self._waiting.pop(0))
                 part, error = self._next()
                 if part is None:
                     continue
                 if error is None:
-                    self._workload.take(part)
+                    self._parts.take(part)
                     done += part.n_images
-                    progress(done, total)
+                    context.progress(done, total)
                 elif isinstance(error, OutputError):
                     raise error  # the disk is full: the other parts would fail, too
                 elif isinstance(error, _LASTING) or self._tried[part.name] >= self._pool.config.attempts:
@@ -134,11 +83,10 @@ class _Retries(Generic[P, W]):
         return failed
 
     def _submit(self, part: P) -> None:
-        workload = self._workload
         self._tried[part.name] = self._tried.get(part.name, 0) + 1
         # the key is what the dashboard shows
-        key = f"{part.name} of {workload.title}, {uuid.uuid4().hex}"
-        future = self._pool.submit(key, workload.function, workload.work(part))
+        key = f"{part.name} of {self._parts.title}, {uuid.uuid4().hex}"
+        future = self._pool.submit(key, _do, self._parts.order(part))
         self._out[part.name] = (part, future)
         future.add_done_callback(lambda _, name=part.name: self._finished.put(name))
 
@@ -153,6 +101,10 @@ class _Retries(Generic[P, W]):
             return part, HostError("the scheduler went away.")
         error: BaseException | None = future.exception()
         return part, error
+
+
+def _do(order: Order, devices: LocalDevices) -> None:
+    order.do(devices)
 
 
 def is_death(error: BaseException) -> bool:

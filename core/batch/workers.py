@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,11 @@ from typing import Any
 import torch
 
 from ..config.batch import EngineConfig
-from ..config.denoise import CONTEXT_NAME, DenoiseOptions
-from ..errors import ConfigurationError, HostError, missing_package
-from ..inference.devices import available_threads, resolve_devices
-from ..inference.engine import Choices, LocalDevices, Task
-from ..inference.stream import StreamResult
-from ..io.journal import Journal
-from ..models.weights import LoadedModel, load_model
-from .ranges import Assembly, Range, RangeWork, denoise_range, plan_ranges
-from .retry import RangesFailed, Workload, describe_failed, do_parts, in_words, is_death
+from ..errors import ConfigurationError, CryohushError, HostError, missing_package
+from ..inference.devices import LocalDevices, available_threads, resolve_devices
+from ..job_context import JobContext
+from ..jobs.job import Work
+from .retry import RangesFailed, describe_failed, do_parts, in_words, is_death
 
 # CPUs of a worker, where none says how many: enough for a batch each, few enough to share the machine.
 CPUS_PER_WORKER = 8
@@ -121,7 +117,7 @@ class Pool:
                 self._cluster.scale(self.n_workers)
 
     def submit(self, key: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return the future of a function, which gets the arguments, the worker's device, its CPU threads."""
+        """Return the future of a function, which gets the arguments and the worker's devices."""
         return self.client.submit(_on_worker, self.resources, function, *arguments, key=key)
 
     def ask(self, function: Callable[..., Any], *arguments: Any, attempt: int = 1) -> Any:
@@ -147,64 +143,25 @@ class Pool:
                 raise HostError(f"{in_words(error)}, {attempt} times, before any image.") from error
         return self.ask(function, *arguments, attempt=attempt + 1)
 
-    def choose(
-        self,
-        model: LoadedModel,
-        options: DenoiseOptions,
-        shapes: Sequence[tuple[int, int]],
-        *,
-        are_micrographs: bool,
-    ) -> tuple[Choices, str]:
-        """Return what suits the workers, and why this precision; measured on one of them."""
-        chosen: tuple[Choices, str] = self.ask(_choose, model.path, options, list(shapes), are_micrographs)
-        return chosen
-
-    def denoise(
-        self,
-        task: Task,
-        output_dir: Path,
-        journal: Journal,
-        progress: Callable[[int, int], None],
-        should_stop: Callable[[], bool],
-    ) -> StreamResult:
-        """Denoise what is not finished, range by range; a range that always fails does not stop the others.
+    def do(self, work: Work, context: JobContext) -> None:
+        """Do the work part by part; a part that always fails does not stop the others.
 
         Raises
         ------
         RangesFailed
-            If ranges were set aside; names them and why. All others are finished.
+            If parts were set aside; names them and why. All others are finished.
         OutputError
             If the disk is full or fails.
         Aborted
-            If `should_stop` said so; what is finished is kept.
+            If `context.should_stop` said so; what is finished is kept.
         """
-        sizes = (
-            dict.fromkeys(task.choices.batch_sizes, 1) if task.are_micrographs else task.choices.batch_sizes
-        )
-        ranges = plan_ranges(task.stacks, sizes, int(self.config.range_mb * 2**20))
-        with Assembly(task, ranges, output_dir, journal) as assembly:
-
-            def work(part: Range) -> RangeWork:
-                return RangeWork(
-                    part,
-                    assembly.folder(part).absolute(),
-                    task.model.path.absolute(),
-                    task.model.sha256,
-                    task.options,
-                    task.choices,
-                    task.are_micrographs,
-                    task.label,
-                    None if task.contexts is None else (output_dir / CONTEXT_NAME).absolute(),
-                )
-
-            n_images = sum(part.n_images for part in ranges)
-            workload = Workload(
-                output_dir.name, assembly.waiting(), n_images, work, denoise_range, assembly.take
-            )
-            failed = do_parts(self, workload, should_stop, progress)
+        with work.in_parts(int(self.config.range_mb * 2**20)) as parts:
+            failed = do_parts(self, parts, context)
+            if failed and parts.is_whole:
+                ((_, error),) = failed
+                raise error if isinstance(error, CryohushError) else HostError(in_words(error)) from error
             if failed:
-                raise RangesFailed(describe_failed(failed, len(ranges)))
-            return assembly.finish()
+                raise RangesFailed(describe_failed(failed, parts.n_parts))
 
 
 def _quieten() -> None:
@@ -222,29 +179,16 @@ def dask_setup(worker: object) -> None:
 
 
 def _on_worker(resources: Resources, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function with what this worker has: workers are numbered, and so are the devices."""
+    """Call a function with the devices of this worker: workers are numbered, and so are they."""
     from distributed import get_worker
 
     name = str(get_worker().name)
     device = resources.devices[int(name) % len(resources.devices) if name.isdigit() else 0]
-    return function(*arguments, device, resources.threads)
+    return function(*arguments, LocalDevices(resolve_devices(device), resources.threads))
 
 
-def _describe(device: str, threads: int | None) -> tuple[list[str], list[str], int]:
-    engine = LocalDevices(resolve_devices(device), threads)
-    return engine.names, engine.types, engine.threads
-
-
-def _choose(
-    model: Path,
-    options: DenoiseOptions,
-    shapes: list[tuple[int, int]],
-    are_micrographs: bool,
-    device: str,
-    threads: int | None,
-) -> tuple[Choices, str]:
-    engine = LocalDevices(resolve_devices(device), threads)
-    return engine.choose(load_model(model), options, shapes, are_micrographs=are_micrographs)
+def _describe(devices: LocalDevices) -> tuple[list[str], list[str], int]:
+    return devices.names, devices.types, devices.threads
 
 
 # What follows runs in the driver.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from ..errors import Aborted, ImageError
 from ..io.files import make_folder
 from ..io.journal import Journal
 from ..io.mrc import StackWriter, holds
+from ..job_context import JobContext
 from .denoiser import Denoiser
 from .feeding import Denoised, Feeding, Images, Reader, Worker, denoised_batches
 from .micrograph_denoiser import MicrographDenoiser
@@ -150,11 +151,26 @@ def recorded_notes(
     return 0, skipped, remarks
 
 
-class _Output:
+class Output:
     """Writes batches in order, names each stack once it is complete, and keeps the journal.
+
+    Parameters
+    ----------
+    stacks
+        The plan.
+    output_dir
+        Where the stacks go.
+    journal
+        The journal to go on with.
+    dtype, label
+        Of the written stacks.
+    skip_bad
+        Pass images that cannot be denoised through unchanged instead of stopping.
 
     Attributes
     ----------
+    result
+        What was done.
     written
         How many images of each stack are written.
     n_written
@@ -166,13 +182,12 @@ class _Output:
         stacks: Sequence[StackPlan],
         output_dir: Path,
         journal: Journal,
-        result: StreamResult,
         *,
         dtype: Literal["float32", "float16"],
         label: str,
         skip_bad: bool,
     ) -> None:
-        self._stacks, self._output_dir, self._journal, self._result = stacks, output_dir, journal, result
+        self.stacks, self._output_dir, self._journal = stacks, output_dir, journal
         self._dtype, self._label, self._skip_bad = dtype, label, skip_bad
         self._writer: StackWriter | None = None
         # of the stack that is open, and not in the journal yet; True: the image is unchanged
@@ -182,8 +197,7 @@ class _Output:
         self.n_written = sum(self.written)
         there = [stack for stack, written in zip(stacks, self.written, strict=True) if written]
         _, skipped, remarks = recorded_notes(there, journal)
-        result.skipped += skipped
-        result.remarks += remarks
+        self.result = StreamResult(0, skipped, remarks)
 
     def write(self, pieces: Sequence[Piece], batch: Denoised) -> None:
         """Write what is not written yet of a batch."""
@@ -210,7 +224,7 @@ class _Output:
         self, number: int, begin: int, images: Images, bad: Mapping[int, str], remarks: Mapping[int, str]
     ) -> None:
         """Append images, of which the first is number `begin` of its stack and `bad` are unchanged."""
-        stack = self._stacks[number]
+        stack = self.stacks[number]
         if self._writer is None:
             self._writer = self._open(stack, resume=begin > 0)
         for position, text in bad.items():
@@ -218,11 +232,11 @@ class _Output:
         for position, text in remarks.items():
             note = ImageNote(str(stack.source), int(stack.indices[position]) + 1, text)
             self._notes.append((note, False))
-            self._result.remarks.append(note)
+            self.result.remarks.append(note)
         self._writer.write(images, unchecked=[position - begin for position in bad])
         self.written[number] = begin + len(images)
         self.n_written += len(images)
-        self._result.n_written += len(images)
+        self.result.n_written += len(images)
         if self.written[number] == len(stack.indices):
             if self._notes:
                 self.checkpoint()
@@ -239,7 +253,7 @@ class _Output:
                 remedy="Remove it, or ask for skip_bad to pass such images through unchanged.",
             )
         self._notes.append((note, True))
-        self._result.skipped.append(note)
+        self.result.skipped.append(note)
 
     def _open(self, stack: StackPlan, *, resume: bool) -> StackWriter:
         path = self._output_dir / stack.name
@@ -262,7 +276,7 @@ class _Output:
             self._notes = []
         self._last_checkpoint = time.monotonic()
 
-    def __enter__(self) -> _Output:
+    def __enter__(self) -> Output:
         return self
 
     def __exit__(
@@ -273,79 +287,58 @@ class _Output:
 
 
 def denoise_stacks(
-    stacks: Sequence[StackPlan],
+    output: Output,
     workers: Sequence[Worker],
     batch_sizes: Mapping[tuple[int, int], int],
-    output_dir: Path,
-    journal: Journal,
-    *,
     feeding: Feeding,
-    dtype: Literal["float32", "float16"],
-    label: str,
-    skip_bad: bool,
-    progress: Callable[[int, int], None],
-    should_stop: Callable[[], bool],
-) -> StreamResult:
+    context: JobContext,
+) -> None:
     """Denoise what the journal does not hold as finished.
 
     Parameters
     ----------
-    stacks
-        The plan.
+    output
+        The plan, and where it is written.
     workers
         One for each thread that denoises.
     batch_sizes
         Images per batch, by their `(y, x)`.
-    output_dir
-        Where the stacks go.
-    journal
-        The journal to go on with.
     feeding
         How many threads read, and how many batches are under way.
-    dtype, label
-        Of the written stacks.
-    skip_bad
-        Pass images that cannot be denoised through unchanged instead of stopping.
-    progress
-        Called with the numbers of images done and in all after each batch.
-    should_stop
-        Asked before each batch is written.
+    context
+        Told how many images are done after each batch, and asked whether to stop before each is written.
 
     Raises
     ------
     ImageError
-        If an image cannot be denoised and `skip_bad` is off.
+        If an image cannot be denoised and is not to be passed through.
     MrcError, OutputError
         If a stack cannot be read or written.
     Aborted
-        If `should_stop` said so; what is written is then safely recorded.
+        If `context.should_stop` said so; what is written is then safely recorded.
     DeviceError
         If a worker's device fails, or gives nothing back within `feeding.patience_seconds`.
     """
-    result = StreamResult()
+    stacks, seconds = output.stacks, output.result.seconds
     total = sum(len(stack.indices) for stack in stacks)
+    context.progress(output.n_written, total)
+    todo = [
+        pieces
+        for pieces in batches(stacks, batch_sizes)
+        if any(output.written[piece.stack] < piece.end for piece in pieces)
+    ]
     with contextlib.ExitStack() as exits:
-        output = exits.enter_context(
-            _Output(stacks, output_dir, journal, result, dtype=dtype, label=label, skip_bad=skip_bad)
-        )
-        progress(output.n_written, total)
         readers = [exits.enter_context(contextlib.closing(Reader(stacks))) for _ in range(feeding.readers)]
-        todo = [
-            pieces
-            for pieces in batches(stacks, batch_sizes)
-            if any(output.written[piece.stack] < piece.end for piece in pieces)
-        ]
         results = exits.enter_context(
             contextlib.closing(denoised_batches(todo, stacks, workers, readers, feeding))
         )
         for pieces, batch, seconds_reading, seconds_denoising in results:
-            result.seconds["reading"] += seconds_reading
-            result.seconds["denoising"] += seconds_denoising
-            if should_stop():
+            seconds["reading"] += seconds_reading
+            seconds["denoising"] += seconds_denoising
+            if context.should_stop():
                 output.checkpoint()
                 raise Aborted("Stopped on request. What is finished is kept: run again to go on from there.")
             begin = time.perf_counter()
             output.write(pieces, batch)
-            result.seconds["writing"] += time.perf_counter() - begin
-            progress(output.n_written, total)
-    return result
+            seconds["writing"] += time.perf_counter() - begin
+            context.progress(output.n_written, total)

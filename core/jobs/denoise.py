@@ -19,8 +19,8 @@ from ..context.contexts import StackContexts
 from ..errors import ConfigurationError, InputError, TableChanged, several
 from ..imaging.normalise import background_mask
 from ..inference.denoiser import Denoiser
-from ..inference.devices import Precision, resolve_devices
-from ..inference.engine import Choices, Engine, LocalDevices, Task, tiling
+from ..inference.devices import LocalDevices, Precision, resolve_devices
+from ..inference.engine import Choices, Task, choose, tiling
 from ..inference.inputs import look_at_inputs
 from ..inference.plan import (
     CS_TABLE_NAME,
@@ -45,11 +45,13 @@ from ..io.mrc import WriterState
 from ..io.mrc_header import label_of_denoised
 from ..io.particles import ParticleSet
 from ..job_context import QUIET, JobContext
-from ..models.weights import LoadedModel, load_model
+from ..models.weights import LoadedModel, Weights, load_model
 from ..progress import counted
 from ..report import PDF_NAME, PNG_NAME
 from .contexts import contexts_of
+from .denoise_parts import DenoiseWork
 from .folder import Earlier, JobFolder
+from .job import Devices
 from .scores import SUSPICIOUS, TRUSTED, Scores, keep_rows, score_particles
 from .self_measurement import measure_gain
 from .trust import error_name, error_teller, write_error_stack
@@ -69,7 +71,7 @@ def run_denoise(
     root: Path | None = None,
     passthrough: Sequence[str | Path] = (),
     earlier: Earlier = "refuse",
-    engine: Engine | None = None,
+    devices: Devices | None = None,
 ) -> Summary:
     """Denoise a table of particles or micrographs, a bare stack, or a single micrograph.
 
@@ -98,7 +100,7 @@ def run_denoise(
         Files that complete a `.cs` file; see `ParticleSet.read`.
     earlier
         What to do with an earlier run in the directory; see `jobs.folder`.
-    engine
+    devices
         Where to calculate, instead of on `options.device`.
 
     Raises
@@ -116,8 +118,8 @@ def run_denoise(
     started, begin = time.time(), time.monotonic()
     output_dir, log = Path(output_dir), context.log
     model = load_model(options.model)
-    if engine is None:
-        engine = LocalDevices(resolve_devices(options.device), options.threads)
+    if devices is None:
+        devices = LocalDevices(resolve_devices(options.device), options.threads)
     images, damaged, n_rows = chosen_images(source, options, root=root, passthrough=passthrough)
     is_micrographs = isinstance(images, MicrographSet)
     trained_angstrom = model.trained_pixel_sizes_angstrom
@@ -138,7 +140,7 @@ def run_denoise(
     if options.limit is not None and options.limit < n_rows:
         noun = "micrographs" if is_micrographs else "particles"
         log(f"a trial: only the first {options.limit} of {counted(n_rows, noun.removesuffix('s'))}")
-    undertaking = _undertaking(images, stacks, model, engine, options)
+    undertaking = _undertaking(images, stacks, model, devices, options)
     log(f"model {model.name}, SHA-256 {model.sha256[:16]}…")
     for path in source_files(images)[1:]:
         log(f"joined with {path}")
@@ -164,11 +166,14 @@ def run_denoise(
             result = StreamResult(*recorded_notes(stacks, journal))
         else:
             _check_room(folder, images, stacks, options)
-            choices = _choose(journal, engine, options, model, stacks, log, is_micrographs=is_micrographs)
+            choices = _choose(journal, devices, options, model, stacks, log, is_micrographs=is_micrographs)
             found = contexts_of(images, stacks, model, options, output_dir, goes_on=folder.goes_on, log=log)
             label = label_of_denoised(Path(model.name).name)
-            task = Task(model, options, choices, stacks, is_micrographs, label, found.contexts)
-            result = engine.denoise(task, output_dir, journal, context.progress, context.should_stop)
+            weights = Weights.of(model)
+            task = Task(weights, options, choices, stacks, is_micrographs, label, found.contexts)
+            work = DenoiseWork(task, output_dir, journal)
+            devices.do(work, context)
+            result = work.result
             gain = _measure(images, stacks, model, options, choices, found.contexts, log)
             scores = _score(images, stacks, result, options, output_dir, context)
             error_of = None
@@ -189,10 +194,10 @@ def run_denoise(
             stacks=[output_dir / stack.name for stack in stacks],
             record=output_dir / RECORD_NAME,
             model=model,
-            devices=engine.names,
+            devices=devices.names,
             precision=choices.precision,
             batch_sizes={_box(shape): size for shape, size in choices.batch_sizes.items()},
-            threads=engine.threads,
+            threads=devices.threads,
             n_rows=len(images),
             n_images=n_images,
             n_resumed=n_images - result.n_written,
@@ -350,7 +355,11 @@ _NOT_OF_THE_IMAGES = {"model", "device", "skip_bad", "threads", "score", "error_
 
 
 def _undertaking(
-    images: ImageSet, stacks: Sequence[StackPlan], model: LoadedModel, engine: Engine, options: DenoiseOptions
+    images: ImageSet,
+    stacks: Sequence[StackPlan],
+    model: LoadedModel,
+    devices: Devices,
+    options: DenoiseOptions,
 ) -> Undertaking:
     """Return the files to make, each with all that its bytes depend on."""
     result_of = options.model_dump(mode="json", exclude=_NOT_OF_THE_IMAGES)
@@ -358,7 +367,7 @@ def _undertaking(
         "version": __version__,
         "input": [str(path.absolute()) for path in source_files(images)],
         "model": model.sha256,
-        "device": engine.types,
+        "device": devices.types,
         **result_of,
     }
     others = [
@@ -451,7 +460,7 @@ def _recorded_choices(journal: Journal) -> Choices | None:
 
 def _choose(
     journal: Journal,
-    engine: Engine,
+    devices: Devices,
     options: DenoiseOptions,
     model: LoadedModel,
     stacks: Sequence[StackPlan],
@@ -463,12 +472,13 @@ def _choose(
     choices, reason = _recorded_choices(journal), "as when the run began"
     sizes = {} if choices is None else choices.batch_sizes
     shapes = [shape for shape in dict.fromkeys(stack.shape for stack in stacks) if shape not in sizes]
+    weights = Weights.of(model)
     if shapes:
         if choices is None:
-            choices, reason = engine.choose(model, options, shapes, are_micrographs=is_micrographs)
+            choices, reason = devices.ask(choose, weights, options, shapes, is_micrographs)
         else:  # the table has grown by images of another size
             same = options.model_copy(update={"precision": choices.precision})
-            more, _ = engine.choose(model, same, shapes, are_micrographs=is_micrographs)
+            more, _ = devices.ask(choose, weights, same, shapes, is_micrographs)
             choices = Choices(choices.precision, {**sizes, **more.batch_sizes})
         sizes = choices.batch_sizes
         recorded = {
@@ -477,7 +487,7 @@ def _choose(
         }
         journal.record(_CHOICES, WriterState(), recorded)
     assert choices is not None  # there is a shape
-    log(f"device {', '.join(engine.names)}, precision {choices.precision} ({reason})")
+    log(f"device {', '.join(devices.names)}, precision {choices.precision} ({reason})")
     if is_micrographs:
         tilings = {tiling(model, shape): size for shape, size in sizes.items()}
         log("tiles of " + ", ".join(f"{_box(t.tile)} px and {t.border_px} px around" for t in tilings))

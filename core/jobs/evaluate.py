@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import math
+import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +29,22 @@ from ..evaluation.model_section import model_figures
 from ..evaluation.picking import picking
 from ..evaluation.sections import against_clean, against_twin, sample_section
 from ..evaluation.tasks import Found, clustering, half_maps, pose_accuracy
-from ..inference.devices import available_threads
+from ..inference.devices import LocalDevices
 from ..inference.plan import source_files
-from ..io.files import file_state, sha256_of
+from ..io.files import file_state, make_folder, sha256_of
 from ..io.journal import RANGES_FOLDER, RECORD_NAME, Undertaking
 from ..job_context import QUIET, JobContext
 from ..report import PDF_NAME
-from ..report.html import Section, write_bytes, write_html
+from ..report.html import Picture, Section, write_bytes, write_html
 from ..report.pages import write_pages
 from .folder import Earlier, JobFolder
+from .job import Devices
+from .parts import do_in_folder, move_files, read_notes
 
 JSON_NAME, HTML_NAME, TABLE_NAME = "evaluation.json", "evaluation.html", "evaluation_images.csv"
 PNG_PREFIX = "evaluation_"
+# Rows of each table of the report that a batch repeats.
+_ROWS = 3
 HEADLINE = "Evaluation of denoised images"
 
 
@@ -47,35 +54,71 @@ class Evaluation:
 
     Attributes
     ----------
-    numbers
-        What `evaluation.json` holds.
-    files
-        All that was written.
-    sections
-        What the report shows; none when nothing was left to do.
+    folder, names
+        Where it wrote, and the names of all that it wrote.
+    key_figures
+        What it found, in words, by name; as all that follows, empty when nothing was left to do.
+    telling
+        The name of the most telling figure, if there is one.
+    tables
+        The tables of the report, each with its title and notes, as text in columns.
+    pictures
+        The names of the figures' PNG files, by what they show.
     """
 
-    numbers: dict[str, Any]
-    files: list[Path]
-    sections: list[Section]
+    folder: Path
+    names: list[str]
+    key_figures: dict[str, str] = field(default_factory=dict)
+    telling: str | None = None
+    tables: list[str] = field(default_factory=list)
+    pictures: dict[str, str] = field(default_factory=dict)
 
     @property
-    def tables(self) -> list[str]:
-        """The tables of the report, each with its title and notes, as text in columns."""
-        return [
+    def files(self) -> list[Path]:
+        """All that was written."""
+        return [self.folder / name for name in self.names]
+
+    @property
+    def picture(self) -> Path | None:
+        """The most telling figure, if there is one."""
+        return None if self.telling is None else self.folder / self.telling
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What `evaluation.json` holds."""
+        numbers: dict[str, Any] = json.loads((self.folder / JSON_NAME).read_text(encoding="utf-8"))
+        return numbers
+
+
+def _evaluation(folder: Path, names: list[str], sections: Sequence[Section]) -> Evaluation:
+    """Return what is to be said of the sections of a report."""
+    telling = next((section for section in sections if section.rows), sections[0])
+    return Evaluation(
+        folder,
+        names,
+        {
+            f"{section.title}: {row[0]}": ", ".join(
+                f"{name} {cell}" for name, cell in zip(section.header[1:], row[1:], strict=True) if cell
+            )
+            for section in sections
+            for row in section.rows[:_ROWS]
+        },
+        _png_name(telling.pictures[0]) if telling.pictures else None,
+        [
             "\n".join([section.title, *_columns([section.header, *section.rows]), *section.notes])
-            for section in self.sections
+            for section in sections
             if section.rows
-        ]
-
-    @property
-    def pictures(self) -> dict[str, str]:
-        """The names of the figures' PNG files, by what they show."""
-        return {
-            f"{section.title}. {picture.caption}": f"{PNG_PREFIX}{picture.name}.png"
-            for section in self.sections
+        ],
+        {
+            f"{section.title}. {picture.caption}": _png_name(picture)
+            for section in sections
             for picture in section.pictures
-        }
+        },
+    )
+
+
+def _png_name(picture: Picture) -> str:
+    return f"{PNG_PREFIX}{picture.name}.png"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -86,7 +129,12 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def run_evaluate(
-    config: EvaluateConfig, output_dir: Path, context: JobContext = QUIET, *, earlier: Earlier = "refuse"
+    config: EvaluateConfig,
+    output_dir: Path,
+    context: JobContext = QUIET,
+    *,
+    earlier: Earlier = "refuse",
+    devices: Devices | None = None,
 ) -> Evaluation:
     """Compute all that applies and write it to `output_dir`; nothing is written before all is computed.
 
@@ -100,6 +148,8 @@ def run_evaluate(
         Whom to ask and tell.
     earlier
         What to do with an earlier evaluation in the directory; see `jobs.folder`.
+    devices
+        Where to calculate, instead of on `config.threads` threads of this process.
 
     Raises
     ------
@@ -112,19 +162,110 @@ def run_evaluate(
     Aborted
         If `context.should_stop` said so.
     """
-    started, begin = time.time(), time.monotonic()
     sources = Sources.open(config) if config.denoised else None
     undertaking, inputs = plan_evaluation(config, sources)
     with JobFolder(output_dir, undertaking, earlier, inputs=inputs, log=context.log) as folder:
         if folder.journal.is_complete:
-            numbers = json.loads((output_dir / JSON_NAME).read_text(encoding="utf-8"))
-            return Evaluation(numbers, [output_dir / name for name in folder.journal.results or ()], [])
-        numbers, sections, result = _compute(config, sources, context)
-        facts = _facts(config, sources, context.command or "", started, time.monotonic() - begin)
+            return Evaluation(output_dir, list(folder.journal.results or ()))
+        work = EvaluateWork(config, sources, folder, context.command or "")
+        (devices or LocalDevices([torch.device("cpu")], config.threads)).do(work, context)
+        assert work.found is not None  # it is done
+        folder.journal.complete(work.found.names)
+    return work.found
+
+
+class EvaluateWork:
+    """An evaluation, which one process does from begin to end, or again; see `Work`.
+
+    Attributes
+    ----------
+    found
+        What it found; None before it is done.
+    """
+
+    title, name, is_whole, n_parts = "evaluation", "evaluation", True, 1
+
+    def __init__(
+        self, config: EvaluateConfig, sources: Sources | None, folder: JobFolder, command: str
+    ) -> None:
+        self._config, self._sources, self._folder, self._command = config, sources, folder, command
+        self._ranges = folder.path.absolute() / RANGES_FOLDER
+        self.n_images = 0 if sources is None else len(sources.denoised)
+        self.waiting = [self]
+        self.found: Evaluation | None = None
+
+    def do(self, devices: LocalDevices, context: JobContext) -> None:
+        """Compute all that applies, and write it."""
+        config, sources = self._config, self._sources
+        started, begin = time.time(), time.monotonic()
+        numbers, sections, result = _compute(config, sources, devices.cpu_threads, context)
+        facts = _facts(config, sources, self._command, started, time.monotonic() - begin)
         record = {"facts": facts, "options": config.model_dump(mode="json"), **numbers}
-        files = _write(folder, facts, record, sections, sources, result)
-        folder.journal.complete([path.relative_to(output_dir).as_posix() for path in files])
-    return Evaluation(record, files, sections)
+        names = _write(self._folder, facts, record, sections, sources, result)
+        self.found = _evaluation(self._folder.path, names, sections)
+
+    @contextlib.contextmanager
+    def in_parts(self, part_bytes: int) -> Iterator[EvaluateWork]:
+        """Yield all of it; a worker that is still at it afterwards stops."""
+        try:
+            self._attempts = self._ranges / uuid.uuid4().hex
+            make_folder(self._attempts)
+            yield self
+        finally:
+            shutil.rmtree(self._ranges, ignore_errors=True)
+
+    def describe(self) -> str:
+        """See `Part`."""
+        return self.name
+
+    def order(self, part: EvaluateWork) -> EvaluateOrder:
+        """See `Parts`."""
+        return EvaluateOrder(self._config, self._attempts / self.name, self._command)
+
+    def take(self, part: EvaluateWork) -> None:
+        """See `Parts`."""
+        folder = self._attempts / self.name
+        found = Evaluation(self._folder.path, **read_notes(folder))
+        self._folder.add_files(found.names)
+        move_files(found.names, folder, self._folder.path)
+        self.found = found
+
+
+@dataclass(frozen=True)
+class EvaluateOrder:
+    """An evaluation with all that a worker needs to do it.
+
+    Attributes
+    ----------
+    config
+        What is compared with what.
+    folder
+        What the evaluation's own folder becomes.
+    command
+        The command line.
+    """
+
+    config: EvaluateConfig
+    folder: Path
+    command: str
+
+    def do(self, devices: LocalDevices) -> None:
+        """Evaluate into the folder.
+
+        Raises
+        ------
+        CryohushError
+            As `run_evaluate`; nothing stays behind.
+        """
+        device = ",".join(str(one) for one in devices.devices)
+        config = self.config.model_copy(update={"device": device, "threads": devices.cpu_threads})
+
+        def do(folder: Path) -> dict[str, Any]:
+            context = JobContext(should_stop=lambda: not folder.exists(), command=self.command)
+            found = vars(run_evaluate(config, folder, context, devices=devices))
+            return {name: value for name, value in found.items() if name != "folder"}
+
+        do_in_folder(self.folder, do)
 
 
 def plan_evaluation(config: EvaluateConfig, sources: Sources | None) -> tuple[Undertaking, list[Path]]:
@@ -154,7 +295,7 @@ def paths_in(section: BaseModel) -> Iterator[Path]:
 
 
 def _compute(
-    config: EvaluateConfig, sources: Sources | None, context: JobContext
+    config: EvaluateConfig, sources: Sources | None, n_threads: int, context: JobContext
 ) -> tuple[dict[str, Any], list[Section], Result | None]:
     """Return the numbers, the sections of the report, and the comparison of the images."""
 
@@ -162,7 +303,7 @@ def _compute(
         context.stop_if_asked("Stopped. Nothing was written.")
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads or available_threads())
+    torch.set_num_threads(n_threads)
     try:
         sections: list[Section] = []
         numbers: dict[str, Any] = {}
@@ -272,21 +413,19 @@ def _write(
     sections: list[Section],
     sources: Sources | None,
     result: Result | None,
-) -> list[Path]:
-    """Write all files; the JSON comes last, so that one that is there belongs to all the others."""
-    pictures = {
-        f"{PNG_PREFIX}{picture.name}.png": picture for section in sections for picture in section.pictures
-    }
+) -> list[str]:
+    """Write all files and return their names; a JSON that is there, the last one, belongs to all others."""
+    pictures = {_png_name(picture): picture for section in sections for picture in section.pictures}
     folder.add_files(list(pictures))
     files = [write_bytes(folder.path / name, picture.png) for name, picture in pictures.items()]
     if sources is not None and result is not None and (result.reference or result.twin):
         files.append(write_bytes(folder.path / TABLE_NAME, _image_table(result, sources.denoised.rows)))
-    return [
-        *files,
+    files += [
         write_pages(folder.path / PDF_NAME, HEADLINE, TRUST, facts, sections),
         write_html(folder.path / HTML_NAME, HEADLINE, TRUST, facts, sections),
         write_bytes(folder.path / JSON_NAME, _json(record)),
     ]
+    return [path.relative_to(folder.path).as_posix() for path in files]
 
 
 def _image_table(result: Result, rows: NDArray[np.intp]) -> bytes:

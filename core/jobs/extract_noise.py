@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import queue
 import statistics
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 
 from ... import __version__
 from ..config.extract_noise import DEFAULT_WINDOW_PX, WINDOWS_ACROSS, ExtractNoiseOptions
-from ..errors import Aborted, ConfigurationError, InputError, TooFewBlocks
-from ..inference.devices import (
-    Precision,
-    available_threads,
-    choose_precision,
-    keep_freed_memory,
-    resolve_devices,
-)
+from ..errors import ConfigurationError, InputError, TooFewBlocks
+from ..inference.devices import LocalDevices, Precision, resolve_devices
 from ..inference.plan import output_names
 from ..io.files import file_state, make_folder, sha256_of, write_json
 from ..io.journal import RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader, WriterState
 from ..job_context import QUIET, JobContext
-from ..models.weights import LoadedModel
-from ..noise.finders import WindowFinder, finder_of, load_noise_network
-from ..noise.micrograph import Draw, MicrographCounts, MicrographTask, extract_from, overlay_file, part_file
+from ..models.weights import LoadedModel, Weights
+from ..noise.finders import finder_of, load_noise_network
+from ..noise.micrograph import Draw, MicrographCounts, MicrographTask, overlay_file, part_file
 from ..noise.output import LABELS_FOLDER, PARTS_FOLDER, STACK_NAME, TABLE_NAME, write_noise
 from ..noise.patches import count_in_windows
 from ..noise.segmentation import BACKGROUND
@@ -42,107 +32,13 @@ from ..noise.summary import NoiseSummary, explain
 from ..progress import counted
 from ..report import PDF_NAME
 from .folder import Earlier, JobFolder
+from .job import Devices
+from .noise_search import Search, SearchWork, choose
 
 # Micrographs that are named one by one.
 WARNINGS = 8
-WORKERS_PER_GPU = 2
 # The journal's entry for the number format; micrographs have numbers.
 _PRECISION = "precision"
-
-
-@dataclass(frozen=True, eq=False)
-class Search:
-    """Micrographs, and how they are searched.
-
-    Attributes
-    ----------
-    tasks
-        The micrographs.
-    model, precision, options
-        By what.
-    output_dir
-        Where parts, label maps and pictures go.
-    draw
-        Writes the picture of a micrograph; None draws none.
-    """
-
-    tasks: Sequence[MicrographTask]
-    model: LoadedModel
-    precision: Precision
-    options: ExtractNoiseOptions
-    output_dir: Path
-    draw: Draw | None
-
-
-class Searcher(Protocol):
-    """Where micrographs are searched."""
-
-    @property
-    def names(self) -> list[str]:
-        """The devices, for the log and the record."""
-
-    @property
-    def types(self) -> list[str]:
-        """Their kinds, sorted: `cpu`, `cuda`."""
-
-    def choose(
-        self, model: LoadedModel, requested: Literal["auto", "fp32", "bf16", "fp16"]
-    ) -> tuple[Precision, str]:
-        """Return the number format of the network, and why."""
-
-    def search(
-        self,
-        search: Search,
-        take: Callable[[MicrographTask, MicrographCounts], None],
-        should_stop: Callable[[], bool],
-    ) -> None:
-        """Search all micrographs, in any order; `take` gets each when its files are written.
-
-        Raises
-        ------
-        Aborted
-            If `should_stop` said so; what was taken is kept.
-        """
-
-
-class LocalSearcher:
-    """Searches on the devices of this process; on the CPU, `threads` micrographs at once."""
-
-    def __init__(self, devices: Sequence[torch.device], threads: int | None = None) -> None:
-        keep_freed_memory()
-        self._devices, self._threads = devices, threads or available_threads()
-        self.names = [str(device) for device in devices]
-        self.types = sorted({device.type for device in devices})
-
-    def choose(
-        self, model: LoadedModel, requested: Literal["auto", "fp32", "bf16", "fp16"]
-    ) -> tuple[Precision, str]:
-        """See `Searcher`."""
-        return choose_precision(self._devices[0], requested)
-
-    def search(
-        self,
-        search: Search,
-        take: Callable[[MicrographTask, MicrographCounts], None],
-        should_stop: Callable[[], bool],
-    ) -> None:
-        """See `Searcher`."""
-        threads = torch.get_num_threads()
-        try:
-            _run(search, self._finders(search), take, should_stop)
-        finally:
-            torch.set_num_threads(threads)
-
-    def _finders(self, search: Search) -> list[WindowFinder]:
-        """One for each micrograph that is worked on at once; on the CPU they share the threads."""
-        model, precision, options = search.model, search.precision, search.options
-        finders = [finder_of(options).make(model, device, precision, options) for device in self._devices]
-        n_tasks = max(1, len(search.tasks))
-        if self.types == ["cpu"]:
-            workers = min(self._threads, n_tasks)
-            torch.set_num_threads(self._threads // workers)
-            return finders * workers
-        return finders * min(WORKERS_PER_GPU, -(-n_tasks // len(finders)))
 
 
 def run_extract_noise(
@@ -154,7 +50,7 @@ def run_extract_noise(
     root: Path | None = None,
     earlier: Earlier = "refuse",
     draw: Draw | None = None,
-    searcher: Searcher | None = None,
+    devices: Devices | None = None,
 ) -> NoiseSummary:
     """Cut blocks of pure noise out of micrographs.
 
@@ -178,8 +74,8 @@ def run_extract_noise(
         What to do with an earlier run in the directory; see `jobs.folder`.
     draw
         Writes the picture of a micrograph (`report.overlays.write_overlay`); None draws none.
-    searcher
-        Where to calculate; None: on `options.device`.
+    devices
+        Where to calculate, instead of on `options.device`.
 
     Raises
     ------
@@ -198,19 +94,20 @@ def run_extract_noise(
     """
     begin, output_dir = time.monotonic(), Path(output_dir)
     model = load_noise_network(options)
-    searcher = searcher or LocalSearcher(resolve_devices(options.device), options.threads)
+    if devices is None:
+        devices = LocalDevices(resolve_devices(options.device), options.threads)
     images = MicrographSet.read(source, root=root)
     tasks, too_small = plan_search(images, options)
     context.log(
         f"{counted(len(images.stacks), 'micrograph')}, windows of {tasks[0].window_px} px every "
         f"{tasks[0].stride_px} px, model {model.name}, SHA-256 {model.sha256[:16]}…"
     )
-    undertaking = _undertaking(images, tasks, model, options, searcher, drawn=draw is not None)
+    undertaking = _undertaking(images, tasks, model, options, devices, drawn=draw is not None)
     inputs = [images.source, *images.stacks]
     with JobFolder(output_dir, undertaking, earlier, inputs=inputs, log=context.log) as folder:
         journal, n_resumed, was_complete = folder.journal, len(tasks), folder.journal.is_complete
         if not was_complete:
-            n_resumed = _search(folder, tasks, model, options, searcher, draw, context)
+            n_resumed = _search(folder, tasks, model, options, devices, draw, context)
         counts = [
             too_small.get(index) or MicrographCounts(**journal.extras[_part_name(index)])
             for index in range(len(images.stacks))
@@ -254,7 +151,7 @@ def run_extract_noise(
                 options.method,
                 options.pixel_size_angstrom,
             )
-            _write_record(summary, options, model, searcher, context.command)
+            _write_record(summary, options, model, devices, context.command)
             journal.complete([STACK_NAME, TABLE_NAME, RECORD_NAME])
         # only now: until the journal says that all is done, they are needed
         folder.remove(PARTS_FOLDER)
@@ -294,7 +191,7 @@ def _search(
     tasks: Sequence[MicrographTask],
     model: LoadedModel,
     options: ExtractNoiseOptions,
-    searcher: Searcher,
+    devices: Devices,
     draw: Draw | None,
     context: JobContext,
 ) -> int:
@@ -305,19 +202,16 @@ def _search(
     n_resumed = len(tasks) - len(waiting)
     if folder.goes_on:
         context.log(f"done already: {counted(n_resumed, 'micrograph')}")
-    precision = _precision(searcher, model, options, journal, context.log)
-    done = itertools.count(n_resumed + 1)
+    precision = _precision(devices, options, journal, context.log)
 
     def take(task: MicrographTask, counts: MicrographCounts) -> None:
         key = _part_name(task.index)
         made = [key, _label_name(task), _overlay_name(task)]
         journal.record(key, WriterState(), asdict(counts))
         journal.finish(key, [name for name in made if (output_dir / name).exists()])
-        context.progress(next(done), len(tasks))
 
-    context.progress(n_resumed, len(tasks))
-    search = Search(waiting, model, precision, options, output_dir, draw)
-    searcher.search(search, take, context.should_stop)
+    search = Search(waiting, Weights.of(model), precision, options, output_dir, draw)
+    devices.do(SearchWork(search, len(tasks), take), context)
     return n_resumed
 
 
@@ -422,7 +316,7 @@ def _undertaking(
     tasks: Sequence[MicrographTask],
     model: LoadedModel,
     options: ExtractNoiseOptions,
-    searcher: Searcher,
+    devices: Devices,
     *,
     drawn: bool,
 ) -> Undertaking:
@@ -432,7 +326,7 @@ def _undertaking(
         "version": __version__,
         "input": str(images.source.absolute()),
         "model": model.sha256,
-        "device": searcher.types,
+        "device": devices.types,
         **chosen,
     }
     files = [STACK_NAME, RECORD_NAME, PDF_NAME]
@@ -464,8 +358,7 @@ def _parts(images: MicrographSet, tasks: Sequence[MicrographTask]) -> dict[str, 
 
 
 def _precision(
-    searcher: Searcher,
-    model: LoadedModel,
+    devices: Devices,
     options: ExtractNoiseOptions,
     journal: Journal,
     log: Callable[[str], None],
@@ -474,52 +367,17 @@ def _precision(
     precision: Precision | None = journal.extras.get(_PRECISION)
     reason = "as when the run began"
     if precision is None:
-        precision, reason = searcher.choose(model, options.precision)
+        precision, reason = devices.ask(choose, options.precision)
         journal.record(_PRECISION, WriterState(), precision)
-    log(f"device {', '.join(searcher.names)}, precision {precision} ({reason})")
+    log(f"device {', '.join(devices.names)}, precision {precision} ({reason})")
     return precision
-
-
-def _run(
-    search: Search,
-    finders: Sequence[WindowFinder],
-    take: Callable[[MicrographTask, MicrographCounts], None],
-    should_stop: Callable[[], bool],
-) -> None:
-    """Work through the micrographs, as many at once as there are finders."""
-    free: queue.SimpleQueue[WindowFinder] = queue.SimpleQueue()
-    for finder in finders:
-        free.put(finder)
-    lock = threading.Lock()
-
-    def work(task: MicrographTask) -> None:
-        finder = free.get()
-        try:
-            counts = extract_from(task, finder, search.output_dir, search.options, search.draw)
-        finally:
-            free.put(finder)
-        with lock:
-            take(task, counts)
-
-    waiting = list(search.tasks)[::-1]
-    with ThreadPoolExecutor(len(finders)) as pool:
-        running: set[Future[None]] = set()
-        while waiting or running:
-            if should_stop():
-                wait(running)
-                raise Aborted("Stopped on request. What is finished is kept: go on from there with --resume.")
-            while waiting and len(running) < len(finders):
-                running.add(pool.submit(work, waiting.pop()))
-            finished, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()
 
 
 def _write_record(
     summary: NoiseSummary,
     options: ExtractNoiseOptions,
     model: LoadedModel,
-    searcher: Searcher,
+    devices: Devices,
     command: str | None,
 ) -> None:
     record = {
@@ -527,7 +385,7 @@ def _write_record(
         "command": command,
         "options": options.model_dump(mode="json"),
         "model": {"name": Path(model.name).name, "sha256": model.sha256},
-        "devices": searcher.names,
+        "devices": devices.names,
         "blocks": summary.n_blocks,
         "window_px": summary.window_px,
         "what_became_of_the_windows": summary.explanation,

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..config.denoise import DenoiseOptions
 from ..errors import ConfigurationError
-from ..inference.devices import resolve_devices
-from ..inference.engine import LocalDevices, Task
+from ..inference.devices import LocalDevices, resolve_devices
+from ..inference.engine import Task, choose, denoise
 from ..inference.inputs import look_at_inputs
 from ..inference.plan import StackPlan, chosen_images, plan_stacks
 from ..inference.summary import SAMPLED_MICROGRAPHS, read_samples
@@ -20,7 +20,7 @@ from ..io.files import make_folder
 from ..io.journal import JOURNAL_NAME, Journal, Undertaking
 from ..io.micrographs import MicrographSet
 from ..job_context import QUIET, JobContext
-from ..models.weights import load_model
+from ..models.weights import Weights, load_model
 from ..report.pdf import write_montage
 from .contexts import contexts_of
 from .denoise import measure_run
@@ -67,7 +67,7 @@ def preview(
     output_dir = Path(output_dir)
     measure_run(source, output_dir, options, root=root, passthrough=passthrough)  # raises what a run would
     model = load_model(options.model)
-    engine = LocalDevices(resolve_devices(options.device), options.threads)
+    devices = LocalDevices(resolve_devices(options.device), options.threads)
     images, _, _ = chosen_images(source, options, root=root, passthrough=passthrough)
     is_micrographs = isinstance(images, MicrographSet)
     trained_angstrom = model.trained_pixel_sizes_angstrom
@@ -85,11 +85,12 @@ def preview(
     with tempfile.TemporaryDirectory(prefix=".preview-", dir=output_dir) as folder:
         place = Path(folder)
         known = contexts_of(images, stacks, model, options, place, goes_on=False, log=context.log)
-        choices, _ = engine.choose(model, options, [chosen[0].shape], are_micrographs=is_micrographs)
-        task = Task(model, options, choices, chosen, is_micrographs, "preview", known.contexts)
+        weights = Weights.of(model)
+        choices, _ = choose(weights, options, [chosen[0].shape], is_micrographs, devices)
+        task = Task(weights, options, choices, chosen, is_micrographs, "preview", known.contexts)
         with Journal(place / JOURNAL_NAME) as journal:
             journal.begin(Undertaking("preview", parts=dict.fromkeys((stack.name for stack in chosen), "")))
-            result = engine.denoise(task, place, journal, context.progress, context.should_stop)
+            result = denoise(task, place, journal, devices, context)
         samples = read_samples(chosen, place, result.skipped, are_micrographs=is_micrographs)
     path, verdict = write_montage(
         output_dir / PREVIEW_NAME,

@@ -7,6 +7,7 @@ models are listed in `weights/manifest.yaml`, which also holds the SHA-256 of ea
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -72,6 +73,56 @@ class LoadedModel:
             return (float(low), float(high)) if 0 < float(low) <= float(high) else None
         except (KeyError, TypeError, ValueError):
             return None
+
+
+class Weights:
+    """A model by its file: what is sent to a worker, which loads it once and then has it at hand.
+
+    Where the model is loaded already, it is not loaded again.
+
+    Attributes
+    ----------
+    path, sha256
+        The weights file.
+    """
+
+    def __init__(self, path: Path, sha256: str, model: LoadedModel | None = None) -> None:
+        self.path, self.sha256, self._model = path.absolute(), sha256, model
+
+    @classmethod
+    def of(cls, model: LoadedModel) -> Weights:
+        """Return those of a model that is loaded."""
+        return cls(model.path, model.sha256, model)
+
+    def load(self) -> LoadedModel:
+        """
+        Raises
+        ------
+        ModelError
+            If the file is another one by now.
+        """
+        return self._model or load_same_model(self.path, self.sha256)
+
+    def __reduce__(self) -> tuple[type[Weights], tuple[Path, str]]:
+        return Weights, (self.path, self.sha256)
+
+
+@functools.lru_cache(maxsize=2)
+def load_same_model(path: Path, sha256: str) -> LoadedModel:
+    """Load the model that the driver of a batch has seen, of whatever kind; kept for the next call.
+
+    Raises
+    ------
+    ModelError
+        If it is another one by now.
+    """
+    model = load_model(path, ALL_NETWORKS)
+    if model.sha256 != sha256:
+        raise ModelError(
+            f"{path}: the weights were replaced while the batch ran: SHA-256 {sha256} was expected, "
+            f"{model.sha256} found."
+        )
+    return model
 
 
 def list_models() -> dict[str, dict[str, Any]]:

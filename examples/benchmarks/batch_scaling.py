@@ -111,7 +111,7 @@ def drive(arguments: argparse.Namespace) -> None:
             target,
             DenoiseOptions(precision="fp32"),
             JobContext(lambda done, total: times.append((time.monotonic(), done))),
-            engine=pool,
+            devices=pool,
         )
     shutil.rmtree(target)
     (begin, first), (end, last) = times[min(workers, len(times) - 2)], times[-1]

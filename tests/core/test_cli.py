@@ -161,11 +161,11 @@ def test_a_stop_signal_leaves_what_resume_goes_on_from(
     write_stack(tmp_path / "x.mrcs", noise(64, 16, 16))
     program = (
         "import os, sys; from cryohush.core import cli; from cryohush.core.inference import stream; "
-        "write = stream._Output.write\n"
+        "write = stream.Output.write\n"
         "def stopped(self, *given):\n"
         "    write(self, *given)\n"
         f"    os.kill(os.getpid(), {int(number)}) if self.written[0] == 16 else None\n"
-        "stream._Output.write = stopped; sys.exit(cli.main())"
+        "stream.Output.write = stopped; sys.exit(cli.main())"
     )
     command = ["denoise", str(tmp_path / "x.mrcs"), "--model", str(weights), "--precision", "fp32"]
     command += ["--batch-size", "8", "--threads", "1", "--output"]

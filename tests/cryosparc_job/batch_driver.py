@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from cryohush.core.batch import driver as batch
+from cryohush.core.batch.workers import Pool
 from cryohush.core.config.batch import EngineConfig
-from cryohush.core.inference.engine import LocalDevices
+from cryohush.core.inference.devices import LocalDevices
 from cryohush.core.inference.summary import Summary
 from cryohush.core.jobs import evaluate
 from cryohush.core.report import PDF_NAME, PNG_NAME, VIEWER_NAME, noise, pdf
@@ -31,6 +32,7 @@ class OwnProcess(LocalDevices):
 
     dashboard = ""
     config = EngineConfig()
+    do = Pool.do  # type: ignore[assignment]  # part by part, as the workers
 
     def replace_lost(self) -> None:
         pass
@@ -41,13 +43,10 @@ class OwnProcess(LocalDevices):
     def release(self) -> None:
         pass
 
-    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return function(*arguments, "cpu", 1)
-
     def submit(self, key: str, function: Callable[..., Any], *arguments: Any) -> Done:
         future = Done()
         try:
-            future.set_result(self.ask(function, *arguments))
+            future.set_result(function(*arguments, LocalDevices(self.devices, 1)))
         except Exception as error:
             future.set_exception(error)
         return future

@@ -19,16 +19,14 @@ import pytest
 from micrograph_files import empty_micrograph, table_of
 from particle_files import noise, read_stack, write_stack, write_table
 
-from cryohush.core.batch import ranges
-from cryohush.core.batch.noise_ranges import PoolSearcher
-from cryohush.core.batch.ranges import RANGES_FOLDER
 from cryohush.core.batch.workers import Pool, RangesFailed, open_pool
 from cryohush.core.config.batch import EngineConfig
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.config.extract_noise import ExtractNoiseOptions
 from cryohush.core.errors import Aborted, OutputError
-from cryohush.core.io.journal import JOURNAL_NAME
+from cryohush.core.io.journal import JOURNAL_NAME, RANGES_FOLDER
 from cryohush.core.job_context import JobContext
+from cryohush.core.jobs import parts
 from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.jobs.extract_noise import run_extract_noise
 from cryohush.core.noise.summary import NoiseSummary
@@ -66,8 +64,8 @@ def both_are_there(pool: Pool) -> None:
 
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranges, "SMALLEST_RANGE_BYTES", 1)
-    monkeypatch.setattr(ranges, "FEWEST_RANGES", 1)
+    monkeypatch.setattr(parts, "SMALLEST_PART_BYTES", 1)
+    monkeypatch.setattr(parts, "FEWEST_PARTS", 1)
 
 
 @pytest.fixture
@@ -119,7 +117,7 @@ def once_under_way(what: Callable[[], object]) -> Callable[[int, int], None]:
 def denoise(project: Path, weights: Path, pool: Pool, **given: Any) -> Path:
     output = project / "parts"
     run_denoise(
-        project / "particles.star", output, options(weights), engine=pool, **{"earlier": "resume", **given}
+        project / "particles.star", output, options(weights), devices=pool, **{"earlier": "resume", **given}
     )
     return output
 
@@ -248,7 +246,7 @@ def test_micrographs_go_through_the_pool_too(tmp_path: Path, weights: Path, pool
             tmp_path / "micrographs.star",
             tmp_path / name,
             options(weights, **({} if engine else {"device": "cpu", "threads": 1})),
-            engine=engine,
+            devices=engine,
         )
     for number in range(3):
         whole, parts = (tmp_path / name / "mics" / f"m{number}.mrc" for name in ("whole", "parts"))
@@ -276,7 +274,7 @@ def search(table: Path, name: str, pool: Pool | None = None, **given: Any) -> No
         table.parent / name,
         ExtractNoiseOptions(precision="fp32", device="cpu", threads=1, **strictness),
         draw=write_overlay,
-        searcher=None if pool is None else PoolSearcher(pool),
+        devices=pool,
         earlier="anew",
         **given,
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,16 @@ import pytest
 import torch
 from particle_files import noise, read_stack, write_stack, write_table
 
-from cryohush.core.batch import ranges
-from cryohush.core.batch.ranges import RANGES_FOLDER, Assembly, Range, RangeWork, denoise_range, plan_ranges
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.errors import ModelError
-from cryohush.core.inference.engine import LocalDevices, Task
+from cryohush.core.inference.devices import LocalDevices
 from cryohush.core.inference.plan import StackPlan, batches
-from cryohush.core.inference.stream import StreamResult
-from cryohush.core.io.journal import Journal
+from cryohush.core.io.journal import RANGES_FOLDER
+from cryohush.core.job_context import JobContext
+from cryohush.core.jobs import denoise_parts, parts
 from cryohush.core.jobs.denoise import run_denoise
+from cryohush.core.jobs.denoise_parts import DenoiseOrder, DenoiseWork, plan_ranges
+from cryohush.core.models.weights import load_same_model
 
 SIDE = 16
 # of one image as float32
@@ -29,8 +30,8 @@ IMAGE_BYTES = 4 * SIDE * SIDE
 
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranges, "SMALLEST_RANGE_BYTES", 1)
-    monkeypatch.setattr(ranges, "FEWEST_RANGES", 1)
+    monkeypatch.setattr(parts, "SMALLEST_PART_BYTES", 1)
+    monkeypatch.setattr(parts, "FEWEST_PARTS", 1)
 
 
 @pytest.fixture
@@ -66,38 +67,16 @@ class InRanges(LocalDevices):
         self.seed, self.stop_after, self.images = seed, stop_after, images
         self.calculated: list[str] = []
 
-    def denoise(  # type: ignore[override]
-        self,
-        task: Task,
-        output_dir: Path,
-        journal: Journal,
-        progress: Callable[[int, int], None],
-        should_stop: Callable[[], bool],
-    ) -> StreamResult:
-        parts = plan_ranges(task.stacks, task.choices.batch_sizes, self.images * IMAGE_BYTES)
-        with Assembly(task, parts, output_dir, journal) as assembly:
-            waiting = assembly.waiting()
+    def do(self, work: Any, context: JobContext) -> None:
+        with work.in_parts(self.images * IMAGE_BYTES) as parts:
+            waiting = list(parts.waiting)
             random.Random(self.seed).shuffle(waiting)
             for number, part in enumerate(waiting):
                 if number == self.stop_after:
                     raise KeyboardInterrupt
-                denoise_range(work(task, part, assembly.folder(part)), "cpu", 1)
+                parts.order(part).do(self)
                 self.calculated.append(part.name)
-                assembly.take(part)
-            return assembly.finish()
-
-
-def work(task: Task, part: Range, folder: Path) -> RangeWork:
-    return RangeWork(
-        part,
-        folder,
-        task.model.path,
-        task.model.sha256,
-        task.options,
-        task.choices,
-        task.are_micrographs,
-        task.label,
-    )
+                parts.take(part)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -114,11 +93,11 @@ def plan(*counts: int) -> list[StackPlan]:
 
 def test_ranges_are_whole_batches_and_hold_each_image_once() -> None:
     stacks = plan(21, 2, 3, 9)
-    parts = plan_ranges(stacks, {(SIDE, SIDE): 4}, 8 * IMAGE_BYTES)
-    assert [part.n_images for part in parts] == [8, 8, 8, 8, 3]
+    ranges = plan_ranges(stacks, {(SIDE, SIDE): 4}, 8 * IMAGE_BYTES)
+    assert [part.n_images for part in ranges] == [8, 8, 8, 8, 3]
     held = [
         (number, begin + i)
-        for part in parts
+        for part in ranges
         for stack, (number, begin) in zip(part.stacks, part.places, strict=True)
         for i in range(len(stack.indices))
     ]
@@ -129,11 +108,11 @@ def test_ranges_are_whole_batches_and_hold_each_image_once() -> None:
     ]
     of_parts = [
         sum(piece.end - piece.begin for piece in batch)
-        for part in parts
+        for part in ranges
         for batch in batches(part.stacks, {(SIDE, SIDE): 4})
     ]
     assert of_parts == companies
-    assert "images 9 to 16 of 0.mrcs" in parts[1].describe()
+    assert "images 9 to 16 of 0.mrcs" in ranges[1].describe()
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -141,7 +120,7 @@ def test_files_are_those_of_a_run_without_ranges(project: Path, weights: Path, s
     """To the byte, headers included: their statistics are sums that depend on the order."""
     source, chosen = project / "particles.star", options(weights)
     run_denoise(source, project / "whole", chosen)
-    summary = run_denoise(source, project / "parts", chosen, engine=InRanges(seed))
+    summary = run_denoise(source, project / "parts", chosen, devices=InRanges(seed))
     assert files(project / "parts") == files(project / "whole")
     assert summary.n_resumed == 0
 
@@ -154,8 +133,8 @@ def test_a_new_driver_takes_what_was_finished_and_does_only_the_rest(
     run_denoise(source, project / "whole", chosen)
     first, second = InRanges(5, stop_after=stop_after), InRanges(6)
     with pytest.raises(KeyboardInterrupt):
-        run_denoise(source, project / "parts", chosen, engine=first)
-    summary = run_denoise(source, project / "parts", chosen, engine=second, earlier="resume")
+        run_denoise(source, project / "parts", chosen, devices=first)
+    summary = run_denoise(source, project / "parts", chosen, devices=second, earlier="resume")
     assert not set(first.calculated) & set(second.calculated)
     assert len(first.calculated) + len(second.calculated) == 5
     assert summary.n_resumed == sum(int(name.partition("+")[2]) for name in first.calculated)
@@ -169,9 +148,9 @@ def test_float16_bad_images_and_their_notes_survive(project: Path, weights: Path
     chosen = options(weights, skip_bad=True, output_dtype="float16")
     whole = run_denoise(project / "particles.star", project / "whole", chosen)
     with pytest.raises(KeyboardInterrupt):
-        run_denoise(project / "particles.star", project / "parts", chosen, engine=InRanges(2, stop_after=4))
+        run_denoise(project / "particles.star", project / "parts", chosen, devices=InRanges(2, stop_after=4))
     parts = run_denoise(
-        project / "particles.star", project / "parts", chosen, engine=InRanges(), earlier="resume"
+        project / "particles.star", project / "parts", chosen, devices=InRanges(), earlier="resume"
     )
     assert files(project / "parts") == files(project / "whole")
     assert parts.skipped == whole.skipped
@@ -181,9 +160,9 @@ def test_float16_bad_images_and_their_notes_survive(project: Path, weights: Path
 def test_other_options_never_take_ranges_of_an_earlier_run(project: Path, weights: Path) -> None:
     source = project / "particles.star"
     with pytest.raises(KeyboardInterrupt):
-        run_denoise(source, project / "parts", options(weights, blend=0.9), engine=InRanges(4, stop_after=3))
+        run_denoise(source, project / "parts", options(weights, blend=0.9), devices=InRanges(4, stop_after=3))
     run_denoise(source, project / "whole", options(weights))
-    run_denoise(source, project / "parts", options(weights), engine=InRanges(4), earlier="anew")
+    run_denoise(source, project / "parts", options(weights), devices=InRanges(4), earlier="anew")
     assert files(project / "parts") == files(project / "whole")
 
 
@@ -191,18 +170,18 @@ def test_a_worker_that_comes_too_late_spoils_nothing(project: Path, weights: Pat
     """It was given up, another one did its range, and then it wakes up."""
 
     class Late(InRanges):
-        def denoise(self, task: Task, output_dir: Path, *others: Any) -> StreamResult:  # type: ignore[override]
-            self.task = task
-            return super().denoise(task, output_dir, *others)
+        def do(self, work: DenoiseWork, context: JobContext) -> None:
+            self.task = work.task
+            super().do(work, context)
 
-    engine = Late()
-    summary = run_denoise(project / "particles.star", project / "parts", options(weights), engine=engine)
+    late = Late()
+    summary = run_denoise(project / "particles.star", project / "parts", options(weights), devices=late)
     before = files(project / "parts")
-    part = plan_ranges(engine.task.stacks, engine.task.choices.batch_sizes, 8 * IMAGE_BYTES)[1]
+    part = plan_ranges(late.task.stacks, late.task.choices.batch_sizes, 8 * IMAGE_BYTES)[1]
     folder = summary.output_dir / RANGES_FOLDER / part.name
     folder.mkdir(parents=True)
     (folder / "theirs").touch()
-    denoise_range(work(engine.task, part, folder), "cpu", 1)
+    DenoiseOrder(dataclasses.replace(late.task, stacks=part.stacks), folder).do(late)
     assert [path.name for path in folder.parent.rglob("*")] == [part.name, "theirs"]
     folder.joinpath("theirs").unlink()
     folder.rmdir()
@@ -211,14 +190,13 @@ def test_a_worker_that_comes_too_late_spoils_nothing(project: Path, weights: Pat
 
 
 def test_weights_that_change_under_a_batch_are_refused(project: Path, weights: Path) -> None:
-    engine = InRanges()
-    ranges._at_hand.cache_clear()
-    engine_choose = engine.choose
+    load_same_model.cache_clear()
+    denoise_parts._denoisers_at_hand.cache_clear()
 
-    def choose(*arguments: Any, **named: Any) -> Any:
-        weights.write_bytes(weights.read_bytes() + b"\0")
-        return engine_choose(*arguments, **named)
+    class Changing(InRanges):
+        def ask(self, question: Any, *arguments: Any) -> Any:
+            weights.write_bytes(weights.read_bytes() + b"\0")
+            return super().ask(question, *arguments)
 
-    engine.choose = choose  # type: ignore[method-assign]
     with pytest.raises(ModelError):
-        run_denoise(project / "particles.star", project / "parts", options(weights), engine=engine)
+        run_denoise(project / "particles.star", project / "parts", options(weights), devices=Changing())

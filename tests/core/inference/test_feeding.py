@@ -17,13 +17,15 @@ from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.errors import DeviceError
 from cryohush.core.inference import devices
 from cryohush.core.inference.denoiser import Denoiser
-from cryohush.core.inference.engine import LocalDevices
+from cryohush.core.inference.devices import LocalDevices
+from cryohush.core.inference.engine import choose
 from cryohush.core.inference.feeding import Denoised, Feeding, Images, Worker
 from cryohush.core.inference.plan import Piece, StackPlan
-from cryohush.core.inference.stream import BATCHES_PER_WORKER, StreamResult, denoise_stacks
+from cryohush.core.inference.stream import BATCHES_PER_WORKER, Output, StreamResult, denoise_stacks
 from cryohush.core.io.journal import JOURNAL_NAME, Journal, Undertaking
+from cryohush.core.job_context import QUIET
 from cryohush.core.jobs.denoise import run_denoise
-from cryohush.core.models.weights import LoadedModel
+from cryohush.core.models.weights import LoadedModel, Weights
 
 COUNT, BATCH, SIDE = 48, 4, 16
 # What torch says when a GPU dies; only the first line tells anything.
@@ -38,9 +40,9 @@ def source(tmp_path: Path) -> Path:
 
 def run(source: Path, weights: Path, n_devices: int, output: str, **given: Any) -> bytes:
     """Denoise on stand-ins for GPUs: the CPU, several times, with a network and a thread each."""
-    engine = LocalDevices([torch.device("cpu")] * n_devices, threads=n_devices)
+    cpus = LocalDevices([torch.device("cpu")] * n_devices, threads=n_devices)
     options = DenoiseOptions(model=str(weights), precision="fp32", batch_size=BATCH)
-    run_denoise(source, source.parent / output, options, engine=engine, **given)
+    run_denoise(source, source.parent / output, options, devices=cpus, **given)
     return (source.parent / output / source.name).read_bytes()
 
 
@@ -90,19 +92,10 @@ def denoise(source: Path, workers: Sequence[Worker], **given: Any) -> StreamResu
     stack = StackPlan(source, "out.mrcs", np.arange(COUNT, dtype=np.int32), (SIDE, SIDE), None)
     with Journal(source.parent / JOURNAL_NAME) as journal:
         journal.begin(Undertaking("denoise"))
-        return denoise_stacks(
-            [stack],
-            workers,
-            {(SIDE, SIDE): BATCH},
-            source.parent,
-            journal,
-            feeding=Feeding(BATCHES_PER_WORKER, **given),
-            dtype="float32",
-            label="test",
-            skip_bad=False,
-            progress=lambda done, total: None,
-            should_stop=lambda: False,
-        )
+        with Output([stack], source.parent, journal, dtype="float32", label="test", skip_bad=False) as output:
+            feeding = Feeding(BATCHES_PER_WORKER, **given)
+            denoise_stacks(output, workers, {(SIDE, SIDE): BATCH}, feeding, QUIET)
+        return output.result
 
 
 def test_all_devices_work_at_the_same_time(source: Path) -> None:
@@ -149,14 +142,17 @@ def test_a_format_that_one_of_two_kinds_of_gpu_lacks_is_not_taken(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = {"old": "fp16", "new": "bf16"}
-    monkeypatch.setattr("cryohush.core.inference.engine._kind", lambda device: ("old", "new")[device.index])
+    for room in ("engine", "devices"):
+        monkeypatch.setattr(
+            f"cryohush.core.inference.{room}.kind_of", lambda device: ("old", "new")[device.index]
+        )
     monkeypatch.setattr(
         "cryohush.core.inference.engine.choose_precision",
         lambda device, requested: (best[("old", "new")[device.index]], "its flags"),
     )
     monkeypatch.setattr("cryohush.core.inference.engine.choose_batch_size", lambda *_: 1)
     gpus = LocalDevices([torch.device("cuda", number) for number in range(2)])
-    choices, reason = gpus.choose(model, DenoiseOptions(), [(16, 16)], are_micrographs=False)
+    choices, reason = gpus.ask(choose, Weights.of(model), DenoiseOptions(), [(16, 16)], False)
     assert (choices.precision, reason) == ("fp32", "no other suits all of old, new")
 
 

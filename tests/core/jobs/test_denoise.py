@@ -233,7 +233,7 @@ def test_no_more_than_a_few_batches_are_ever_in_memory(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_stack(tmp_path / "x.mrcs", noise(100, 16, 16))
-    read, write, in_memory, most = feeding.Reader.read, stream._Output.write, [0], [0]
+    read, write, in_memory, most = feeding.Reader.read, stream.Output.write, [0], [0]
 
     def counted_read(self: Any, pieces: Any) -> Any:
         in_memory[0] += 1
@@ -246,7 +246,7 @@ def test_no_more_than_a_few_batches_are_ever_in_memory(
         in_memory[0] -= 1
 
     monkeypatch.setattr(feeding.Reader, "read", counted_read)
-    monkeypatch.setattr(stream._Output, "write", counted_write)
+    monkeypatch.setattr(stream.Output, "write", counted_write)
     run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights))
     assert in_memory[0] == 0
     assert 2 <= most[0] <= 2 * stream.BATCHES_PER_WORKER + 1

@@ -1,10 +1,8 @@
-"""A run in ranges: workers denoise them in any order, each into a folder of its own, one driver joins them.
+"""A run of denoising in ranges: workers do them in any order, one driver joins them.
 
 A range is some whole batches of the plan, so that each image is computed in the same company as in a run
-without ranges, and the stacks that come out are the same to the byte. A worker writes into a folder that has
-no second owner, and gives it its final name when all of it is on disk. So a worker that is killed, or that
-freezes and wakes up after another one has done its work, can spoil nothing, and a driver that is killed finds
-what was finished.
+without ranges, and the stacks that come out are the same to the byte. A driver that is killed finds what was
+finished.
 """
 
 from __future__ import annotations
@@ -14,40 +12,31 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import shutil
-import time
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 
-from ..config.denoise import DenoiseOptions
+from ..config.denoise import CONTEXT_NAME
 from ..context.contexts import StackContexts, load_contexts
-from ..errors import ModelError, OutputError
 from ..inference.denoiser import Denoiser
-from ..inference.devices import Precision, resolve_devices
-from ..inference.engine import Choices, LocalDevices, Task
+from ..inference.devices import LocalDevices, Precision
+from ..inference.engine import Task, denoise, make_denoisers
 from ..inference.plan import Piece, StackPlan, batches
 from ..inference.stream import ImageNote, StreamResult, n_safely_written
 from ..io.files import make_folder, rename_complete, writing_failed
 from ..io.journal import JOURNAL_NAME, RANGES_FOLDER, Journal, Undertaking
 from ..io.mrc import StackReader, StackWriter, WriterState
-from ..models import MODELS, Networks
-from ..models.weights import LoadedModel, load_model
+from ..job_context import JobContext
+from ..models.weights import load_same_model
+from .parts import NOTES_NAME, do_in_folder, limit_bytes, read_notes
 
-# A range has at least so many bytes, however small the run: less is not worth the way to a worker.
-SMALLEST_RANGE_BYTES = 2**22
-# A run has about so many ranges or more, so that all workers have some and none waits long for the last one.
-FEWEST_RANGES = 64
-_NOTES_NAME = "notes.json"
 _COPIED_BYTES = 2**24
-# A shared file system may show a folder of another machine's only after a while.
-_SECONDS_TO_APPEAR = 60.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +92,6 @@ def plan_ranges(
     return ranges
 
 
-def limit_bytes(total: int, range_bytes: int) -> int:
-    """Return how many bytes of pixels make a range of a run with `total` bytes."""
-    return min(range_bytes, max(SMALLEST_RANGE_BYTES, total // FEWEST_RANGES))
-
-
 def _pixel_bytes(shape: tuple[int, int], n_images: int) -> int:
     return 4 * n_images * shape[0] * shape[1]
 
@@ -125,98 +109,92 @@ def _range(stacks: Sequence[StackPlan], pieces: Sequence[Piece], first: int) -> 
     return Range(f"{first:012d}+{count}", parts, tuple((n, begin) for n, (begin, _) in bounds.items()))
 
 
-@dataclass(frozen=True, eq=False)
-class RangeWork:
-    """A range with all that a worker needs to denoise it; small, and fit to travel.
+class DenoiseWork:
+    """The stacks of a run that are not finished, whole or in ranges; see `Work`.
+
+    Parameters
+    ----------
+    task
+        The run.
+    output_dir
+        Where the stacks go.
+    journal
+        The run's journal.
 
     Attributes
     ----------
-    range
-        The range.
+    result
+        What was done.
+    """
+
+    def __init__(self, task: Task, output_dir: Path, journal: Journal) -> None:
+        self.task, self.output_dir, self.journal = task, output_dir, journal
+        self.result = StreamResult()
+
+    def do(self, devices: LocalDevices, context: JobContext) -> None:
+        """Denoise all of them."""
+        self.result = denoise(self.task, self.output_dir, self.journal, devices, context)
+
+    @contextlib.contextmanager
+    def in_parts(self, part_bytes: int) -> Iterator[Assembly]:
+        """Yield them in ranges; those that an earlier driver left are taken."""
+        with Assembly(self, plan_ranges(self.task.stacks, self.task.batch_sizes, part_bytes)) as assembly:
+            yield assembly
+            self.result = assembly.finish()
+
+
+@dataclass(frozen=True, eq=False)
+class DenoiseOrder:
+    """A range with all that a worker needs to denoise it.
+
+    Attributes
+    ----------
+    task
+        The range's stacks; without contexts.
     folder
-        What it becomes; must not exist.
-    model, sha256
-        The weights file.
-    options, choices, are_micrographs, label
-        See `Task`.
+        What the range becomes.
     contexts
         The file of the run's contexts; None where there are none.
     """
 
-    range: Range
+    task: Task
     folder: Path
-    model: Path
-    sha256: str
-    options: DenoiseOptions
-    choices: Choices
-    are_micrographs: bool
-    label: str
     contexts: Path | None = None
 
+    def do(self, devices: LocalDevices) -> None:
+        """Denoise the range into its folder.
 
-def denoise_range(work: RangeWork, device: str, threads: int | None) -> None:
-    """Denoise a range into its folder, which appears when all of it is on disk; for a worker.
+        Raises
+        ------
+        CryohushError
+            As `denoise_stacks`; nothing stays behind.
+        """
+        task, weights = self.task, self.task.weights
+        denoisers = _denoisers_at_hand(weights.path, weights.sha256, task.choices.precision, devices.devices)
+        if self.contexts is not None:
+            known = _contexts_at_hand(self.contexts, self.contexts.stat().st_mtime_ns)
+            task = dataclasses.replace(task, contexts=known)
 
-    Raises
-    ------
-    CryohushError
-        As `denoise_stacks`; nothing stays behind.
-    """
-    model, engine, denoisers = _at_hand(work.model, work.sha256, work.choices.precision, device, threads)
-    contexts = None
-    if work.contexts is not None:
-        contexts = _contexts_at_hand(work.contexts, work.contexts.stat().st_mtime_ns)
-    task = Task(
-        *(model, work.options, work.choices, work.range.stacks, work.are_micrographs, work.label, contexts)
-    )
-    attempt = work.folder.with_name(f"{work.folder.name}.{uuid.uuid4().hex}")
-    try:
-        try:
-            attempt.mkdir()
-            with Journal(attempt / JOURNAL_NAME) as journal:
+        def do(folder: Path) -> dict[str, Any]:
+            with Journal(folder / JOURNAL_NAME) as journal:
                 journal.begin(Undertaking("range"))
-                result = engine.denoise(task, attempt, journal, denoisers=denoisers)
-            write_notes(attempt, _notes_of(result))
-            # Not empty means that another worker was quicker: the same images are there.
-            with contextlib.suppress(FileExistsError, IsADirectoryError):
-                _rename_folder(attempt, work.folder)
-        except OSError as error:
-            raise writing_failed(work.folder, error) from error
-    finally:
-        shutil.rmtree(attempt, ignore_errors=True)
+                return _notes_of(denoise(task, folder, journal, devices, denoisers=denoisers))
+
+        do_in_folder(self.folder, do)
 
 
 @functools.lru_cache(maxsize=2)
-def _at_hand(
-    path: Path, sha256: str, precision: Precision, device: str, threads: int | None
-) -> tuple[LoadedModel, LocalDevices, list[Denoiser]]:
-    """Return a model on this worker's device: loaded for the first range, kept for the next ones."""
-    model = load_same_model(path, sha256)
-    engine = LocalDevices(resolve_devices(device), threads)
-    return model, engine, engine.denoisers(model, precision)
+def _denoisers_at_hand(
+    path: Path, sha256: str, precision: Precision, devices: tuple[torch.device, ...]
+) -> list[Denoiser]:
+    """Return a model on this worker's devices: made for the first range, kept for the next ones."""
+    return make_denoisers(load_same_model(path, sha256), precision, devices)
 
 
 @functools.lru_cache(maxsize=2)
 def _contexts_at_hand(path: Path, written_ns: int) -> StackContexts:
     """Return the contexts of a run: read for the first range, kept for the next ones."""
     return load_contexts(path)
-
-
-def load_same_model(path: Path, sha256: str, networks: Networks = MODELS) -> LoadedModel:
-    """Load the model that the driver has seen; for a worker.
-
-    Raises
-    ------
-    ModelError
-        If it is another one by now.
-    """
-    model = load_model(path, networks)
-    if model.sha256 != sha256:
-        raise ModelError(
-            f"{path}: the weights were replaced while the batch ran: SHA-256 {sha256} was expected, "
-            f"{model.sha256} found."
-        )
-    return model
 
 
 def _notes_of(result: StreamResult) -> dict[str, Any]:
@@ -230,84 +208,46 @@ def _notes_of(result: StreamResult) -> dict[str, Any]:
     }
 
 
-def write_notes(folder: Path, notes: Mapping[str, Any]) -> None:
-    """Write what a worker has to say of a range, once all else in its folder is on disk."""
-    with (folder / _NOTES_NAME).open("w", encoding="utf-8") as file:
-        json.dump(notes, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def move_files(names: Sequence[str], folder: Path, output_dir: Path) -> None:
-    """Move files that a worker has finished to where they belong, in this order, and remove the folder.
-
-    Raises
-    ------
-    OutputError
-        If one cannot be moved.
-    """
-    for name in names:
-        path = output_dir / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            rename_complete(folder / name, path)
-        except OSError as error:
-            raise writing_failed(path, error) from error
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _rename_folder(folder: Path, name: Path) -> None:
-    try:
-        rename_complete(folder, name)
-    except OSError as error:
-        if not name.is_dir():
-            raise
-        raise FileExistsError(str(name)) from error
-
-
 class Assembly:
     """Puts finished ranges together: each stack grows in order, in the journal of a run without ranges.
 
-    Parameters
-    ----------
-    task
-        The run.
-    ranges
-        All its ranges.
-    output_dir
-        Where the stacks go.
-    journal
-        The run's journal.
-
-    Attributes
-    ----------
-    result
-        What was done so far.
+    See `Parts`. What was done so far is in `result`.
     """
 
-    def __init__(self, task: Task, ranges: Sequence[Range], output_dir: Path, journal: Journal) -> None:
-        self._task, self._ranges, self.output_dir, self._journal = task, ranges, output_dir, journal
-        self._folder = output_dir / RANGES_FOLDER / _digest(task, journal)
+    is_whole = False
+
+    def __init__(self, work: DenoiseWork, ranges: Sequence[Range]) -> None:
+        self._task, self._output_dir, self._journal = work.task, work.output_dir, work.journal
+        self._folder = self._output_dir.absolute() / RANGES_FOLDER / _digest(work.task, work.journal)
+        self._ranges = ranges
         self._written = [
-            n_safely_written(stack, output_dir, journal, task.options.output_dtype) for stack in task.stacks
+            n_safely_written(stack, self._output_dir, self._journal, self._task.options.output_dtype)
+            for stack in self._task.stacks
         ]
         self._notes: list[list[list[Any]]] = [
-            [list(note) for note in journal.notes.get(stack.name, ())] if written else []
-            for stack, written in zip(task.stacks, self._written, strict=True)
+            [list(note) for note in self._journal.notes.get(stack.name, ())] if written else []
+            for stack, written in zip(self._task.stacks, self._written, strict=True)
         ]
         # how many of them the journal has
         self._n_recorded = [len(notes) for notes in self._notes]
         # of each stack: where it goes on, the file that has it, and the notes on its images
-        self._ready: list[dict[int, tuple[Path, list[list[Any]]]]] = [{} for _ in task.stacks]
+        self._ready: list[dict[int, tuple[Path, list[list[Any]]]]] = [{} for _ in self._task.stacks]
         self._writers: dict[int, StackWriter] = {}
-        self.result = StreamResult()
         make_folder(self._folder)
+        self.title, self.n_parts = self._output_dir.name, len(ranges)
+        self.n_images = sum(part.n_images for part in ranges)
+        self.result = StreamResult()
+        self.waiting = self._find_waiting()
+        self.result = StreamResult()
 
-    def folder(self, part: Range) -> Path:
-        """Return the folder that a worker makes of a range."""
-        return self._folder / part.name
+    def order(self, part: Range) -> DenoiseOrder:
+        """See `Parts`."""
+        known = self._task.contexts
+        contexts = None if known is None else self._output_dir.absolute() / CONTEXT_NAME
+        task = dataclasses.replace(self._task, stacks=part.stacks, contexts=None)
+        return DenoiseOrder(task, self._folder / part.name, contexts)
 
-    def waiting(self) -> list[Range]:
+    def _find_waiting(self) -> list[Range]:
         """Return the ranges that are still to be denoised, and take those that an earlier driver left."""
         for other in self._folder.parent.iterdir():  # of a run with other input or options
             if other != self._folder:
@@ -321,14 +261,14 @@ class Assembly:
             if all(self._has(part, position) for position in range(len(part.stacks))):
                 self.take(part)
             else:
-                shutil.rmtree(self.folder(part), ignore_errors=True)
+                shutil.rmtree(self._folder / part.name, ignore_errors=True)
                 waiting.append(part)
-        self.result = StreamResult()
         return waiting
 
     def _has(self, part: Range, position: int) -> bool:
         stack, (number, begin) = part.stacks[position], part.places[position]
-        there = (self.folder(part) / stack.name).exists() and (self.folder(part) / _NOTES_NAME).exists()
+        folder = self._folder / part.name
+        there = (folder / stack.name).exists() and (folder / NOTES_NAME).exists()
         return begin + len(stack.indices) <= self._written[number] or there
 
     def take(self, part: Range) -> None:
@@ -344,12 +284,12 @@ class Assembly:
             for position, (stack, (number, begin)) in enumerate(zip(part.stacks, part.places, strict=True))
             if begin + len(stack.indices) > self._written[number]
         ]
-        noted = read_notes(self.folder(part)) if waiting else {"seconds": {}, "notes": []}
+        noted = read_notes(self._folder / part.name) if waiting else {"seconds": {}, "notes": []}
         for position in waiting:
             stack, (number, begin) = part.stacks[position], part.places[position]
             images = {int(index) + 1 for index in stack.indices}
             notes = [note for note in noted["notes"] if note[0] == str(stack.source) and note[1] in images]
-            self._ready[number][begin] = (self.folder(part) / stack.name, notes)
+            self._ready[number][begin] = (self._folder / part.name / stack.name, notes)
         for name, seconds in noted["seconds"].items():
             self.result.seconds[name] += seconds
         self.result.n_written += part.n_images
@@ -375,7 +315,7 @@ class Assembly:
     def _rename(self, number: int, segment: Path) -> None:
         """A whole stack from one range needs only its name."""
         stack = self._task.stacks[number]
-        path = self.output_dir / stack.name
+        path = self._output_dir / stack.name
         if self._notes[number]:
             self._record(number, WriterState(len(stack.indices)))
         try:
@@ -411,7 +351,7 @@ class Assembly:
 
     def _open(self, number: int) -> StackWriter:
         stack = self._task.stacks[number]
-        path = self.output_dir / stack.name
+        path = self._output_dir / stack.name
         make_folder(path.parent)
         self._writers[number] = StackWriter(
             path,
@@ -447,26 +387,3 @@ def _digest(task: Task, journal: Journal) -> str:
     known = journal.undertaking
     made_of = json.dumps([known.fingerprint, known.parts] if known else [], sort_keys=True)
     return hashlib.sha256(made_of.encode() + repr(task.choices).encode()).hexdigest()[:16]
-
-
-def read_notes(folder: Path) -> dict[str, Any]:
-    """Return what a worker noted, once its folder is to be seen.
-
-    Raises
-    ------
-    OutputError
-        If it does not appear.
-    """
-    deadline = time.monotonic() + _SECONDS_TO_APPEAR
-    while True:
-        try:
-            notes: dict[str, Any] = json.loads((folder / _NOTES_NAME).read_text("utf-8"))
-            return notes
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise OutputError(
-                    f"{folder}: a worker has finished it, but it cannot be seen here "
-                    f"({error.strerror}). Do driver and workers see the same file system?"
-                ) from error
-        list(folder.parent.iterdir())  # makes a network file system look again
-        time.sleep(0.2)

@@ -1,0 +1,275 @@
+"""Micrographs that are searched for noise, several at once, here or on the workers of a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import queue
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..config.extract_noise import ExtractNoiseOptions
+from ..errors import Aborted
+from ..inference.devices import WORKERS_PER_GPU, LocalDevices, Precision, choose_precision
+from ..io.files import make_folder
+from ..io.journal import RANGES_FOLDER
+from ..job_context import JobContext
+from ..models.weights import Weights
+from ..noise.finders import WindowFinder, finder_of
+from ..noise.micrograph import Draw, MicrographCounts, MicrographTask, extract_from
+from ..noise.output import PARTS_FOLDER
+from .parts import do_in_folder, limit_bytes, move_files, read_notes
+
+Take = Callable[[MicrographTask, MicrographCounts], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Micrographs, and how they are searched.
+
+    Attributes
+    ----------
+    tasks
+        The micrographs.
+    weights, precision, options
+        By what.
+    output_dir
+        Where parts, label maps and pictures go.
+    draw
+        Writes the picture of a micrograph; None draws none.
+    """
+
+    tasks: Sequence[MicrographTask]
+    weights: Weights
+    precision: Precision
+    options: ExtractNoiseOptions
+    output_dir: Path
+    draw: Draw | None
+
+
+def choose(
+    requested: Literal["auto", "fp32", "bf16", "fp16"], devices: LocalDevices
+) -> tuple[Precision, str]:
+    """Return the number format of the network that suits the devices, and why."""
+    return choose_precision(devices.devices[0], requested)
+
+
+def search_micrographs(
+    search: Search, devices: LocalDevices, take: Take, should_stop: Callable[[], bool]
+) -> None:
+    """Search micrographs in any order; `take` gets each when its files are written.
+
+    On the CPU, as many at once as there are threads.
+
+    Raises
+    ------
+    CryohushError
+        If a micrograph cannot be searched.
+    Aborted
+        If `should_stop` said so; what was taken is kept.
+    """
+    threads = torch.get_num_threads()
+    try:
+        _run(search, _finders(search, devices), take, should_stop)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _finders(search: Search, devices: LocalDevices) -> list[WindowFinder]:
+    """One for each micrograph that is worked on at once; on the CPU they share the threads."""
+    model, precision, options = search.weights.load(), search.precision, search.options
+    finders = [finder_of(options).make(model, device, precision, options) for device in devices.devices]
+    n_tasks = max(1, len(search.tasks))
+    if devices.on_cpu:
+        workers = min(devices.threads, n_tasks)
+        torch.set_num_threads(devices.threads // workers)
+        return finders * workers
+    return finders * min(WORKERS_PER_GPU, -(-n_tasks // len(finders)))
+
+
+def _run(
+    search: Search, finders: Sequence[WindowFinder], take: Take, should_stop: Callable[[], bool]
+) -> None:
+    """Work through the micrographs, as many at once as there are finders."""
+    free: queue.SimpleQueue[WindowFinder] = queue.SimpleQueue()
+    for finder in finders:
+        free.put(finder)
+    lock = threading.Lock()
+
+    def work(task: MicrographTask) -> None:
+        finder = free.get()
+        try:
+            counts = extract_from(task, finder, search.output_dir, search.options, search.draw)
+        finally:
+            free.put(finder)
+        with lock:
+            take(task, counts)
+
+    waiting = list(search.tasks)[::-1]
+    with ThreadPoolExecutor(len(finders)) as pool:
+        running: set[Future[None]] = set()
+        while waiting or running:
+            if should_stop():
+                wait(running)
+                raise Aborted("Stopped on request. What is finished is kept: go on from there with --resume.")
+            while waiting and len(running) < len(finders):
+                running.add(pool.submit(work, waiting.pop()))
+            finished, running = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+
+
+class SearchWork:
+    """The micrographs of an extraction that are not searched yet, whole or a few at a time; see `Work`.
+
+    Parameters
+    ----------
+    search
+        They, and how they are searched.
+    n_images
+        With those that are done already.
+    take
+        Gets each that is done.
+    """
+
+    def __init__(self, search: Search, n_images: int, take: Take) -> None:
+        self.search, self.n_images, self.take = search, n_images, take
+
+    def do(self, devices: LocalDevices, context: JobContext) -> None:
+        """Search all of them."""
+        done = self.n_images - len(self.search.tasks)
+
+        def take(task: MicrographTask, counts: MicrographCounts) -> None:
+            nonlocal done
+            self.take(task, counts)
+            done += 1
+            context.progress(done, self.n_images)
+
+        context.progress(done, self.n_images)
+        search_micrographs(self.search, devices, take, context.should_stop)
+
+    @contextlib.contextmanager
+    def in_parts(self, part_bytes: int) -> Iterator[SearchParts]:
+        """Yield them in parts; a worker that is still at one afterwards stops."""
+        folder = self.search.output_dir.absolute() / RANGES_FOLDER
+        # what workers of an earlier driver have left
+        shutil.rmtree(folder, ignore_errors=True)
+        parts = SearchParts(self, plan_parts(self.search.tasks, part_bytes), folder / uuid.uuid4().hex)
+        try:
+            yield parts
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, eq=False)
+class SearchPart:
+    """Micrographs that one worker searches at a time."""
+
+    tasks: tuple[MicrographTask, ...]
+
+    @property
+    def name(self) -> str:
+        """Number of the first micrograph and how many they are."""
+        return f"{self.tasks[0].index:06d}+{self.n_images}"
+
+    @property
+    def n_images(self) -> int:
+        """Number of micrographs."""
+        return len(self.tasks)
+
+    def describe(self) -> str:
+        """Return their names."""
+        first, last = self.tasks[0].name, self.tasks[-1].name
+        return first if self.n_images == 1 else f"{self.n_images} micrographs, {first} to {last}"
+
+
+def plan_parts(tasks: Sequence[MicrographTask], part_bytes: int) -> list[SearchPart]:
+    """Cut a search into parts of about `part_bytes` of float32 pixels, a micrograph or more in each."""
+    sizes = [4 * task.shape[0] * task.shape[1] for task in tasks]
+    limit = limit_bytes(sum(sizes), part_bytes)
+    parts, begin, size = [], 0, 0
+    for number, of_this in enumerate(sizes, 1):
+        size += of_this
+        if size >= limit or number == len(tasks):
+            parts.append(SearchPart(tuple(tasks[begin:number])))
+            begin, size = number, 0
+    return parts
+
+
+class SearchParts:
+    """A search that was cut; see `Parts`.
+
+    Parameters
+    ----------
+    work
+        The search.
+    waiting
+        Its parts.
+    folder
+        Where the workers put theirs.
+    """
+
+    is_whole = False
+
+    def __init__(self, work: SearchWork, waiting: Sequence[SearchPart], folder: Path) -> None:
+        self._work, self._folder = work, folder
+        self.title, self.waiting, self.n_parts = work.search.output_dir.name, waiting, len(waiting)
+        self.n_images = work.n_images
+        make_folder(folder)
+
+    def order(self, part: SearchPart) -> SearchOrder:
+        """See `Parts`."""
+        return SearchOrder(
+            dataclasses.replace(self._work.search, tasks=part.tasks, output_dir=self._folder / part.name)
+        )
+
+    def take(self, part: SearchPart) -> None:
+        """See `Parts`."""
+        folder, tasks = self._folder / part.name, {task.index: task for task in part.tasks}
+        notes = read_notes(folder)
+        move_files(notes["files"], folder, self._work.search.output_dir)
+        for entry in notes["micrographs"]:
+            self._work.take(tasks[entry["index"]], MicrographCounts(**entry["counts"]))
+
+
+@dataclass(frozen=True, eq=False)
+class SearchOrder:
+    """A part with all that a worker needs to search it.
+
+    Attributes
+    ----------
+    search
+        The part; its `output_dir` is what the part's folder becomes.
+    """
+
+    search: Search
+
+    def do(self, devices: LocalDevices) -> None:
+        """Search the micrographs into the folder.
+
+        Raises
+        ------
+        CryohushError
+            As `search_micrographs`; nothing stays behind.
+        """
+        counts: list[dict[str, Any]] = []
+
+        def take(task: MicrographTask, found: MicrographCounts) -> None:
+            counts.append({"index": task.index, "counts": asdict(found)})
+
+        def do(folder: Path) -> dict[str, Any]:
+            (folder / PARTS_FOLDER).mkdir()
+            own = dataclasses.replace(self.search, output_dir=folder)
+            search_micrographs(own, devices, take, lambda: not folder.exists())
+            files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+            return {"micrographs": counts, "files": files}
+
+        do_in_folder(self.search.output_dir, do)
