@@ -295,20 +295,18 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
         return
 
     from .batch.driver import run_batch
-    from .batch.evaluate_kind import KINDS, report_result
     from .batch.sources import Files, forecast
 
     hosts: dict[str, Host] = {
-        "file": Files(plan.output, lambda summary: report_result(summary, arguments.command_line)),
+        "file": Files(plan.output, arguments.command_line),
         **arguments.hosts(plan.output, arguments.command_line),
     }
     if arguments.dry_run:
-        say(forecast_table(forecast(plan, hosts, KINDS)))
+        say(forecast_table(forecast(plan, hosts)))
         return
     items = run_batch(
         plan,
         hosts,
-        KINDS,
         arguments.action,
         should_stop=should_stop,
         log=say,

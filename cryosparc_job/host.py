@@ -6,7 +6,6 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from ..core.batch.kinds import Result
 from ..core.batch.state import Item
 from ..core.config.batch import OPTIONS, Source
 from ..core.config.denoise import DenoiseOptions
@@ -14,6 +13,7 @@ from ..core.config.evaluate import EvaluateConfig
 from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.errors import ConfigurationError, HostError
 from ..core.inference.summary import Summary
+from ..core.jobs.kinds import Result
 from ..core.noise.summary import NoiseSummary
 from .command import Command, Prepared
 from .denoise import denoising

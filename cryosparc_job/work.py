@@ -130,7 +130,7 @@ def evaluate(task: dict[str, Any], say: Say, should_stop: ShouldStop) -> dict[st
 
 def describe_evaluation(tables: Sequence[str], pictures: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """Return the result for `Work.finish`: tables and pictures as of `Evaluation`, in `folder`."""
-    from ..core.jobs.evaluate import HTML_NAME
+    from ..core.jobs.evaluation_files import HTML_NAME
 
     return {
         "plots": {text: str(folder / name) for text, name in pictures.items()},

@@ -35,7 +35,7 @@ from .pipeline import add_running_job, processes, read_pipeline, refuse_if_busy,
 from .project import Kind, Project, write_output_nodes
 
 if TYPE_CHECKING:
-    from ..core.batch.kinds import Result
+    from ..core.jobs.kinds import Result
 
 PIPELINER = "relion_pipeliner"
 COMMAND = "relion_cryohush follow"
@@ -101,20 +101,18 @@ def finish(
         If a file cannot be written.
     """
     from ..core.inference.summary import Summary
+    from ..core.jobs.kinds import report_result
     from ..core.noise.summary import NoiseSummary
-    from ..core.report.noise import report_noise
-    from ..core.report.pdf import report_run
 
     back, table, parts = "", None, list[str]()
     if isinstance(result, Summary):
         back = way_back(kind, project.version)
         table = {"particles": TABLE_NAME, "micrographs": MICROGRAPH_TABLE_NAME}[kind]
         parts = [path.name for path in result.parts]
-        report_run(result, command, way_back=back, warnings=warnings)
     elif isinstance(result, NoiseSummary):
-        report_noise(result, command, warnings)
         # the blocks are a stack with a table of its own, which RELION knows as particles
         kind, project, table = "particles", project.listing("particles"), NOISE_TABLE_NAME
+    report_result(result, command, back, warnings)
     write_output_nodes(directory, project, table=table, pdf=PDF_NAME, kind=kind, parts=parts, root=root)
     return back
 

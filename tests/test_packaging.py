@@ -70,7 +70,7 @@ def test_a_source_archive_holds_what_its_tests_need() -> None:
         assert (ROOT / name).is_file(), f"MANIFEST.in names {name}, which is not there"
 
 
-@pytest.mark.parametrize("module", ["core.jobs.denoise", "core.jobs.extract_noise", "relion_external.host"])
+@pytest.mark.parametrize("module", ["core.jobs.denoise", "core.jobs.kinds", "relion_external.host"])
 def test_what_runs_a_model_imports_no_package_of_an_extra(module: str) -> None:
     others = (
         "gemmi lightning_fabric tensorboardX skimage sklearn distributed dask_jobqueue bm3d cryosparc lz4"

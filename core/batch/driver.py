@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from ... import __version__
-from ..config.batch import BatchPlan, Job
+from ..config.batch import BatchPlan
 from ..errors import Aborted, CryohushError, OutputError
 from ..inference.summary import Summary
 from ..job_context import JobContext
-from .kinds import JobKind, Result
-from .sources import Host, prepare
+from ..jobs.kinds import Result
+from .sources import Host, job_of_item, prepare
 from .state import LOG_FOLDER, BatchState, Item, State, log_path
 from .workers import Pool, open_pool
 
@@ -33,7 +33,6 @@ TAKEN_UP: Mapping[Action, frozenset[State]] = {
 def run_batch(
     plan: BatchPlan,
     hosts: Mapping[str, Host],
-    kinds: Mapping[Job, JobKind],
     action: Action = "run",
     *,
     should_stop: Callable[[], bool] = lambda: False,
@@ -48,8 +47,6 @@ def run_batch(
         The plan.
     hosts
         By the kind of source.
-    kinds
-        Of job.
     action
         `run` begins, `resume` takes up what an interrupted batch has left, `retry-failed` what has failed.
     should_stop
@@ -78,7 +75,7 @@ def run_batch(
         if action != "run" and not batch_state.items:
             raise OutputError(f"{plan.output} holds no batch to go on with. Run the plan first.")
         if not batch_state.items:
-            batch_state.items = [item for item, _ in prepare(plan, hosts, kinds)]
+            batch_state.items = [item for item, _ in prepare(plan, hosts)]
         todo = [item for item in batch_state.items if item.state in TAKEN_UP[action]]
         if not todo:
             log(f"nothing to do: no source is {' or '.join(sorted(TAKEN_UP[action]))}")
@@ -89,7 +86,7 @@ def run_batch(
             batch_state.dashboard = pool.dashboard
             batch_state.save()
             log(f"{', '.join(pool.names)}; dashboard {pool.dashboard}")
-            driver = _Driver(batch_state, hosts, kinds, pool, should_stop, log, command)
+            driver = _Driver(batch_state, hosts, pool, should_stop, log, command)
             with ThreadPoolExecutor(plan.sources_at_once, "source") as executor:
                 list(executor.map(driver.run, todo))
             batch_state.save()
@@ -103,13 +100,12 @@ class _Driver:
         self,
         batch_state: BatchState,
         hosts: Mapping[str, Host],
-        kinds: Mapping[Job, JobKind],
         pool: Pool,
         should_stop: Callable[[], bool],
         log: Callable[[str], None],
         command: str | None,
     ) -> None:
-        self._state, self._hosts, self._kinds, self._pool = batch_state, hosts, kinds, pool
+        self._state, self._hosts, self._pool = batch_state, hosts, pool
         self._should_stop, self._log, self._command = should_stop, log, command
         # pictures are drawn by one at a time
         self._drawing = threading.Lock()
@@ -171,7 +167,9 @@ class _Driver:
         context = JobContext(
             progress, lambda: self._should_stop() or host.is_aborted(item), tell, self._command
         )
-        return self._kinds[item.job].run(item, item.output, self._pool, context)
+        job = job_of_item(item)
+        result: Result = job.run(item.output, context, earlier=job.earlier_in_hosts, devices=self._pool)
+        return result
 
     def _give_up(self, item: Item) -> None:
         try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from ..errors import ConfigurationError, CryohushError, HostError, InputError, OutputError
 from ..inference.devices import LocalDevices
 from ..job_context import JobContext
-from ..jobs.job import Order, P, Part, Parts
+from ..jobs.job import P, Part, Parts
 
 if TYPE_CHECKING:
     from .workers import Pool
@@ -86,7 +86,7 @@ class _Retries(Generic[P]):
         self._tried[part.name] = self._tried.get(part.name, 0) + 1
         # the key is what the dashboard shows
         key = f"{part.name} of {self._parts.title}, {uuid.uuid4().hex}"
-        future = self._pool.submit(key, _do, self._parts.order(part))
+        future = self._pool.submit(key, _do, part)
         self._out[part.name] = (part, future)
         future.add_done_callback(lambda _, name=part.name: self._finished.put(name))
 
@@ -103,8 +103,8 @@ class _Retries(Generic[P]):
         return part, error
 
 
-def _do(order: Order, devices: LocalDevices) -> None:
-    order.do(devices)
+def _do(part: Part, devices: LocalDevices) -> None:
+    part.do(devices)
 
 
 def is_death(error: BaseException) -> bool:

@@ -6,19 +6,19 @@ import dataclasses
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..config.batch import BatchPlan, Job, Options, Source
+from ..config.batch import BatchPlan, Options, Source
 from ..config.evaluate import EvaluateConfig
 from ..errors import ConfigurationError, CryohushError, OutputError
-from ..inference.devices import resolve_devices
+from ..inference.devices import LocalDevices, resolve_devices
 from ..io.inputs import item_names, matching
-from ..jobs.denoise import RunSize
+from ..jobs.job import Job, JobSize
+from ..jobs.kinds import Result, job_of, report_result
 from ..models.weights import list_models
-from .kinds import JobKind, Result
 from .state import Item
 from .workers import resources_of, workers_of
 
@@ -58,12 +58,12 @@ class Files:
     ----------
     folder
         Of the batch.
-    report
-        Gets the summary of each finished source.
+    command
+        The command line, for the reports.
     """
 
-    def __init__(self, folder: Path, report: Callable[[Result], object]) -> None:
-        self._folder, self._report = folder, report
+    def __init__(self, folder: Path, command: str) -> None:
+        self._folder, self._command = folder, command
 
     def find(self, source: Source) -> list[Item]:
         """Return an item for each file that the path or pattern names."""
@@ -87,7 +87,9 @@ class Files:
         ]
 
     def check(self, item: Item) -> None:
-        """Nothing needs to be asked of a file."""
+        """Raise where an evaluation is told what is for images alone."""
+        if isinstance(item.options, EvaluateConfig) and (item.root or item.passthrough):
+            raise ConfigurationError("root and passthrough are not for evaluations. Leave them out.")
 
     def open(self, item: Item) -> Path:
         """Return the folder."""
@@ -107,7 +109,7 @@ class Files:
     def close(self, item: Item, summary: Result | None) -> None:
         """Write the report."""
         if summary is not None:
-            self._report(summary)
+            report_result(summary, self._command)
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,16 @@ class Forecast:
     """
 
     items: list[Item]
-    sizes: list[RunSize]
+    sizes: list[JobSize]
     seconds: float
 
 
-def prepare(
-    plan: BatchPlan, hosts: Mapping[str, Host], kinds: Mapping[Job, JobKind]
-) -> list[tuple[Item, RunSize]]:
+def job_of_item(item: Item) -> Job[Any]:
+    """Return what is done to a source."""
+    return job_of(item.source, item.options, root=item.root, passthrough=item.passthrough)
+
+
+def prepare(plan: BatchPlan, hosts: Mapping[str, Host]) -> list[tuple[Item, JobSize]]:
     """Find what the sources stand for, and check all that can be checked before anything runs.
 
     Parameters
@@ -140,8 +145,6 @@ def prepare(
         The plan.
     hosts
         By the kind of source.
-    kinds
-        Of job.
 
     Raises
     ------
@@ -164,7 +167,7 @@ def prepare(
     for item in items:
         try:
             hosts[item.host].check(item)
-            sizes.append(_measure(item, plan.output, kinds[item.job]))
+            sizes.append(_measure(item, plan.output))
             item.n_images = sizes[-1].n_images
         except CryohushError as error:
             problems.append(f"{item.name}: {error}")
@@ -174,7 +177,7 @@ def prepare(
     return list(zip(items, sizes, strict=True))
 
 
-def forecast(plan: BatchPlan, hosts: Mapping[str, Host], kinds: Mapping[Job, JobKind]) -> Forecast:
+def forecast(plan: BatchPlan, hosts: Mapping[str, Host]) -> Forecast:
     """Say what a batch would do, after trials on a device of this machine; nothing is written.
 
     Raises
@@ -182,12 +185,13 @@ def forecast(plan: BatchPlan, hosts: Mapping[str, Host], kinds: Mapping[Job, Job
     ConfigurationError
         With everything that is wrong, source by source.
     """
-    prepared = prepare(plan, hosts, kinds)
-    device, threads = resolve_devices(plan.engine.device)[0], resources_of(plan.engine).threads or 1
-    problems, sizes, seconds = list[str](), list[RunSize](), 0.0
+    prepared = prepare(plan, hosts)
+    first, threads = resolve_devices(plan.engine.device)[0], resources_of(plan.engine).threads or 1
+    devices = LocalDevices([first], threads)
+    problems, sizes, seconds = list[str](), list[JobSize](), 0.0
     for item, size in prepared:
         try:
-            found, of_this = kinds[item.job].forecast(item, size, device, threads)
+            found, of_this = job_of_item(item).forecast(size, devices)
         except CryohushError as error:
             problems.append(f"{item.name}: {error}")
         else:
@@ -233,17 +237,17 @@ def _settled(options: Options, item: Item) -> Options:
     return type(options)(**values)
 
 
-def _measure(item: Item, folder: Path, kind: JobKind) -> RunSize:
+def _measure(item: Item, folder: Path) -> JobSize:
     output = item.output or (item.project or folder) / "External"
     there = next(path for path in [output, *output.parents] if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise OutputError(f"{output}: cannot be written: {there} is no folder that you may write to.")
     if item.output is not None and output.exists() and any(output.iterdir()):
         raise OutputError(f"{output} is not empty. Empty it, or choose another output.")
-    return kind.measure(item, output)
+    return job_of_item(item).measure(output)
 
 
-def _overlaps(items: Sequence[Item], sizes: Sequence[RunSize]) -> list[str]:
+def _overlaps(items: Sequence[Item], sizes: Sequence[JobSize]) -> list[str]:
     """Name sources that would do the same work twice, or write where another one reads or writes."""
     problems = []
     readers: dict[tuple[str, str], str] = {}
@@ -270,7 +274,7 @@ def _overlaps(items: Sequence[Item], sizes: Sequence[RunSize]) -> list[str]:
     return problems
 
 
-def _full_disks(items: Sequence[Item], sizes: Sequence[RunSize], plan: BatchPlan) -> list[str]:
+def _full_disks(items: Sequence[Item], sizes: Sequence[JobSize], plan: BatchPlan) -> list[str]:
     needed: dict[int, int] = defaultdict(int)
     example: dict[int, Path] = {}
     for item, size in zip(items, sizes, strict=True):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from ..context.contexts import StackContexts
 from ..errors import Aborted, ImageError
 from ..io.files import make_folder
 from ..io.journal import Journal
-from ..io.mrc import StackWriter, holds
+from ..io.mrc import StackWriter, WriterState, holds
 from ..job_context import JobContext
 from .denoiser import Denoiser
 from .feeding import Denoised, Feeding, Images, Reader, Worker, denoised_batches
@@ -59,6 +59,19 @@ class StreamResult:
     seconds: dict[str, float] = field(
         default_factory=lambda: {"reading": 0.0, "denoising": 0.0, "writing": 0.0}
     )
+
+    @classmethod
+    def recorded(cls, stacks: Sequence[StackPlan], journal: Journal) -> StreamResult:
+        """Return how a stream begins: nothing written, and the journal's notes on the stacks' images."""
+        result = cls()
+        for stack in stacks:
+            result.add_notes(journal.notes.get(stack.name, ()))
+        return result
+
+    def add_notes(self, notes: Iterable[Sequence[Any]]) -> None:
+        """Add notes as journals have them: stack, image, problem, and whether the image is unchanged."""
+        for *note, unchanged in notes:
+            (self.skipped if unchanged else self.remarks).append(ImageNote(*note))
 
 
 @dataclass(frozen=True)
@@ -139,16 +152,24 @@ def n_safely_written(
     return state.written if state is not None and can_go_on else 0
 
 
-def recorded_notes(
-    stacks: Sequence[StackPlan], journal: Journal
-) -> tuple[int, list[ImageNote], list[ImageNote]]:
-    """Return how a `StreamResult` begins: nothing written, and the journal's notes on the stacks' images."""
-    skipped: list[ImageNote] = []
-    remarks: list[ImageNote] = []
-    for stack in stacks:
-        for *note, unchanged in journal.notes.get(stack.name, ()):
-            (skipped if unchanged else remarks).append(ImageNote(*note))
-    return 0, skipped, remarks
+def open_stack(
+    stack: StackPlan,
+    output_dir: Path,
+    dtype: Literal["float32", "float16"],
+    label: str,
+    state: WriterState | None,
+) -> StackWriter:
+    """Open the stack to write, or go on with it from a state."""
+    path = output_dir / stack.name
+    make_folder(path.parent)
+    return StackWriter(
+        path,
+        (len(stack.indices), *stack.shape),
+        pixel_size_angstrom=stack.pixel_size_angstrom,
+        dtype=dtype,
+        label=label,
+        state=state,
+    )
 
 
 class Output:
@@ -196,8 +217,7 @@ class Output:
         self.written = [n_safely_written(stack, output_dir, journal, dtype) for stack in stacks]
         self.n_written = sum(self.written)
         there = [stack for stack, written in zip(stacks, self.written, strict=True) if written]
-        _, skipped, remarks = recorded_notes(there, journal)
-        self.result = StreamResult(0, skipped, remarks)
+        self.result = StreamResult.recorded(there, journal)
 
     def write(self, pieces: Sequence[Piece], batch: Denoised) -> None:
         """Write what is not written yet of a batch."""
@@ -226,7 +246,9 @@ class Output:
         """Append images, of which the first is number `begin` of its stack and `bad` are unchanged."""
         stack = self.stacks[number]
         if self._writer is None:
-            self._writer = self._open(stack, resume=begin > 0)
+            self._name, self._notes = stack.name, []
+            state = self._journal.states[stack.name] if begin else None
+            self._writer = open_stack(stack, self._output_dir, self._dtype, self._label, state)
         for position, text in bad.items():
             self._skip(ImageNote(str(stack.source), int(stack.indices[position]) + 1, text))
         for position, text in remarks.items():
@@ -254,19 +276,6 @@ class Output:
             )
         self._notes.append((note, True))
         self.result.skipped.append(note)
-
-    def _open(self, stack: StackPlan, *, resume: bool) -> StackWriter:
-        path = self._output_dir / stack.name
-        make_folder(path.parent)
-        self._name, self._notes = stack.name, []
-        return StackWriter(
-            path,
-            (len(stack.indices), *stack.shape),
-            pixel_size_angstrom=stack.pixel_size_angstrom,
-            dtype=self._dtype,
-            label=self._label,
-            state=self._journal.states[stack.name] if resume else None,
-        )
 
     def checkpoint(self) -> None:
         """Bring what is written to disk, so that a run killed from now on goes on from here."""

@@ -8,13 +8,12 @@ finished.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,12 +27,13 @@ from ..inference.denoiser import Denoiser
 from ..inference.devices import LocalDevices, Precision
 from ..inference.engine import Task, denoise, make_denoisers
 from ..inference.plan import Piece, StackPlan, batches
-from ..inference.stream import ImageNote, StreamResult, n_safely_written
+from ..inference.stream import StreamResult, n_safely_written, open_stack
 from ..io.files import make_folder, rename_complete, writing_failed
 from ..io.journal import JOURNAL_NAME, RANGES_FOLDER, Journal, Undertaking
 from ..io.mrc import StackReader, StackWriter, WriterState
 from ..job_context import JobContext
 from ..models.weights import load_same_model
+from .job import Parts
 from .parts import NOTES_NAME, do_in_folder, limit_bytes, read_notes
 
 _COPIED_BYTES = 2**24
@@ -41,125 +41,47 @@ _COPIED_BYTES = 2**24
 
 @dataclass(frozen=True, eq=False)
 class Range:
-    """Images of a run that one worker denoises at a time.
+    """Images of a run that one worker denoises at a time; see `Part`.
 
     Attributes
     ----------
-    name
-        Of its folder: first image and number of images, counted over the whole run.
-    stacks
-        What it takes of the plan's stacks: these, with fewer `indices`.
+    task
+        What it takes of the run's stacks: these, with fewer `indices`; without contexts.
     places
         For each of them the number of the stack in the plan, and of its first image in that stack.
-    """
-
-    name: str
-    stacks: tuple[StackPlan, ...]
-    places: tuple[tuple[int, int], ...]
-
-    @property
-    def n_images(self) -> int:
-        """Number of images."""
-        return sum(len(stack.indices) for stack in self.stacks)
-
-    def describe(self) -> str:
-        """Return the images in words, counted from 1 in the order of writing."""
-        return ", ".join(
-            f"images {begin + 1} to {begin + len(stack.indices)} of {stack.name}"
-            for stack, (_, begin) in zip(self.stacks, self.places, strict=True)
-        )
-
-
-def plan_ranges(
-    stacks: Sequence[StackPlan], batch_sizes: Mapping[tuple[int, int], int], range_bytes: int
-) -> list[Range]:
-    """Cut a plan into ranges of about `range_bytes` of float32 pixels, always between two batches."""
-    limit = limit_bytes(sum(_pixel_bytes(stack.shape, len(stack.indices)) for stack in stacks), range_bytes)
-    ranges: list[Range] = []
-    pieces: list[Piece] = []
-    size, first = 0, 0
-    for batch in batches(stacks, batch_sizes):
-        pieces += batch
-        size += sum(
-            4 * (p.end - p.begin) * stacks[p.stack].shape[0] * stacks[p.stack].shape[1] for p in batch
-        )
-        if size >= limit:
-            ranges.append(_range(stacks, pieces, first))
-            first += ranges[-1].n_images
-            pieces, size = [], 0
-    if pieces:
-        ranges.append(_range(stacks, pieces, first))
-    return ranges
-
-
-def _pixel_bytes(shape: tuple[int, int], n_images: int) -> int:
-    return 4 * n_images * shape[0] * shape[1]
-
-
-def _range(stacks: Sequence[StackPlan], pieces: Sequence[Piece], first: int) -> Range:
-    """Return the range of consecutive pieces, those of one stack made one."""
-    bounds: dict[int, tuple[int, int]] = {}
-    for piece in pieces:
-        bounds[piece.stack] = (bounds.get(piece.stack, (piece.begin, 0))[0], piece.end)
-    parts = tuple(
-        dataclasses.replace(stacks[number], indices=stacks[number].indices[begin:end])
-        for number, (begin, end) in bounds.items()
-    )
-    count = sum(len(part.indices) for part in parts)
-    return Range(f"{first:012d}+{count}", parts, tuple((n, begin) for n, (begin, _) in bounds.items()))
-
-
-class DenoiseWork:
-    """The stacks of a run that are not finished, whole or in ranges; see `Work`.
-
-    Parameters
-    ----------
-    task
-        The run.
-    output_dir
-        Where the stacks go.
-    journal
-        The run's journal.
-
-    Attributes
-    ----------
-    result
-        What was done.
-    """
-
-    def __init__(self, task: Task, output_dir: Path, journal: Journal) -> None:
-        self.task, self.output_dir, self.journal = task, output_dir, journal
-        self.result = StreamResult()
-
-    def do(self, devices: LocalDevices, context: JobContext) -> None:
-        """Denoise all of them."""
-        self.result = denoise(self.task, self.output_dir, self.journal, devices, context)
-
-    @contextlib.contextmanager
-    def in_parts(self, part_bytes: int) -> Iterator[Assembly]:
-        """Yield them in ranges; those that an earlier driver left are taken."""
-        with Assembly(self, plan_ranges(self.task.stacks, self.task.batch_sizes, part_bytes)) as assembly:
-            yield assembly
-            self.result = assembly.finish()
-
-
-@dataclass(frozen=True, eq=False)
-class DenoiseOrder:
-    """A range with all that a worker needs to denoise it.
-
-    Attributes
-    ----------
-    task
-        The range's stacks; without contexts.
     folder
-        What the range becomes.
+        What the worker's folder becomes, named by the first image and the number of images, counted over the
+        whole run.
     contexts
         The file of the run's contexts; None where there are none.
     """
 
     task: Task
+    places: tuple[tuple[int, int], ...]
     folder: Path
     contexts: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """See `Part`."""
+        return self.folder.name
+
+    @property
+    def n_images(self) -> int:
+        """See `Part`."""
+        return sum(len(stack.indices) for stack in self.task.stacks)
+
+    def pieces(self) -> Iterator[tuple[StackPlan, int, int]]:
+        """Yield each of its stacks, with its number in the plan, and of its first image in that stack."""
+        for stack, (number, begin) in zip(self.task.stacks, self.places, strict=True):
+            yield stack, number, begin
+
+    def describe(self) -> str:
+        """Return the images in words, counted from 1 in the order of writing."""
+        return ", ".join(
+            f"images {begin + 1} to {begin + len(stack.indices)} of {stack.name}"
+            for stack, _, begin in self.pieces()
+        )
 
     def do(self, devices: LocalDevices) -> None:
         """Denoise the range into its folder.
@@ -173,7 +95,7 @@ class DenoiseOrder:
         denoisers = _denoisers_at_hand(weights.path, weights.sha256, task.choices.precision, devices.devices)
         if self.contexts is not None:
             known = _contexts_at_hand(self.contexts, self.contexts.stat().st_mtime_ns)
-            task = dataclasses.replace(task, contexts=known)
+            task = replace(task, contexts=known)
 
         def do(folder: Path) -> dict[str, Any]:
             with Journal(folder / JOURNAL_NAME) as journal:
@@ -208,18 +130,109 @@ def _notes_of(result: StreamResult) -> dict[str, Any]:
     }
 
 
+def plan_ranges(task: Task, part_bytes: int, folder: Path, contexts: Path | None = None) -> list[Range]:
+    """Cut a run into ranges of about `part_bytes` of float32 pixels, always between two batches.
+
+    `folder` is that of all ranges, `contexts` the file of the run's.
+    """
+    stacks, pieces, ranges = task.stacks, list[Piece](), list[Range]()
+    size, first = 0, 0
+
+    def finish() -> None:
+        nonlocal size, first
+        ranges.append(_range(task, pieces, first, folder, contexts))
+        first += ranges[-1].n_images
+        pieces.clear()
+        size = 0
+
+    limit = limit_bytes(sum(_pixel_bytes(stack, len(stack.indices)) for stack in stacks), part_bytes)
+    for batch in batches(stacks, task.batch_sizes):
+        pieces += batch
+        size += sum(_pixel_bytes(stacks[piece.stack], piece.end - piece.begin) for piece in batch)
+        if size >= limit:
+            finish()
+    if pieces:
+        finish()
+    return ranges
+
+
+def _pixel_bytes(stack: StackPlan, n_images: int) -> int:
+    return 4 * n_images * stack.shape[0] * stack.shape[1]
+
+
+def _range(task: Task, pieces: Sequence[Piece], first: int, folder: Path, contexts: Path | None) -> Range:
+    """Return the range of consecutive pieces, those of one stack made one."""
+    bounds: dict[int, tuple[int, int]] = {}
+    for piece in pieces:
+        bounds[piece.stack] = (bounds.get(piece.stack, (piece.begin, 0))[0], piece.end)
+    stacks = [
+        replace(task.stacks[number], indices=task.stacks[number].indices[begin:end])
+        for number, (begin, end) in bounds.items()
+    ]
+    count = sum(len(stack.indices) for stack in stacks)
+    return Range(
+        replace(task, stacks=stacks, contexts=None),
+        tuple((number, begin) for number, (begin, _) in bounds.items()),
+        folder / f"{first:012d}+{count}",
+        contexts,
+    )
+
+
+class DenoiseWork:
+    """The stacks of a run that are not finished, whole or in ranges; see `Work`.
+
+    Parameters
+    ----------
+    task
+        The run.
+    output_dir
+        Where the stacks go.
+    journal
+        The run's journal.
+    context_record
+        What the run's record says of the task's contexts.
+
+    Attributes
+    ----------
+    result
+        What was done.
+    """
+
+    def __init__(
+        self, task: Task, output_dir: Path, journal: Journal, context_record: Mapping[str, Any]
+    ) -> None:
+        self.task, self.output_dir, self.journal = task, output_dir, journal
+        self.context_record = dict(context_record)
+        self.result = StreamResult()
+
+    def do(self, devices: LocalDevices, context: JobContext) -> None:
+        """Denoise all of them."""
+        self.result = denoise(self.task, self.output_dir, self.journal, devices, context)
+
+    @contextlib.contextmanager
+    def in_parts(self, part_bytes: int) -> Iterator[Parts[Range]]:
+        """Yield them in ranges; those that an earlier driver left are taken."""
+        with Assembly(self, part_bytes) as assembly:
+            yield assembly.parts
+            self.result = assembly.finish()
+
+
 class Assembly:
     """Puts finished ranges together: each stack grows in order, in the journal of a run without ranges.
 
-    See `Parts`. What was done so far is in `result`.
+    Attributes
+    ----------
+    parts
+        The ranges; those that an earlier driver left are taken.
+    result
+        What was done so far.
     """
 
-    is_whole = False
-
-    def __init__(self, work: DenoiseWork, ranges: Sequence[Range]) -> None:
+    def __init__(self, work: DenoiseWork, part_bytes: int) -> None:
         self._task, self._output_dir, self._journal = work.task, work.output_dir, work.journal
         self._folder = self._output_dir.absolute() / RANGES_FOLDER / _digest(work.task, work.journal)
-        self._ranges = ranges
+        contexts = None if work.task.contexts is None else self._output_dir.absolute() / CONTEXT_NAME
+        ranges = plan_ranges(work.task, part_bytes, self._folder, contexts)
         self._written = [
             n_safely_written(stack, self._output_dir, self._journal, self._task.options.output_dtype)
             for stack in self._task.stacks
@@ -234,41 +247,32 @@ class Assembly:
         self._ready: list[dict[int, tuple[Path, list[list[Any]]]]] = [{} for _ in self._task.stacks]
         self._writers: dict[int, StackWriter] = {}
         make_folder(self._folder)
-        self.title, self.n_parts = self._output_dir.name, len(ranges)
-        self.n_images = sum(part.n_images for part in ranges)
         self.result = StreamResult()
-        self.waiting = self._find_waiting()
+        waiting = self._find_waiting(ranges)
         self.result = StreamResult()
+        n_images = sum(part.n_images for part in ranges)
+        self.parts = Parts(self._output_dir.name, waiting, len(ranges), n_images, self.take)
 
-    def order(self, part: Range) -> DenoiseOrder:
-        """See `Parts`."""
-        known = self._task.contexts
-        contexts = None if known is None else self._output_dir.absolute() / CONTEXT_NAME
-        task = dataclasses.replace(self._task, stacks=part.stacks, contexts=None)
-        return DenoiseOrder(task, self._folder / part.name, contexts)
-
-    def _find_waiting(self) -> list[Range]:
+    def _find_waiting(self, ranges: Sequence[Range]) -> list[Range]:
         """Return the ranges that are still to be denoised, and take those that an earlier driver left."""
         for other in self._folder.parent.iterdir():  # of a run with other input or options
             if other != self._folder:
                 shutil.rmtree(other, ignore_errors=True)
-        names = {part.name for part in self._ranges}
+        names = {part.name for part in ranges}
         for entry in self._folder.iterdir():
             if entry.name not in names:
                 shutil.rmtree(entry, ignore_errors=True)
         waiting = []
-        for part in self._ranges:
-            if all(self._has(part, position) for position in range(len(part.stacks))):
+        for part in ranges:
+            if all(self._has(part, *piece) for piece in part.pieces()):
                 self.take(part)
             else:
-                shutil.rmtree(self._folder / part.name, ignore_errors=True)
+                shutil.rmtree(part.folder, ignore_errors=True)
                 waiting.append(part)
         return waiting
 
-    def _has(self, part: Range, position: int) -> bool:
-        stack, (number, begin) = part.stacks[position], part.places[position]
-        folder = self._folder / part.name
-        there = (folder / stack.name).exists() and (folder / NOTES_NAME).exists()
+    def _has(self, part: Range, stack: StackPlan, number: int, begin: int) -> bool:
+        there = (part.folder / stack.name).exists() and (part.folder / NOTES_NAME).exists()
         return begin + len(stack.indices) <= self._written[number] or there
 
     def take(self, part: Range) -> None:
@@ -279,17 +283,16 @@ class Assembly:
         OutputError
             If the disk is full or fails, or the range's folder does not appear.
         """
-        waiting = [
-            position
-            for position, (stack, (number, begin)) in enumerate(zip(part.stacks, part.places, strict=True))
+        missing = [
+            (stack, number, begin)
+            for stack, number, begin in part.pieces()
             if begin + len(stack.indices) > self._written[number]
         ]
-        noted = read_notes(self._folder / part.name) if waiting else {"seconds": {}, "notes": []}
-        for position in waiting:
-            stack, (number, begin) = part.stacks[position], part.places[position]
+        noted = read_notes(part.folder) if missing else {"seconds": {}, "notes": []}
+        for stack, number, begin in missing:
             images = {int(index) + 1 for index in stack.indices}
             notes = [note for note in noted["notes"] if note[0] == str(stack.source) and note[1] in images]
-            self._ready[number][begin] = (self._folder / part.name / stack.name, notes)
+            self._ready[number][begin] = (part.folder / stack.name, notes)
         for name, seconds in noted["seconds"].items():
             self.result.seconds[name] += seconds
         self.result.n_written += part.n_images
@@ -350,26 +353,17 @@ class Assembly:
             self._journal.finish(stack.name)
 
     def _open(self, number: int) -> StackWriter:
-        stack = self._task.stacks[number]
-        path = self._output_dir / stack.name
-        make_folder(path.parent)
-        self._writers[number] = StackWriter(
-            path,
-            (len(stack.indices), *stack.shape),
-            pixel_size_angstrom=stack.pixel_size_angstrom,
-            dtype=self._task.options.output_dtype,
-            label=self._task.label,
-            state=self._journal.states[stack.name] if self._written[number] else None,
-        )
-        return self._writers[number]
+        stack, options = self._task.stacks[number], self._task.options
+        state = self._journal.states[stack.name] if self._written[number] else None
+        writer = open_stack(stack, self._output_dir, options.output_dtype, self._task.label, state)
+        self._writers[number] = writer
+        return writer
 
     def finish(self) -> StreamResult:
         """Remove the folder of the ranges, and return what was done, notes in the order of the images."""
         shutil.rmtree(self._folder.parent, ignore_errors=True)
         for notes in self._notes:
-            for name, image, problem, unchanged in notes:
-                note = ImageNote(name, image, problem)
-                (self.result.skipped if unchanged else self.result.remarks).append(note)
+            self.result.add_notes(notes)
         return self.result
 
     def __enter__(self) -> Assembly:

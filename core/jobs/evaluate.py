@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
-import json
-import math
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ... import __version__
-from ..advice import TRUST
 from ..config.evaluate import EvaluateConfig
+from ..errors import Aborted, InputError
 from ..evaluation.comparison import Result, Sources, compare
 from ..evaluation.model_section import model_figures
 from ..evaluation.picking import picking
@@ -31,147 +25,140 @@ from ..evaluation.sections import against_clean, against_twin, sample_section
 from ..evaluation.tasks import Found, clustering, half_maps, pose_accuracy
 from ..inference.devices import LocalDevices
 from ..inference.plan import source_files
-from ..io.files import file_state, make_folder, sha256_of
-from ..io.journal import RANGES_FOLDER, RECORD_NAME, Undertaking
+from ..io.files import file_state, make_folder
+from ..io.journal import RANGES_FOLDER, Undertaking
 from ..job_context import QUIET, JobContext
+from ..models.weights import load_model
 from ..report import PDF_NAME
-from ..report.html import Picture, Section, write_bytes, write_html
-from ..report.pages import write_pages
+from ..report.html import Section
+from .evaluation_files import (
+    HTML_NAME,
+    JSON_NAME,
+    TABLE_NAME,
+    Evaluation,
+    describe_images,
+    facts_of,
+    summarise,
+    write_evaluation,
+)
 from .folder import Earlier, JobFolder
-from .job import Devices
+from .job import Devices, Job, JobSize, Parts, Plan
 from .parts import do_in_folder, move_files, read_notes
 
-JSON_NAME, HTML_NAME, TABLE_NAME = "evaluation.json", "evaluation.html", "evaluation_images.csv"
-PNG_PREFIX = "evaluation_"
-# Rows of each table of the report that a batch repeats.
-_ROWS = 3
-HEADLINE = "Evaluation of denoised images"
+# What an evaluation writes: figures, a page, a PDF.
+_REPORT_BYTES = 2**22
+# A forecast compares images for so long to see how fast that is.
+_TRIAL_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found and wrote.
-
-    Attributes
-    ----------
-    folder, names
-        Where it wrote, and the names of all that it wrote.
-    key_figures
-        What it found, in words, by name; as all that follows, empty when nothing was left to do.
-    telling
-        The name of the most telling figure, if there is one.
-    tables
-        The tables of the report, each with its title and notes, as text in columns.
-    pictures
-        The names of the figures' PNG files, by what they show.
-    """
-
-    folder: Path
-    names: list[str]
-    key_figures: dict[str, str] = field(default_factory=dict)
-    telling: str | None = None
-    tables: list[str] = field(default_factory=list)
-    pictures: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def files(self) -> list[Path]:
-        """All that was written."""
-        return [self.folder / name for name in self.names]
-
-    @property
-    def picture(self) -> Path | None:
-        """The most telling figure, if there is one."""
-        return None if self.telling is None else self.folder / self.telling
-
-    @property
-    def numbers(self) -> dict[str, Any]:
-        """What `evaluation.json` holds."""
-        numbers: dict[str, Any] = json.loads((self.folder / JSON_NAME).read_text(encoding="utf-8"))
-        return numbers
-
-
-def _evaluation(folder: Path, names: list[str], sections: Sequence[Section]) -> Evaluation:
-    """Return what is to be said of the sections of a report."""
-    telling = next((section for section in sections if section.rows), sections[0])
-    return Evaluation(
-        folder,
-        names,
-        {
-            f"{section.title}: {row[0]}": ", ".join(
-                f"{name} {cell}" for name, cell in zip(section.header[1:], row[1:], strict=True) if cell
-            )
-            for section in sections
-            for row in section.rows[:_ROWS]
-        },
-        _png_name(telling.pictures[0]) if telling.pictures else None,
-        [
-            "\n".join([section.title, *_columns([section.header, *section.rows]), *section.notes])
-            for section in sections
-            if section.rows
-        ],
-        {
-            f"{section.title}. {picture.caption}": _png_name(picture)
-            for section in sections
-            for picture in section.pictures
-        },
-    )
-
-
-def _png_name(picture: Picture) -> str:
-    return f"{PNG_PREFIX}{picture.name}.png"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows of a table as lines of text."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
-    return [line.rstrip() for line in lines]
-
-
-def run_evaluate(
-    config: EvaluateConfig,
-    output_dir: Path,
-    context: JobContext = QUIET,
-    *,
-    earlier: Earlier = "refuse",
-    devices: Devices | None = None,
-) -> Evaluation:
-    """Compute all that applies and write it to `output_dir`; nothing is written before all is computed.
+class EvaluateJob(Job[Evaluation]):
+    """All that applies is computed and written to the folder; nothing is written before all is computed.
 
     Parameters
     ----------
     config
         What is compared with what.
-    output_dir
-        Made if missing.
-    context
-        Whom to ask and tell.
-    earlier
-        What to do with an earlier evaluation in the directory; see `jobs.folder`.
-    devices
-        Where to calculate, instead of on `config.threads` threads of this process.
-
-    Raises
-    ------
-    InputError
-        If a file cannot be read, holds NaN, or does not go together with the others.
-    ConfigurationError, ModelError, DeviceError
-        If something that was asked for cannot be done.
-    OutputError
-        If the directory is in use or cannot be written to.
-    Aborted
-        If `context.should_stop` said so.
     """
-    sources = Sources.open(config) if config.denoised else None
-    undertaking, inputs = plan_evaluation(config, sources)
-    with JobFolder(output_dir, undertaking, earlier, inputs=inputs, log=context.log) as folder:
-        if folder.journal.is_complete:
-            return Evaluation(output_dir, list(folder.journal.results or ()))
-        work = EvaluateWork(config, sources, folder, context.command or "")
-        (devices or LocalDevices([torch.device("cpu")], config.threads)).do(work, context)
-        assert work.found is not None  # it is done
+
+    # what it writes depends on what it finds: nothing of an earlier one is kept
+    earlier_in_hosts = "replace"
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self.config = config
+
+    def devices(self) -> LocalDevices:
+        """See `Job`; the device of the options is for figures of the model alone."""
+        return LocalDevices([torch.device("cpu")], self.config.threads)
+
+    def plan(self, devices: Devices, context: JobContext) -> EvaluatePlan:
+        """See `Job`.
+
+        Raises
+        ------
+        InputError
+            If a file cannot be read, or does not go together with the others.
+        """
+        clock = time.time(), time.monotonic()
+        sources = Sources.open(self.config) if self.config.denoised else None
+        inputs = _inputs(self.config, sources)
+        undertaking = _undertaking(self.config, inputs)
+        return EvaluatePlan(self.config, sources, context.command or "", inputs, undertaking, clock)
+
+    def measure(self, output_dir: Path) -> JobSize:
+        """See `Job`."""
+        config = self.config
+        for path in paths_in(config):
+            if not path.exists():
+                raise InputError("no such file.", path=path)
+        if config.model is not None:
+            load_model(config.model)
+        sources = Sources.open(config)
+        n, (y, x) = len(sources.denoised), sources.denoised.shape
+        return JobSize(
+            "particles" if sources.denoised.kind == "particles" else "micrographs",
+            n,
+            n * y * x,
+            _REPORT_BYTES,
+            _files_of(sources),
+        )
+
+    def forecast(self, size: JobSize, devices: LocalDevices) -> tuple[JobSize, float]:
+        """See `Job`; the time is that of comparing images, by the first few of them."""
+        config, done = self.config, 0
+        begin = time.perf_counter()
+
+        def progress(now: int, total: int) -> None:
+            nonlocal done
+            done = now
+
+        def should_stop() -> bool:
+            return done > 0 and time.perf_counter() - begin > _TRIAL_SECONDS
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(devices.cpu_threads)
+        try:
+            compare(Sources.open(config), config, progress=progress, should_stop=should_stop)
+        except Aborted:
+            pass  # enough was seen
+        finally:
+            torch.set_num_threads(before)
+        seconds = time.perf_counter() - begin
+        return size, seconds * size.n_images / done if done else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluatePlan(Plan["EvaluateWork", Evaluation]):
+    """An evaluation whose tables were read and checked; see `Plan`.
+
+    Attributes
+    ----------
+    config, sources
+        What is compared with what; no sources where there are no denoised images.
+    command
+        The command line.
+    inputs, undertaking
+        The files that it reads; what it is going to make.
+    clock
+        When it began: seconds since 1970, and of the monotonic clock.
+    """
+
+    config: EvaluateConfig
+    sources: Sources | None
+    command: str
+    inputs: Sequence[Path]
+    undertaking: Undertaking
+    clock: tuple[float, float]
+
+    def begin(self, folder: JobFolder) -> EvaluateWork:
+        """See `Plan`."""
+        return EvaluateWork(self, folder)
+
+    def finish(self, folder: JobFolder, work: EvaluateWork | None) -> Evaluation:
+        """See `Plan`."""
+        if work is None or work.found is None:
+            return Evaluation(folder.path, list(folder.journal.results or ()))
         folder.journal.complete(work.found.names)
-    return work.found
+        return work.found
 
 
 class EvaluateWork:
@@ -183,71 +170,65 @@ class EvaluateWork:
         What it found; None before it is done.
     """
 
-    title, name, is_whole, n_parts = "evaluation", "evaluation", True, 1
-
-    def __init__(
-        self, config: EvaluateConfig, sources: Sources | None, folder: JobFolder, command: str
-    ) -> None:
-        self._config, self._sources, self._folder, self._command = config, sources, folder, command
-        self._ranges = folder.path.absolute() / RANGES_FOLDER
-        self.n_images = 0 if sources is None else len(sources.denoised)
-        self.waiting = [self]
+    def __init__(self, plan: EvaluatePlan, folder: JobFolder) -> None:
+        self._plan, self._folder = plan, folder
         self.found: Evaluation | None = None
 
     def do(self, devices: LocalDevices, context: JobContext) -> None:
         """Compute all that applies, and write it."""
-        config, sources = self._config, self._sources
-        started, begin = time.time(), time.monotonic()
+        config, sources, (started, begin) = self._plan.config, self._plan.sources, self._plan.clock
         numbers, sections, result = _compute(config, sources, devices.cpu_threads, context)
-        facts = _facts(config, sources, self._command, started, time.monotonic() - begin)
+        facts = facts_of(config, sources, self._plan.command, started, time.monotonic() - begin)
         record = {"facts": facts, "options": config.model_dump(mode="json"), **numbers}
-        names = _write(self._folder, facts, record, sections, sources, result)
-        self.found = _evaluation(self._folder.path, names, sections)
+        names = write_evaluation(self._folder, facts, record, sections, sources, result)
+        self.found = summarise(self._folder.path, names, sections)
 
     @contextlib.contextmanager
-    def in_parts(self, part_bytes: int) -> Iterator[EvaluateWork]:
-        """Yield all of it; a worker that is still at it afterwards stops."""
+    def in_parts(self, part_bytes: int) -> Iterator[Parts[WholeEvaluation]]:
+        """Yield all of it as one part; a worker that is still at it afterwards stops."""
+        folder = self._folder.path.absolute() / RANGES_FOLDER
+        own = folder / uuid.uuid4().hex
         try:
-            self._attempts = self._ranges / uuid.uuid4().hex
-            make_folder(self._attempts)
-            yield self
+            make_folder(own)
+            plan = self._plan
+            n_images = 0 if plan.sources is None else len(plan.sources.denoised)
+            whole = WholeEvaluation(plan.config, own / "evaluation", plan.command, n_images)
+            yield Parts(self._folder.path.name, [whole], 1, n_images, self._take, is_whole=True)
         finally:
-            shutil.rmtree(self._ranges, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def describe(self) -> str:
-        """See `Part`."""
-        return self.name
-
-    def order(self, part: EvaluateWork) -> EvaluateOrder:
-        """See `Parts`."""
-        return EvaluateOrder(self._config, self._attempts / self.name, self._command)
-
-    def take(self, part: EvaluateWork) -> None:
-        """See `Parts`."""
-        folder = self._attempts / self.name
-        found = Evaluation(self._folder.path, **read_notes(folder))
+    def _take(self, part: WholeEvaluation) -> None:
+        found = Evaluation(self._folder.path, **read_notes(part.folder))
         self._folder.add_files(found.names)
-        move_files(found.names, folder, self._folder.path)
+        move_files(found.names, part.folder, self._folder.path)
         self.found = found
 
 
 @dataclass(frozen=True)
-class EvaluateOrder:
-    """An evaluation with all that a worker needs to do it.
+class WholeEvaluation:
+    """All of an evaluation, for one worker; see `Part`.
 
     Attributes
     ----------
     config
         What is compared with what.
     folder
-        What the evaluation's own folder becomes.
+        What the worker's folder becomes.
     command
         The command line.
+    n_images
+        Number of images.
     """
 
     config: EvaluateConfig
     folder: Path
     command: str
+    n_images: int
+    name: str = "evaluation"
+
+    def describe(self) -> str:
+        """See `Part`."""
+        return self.name
 
     def do(self, devices: LocalDevices) -> None:
         """Evaluate into the folder.
@@ -255,34 +236,44 @@ class EvaluateOrder:
         Raises
         ------
         CryohushError
-            As `run_evaluate`; nothing stays behind.
+            As `EvaluateJob.run`; nothing stays behind.
         """
         device = ",".join(str(one) for one in devices.devices)
         config = self.config.model_copy(update={"device": device, "threads": devices.cpu_threads})
 
         def do(folder: Path) -> dict[str, Any]:
             context = JobContext(should_stop=lambda: not folder.exists(), command=self.command)
-            found = vars(run_evaluate(config, folder, context, devices=devices))
+            found = vars(EvaluateJob(config).run(folder, context, devices=devices))
             return {name: value for name, value in found.items() if name != "folder"}
 
         do_in_folder(self.folder, do)
 
 
-def plan_evaluation(config: EvaluateConfig, sources: Sources | None) -> tuple[Undertaking, list[Path]]:
-    """Return what an evaluation is going to make, and the files that it reads."""
-    inputs = [path for path in paths_in(config) if path.is_file()]
-    if sources is not None:
-        for rows in (sources.denoised, sources.reference, sources.twin, sources.raw):
-            if rows is not None:
-                inputs += [*source_files(rows.table), *rows.table.stacks]
-    inputs = list(dict.fromkeys(inputs))
+def _files_of(sources: Sources) -> list[Path]:
+    """Return the files of all tables."""
+    tables = (sources.denoised, sources.reference, sources.twin, sources.raw)
+    return [
+        path
+        for rows in tables
+        if rows is not None
+        for path in (*source_files(rows.table), *rows.table.stacks)
+    ]
+
+
+def _inputs(config: EvaluateConfig, sources: Sources | None) -> list[Path]:
+    """Return all files that an evaluation reads."""
+    named = [path for path in paths_in(config) if path.is_file()]
+    return list(dict.fromkeys([*named, *(_files_of(sources) if sources else ())]))
+
+
+def _undertaking(config: EvaluateConfig, inputs: Sequence[Path]) -> Undertaking:
     digest = hashlib.sha256()
     for path in inputs:
         digest.update(f"{file_state(path)}\n".encode(errors="surrogateescape"))
     options = config.model_dump(mode="json", exclude={"device", "threads"})
     fingerprint = {"version": __version__, "inputs": digest.hexdigest(), **options}
     files = (JSON_NAME, HTML_NAME, TABLE_NAME, PDF_NAME)
-    return Undertaking("evaluate", fingerprint, {}, files, [RANGES_FOLDER]), inputs
+    return Undertaking("evaluate", fingerprint, {}, files, [RANGES_FOLDER])
 
 
 def paths_in(section: BaseModel) -> Iterator[Path]:
@@ -309,7 +300,7 @@ def _compute(
         numbers: dict[str, Any] = {}
         result = None
         if sources is not None:
-            context.log(f"{len(sources.denoised)} {sources.denoised.kind}, {_box(sources)}")
+            context.log(describe_images(sources))
             for note in sources.notes:
                 context.log(note)
             result = compare(sources, config, progress=context.progress, should_stop=context.should_stop)
@@ -324,16 +315,6 @@ def _compute(
     finally:
         torch.set_num_threads(threads)
     return numbers, sections, result
-
-
-def evaluate(
-    config: EvaluateConfig, output_dir: Path, context: JobContext = QUIET, *, earlier: Earlier = "refuse"
-) -> Evaluation:
-    """Run `run_evaluate`, and tell of it in the log."""
-    evaluation = run_evaluate(config, output_dir, context, earlier=earlier)
-    for path in evaluation.files:
-        context.log(f"wrote {path}")
-    return evaluation
 
 
 def _tasks(
@@ -364,92 +345,18 @@ def _tasks(
     return tasks
 
 
-def _box(sources: Sources) -> str:
-    y, x = sources.denoised.shape
-    size = sources.pixel_size_angstrom
-    return f"{x} x {y} px, " + (f"{size:g} Å/px" if size else "pixel size unknown: no figure is in Å")
+def run_evaluate(
+    config: EvaluateConfig, output_dir: Path, context: JobContext = QUIET, *, earlier: Earlier = "refuse"
+) -> Evaluation:
+    """Evaluate, as `EvaluateJob` does it."""
+    return EvaluateJob(config).run(output_dir, context, earlier=earlier)
 
 
-def _facts(
-    config: EvaluateConfig, sources: Sources | None, command: str, started: float, seconds: float
-) -> dict[str, str]:
-    """Return what was done, as name and value."""
-    facts = {}
-    for name in ("denoised", "reference", "twin", "raw"):
-        path = getattr(config, name)
-        if path is not None:
-            facts[name] = _provenance(path)
-    if config.denoised is not None:
-        record = config.denoised.parent / RECORD_NAME
-        try:
-            made = json.loads(record.read_text(encoding="utf-8"))
-            facts["denoised by"] = (
-                f"cryohush {made['version']}, model {made['model']['name']}, SHA-256 "
-                f"{made['model']['sha256']}; {made['command']}"
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            facts["denoised by"] = f"not known: there is no {RECORD_NAME} beside the images"
-    if sources is not None:
-        facts["images"] = f"{len(sources.denoised)} {sources.denoised.kind}, {_box(sources)}"
-    return {
-        **facts,
-        "time": f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(started))}, {seconds:.1f} s",
-        "version": f"cryohush {__version__}, torch {torch.__version__}",
-        "command": command,
-    }
-
-
-def _provenance(path: Path) -> str:
-    """Path of an input; of a table its hash, of a stack, which may be huge, its size."""
-    if path.suffix.lower() in (".star", ".cs"):
-        return f"{path}, SHA-256 {sha256_of(path)}"
-    return f"{path}, {path.stat().st_size} bytes"
-
-
-def _write(
-    folder: JobFolder,
-    facts: dict[str, str],
-    record: dict[str, Any],
-    sections: list[Section],
-    sources: Sources | None,
-    result: Result | None,
-) -> list[str]:
-    """Write all files and return their names; a JSON that is there, the last one, belongs to all others."""
-    pictures = {_png_name(picture): picture for section in sections for picture in section.pictures}
-    folder.add_files(list(pictures))
-    files = [write_bytes(folder.path / name, picture.png) for name, picture in pictures.items()]
-    if sources is not None and result is not None and (result.reference or result.twin):
-        files.append(write_bytes(folder.path / TABLE_NAME, _image_table(result, sources.denoised.rows)))
-    files += [
-        write_pages(folder.path / PDF_NAME, HEADLINE, TRUST, facts, sections),
-        write_html(folder.path / HTML_NAME, HEADLINE, TRUST, facts, sections),
-        write_bytes(folder.path / JSON_NAME, _json(record)),
-    ]
-    return [path.relative_to(folder.path).as_posix() for path in files]
-
-
-def _image_table(result: Result, rows: NDArray[np.intp]) -> bytes:
-    """Figures of the single images, by row of the denoised table, so that the worst can be looked up."""
-    columns: dict[str, Any] = {"row": rows + 1}
-    for target, comparisons in (("clean", result.reference), ("twin", result.twin)):
-        for name, comparison in comparisons.items():
-            for metric, values in comparison.values.items():
-                columns[f"{name} {metric} {target}"] = [f"{value:.7g}" for value in values]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue().encode()
-
-
-def _json(record: dict[str, Any]) -> bytes:
-    """JSON knows no NaN and no infinity: what is not finite becomes null."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: finite(entry) for name, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(entry) for entry in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return (json.dumps(finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+def evaluate(
+    config: EvaluateConfig, output_dir: Path, context: JobContext = QUIET, *, earlier: Earlier = "refuse"
+) -> Evaluation:
+    """Run `run_evaluate`, and tell of it in the log."""
+    evaluation = run_evaluate(config, output_dir, context, earlier=earlier)
+    for path in evaluation.files:
+        context.log(f"wrote {path}")
+    return evaluation

@@ -1,24 +1,30 @@
-"""What the work of a job is, whoever does it: one process, or the workers of a batch.
+"""What a job is, whoever runs it: a command line, RELION, cryoSPARC or a batch.
 
-A single command does the work whole, on the devices of its process, into the job's folder. A batch has it
-done in parts, each by a worker into a folder of the part's own, and takes them together. It is the same work,
-and the same files to the byte.
+A job reads and checks its source (`Job.plan`), does what its folder lacks (`Work`), and finishes with table
+and record (`Plan.finish`). A single command does the work whole, on the devices of its process, into the
+job's folder. A batch has it done in parts, each by a worker into a folder of the part's own, and takes them
+together: it is the same work, and the same files to the byte.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from ..inference.devices import DoneHere, LocalDevices
-from ..job_context import JobContext
+from ..io.journal import Undertaking
+from ..job_context import QUIET, JobContext
+from .folder import Earlier, JobFolder
 
 T = TypeVar("T")
 
 
 class Part(Protocol):
-    """What a worker does at a time."""
+    """What a worker does at a time, with all that it needs for that; small, and fit to travel."""
 
     @property
     def name(self) -> str:
@@ -31,45 +37,37 @@ class Part(Protocol):
     def describe(self) -> str:
         """Return the images in words."""
 
-
-P = TypeVar("P", bound=Part)
-
-
-class Order(Protocol):
-    """A part with all that a worker needs to do it; small, and fit to travel."""
-
     def do(self, devices: LocalDevices) -> None:
         """Do the part into a folder of its own; see `parts.do_in_folder`."""
 
 
-class Parts(Protocol[P]):
-    """Work that was cut."""
+P = TypeVar("P", bound=Part)
 
-    @property
-    def title(self) -> str:
-        """Of the work, for the dashboard."""
 
-    @property
-    def waiting(self) -> Sequence[P]:
-        """What is still to be done, in any order."""
+@dataclass(frozen=True, eq=False)
+class Parts(Generic[P]):
+    """Work that was cut.
 
-    @property
-    def n_parts(self) -> int:
-        """All of them."""
+    Attributes
+    ----------
+    title
+        Of the work, for the dashboard.
+    waiting
+        What is still to be done, in any order.
+    n_parts, n_images
+        In all, with what was done before.
+    take
+        Takes a part that is done from its folder.
+    is_whole
+        Whether nothing can be cut: then the failure of the one part is that of the job.
+    """
 
-    @property
-    def n_images(self) -> int:
-        """Those of all parts, and what was done before."""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether nothing can be cut: then the failure of the one part is that of the job."""
-
-    def order(self, part: P) -> Order:
-        """Return what a worker needs to do a part; asked for each attempt."""
-
-    def take(self, part: P) -> None:
-        """Take a part that is done from its folder."""
+    title: str
+    waiting: Sequence[P]
+    n_parts: int
+    n_images: int
+    take: Callable[[P], None]
+    is_whole: bool = False
 
 
 class Work(DoneHere, Protocol):
@@ -102,3 +100,119 @@ class Devices(Protocol):
         Aborted
             If `context.should_stop` said so; what is finished is kept.
         """
+
+
+@dataclass(frozen=True)
+class JobSize:
+    """What a job would read and write, and how much.
+
+    Attributes
+    ----------
+    kind
+        What the images are.
+    n_images, n_pixels
+        Of the images that would be worked on.
+    bytes
+        Of the files that would be written.
+    inputs
+        The files that would be read.
+    """
+
+    kind: Literal["particles", "micrographs"]
+    n_images: int
+    n_pixels: int
+    bytes: int
+    inputs: list[Path]
+
+
+W = TypeVar("W", bound=Work)
+R = TypeVar("R")
+
+
+class Plan(ABC, Generic[W, R]):
+    """A job whose source was read and checked.
+
+    Attributes
+    ----------
+    undertaking
+        What it is going to make.
+    inputs
+        The files that it reads.
+    """
+
+    undertaking: Undertaking
+    inputs: Sequence[Path]
+
+    @abstractmethod
+    def begin(self, folder: JobFolder) -> W:
+        """Return what the folder lacks."""
+
+    @abstractmethod
+    def finish(self, folder: JobFolder, work: W | None) -> R:
+        """Write the table and the record of work that is done, and return what the job came to.
+
+        Without work the job was complete before: nothing is written.
+        """
+
+
+class Job(ABC, Generic[R]):
+    """What a command does to one source."""
+
+    #: what hosts, whose users press the same button again, do with an earlier run in the folder
+    earlier_in_hosts: ClassVar[Earlier] = "anew"
+
+    @abstractmethod
+    def devices(self) -> LocalDevices:
+        """Return where it calculates if nobody says."""
+
+    @abstractmethod
+    def plan(self, devices: Devices, context: JobContext) -> Plan[Any, R]:
+        """Read and check the source, and tell of it; nothing is written."""
+
+    @abstractmethod
+    def measure(self, output_dir: Path) -> JobSize:
+        """Check all that can be checked without a device, and return how large it is; nothing is written."""
+
+    @abstractmethod
+    def forecast(self, size: JobSize, devices: LocalDevices) -> tuple[JobSize, float]:
+        """Return the size as a trial shows it, and the seconds that the job takes on such devices."""
+
+    def run(
+        self,
+        output_dir: str | Path,
+        context: JobContext = QUIET,
+        *,
+        earlier: Earlier = "refuse",
+        devices: Devices | None = None,
+    ) -> R:
+        """Do the job, or what an earlier run in the folder has left of it.
+
+        Parameters
+        ----------
+        output_dir
+            Made if missing.
+        context
+            Whom to ask and tell.
+        earlier
+            What to do with an earlier run in the folder; see `jobs.folder`.
+        devices
+            Where to calculate, instead of on those of the options.
+
+        Raises
+        ------
+        InputError
+            If the input cannot be read, or was changed while the job went on.
+        OutputError
+            If the folder is in use or holds another run, or the disk is full or too small.
+        ModelError, DeviceError, ConfigurationError
+            If the options cannot be met.
+        Aborted
+            If `context.should_stop` said so; the job can be resumed.
+        """
+        devices = self.devices() if devices is None else devices
+        plan, work = self.plan(devices, context), None
+        with JobFolder(output_dir, plan.undertaking, earlier, inputs=plan.inputs, log=context.log) as folder:
+            if not folder.journal.is_complete:
+                work = plan.begin(folder)
+                devices.do(work, context)
+            return plan.finish(folder, work)

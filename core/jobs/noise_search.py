@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import queue
 import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +25,7 @@ from ..models.weights import Weights
 from ..noise.finders import WindowFinder, finder_of
 from ..noise.micrograph import Draw, MicrographCounts, MicrographTask, extract_from
 from ..noise.output import PARTS_FOLDER
+from .job import Parts
 from .parts import do_in_folder, limit_bytes, move_files, read_notes
 
 Take = Callable[[MicrographTask, MicrographCounts], None]
@@ -33,7 +33,7 @@ Take = Callable[[MicrographTask, MicrographCounts], None]
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """Micrographs, and how they are searched.
+    """Micrographs, and how they are searched: all of an extraction, or a part that a worker does; see `Part`.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Search:
     weights, precision, options
         By what.
     output_dir
-        Where parts, label maps and pictures go.
+        Where label maps, pictures and what is found in each go.
     draw
         Writes the picture of a micrograph; None draws none.
     """
@@ -53,6 +53,43 @@ class Search:
     options: ExtractNoiseOptions
     output_dir: Path
     draw: Draw | None
+
+    @property
+    def name(self) -> str:
+        """Number of the first micrograph and how many they are."""
+        return f"{self.tasks[0].index:06d}+{self.n_images}"
+
+    @property
+    def n_images(self) -> int:
+        """Number of micrographs."""
+        return len(self.tasks)
+
+    def describe(self) -> str:
+        """Return their names."""
+        first, last = self.tasks[0].name, self.tasks[-1].name
+        return first if self.n_images == 1 else f"{self.n_images} micrographs, {first} to {last}"
+
+    def do(self, devices: LocalDevices) -> None:
+        """Search them into `output_dir`, which appears when all of it is on disk.
+
+        Raises
+        ------
+        CryohushError
+            As `search_micrographs`; nothing stays behind.
+        """
+        counts: list[dict[str, Any]] = []
+
+        def take(task: MicrographTask, found: MicrographCounts) -> None:
+            counts.append({"index": task.index, "counts": asdict(found)})
+
+        def do(folder: Path) -> dict[str, Any]:
+            (folder / PARTS_FOLDER).mkdir()
+            own = replace(self, output_dir=folder)
+            search_micrographs(own, devices, take, lambda: not folder.exists())
+            files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+            return {"micrographs": counts, "files": files}
+
+        do_in_folder(self.output_dir, do)
 
 
 def choose(
@@ -128,7 +165,7 @@ def _run(
 
 
 class SearchWork:
-    """The micrographs of an extraction that are not searched yet, whole or a few at a time; see `Work`.
+    """The micrographs of an extraction that are not searched yet; see `Work`.
 
     Parameters
     ----------
@@ -141,135 +178,52 @@ class SearchWork:
     """
 
     def __init__(self, search: Search, n_images: int, take: Take) -> None:
-        self.search, self.n_images, self.take = search, n_images, take
+        self.search, self._n_images, self._take = search, n_images, take
 
     def do(self, devices: LocalDevices, context: JobContext) -> None:
         """Search all of them."""
-        done = self.n_images - len(self.search.tasks)
+        done = self._n_images - len(self.search.tasks)
 
         def take(task: MicrographTask, counts: MicrographCounts) -> None:
             nonlocal done
-            self.take(task, counts)
+            self._take(task, counts)
             done += 1
-            context.progress(done, self.n_images)
+            context.progress(done, self._n_images)
 
-        context.progress(done, self.n_images)
+        context.progress(done, self._n_images)
         search_micrographs(self.search, devices, take, context.should_stop)
 
     @contextlib.contextmanager
-    def in_parts(self, part_bytes: int) -> Iterator[SearchParts]:
-        """Yield them in parts; a worker that is still at one afterwards stops."""
+    def in_parts(self, part_bytes: int) -> Iterator[Parts[Search]]:
+        """Yield them a few at a time; a worker that is still at some afterwards stops."""
         folder = self.search.output_dir.absolute() / RANGES_FOLDER
         # what workers of an earlier driver have left
         shutil.rmtree(folder, ignore_errors=True)
-        parts = SearchParts(self, plan_parts(self.search.tasks, part_bytes), folder / uuid.uuid4().hex)
+        own = folder / uuid.uuid4().hex
         try:
-            yield parts
+            make_folder(own)
+            parts = plan_parts(self.search, part_bytes)
+            waiting = [replace(part, output_dir=own / part.name) for part in parts]
+            yield Parts(self.search.output_dir.name, waiting, len(waiting), self._n_images, self._take_part)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-
-@dataclass(frozen=True, eq=False)
-class SearchPart:
-    """Micrographs that one worker searches at a time."""
-
-    tasks: tuple[MicrographTask, ...]
-
-    @property
-    def name(self) -> str:
-        """Number of the first micrograph and how many they are."""
-        return f"{self.tasks[0].index:06d}+{self.n_images}"
-
-    @property
-    def n_images(self) -> int:
-        """Number of micrographs."""
-        return len(self.tasks)
-
-    def describe(self) -> str:
-        """Return their names."""
-        first, last = self.tasks[0].name, self.tasks[-1].name
-        return first if self.n_images == 1 else f"{self.n_images} micrographs, {first} to {last}"
+    def _take_part(self, part: Search) -> None:
+        tasks = {task.index: task for task in part.tasks}
+        notes = read_notes(part.output_dir)
+        move_files(notes["files"], part.output_dir, self.search.output_dir)
+        for entry in notes["micrographs"]:
+            self._take(tasks[entry["index"]], MicrographCounts(**entry["counts"]))
 
 
-def plan_parts(tasks: Sequence[MicrographTask], part_bytes: int) -> list[SearchPart]:
+def plan_parts(search: Search, part_bytes: int) -> list[Search]:
     """Cut a search into parts of about `part_bytes` of float32 pixels, a micrograph or more in each."""
-    sizes = [4 * task.shape[0] * task.shape[1] for task in tasks]
+    sizes = [4 * task.shape[0] * task.shape[1] for task in search.tasks]
     limit = limit_bytes(sum(sizes), part_bytes)
     parts, begin, size = [], 0, 0
     for number, of_this in enumerate(sizes, 1):
         size += of_this
-        if size >= limit or number == len(tasks):
-            parts.append(SearchPart(tuple(tasks[begin:number])))
+        if size >= limit or number == len(sizes):
+            parts.append(replace(search, tasks=search.tasks[begin:number]))
             begin, size = number, 0
     return parts
-
-
-class SearchParts:
-    """A search that was cut; see `Parts`.
-
-    Parameters
-    ----------
-    work
-        The search.
-    waiting
-        Its parts.
-    folder
-        Where the workers put theirs.
-    """
-
-    is_whole = False
-
-    def __init__(self, work: SearchWork, waiting: Sequence[SearchPart], folder: Path) -> None:
-        self._work, self._folder = work, folder
-        self.title, self.waiting, self.n_parts = work.search.output_dir.name, waiting, len(waiting)
-        self.n_images = work.n_images
-        make_folder(folder)
-
-    def order(self, part: SearchPart) -> SearchOrder:
-        """See `Parts`."""
-        return SearchOrder(
-            dataclasses.replace(self._work.search, tasks=part.tasks, output_dir=self._folder / part.name)
-        )
-
-    def take(self, part: SearchPart) -> None:
-        """See `Parts`."""
-        folder, tasks = self._folder / part.name, {task.index: task for task in part.tasks}
-        notes = read_notes(folder)
-        move_files(notes["files"], folder, self._work.search.output_dir)
-        for entry in notes["micrographs"]:
-            self._work.take(tasks[entry["index"]], MicrographCounts(**entry["counts"]))
-
-
-@dataclass(frozen=True, eq=False)
-class SearchOrder:
-    """A part with all that a worker needs to search it.
-
-    Attributes
-    ----------
-    search
-        The part; its `output_dir` is what the part's folder becomes.
-    """
-
-    search: Search
-
-    def do(self, devices: LocalDevices) -> None:
-        """Search the micrographs into the folder.
-
-        Raises
-        ------
-        CryohushError
-            As `search_micrographs`; nothing stays behind.
-        """
-        counts: list[dict[str, Any]] = []
-
-        def take(task: MicrographTask, found: MicrographCounts) -> None:
-            counts.append({"index": task.index, "counts": asdict(found)})
-
-        def do(folder: Path) -> dict[str, Any]:
-            (folder / PARTS_FOLDER).mkdir()
-            own = dataclasses.replace(self.search, output_dir=folder)
-            search_micrographs(own, devices, take, lambda: not folder.exists())
-            files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-            return {"micrographs": counts, "files": files}
-
-        do_in_folder(self.search.output_dir, do)

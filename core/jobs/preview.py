@@ -11,7 +11,6 @@ import numpy as np
 
 from ..config.denoise import DenoiseOptions
 from ..errors import ConfigurationError
-from ..inference.devices import LocalDevices, resolve_devices
 from ..inference.engine import Task, choose, denoise
 from ..inference.inputs import look_at_inputs
 from ..inference.plan import StackPlan, chosen_images, plan_stacks
@@ -23,7 +22,7 @@ from ..job_context import QUIET, JobContext
 from ..models.weights import Weights, load_model
 from ..report.pdf import write_montage
 from .contexts import contexts_of
-from .denoise import measure_run
+from .denoise import DenoiseJob
 
 PREVIEW_NAME = "preview.png"
 LARGEST_PREVIEW = 24
@@ -47,7 +46,7 @@ def preview(
     Parameters
     ----------
     source, output_dir, options, context, root, passthrough
-        As of `jobs.denoise.run_denoise`.
+        As of `jobs.denoise.DenoiseJob`.
     n_images
         At most so many; of micrographs never more than six, of which the middle is shown. Images of another
         size than the first are left out.
@@ -60,14 +59,14 @@ def preview(
     Raises
     ------
     CryohushError
-        As `jobs.denoise.run_denoise`.
+        As `jobs.denoise.DenoiseJob.run`.
     """
     if not 1 <= n_images <= LARGEST_PREVIEW:
         raise ConfigurationError(f"preview: expected 1 to {LARGEST_PREVIEW} images, found {n_images}.")
     output_dir = Path(output_dir)
-    measure_run(source, output_dir, options, root=root, passthrough=passthrough)  # raises what a run would
-    model = load_model(options.model)
-    devices = LocalDevices(resolve_devices(options.device), options.threads)
+    job = DenoiseJob(source, options, root=root, passthrough=passthrough)
+    job.measure(output_dir)  # raises what a run would
+    model, devices = load_model(options.model), job.devices()
     images, _, _ = chosen_images(source, options, root=root, passthrough=passthrough)
     is_micrographs = isinstance(images, MicrographSet)
     trained_angstrom = model.trained_pixel_sizes_angstrom

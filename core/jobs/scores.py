@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,12 @@ from torch import Tensor
 from ..config.denoise import DenoiseOptions
 from ..context.stack_context import circle, to_working_grid
 from ..imaging.normalise import default_radius_px, normalise
-from ..inference.plan import StackPlan
+from ..inference.plan import ImageSet, StackPlan
+from ..inference.stream import ImageNote
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
 from ..io.star import rewrite
+from ..job_context import JobContext
 from ..metrics.ordinary import (
     N_FEATURES,
     SUSPICIOUS_BELOW,
@@ -26,6 +28,7 @@ from ..metrics.ordinary import (
     squared_distances,
     turned_mean,
 )
+from ..progress import counted
 
 #: images of one kind below which a stack does not tell what is ordinary
 FEWEST_IMAGES = 100
@@ -51,6 +54,38 @@ class Scores:
     def suspicious(self) -> NDArray[np.bool_]:
         """`(n,)`: below the threshold of `metrics.ordinary`."""
         return self.of_row < SUSPICIOUS_BELOW
+
+
+def scores_of(
+    images: ImageSet,
+    stacks: Sequence[StackPlan],
+    skipped: Iterable[ImageNote],
+    output_dir: Path,
+    options: DenoiseOptions,
+    context: JobContext,
+) -> Scores | None:
+    """Score the particles of a finished run if that is wanted, and say what came of it.
+
+    `skipped` are the images that could not be denoised.
+    """
+    if not options.score:
+        return None
+    if not isinstance(images, ParticleSet) or not images.has_table:
+        context.log("warning: no scores: they need a table of particles")
+        return None
+    scores = score_particles(
+        images,
+        stacks,
+        output_dir,
+        options,
+        frozenset((note.stack, note.image) for note in skipped),
+        lambda: context.stop_if_asked("stopped while scoring; --resume goes on"),
+    )
+    if isinstance(scores, str):
+        context.log(f"warning: no scores: {scores}")
+        return None
+    context.log(f"{int(scores.suspicious.sum())} of {counted(len(images), 'particle')} look suspicious")
+    return scores
 
 
 def score_particles(

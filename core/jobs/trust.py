@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ from ..context.contexts import StackContexts
 from ..inference.denoiser import Denoiser
 from ..inference.plan import StackPlan
 from ..inference.summary import ErrorOf
+from ..io.journal import Journal
 from ..io.mrc import StackReader, StackWriter
 from ..io.mrc_header import label_of_denoised
+from ..job_context import JobContext
 
 _BATCH = 32
 
@@ -46,6 +48,35 @@ def error_name(stack: StackPlan) -> str:
     """Name below the output folder of a stack's errors: `particles_error.mrcs`."""
     path = Path(stack.name)
     return str(path.with_name(f"{path.stem}_error{path.suffix}"))
+
+
+def write_error_stacks(
+    stacks: Sequence[StackPlan],
+    error_of: ErrorOf | None,
+    journal: Journal,
+    output_dir: Path,
+    context: JobContext,
+) -> None:
+    """Write the stacks of expected errors that are not there yet, if somebody knows the errors.
+
+    Raises
+    ------
+    CryohushError
+        See `write_error_stack`.
+    """
+    if error_of is None:
+        context.log("warning: no stacks of errors: this model does not know the errors of such images")
+        return
+    for stack in stacks:
+        if not journal.is_finished(error_name(stack)):
+            context.log(f"expected errors of {stack.source.name}")
+            write_error_stack(
+                stack,
+                output_dir,
+                error_of,
+                lambda: context.stop_if_asked("stopped while writing expected errors; --resume goes on"),
+            )
+            journal.finish(error_name(stack))
 
 
 def write_error_stack(

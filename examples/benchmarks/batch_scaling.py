@@ -97,7 +97,7 @@ def drive(arguments: argparse.Namespace) -> None:
     from cryohush.core.config.batch import EngineConfig
     from cryohush.core.config.denoise import DenoiseOptions
     from cryohush.core.job_context import JobContext
-    from cryohush.core.jobs.denoise import run_denoise
+    from cryohush.core.jobs.denoise import DenoiseJob
 
     (workers,) = arguments.workers
     config = EngineConfig(
@@ -106,13 +106,8 @@ def drive(arguments: argparse.Namespace) -> None:
     times: list[tuple[float, int]] = []
     target = arguments.drive.with_name("denoised")
     with open_pool(config, target) as pool:
-        run_denoise(
-            arguments.drive,
-            target,
-            DenoiseOptions(precision="fp32"),
-            JobContext(lambda done, total: times.append((time.monotonic(), done))),
-            devices=pool,
-        )
+        context = JobContext(lambda done, total: times.append((time.monotonic(), done)))
+        DenoiseJob(arguments.drive, DenoiseOptions(precision="fp32")).run(target, context, devices=pool)
     shutil.rmtree(target)
     (begin, first), (end, last) = times[min(workers, len(times) - 2)], times[-1]
     print(json.dumps({"seconds": end - begin, "images": last - first}))

@@ -16,7 +16,7 @@ from cryohush.core.batch.workers import Pool
 from cryohush.core.config.batch import EngineConfig
 from cryohush.core.inference.devices import LocalDevices
 from cryohush.core.inference.summary import Summary
-from cryohush.core.jobs import evaluate
+from cryohush.core.jobs import evaluation_files
 from cryohush.core.report import PDF_NAME, PNG_NAME, VIEWER_NAME, noise, pdf
 from cryohush.cryosparc_job import cli, guard, instance, job, plots
 
@@ -79,7 +79,7 @@ def shorten(change: Callable[[Any, str, Any], None]) -> None:
         (batch, "open_pool"): open_own_process,
         (pdf, "report_run"): report_run,
         (plots, "draw_plots"): lambda summary: {},
-        (evaluate, "write_pages"): write_pages,
+        (evaluation_files, "write_pages"): write_pages,
         (noise, "report_noise"): lambda summary, command: write_pages(summary.record.parent / PDF_NAME),
         (instance, "FIRST_PAUSE_SECONDS"): 0.01,
         (instance, "PATIENCE_SECONDS"): 5.0,

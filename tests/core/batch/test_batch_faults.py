@@ -27,8 +27,8 @@ from cryohush.core.errors import Aborted, OutputError
 from cryohush.core.io.journal import JOURNAL_NAME, RANGES_FOLDER
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs import parts
-from cryohush.core.jobs.denoise import run_denoise
-from cryohush.core.jobs.extract_noise import run_extract_noise
+from cryohush.core.jobs.denoise import DenoiseJob, run_denoise
+from cryohush.core.jobs.extract_noise import ExtractNoiseJob
 from cryohush.core.noise.summary import NoiseSummary
 from cryohush.core.report.overlays import write_overlay
 
@@ -116,9 +116,8 @@ def once_under_way(what: Callable[[], object]) -> Callable[[int, int], None]:
 
 def denoise(project: Path, weights: Path, pool: Pool, **given: Any) -> Path:
     output = project / "parts"
-    run_denoise(
-        project / "particles.star", output, options(weights), devices=pool, **{"earlier": "resume", **given}
-    )
+    job = DenoiseJob(project / "particles.star", options(weights))
+    job.run(output, devices=pool, **{"earlier": "resume", **given})
     return output
 
 
@@ -242,12 +241,8 @@ def test_micrographs_go_through_the_pool_too(tmp_path: Path, weights: Path, pool
         f"# version 30001\n\ndata_micrographs\n\nloop_\n_rlnMicrographName #1\n_rlnOpticsGroup #2\n{rows}\n"
     )
     for name, engine in (("whole", None), ("parts", pool)):
-        run_denoise(
-            tmp_path / "micrographs.star",
-            tmp_path / name,
-            options(weights, **({} if engine else {"device": "cpu", "threads": 1})),
-            devices=engine,
-        )
+        chosen = options(weights, **({} if engine else {"device": "cpu", "threads": 1}))
+        DenoiseJob(tmp_path / "micrographs.star", chosen).run(tmp_path / name, devices=engine)
     for number in range(3):
         whole, parts = (tmp_path / name / "mics" / f"m{number}.mrc" for name in ("whole", "parts"))
         assert parts.read_bytes() == whole.read_bytes()
@@ -269,15 +264,9 @@ def search(table: Path, name: str, pool: Pool | None = None, **given: Any) -> No
     """Extract noise with the pool, or without workers."""
     # the network knows real noise, not white noise: half and half is strict enough here
     strictness = {"min_background": 0.5, "max_per_micrograph": 20, "window_px": 64}
-    return run_extract_noise(
-        table,
-        table.parent / name,
-        ExtractNoiseOptions(precision="fp32", device="cpu", threads=1, **strictness),
-        draw=write_overlay,
-        devices=pool,
-        earlier="anew",
-        **given,
-    )
+    options = ExtractNoiseOptions(precision="fp32", device="cpu", threads=1, **strictness)
+    job = ExtractNoiseJob(table, options, draw=write_overlay)
+    return job.run(table.parent / name, devices=pool, earlier="anew", **given)
 
 
 def files(summary: NoiseSummary) -> dict[str, bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from particle_files import noise, read_stack, write_stack, write_table
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.errors import ModelError
 from cryohush.core.inference.devices import LocalDevices
+from cryohush.core.inference.engine import Choices, Task
 from cryohush.core.inference.plan import StackPlan, batches
 from cryohush.core.io.journal import RANGES_FOLDER
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs import denoise_parts, parts
-from cryohush.core.jobs.denoise import run_denoise
-from cryohush.core.jobs.denoise_parts import DenoiseOrder, DenoiseWork, plan_ranges
-from cryohush.core.models.weights import load_same_model
+from cryohush.core.jobs.denoise import DenoiseJob, run_denoise
+from cryohush.core.jobs.denoise_parts import DenoiseWork, plan_ranges
+from cryohush.core.models.weights import Weights, load_same_model
 
 SIDE = 16
 # of one image as float32
@@ -74,7 +74,7 @@ class InRanges(LocalDevices):
             for number, part in enumerate(waiting):
                 if number == self.stop_after:
                     raise KeyboardInterrupt
-                parts.order(part).do(self)
+                part.do(self)
                 self.calculated.append(part.name)
                 parts.take(part)
 
@@ -84,21 +84,23 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.mrcs"))}
 
 
-def plan(*counts: int) -> list[StackPlan]:
-    return [
+def plan(*counts: int) -> Task:
+    stacks = [
         StackPlan(Path(f"{n}.mrcs"), f"{n}.mrcs", np.arange(count, dtype=np.int32), (SIDE, SIDE), 1.0)
         for n, count in enumerate(counts)
     ]
+    sizes = Choices("fp32", {(SIDE, SIDE): 4})
+    return Task(Weights(Path("w"), ""), DenoiseOptions(), sizes, stacks, are_micrographs=False, label="")
 
 
 def test_ranges_are_whole_batches_and_hold_each_image_once() -> None:
-    stacks = plan(21, 2, 3, 9)
-    ranges = plan_ranges(stacks, {(SIDE, SIDE): 4}, 8 * IMAGE_BYTES)
+    task = plan(21, 2, 3, 9)
+    stacks, ranges = task.stacks, plan_ranges(task, 8 * IMAGE_BYTES, Path("parts"))
     assert [part.n_images for part in ranges] == [8, 8, 8, 8, 3]
     held = [
         (number, begin + i)
         for part in ranges
-        for stack, (number, begin) in zip(part.stacks, part.places, strict=True)
+        for stack, (number, begin) in zip(part.task.stacks, part.places, strict=True)
         for i in range(len(stack.indices))
     ]
     assert held == [(number, i) for number, stack in enumerate(stacks) for i in range(len(stack.indices))]
@@ -109,7 +111,7 @@ def test_ranges_are_whole_batches_and_hold_each_image_once() -> None:
     of_parts = [
         sum(piece.end - piece.begin for piece in batch)
         for part in ranges
-        for batch in batches(part.stacks, {(SIDE, SIDE): 4})
+        for batch in batches(part.task.stacks, {(SIDE, SIDE): 4})
     ]
     assert of_parts == companies
     assert "images 9 to 16 of 0.mrcs" in ranges[1].describe()
@@ -120,7 +122,7 @@ def test_files_are_those_of_a_run_without_ranges(project: Path, weights: Path, s
     """To the byte, headers included: their statistics are sums that depend on the order."""
     source, chosen = project / "particles.star", options(weights)
     run_denoise(source, project / "whole", chosen)
-    summary = run_denoise(source, project / "parts", chosen, devices=InRanges(seed))
+    summary = DenoiseJob(source, chosen).run(project / "parts", devices=InRanges(seed))
     assert files(project / "parts") == files(project / "whole")
     assert summary.n_resumed == 0
 
@@ -133,8 +135,8 @@ def test_a_new_driver_takes_what_was_finished_and_does_only_the_rest(
     run_denoise(source, project / "whole", chosen)
     first, second = InRanges(5, stop_after=stop_after), InRanges(6)
     with pytest.raises(KeyboardInterrupt):
-        run_denoise(source, project / "parts", chosen, devices=first)
-    summary = run_denoise(source, project / "parts", chosen, devices=second, earlier="resume")
+        DenoiseJob(source, chosen).run(project / "parts", devices=first)
+    summary = DenoiseJob(source, chosen).run(project / "parts", devices=second, earlier="resume")
     assert not set(first.calculated) & set(second.calculated)
     assert len(first.calculated) + len(second.calculated) == 5
     assert summary.n_resumed == sum(int(name.partition("+")[2]) for name in first.calculated)
@@ -148,10 +150,11 @@ def test_float16_bad_images_and_their_notes_survive(project: Path, weights: Path
     chosen = options(weights, skip_bad=True, output_dtype="float16")
     whole = run_denoise(project / "particles.star", project / "whole", chosen)
     with pytest.raises(KeyboardInterrupt):
-        run_denoise(project / "particles.star", project / "parts", chosen, devices=InRanges(2, stop_after=4))
-    parts = run_denoise(
-        project / "particles.star", project / "parts", chosen, devices=InRanges(), earlier="resume"
-    )
+        DenoiseJob(project / "particles.star", chosen).run(
+            project / "parts", devices=InRanges(2, stop_after=4)
+        )
+    job = DenoiseJob(project / "particles.star", chosen)
+    parts = job.run(project / "parts", devices=InRanges(), earlier="resume")
     assert files(project / "parts") == files(project / "whole")
     assert parts.skipped == whole.skipped
     assert [note.image for note in parts.skipped] == [14]
@@ -160,9 +163,11 @@ def test_float16_bad_images_and_their_notes_survive(project: Path, weights: Path
 def test_other_options_never_take_ranges_of_an_earlier_run(project: Path, weights: Path) -> None:
     source = project / "particles.star"
     with pytest.raises(KeyboardInterrupt):
-        run_denoise(source, project / "parts", options(weights, blend=0.9), devices=InRanges(4, stop_after=3))
+        DenoiseJob(source, options(weights, blend=0.9)).run(
+            project / "parts", devices=InRanges(4, stop_after=3)
+        )
     run_denoise(source, project / "whole", options(weights))
-    run_denoise(source, project / "parts", options(weights), devices=InRanges(4), earlier="anew")
+    DenoiseJob(source, options(weights)).run(project / "parts", devices=InRanges(4), earlier="anew")
     assert files(project / "parts") == files(project / "whole")
 
 
@@ -175,13 +180,13 @@ def test_a_worker_that_comes_too_late_spoils_nothing(project: Path, weights: Pat
             super().do(work, context)
 
     late = Late()
-    summary = run_denoise(project / "particles.star", project / "parts", options(weights), devices=late)
+    summary = DenoiseJob(project / "particles.star", options(weights)).run(project / "parts", devices=late)
     before = files(project / "parts")
-    part = plan_ranges(late.task.stacks, late.task.choices.batch_sizes, 8 * IMAGE_BYTES)[1]
-    folder = summary.output_dir / RANGES_FOLDER / part.name
+    part = plan_ranges(late.task, 8 * IMAGE_BYTES, summary.output_dir / RANGES_FOLDER)[1]
+    folder = part.folder
     folder.mkdir(parents=True)
     (folder / "theirs").touch()
-    DenoiseOrder(dataclasses.replace(late.task, stacks=part.stacks), folder).do(late)
+    part.do(late)
     assert [path.name for path in folder.parent.rglob("*")] == [part.name, "theirs"]
     folder.joinpath("theirs").unlink()
     folder.rmdir()
@@ -199,4 +204,4 @@ def test_weights_that_change_under_a_batch_are_refused(project: Path, weights: P
             return super().ask(question, *arguments)
 
     with pytest.raises(ModelError):
-        run_denoise(project / "particles.star", project / "parts", options(weights), devices=Changing())
+        DenoiseJob(project / "particles.star", options(weights)).run(project / "parts", devices=Changing())

@@ -24,7 +24,7 @@ from cryohush.core.inference.plan import Piece, StackPlan
 from cryohush.core.inference.stream import BATCHES_PER_WORKER, Output, StreamResult, denoise_stacks
 from cryohush.core.io.journal import JOURNAL_NAME, Journal, Undertaking
 from cryohush.core.job_context import QUIET
-from cryohush.core.jobs.denoise import run_denoise
+from cryohush.core.jobs.denoise import DenoiseJob
 from cryohush.core.models.weights import LoadedModel, Weights
 
 COUNT, BATCH, SIDE = 48, 4, 16
@@ -42,7 +42,7 @@ def run(source: Path, weights: Path, n_devices: int, output: str, **given: Any) 
     """Denoise on stand-ins for GPUs: the CPU, several times, with a network and a thread each."""
     cpus = LocalDevices([torch.device("cpu")] * n_devices, threads=n_devices)
     options = DenoiseOptions(model=str(weights), precision="fp32", batch_size=BATCH)
-    run_denoise(source, source.parent / output, options, devices=cpus, **given)
+    DenoiseJob(source, options).run(source.parent / output, devices=cpus, **given)
     return (source.parent / output / source.name).read_bytes()
 
 

@@ -1,0 +1,253 @@
+"""A denoising run whose input was read and checked: how it begins in its folder, and how it finishes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..config.denoise import DenoiseOptions
+from ..errors import InputError
+from ..inference.denoiser import Denoiser
+from ..inference.engine import Choices, Task, choose, tiling
+from ..inference.inputs import InputNotes
+from ..inference.plan import ImageSet, StackPlan, source_files
+from ..inference.stream import StreamResult
+from ..inference.summary import ErrorOf, Summary, read_samples, write_record
+from ..io.journal import RECORD_NAME, Journal, Undertaking
+from ..io.micrographs import MicrographSet
+from ..io.mrc import WriterState
+from ..io.mrc_header import label_of_denoised
+from ..io.particles import ParticleSet
+from ..job_context import JobContext
+from ..models.weights import LoadedModel, Weights
+from ..progress import counted
+from .contexts import contexts_of
+from .denoise_files import (
+    check_room,
+    refuse_changed_inputs,
+    split_files,
+    split_tables,
+    table_files,
+    write_table,
+)
+from .denoise_parts import DenoiseWork
+from .folder import JobFolder
+from .job import Devices, Plan
+from .scores import scores_of
+from .self_measurement import measure_gain
+from .trust import error_name, error_teller, write_error_stacks
+
+# The journal's entry for what was chosen when the run began; no stack has an empty name.
+_CHOICES = ""
+
+
+def kind_of(images: ImageSet) -> Literal["particles", "micrographs"]:
+    """Return what the images are."""
+    return "micrographs" if isinstance(images, MicrographSet) else "particles"
+
+
+@dataclass(frozen=True, eq=False)
+class DenoisePlan(Plan[DenoiseWork, Summary]):
+    """A denoising run whose input was read and checked; see `Plan`.
+
+    Attributes
+    ----------
+    options, model
+        What to do, and with what.
+    images, stacks
+        The input.
+    damaged
+        What is wrong with files whose rows were left out.
+    notes
+        What is to be said of the input.
+    devices, context
+        Where it calculates; whom to ask and tell.
+    undertaking
+        What it is going to make.
+    clock
+        When it began: seconds since 1970, and of the monotonic clock.
+    """
+
+    options: DenoiseOptions
+    model: LoadedModel
+    images: ImageSet
+    stacks: Sequence[StackPlan]
+    damaged: Sequence[InputError]
+    notes: InputNotes
+    devices: Devices
+    context: JobContext
+    undertaking: Undertaking
+    clock: tuple[float, float]
+
+    @property
+    def inputs(self) -> list[Path]:  # type: ignore[override]
+        """The files that it reads."""
+        return [*source_files(self.images), *self.images.stacks]
+
+    @property
+    def are_micrographs(self) -> bool:
+        """Whether each stack is one whole micrograph."""
+        return isinstance(self.images, MicrographSet)
+
+    @property
+    def n_images(self) -> int:
+        """Images that are written, each once however often the table names it."""
+        return sum(len(stack.indices) for stack in self.stacks)
+
+    def describe(self) -> str:
+        """Return what is denoised, in words."""
+        if self.are_micrographs:
+            shapes = Counter(stack.shape for stack in self.stacks)
+            return ", ".join(f"{counted(n, 'micrograph')} of {_box(shape)} px" for shape, n in shapes.items())
+        rows, files = counted(len(self.images), "particle"), counted(len(self.stacks), "stack")
+        return f"{rows}, {counted(self.n_images, 'image')} in {files}"
+
+    def begin(self, folder: JobFolder) -> DenoiseWork:
+        """See `Plan`; what the stacks know of their particles is found first."""
+        model, options = self.model, self.options
+        check_room(folder, self.images, self.stacks, options)
+        choices = self._choose(folder.journal)
+        known = contexts_of(
+            self.images,
+            self.stacks,
+            model,
+            options,
+            folder.path,
+            goes_on=folder.goes_on,
+            log=self.context.log,
+        )
+        task = Task(
+            Weights.of(model),
+            options,
+            choices,
+            self.stacks,
+            self.are_micrographs,
+            label_of_denoised(Path(model.name).name),
+            known.contexts,
+        )
+        return DenoiseWork(task, folder.path, folder.journal, known.record)
+
+    def _choose(self, journal: Journal) -> Choices:
+        """Return precision and batch sizes: those that the journal holds, or new ones, which it then has."""
+        devices, options, log = self.devices, self.options, self.context.log
+        choices, reason = _recorded_choices(journal), "as when the run began"
+        sizes = {} if choices is None else choices.batch_sizes
+        shapes = [
+            shape for shape in dict.fromkeys(stack.shape for stack in self.stacks) if shape not in sizes
+        ]
+        if shapes:
+            if choices is not None:  # the table has grown by images of another size
+                options = options.model_copy(update={"precision": choices.precision})
+            more, why = devices.ask(choose, Weights.of(self.model), options, shapes, self.are_micrographs)
+            if choices is None:
+                choices, reason = more, why
+            else:
+                choices = Choices(choices.precision, {**sizes, **more.batch_sizes})
+            sizes = choices.batch_sizes
+            recorded = {
+                "precision": choices.precision,
+                "batch_sizes": [[y, x, size] for (y, x), size in sizes.items()],
+            }
+            journal.record(_CHOICES, WriterState(), recorded)
+        assert choices is not None  # there is a shape
+        log(f"device {', '.join(devices.names)}, precision {choices.precision} ({reason})")
+        if self.are_micrographs:
+            tilings = {tiling(self.model, shape): size for shape, size in sizes.items()}
+            log("tiles of " + ", ".join(f"{_box(t.tile)} px and {t.border_px} px around" for t in tilings))
+        else:
+            text = ", ".join(f"{size} images of {_box(shape)} px" for shape, size in sizes.items())
+            log(f"batches of {text}")
+        return choices
+
+    def finish(self, folder: JobFolder, work: DenoiseWork | None) -> Summary:
+        """See `Plan`; what the particles themselves say of the gain comes into the record."""
+        images, stacks, output_dir = self.images, self.stacks, folder.path
+        started, begin = self.clock
+        options, choices = self.options, _recorded_choices(folder.journal)
+        assert choices is not None  # made when the run began
+        gain, scores, error_of = dict[str, Any](), None, None
+        if work is None:
+            result = StreamResult.recorded(stacks, folder.journal)
+        else:
+            result, gain = work.result, self._measure_gain(work.task)
+            scores = scores_of(images, stacks, result.skipped, output_dir, options, self.context)
+            error_of = self._error_teller(work.task)
+            if options.error_stacks:
+                write_error_stacks(stacks, error_of, folder.journal, output_dir, self.context)
+            refuse_changed_inputs(images, stacks, self.undertaking, options)
+            write_table(images, stacks, output_dir, scores)
+        table = table_files(images)
+        summary = Summary(
+            kind=kind_of(images),
+            source=images.source,
+            options=options,
+            output_dir=output_dir,
+            table=output_dir / table[0] if table else None,
+            stacks=[output_dir / stack.name for stack in stacks],
+            record=output_dir / RECORD_NAME,
+            model=self.model,
+            devices=self.devices.names,
+            precision=choices.precision,
+            batch_sizes={_box(shape): size for shape, size in choices.batch_sizes.items()},
+            threads=self.devices.threads,
+            n_rows=len(images),
+            n_images=self.n_images,
+            n_resumed=self.n_images - result.n_written,
+            skipped=result.skipped,
+            remarks=result.remarks,
+            damaged=[str(error) for error in self.damaged],
+            warnings=self.notes.warnings,
+            pixel_sizes=self.notes.pixel_sizes,
+            seconds={"total": time.monotonic() - begin, **result.seconds},
+            samples=read_samples(
+                stacks,
+                output_dir,
+                result.skipped,
+                are_micrographs=self.are_micrographs,
+                error_of=error_of,
+            ),
+            was_complete=work is None,
+            suspicious=None if scores is None else int(scores.suspicious.sum()),
+            parts=split_tables(images, options, output_dir),
+            context={} if work is None else work.context_record,
+            gain=gain,
+        )
+        if work is not None:
+            write_record(summary, self.context.command, started)
+            split = [] if scores is None else split_files(images, options)
+            has_errors = options.error_stacks and error_of is not None
+            errors = [error_name(stack) for stack in stacks] if has_errors else []
+            folder.journal.complete([*(one.name for one in stacks), *table, *split, *errors, RECORD_NAME])
+        return summary
+
+    def _error_teller(self, task: Task) -> ErrorOf | None:
+        """Return what tells the expected error of particles; the CPU looks at a few of them."""
+        if self.are_micrographs:
+            return None
+        precision = task.choices.precision
+        denoiser = Denoiser(self.model.module, "cpu", "fp32" if precision == "fp16" else precision)
+        return error_teller(denoiser, self.options, task.contexts)
+
+    def _measure_gain(self, task: Task) -> dict[str, Any]:
+        if not isinstance(self.images, ParticleSet):
+            return {}
+        found = measure_gain(
+            self.images, self.stacks, self.model, self.options, task.choices.precision, task.contexts
+        )
+        self.context.log(found["verdict"])
+        return found
+
+
+def _recorded_choices(journal: Journal) -> Choices | None:
+    recorded = journal.extras.get(_CHOICES)
+    if recorded is None:
+        return None
+    return Choices(recorded["precision"], {(y, x): size for y, x, size in recorded["batch_sizes"]})
+
+
+def _box(shape: tuple[int, int]) -> str:
+    return f"{shape[1]}x{shape[0]}"
