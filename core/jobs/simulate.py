@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,15 @@ from pydantic import BaseModel
 
 from ... import __version__
 from ..config.micrographs import MicrographsConfig
-from ..config.simulate import Output, ParticlesConfig
-from ..errors import Aborted, ConfigurationError
-from ..imaging.projection import Projector
+from ..config.simulate import ParticlesConfig
+from ..errors import ConfigurationError
 from ..inference.devices import resolve_devices
 from ..io.files import make_folder, sha256_of, write_json
-from ..io.journal import RECORD_NAME, Journal, Undertaking
-from ..io.mrc import StackWriter, WriterState, holds, write_mrc
-from ..io.mrc_header import HEADER_BYTES
+from ..io.journal import RECORD_NAME, Undertaking
+from ..io.mrc import WriterState
 from ..job_context import QUIET, JobContext
-from ..simulation.classes import ParticleClass, read_classes
-from ..simulation.draws import ParticleDraws, draw_particles
+from ..simulation.classes import read_classes
+from ..simulation.draws import draw_particles
 from ..simulation.micrograph import Species, simulate_micrograph
 from ..simulation.micrograph_set import (
     COORDINATES_TABLE_NAME,
@@ -37,10 +34,7 @@ from ..simulation.micrograph_set import (
 from ..simulation.particle_images import ParticleImages
 from ..simulation.table import write_particle_table
 from .folder import Earlier, JobFolder
-
-CHECKPOINT_SECONDS = 5.0
-# Images made at once by kind of device: few, so that a CPU's temporaries stay in its cache.
-BLOCK_IMAGES = {"cpu": 8, "cuda": 128}
+from .particle_stream import ParticleStream, check_room, stack_name, volume_name
 
 
 @dataclass(frozen=True)
@@ -135,16 +129,16 @@ def simulate_particles(
     images = ParticleImages(config, draws, device)
     files = _input_files(config)
     inputs = {str(path): sha256_of(path) for path in files}
-    volumes = [_volume_name(number) for number in range(len(classes))]
+    volumes = [volume_name(number) for number in range(len(classes))]
     tables = [f"{output}.star" for output in config.outputs]
-    stacks = [_stack_name(output) for output in config.outputs]
+    stacks = [stack_name(output) for output in config.outputs]
     undertaking = _undertaking(config, inputs, stacks, [*tables, *volumes, RECORD_NAME], device=device.type)
     with JobFolder(output_dir, undertaking, earlier, inputs=files, log=context.log) as folder:
         if folder.journal.is_complete:
             seconds = {"total": time.monotonic() - begin}
             return _summary(output_dir, tables, config.n_images, seconds, 0.0, was_complete=True)
-        _check_room(config, folder)
-        stream = _Stream(config, classes, draws, images, device, folder)
+        check_room(config, folder)
+        stream = ParticleStream(config, classes, draws, images, device, folder)
         stream.run(context)
         for output in config.outputs:
             write_particle_table(output_dir, output, config, draws, [one.name for one in classes])
@@ -160,7 +154,7 @@ def simulate_particles(
             "resumed_images": stream.first,
             "contaminated_images": int(draws.contaminated.sum()),
             "classes": [
-                {"number": k + 1, "name": one.name, "images": counts[k], "volume": _volume_name(k)}
+                {"number": k + 1, "name": one.name, "images": counts[k], "volume": volume_name(k)}
                 for k, one in enumerate(classes)
             ],
             "tables": tables,
@@ -238,6 +232,13 @@ def simulate_micrographs(
     return _summary(output_dir, [TABLE_NAME], n, seconds, len(waiting) / max(seconds["total"], 1e-9))
 
 
+def _input_files(config: ParticlesConfig) -> list[Path]:
+    files = [path for entry in config.structures for path in (entry.path, entry.model, entry.to)]
+    files += [*(config.ctf.tables if config.ctf else ())]
+    files += [path for kind in config.noise.components for path in (kind.spectrum, kind.images)]
+    return list(dict.fromkeys(path for path in files if path is not None))
+
+
 def _undertaking(
     config: BaseModel, inputs: dict[str, str], parts: Sequence[str], files: Sequence[str], device: str = "cpu"
 ) -> Undertaking:
@@ -299,148 +300,3 @@ def _read_species(config: MicrographsConfig, context: JobContext) -> list[Specie
         context.log(f"{kind.name}: {2 * kind.radius_px * settings.pixel_size_angstrom:.0f} Å")
         species.append(kind)
     return species
-
-
-class _Stream:
-    """Makes and writes the images block by block, one class after the other.
-
-    Blocks begin where a class begins and every `BLOCK_IMAGES` further on: vectorised arithmetic rounds
-    differently in another company, so a resumed run must make an image in the block that it belongs to.
-
-    Attributes
-    ----------
-    first
-        Images that an earlier process had finished.
-    seconds
-        Spent on `volumes`, `forming` and `writing`.
-    """
-
-    def __init__(
-        self,
-        config: ParticlesConfig,
-        classes: Sequence[ParticleClass],
-        draws: ParticleDraws,
-        images: ParticleImages,
-        device: torch.device,
-        folder: JobFolder,
-    ) -> None:
-        self._config, self._classes, self._draws, self._images = config, classes, draws, images
-        self._device, self._output_dir, self._journal = device, folder.path, folder.journal
-        self._last_checkpoint = time.monotonic()
-        self.first = config.n_images
-        self.seconds = {"volumes": 0.0, "forming": 0.0, "writing": 0.0}
-
-    def run(self, context: JobContext) -> None:
-        """Make what is missing; see `simulate_particles`."""
-        total = self._config.n_images
-        with self._open_stacks() as stacks:
-            self.first = min((writer.state.written for writer in stacks.values()), default=total)
-            if self.first:
-                context.log(f"{self.first} images are there already: going on with the rest")
-            context.progress(self.first, total)
-            for number, one in enumerate(self._classes):
-                blocks = self._missing_blocks(number)
-                if not blocks and self._journal.is_finished(_volume_name(number)):
-                    continue
-                context.log(f"class {number + 1} of {len(self._classes)}: {one.name}")
-                projector = self._prepare(number)
-                for block in blocks:
-                    if context.should_stop():
-                        self._checkpoint(stacks)
-                        raise Aborted(
-                            f"Stopped after {block[0]} of {total} images. Run again with --resume to go on."
-                        )
-                    self._make(projector, block, stacks)
-                    context.progress(block[-1] + 1, total)
-        for output in self._config.outputs:
-            self._journal.finish(_stack_name(output))
-
-    @contextlib.contextmanager
-    def _open_stacks(self) -> Iterator[dict[Output, StackWriter]]:
-        """The stacks that are not complete, each where it was left; they get their names together."""
-        config = self._config
-        with contextlib.ExitStack() as opened:
-            yield {
-                output: opened.enter_context(
-                    StackWriter(
-                        self._output_dir / _stack_name(output),
-                        (config.n_images, config.box_px, config.box_px),
-                        pixel_size_angstrom=config.pixel_size_angstrom,
-                        label=f"cryohush {__version__}: simulated, {output}",
-                        state=_state(config, output, self._output_dir, self._journal),
-                    )
-                )
-                for output in config.outputs
-                if not _is_whole(config, self._output_dir / _stack_name(output))
-            }
-
-    def _missing_blocks(self, number: int) -> list[list[int]]:
-        members = (self._draws.structure == number).nonzero().flatten().tolist()
-        size = BLOCK_IMAGES[self._device.type]
-        blocks = [members[begin : begin + size] for begin in range(0, len(members), size)]
-        return [block for block in blocks if block[-1] >= self.first]
-
-    def _prepare(self, number: int) -> Projector:
-        begin = time.monotonic()
-        volume = self._classes[number].volume()
-        write_mrc(self._output_dir / _volume_name(number), volume.numpy(), self._config.pixel_size_angstrom)
-        self._journal.finish(_volume_name(number))
-        projector = Projector(volume.to(self._device))
-        self.seconds["volumes"] += time.monotonic() - begin
-        return projector
-
-    def _make(self, projector: Projector, block: list[int], stacks: dict[Output, StackWriter]) -> None:
-        begin = time.monotonic()
-        made = self._images.form(projector, block)
-        formed = time.monotonic()
-        for output, writer in stacks.items():
-            # an interrupted run may have left one stack ahead of another, and either within a block
-            writer.write(made[output].numpy()[max(0, writer.state.written - block[0]) :])
-        if time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS:
-            self._checkpoint(stacks)
-        self.seconds["forming"] += formed - begin
-        self.seconds["writing"] += time.monotonic() - formed
-
-    def _checkpoint(self, stacks: dict[Output, StackWriter]) -> None:
-        for output, writer in stacks.items():
-            self._journal.record(_stack_name(output), writer.checkpoint())
-        self._last_checkpoint = time.monotonic()
-
-
-def _input_files(config: ParticlesConfig) -> list[Path]:
-    files = [path for entry in config.structures for path in (entry.path, entry.model, entry.to)]
-    files += [*(config.ctf.tables if config.ctf else ())]
-    files += [path for kind in config.noise.components for path in (kind.spectrum, kind.images)]
-    return list(dict.fromkeys(path for path in files if path is not None))
-
-
-def _volume_name(number: int) -> str:
-    return f"volume_{number + 1:03d}.mrc"
-
-
-def _stack_name(output: Output) -> str:
-    return f"{output}.mrcs"
-
-
-def _is_whole(config: ParticlesConfig, stack: Path) -> bool:
-    """Whether a stack is complete: it gets its name only then, which the journal may not know yet."""
-    try:
-        return stack.stat().st_size == HEADER_BYTES + 4 * config.n_images * config.box_px**2
-    except OSError:
-        return False
-
-
-def _state(config: ParticlesConfig, output: Output, output_dir: Path, journal: Journal) -> WriterState | None:
-    """What a stack can be gone on with from; None for its beginning."""
-    state, path = journal.states.get(_stack_name(output)), output_dir / _stack_name(output)
-    can_go_on = state is not None and holds(path, (config.box_px, config.box_px), "float32", state)
-    return state if can_go_on else None
-
-
-def _check_room(config: ParticlesConfig, folder: JobFolder) -> None:
-    left = 0
-    for output in config.outputs:
-        if not _is_whole(config, folder.path / _stack_name(output)):
-            state = _state(config, output, folder.path, folder.journal)
-            left += config.n_images - (state.written if state else 0)
-    folder.check_room(4 * config.box_px**2 * left, "ask for fewer outputs")
