@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from ..evaluation.sections import against_clean, against_twin, sample_section
 from ..evaluation.tasks import Found, clustering, half_maps, pose_accuracy
 from ..inference.devices import LocalDevices
 from ..inference.plan import source_files
-from ..io.files import file_state, make_folder
+from ..io.files import file_state
 from ..io.journal import RANGES_FOLDER, Undertaking
 from ..job_context import QUIET, JobContext
 from ..models.weights import load_model
@@ -43,7 +41,7 @@ from .evaluation_files import (
 )
 from .folder import Earlier, JobFolder
 from .job import Devices, Job, JobSize, Parts, Plan
-from .parts import do_in_folder, move_files, read_notes
+from .parts import do_in_folder, move_files, own_folder, read_notes
 
 # What an evaluation writes: figures, a page, a PDF.
 _REPORT_BYTES = 2**22
@@ -185,17 +183,12 @@ class EvaluateWork:
 
     @contextlib.contextmanager
     def in_parts(self, part_bytes: int) -> Iterator[Parts[WholeEvaluation]]:
-        """Yield all of it as one part; a worker that is still at it afterwards stops."""
-        folder = self._folder.path.absolute() / RANGES_FOLDER
-        own = folder / uuid.uuid4().hex
-        try:
-            make_folder(own)
-            plan = self._plan
-            n_images = 0 if plan.sources is None else len(plan.sources.denoised)
-            whole = WholeEvaluation(plan.config, own / "evaluation", plan.command, n_images)
+        """Yield all of it as one part."""
+        plan = self._plan
+        n_images = 0 if plan.sources is None else len(plan.sources.denoised)
+        with own_folder(self._folder.path) as folder:
+            whole = WholeEvaluation(plan.config, folder / "evaluation", plan.command, n_images)
             yield Parts(self._folder.path.name, [whole], 1, n_images, self._take, is_whole=True)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _take(self, part: WholeEvaluation) -> None:
         found = Evaluation(self._folder.path, **read_notes(part.folder))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import shutil
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
@@ -18,15 +16,13 @@ import torch
 from ..config.extract_noise import ExtractNoiseOptions
 from ..errors import Aborted
 from ..inference.devices import WORKERS_PER_GPU, LocalDevices, Precision, choose_precision
-from ..io.files import make_folder
-from ..io.journal import RANGES_FOLDER
 from ..job_context import JobContext
 from ..models.weights import Weights
 from ..noise.finders import WindowFinder, finder_of
 from ..noise.micrograph import Draw, MicrographCounts, MicrographTask, extract_from
 from ..noise.output import PARTS_FOLDER
 from .job import Parts
-from .parts import do_in_folder, limit_bytes, move_files, read_notes
+from .parts import do_in_folder, limit_bytes, move_files, own_folder, read_notes
 
 Take = Callable[[MicrographTask, MicrographCounts], None]
 
@@ -195,18 +191,11 @@ class SearchWork:
 
     @contextlib.contextmanager
     def in_parts(self, part_bytes: int) -> Iterator[Parts[Search]]:
-        """Yield them a few at a time; a worker that is still at some afterwards stops."""
-        folder = self.search.output_dir.absolute() / RANGES_FOLDER
-        # what workers of an earlier driver have left
-        shutil.rmtree(folder, ignore_errors=True)
-        own = folder / uuid.uuid4().hex
-        try:
-            make_folder(own)
+        """Yield them a few at a time."""
+        with own_folder(self.search.output_dir) as folder:
             parts = plan_parts(self.search, part_bytes)
-            waiting = [replace(part, output_dir=own / part.name) for part in parts]
+            waiting = [replace(part, output_dir=folder / part.name) for part in parts]
             yield Parts(self.search.output_dir.name, waiting, len(waiting), self._n_images, self._take_part)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _take_part(self, part: Search) -> None:
         tasks = {task.index: task for task in part.tasks}

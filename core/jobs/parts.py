@@ -13,12 +13,13 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from ..io.files import rename_complete, writing_failed
+from ..io.files import make_folder, rename_complete, writing_failed
+from ..io.journal import RANGES_FOLDER
 
 # A part has at least so many bytes, however small the job: less is not worth the way to a worker.
 SMALLEST_PART_BYTES = 2**22
@@ -32,6 +33,20 @@ _SECONDS_TO_APPEAR = 60.0
 def limit_bytes(total: int, part_bytes: int) -> int:
     """Return how many bytes of pixels make a part of a job with `total` bytes."""
     return min(part_bytes, max(SMALLEST_PART_BYTES, total // FEWEST_PARTS))
+
+
+@contextlib.contextmanager
+def own_folder(output_dir: Path) -> Iterator[Path]:
+    """Yield a folder for the parts of one run; it goes afterwards, and workers that are still at one stop."""
+    folders = output_dir.absolute() / RANGES_FOLDER
+    # what workers of an earlier driver have left
+    shutil.rmtree(folders, ignore_errors=True)
+    own = folders / uuid.uuid4().hex
+    try:
+        make_folder(own)
+        yield own
+    finally:
+        shutil.rmtree(folders, ignore_errors=True)
 
 
 def do_in_folder(folder: Path, do: Callable[[Path], Mapping[str, Any]]) -> None:
