@@ -44,7 +44,6 @@ from stack_context import markdown
 from torch import Tensor
 from user_tasks import LOW_PASS, RAW, denoised_by_each, write_particles
 
-from cryohush.core.context.contexts import half_sets_of
 from cryohush.core.errors import InputError
 from cryohush.core.imaging.ctf import ctf_parameters_of
 from cryohush.core.imaging.normalise import default_radius_px, normalise
@@ -156,7 +155,7 @@ def judge_by_poses(arguments: argparse.Namespace) -> None:
         radius = arguments.diameter / pixel_size / 2
     images = normalise(images, radius)[0]
     optics, poses = ctf_parameters_of(table)[chosen], poses_of(table)[chosen]
-    named = half_sets_of(table)
+    named = table.column("rlnRandomSubset", "alignments3D/split")
     half = (
         torch.arange(n) % 2 if named is None else torch.from_numpy((named[:n] == named[0]).astype(np.int64))
     )
