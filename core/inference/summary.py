@@ -28,7 +28,7 @@ from .stream import ImageNote
 # Of images that are conspicuous in the same way the record names so many.
 RECORDED_IMAGES = 100
 # Enough for a smooth mean power spectrum, few enough to read back in no time.
-SAMPLED_IMAGES, SAMPLED_MICROGRAPHS = 48, 6
+SAMPLED_IMAGES, SAMPLED_MICROGRAPHS = 48, 8
 # Of a micrograph so much of its middle is shown: about ten particles across.
 CROP_ANGSTROM, CROP_PX = 1500.0, (256, 1024)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from ..imaging.noise import image_generator
 from ..imaging.normalise import default_radius_px, normalise
 from ..inference.denoiser import Denoiser
 from ..inference.devices import Precision
-from ..inference.plan import StackPlan
 from ..io.particles import ParticleSet
 from ..metrics.gain import RingGain, recorrupted, verdict
 from ..models.diffusion import DiffusionDenoiser
@@ -36,11 +34,12 @@ _NOISE_RINGS = (0.35, 0.6)
 
 def measure_gain(
     particles: ParticleSet,
-    stacks: Sequence[StackPlan],
     model: LoadedModel,
     options: DenoiseOptions,
     precision: Precision,
     contexts: StackContexts | None,
+    dark_stacks: frozenset[int],
+    pixel_size_angstrom: float | None,
 ) -> dict[str, Any]:
     """Gain over the raw images of a sample, in Fourier rings, on recorrupted pairs (`metrics.gain`).
 
@@ -50,20 +49,16 @@ def measure_gain(
 
     Returns
     -------
-    For the record: `verdict`, a sentence; and, where there was something to measure, `images` and `bands`.
+    For the record: `verdict`, a sentence; and, where there was something to measure, its `judgement` (`good`,
+    `note` or `bad`), `images` and `bands`.
     """
-    sizes = {stack.pixel_size_angstrom for stack in stacks}
-    pixel_size_angstrom = sizes.pop() if len(sizes) == 1 else None
-    dark_stacks = frozenset(number for number, stack in enumerate(stacks) if stack.protein_dark)
     if pixel_size_angstrom is None or len(particles) < _FEWEST:
-        return {
-            "verdict": f"Not measured: this needs a pixel size and at least {_FEWEST} particles of one kind."
-        }
+        return _not_measured(f"that needs a pixel size and at least {_FEWEST} particles of one kind")
     if isinstance(model.module, DiffusionDenoiser):
-        return {"verdict": "Not measured: it would take as long as the run itself."}
+        return _not_measured("that would take as long as the run itself")
     sample = read_sample(particles, contexts, dark_stacks, SAMPLE)
     if sample is None:
-        return {"verdict": f"Not measured: this needs at least {_FEWEST} particles of one kind."}
+        return _not_measured(f"that needs at least {_FEWEST} particles of one kind")
     images, optics = sample
     radius = default_radius_px((images.shape[-2], images.shape[-1]))
     if options.particle_diameter_angstrom is not None:
@@ -75,7 +70,7 @@ def measure_gain(
     usable = torch.isfinite(normalised.sum((1, 2))) & (std > 0)
     normalised = normalised[usable]
     if len(normalised) < _FEWEST:
-        return {"verdict": f"Not measured: this needs at least {_FEWEST} usable particles."}
+        return _not_measured(f"that needs at least {_FEWEST} usable particles")
     power = background_power(normalised, radius)
     nyquist = min(images.shape[-2:]) // 2
     floor = power[int(_NOISE_RINGS[0] * nyquist) : int(_NOISE_RINGS[1] * nyquist)].median()
@@ -87,7 +82,7 @@ def measure_gain(
         try:
             context = fit_context(first, known, pixel_size_angstrom=pixel_size_angstrom, radius_px=radius)
         except ValueError as error:
-            return {"verdict": f"Not measured: {error}."}
+            return _not_measured(str(error))
     denoiser = Denoiser(model.module, "cpu", "fp32" if precision == "fp16" else precision)
     parts = []
     for members in torch.split(torch.arange(len(first)), _BATCH):
@@ -97,14 +92,20 @@ def measure_gain(
         parts.append(_denoised(denoiser, first[members], radius, channels))
     judge = RingGain(first, second, radius_px=radius, pixel_size_angstrom=pixel_size_angstrom)
     bands = judge.bands(torch.from_numpy(np.concatenate(parts)))
+    text, judgement = verdict(bands)
     return {
-        "verdict": verdict(bands),
+        "verdict": text,
+        "judgement": judgement,
         "images": len(first),
         "bands": [
             {name: None if math.isnan(value) else round(value, 4) for name, value in vars(band).items()}
             for band in bands
         ],
     }
+
+
+def _not_measured(why: str) -> dict[str, Any]:
+    return {"verdict": f"What denoising adds to a low-pass filter was not measured: {why}."}
 
 
 def _denoised(

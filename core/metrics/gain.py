@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -154,30 +155,40 @@ def recorrupted(
     return images + strength * noise, images - noise / strength
 
 
-def verdict(gains: Sequence[BandGain]) -> str:
-    """One sentence on what a denoiser adds, for the head of a report."""
+class Verdict(NamedTuple):
+    """A sentence, and whether what it says is good, bad or neither."""
+
+    text: str
+    judgement: Literal["good", "note", "bad"]
+
+
+def verdict(gains: Sequence[BandGain]) -> Verdict:
+    """What a denoiser adds, in one sentence for the head of a report, and whether that is good."""
     sure = [band for band in gains if band.gain == band.gain]
     if not sure:
-        return "The images are too noisy, or too few, to tell whether denoising adds anything."
+        text = "The images are too noisy, or too few, to tell whether denoising adds anything."
+        return Verdict(text, "note")
     better = [band for band in sure if band.gain - 1 > max(2 * band.standard_error, _WORTH_NAMING)]
     worse = [band for band in sure if 1 - band.gain > max(2 * band.standard_error, _WORTH_NAMING)]
     finest = min(band.finest_angstrom for band in sure)
     tail = f"; nothing finer than {finest:g} Å could be measured."
     if worse:
         band = min(worse, key=lambda one: one.gain)
-        return (
+        text = (
             f"Denoising loses {100 * (1 - band.gain):.0f} % of the correlation between "
             f"{band.coarsest_angstrom:g} and {band.finest_angstrom:g} Å: prefer a low-pass filter{tail}"
         )
+        return Verdict(text, "bad")
     if not better:
-        return f"Denoising adds nothing over a low-pass filter that could be measured{tail}"
+        return Verdict(f"Denoising adds nothing over a low-pass filter that could be measured{tail}", "note")
     lowest, highest = (100 * (pick(band.gain for band in better) - 1) for pick in (min, max))
     share = f"{lowest:.0f}" if round(lowest) == round(highest) else f"{lowest:.0f} to {highest:.0f}"
     limits = max(b.coarsest_angstrom for b in better), min(b.finest_angstrom for b in better)
-    return (
+    text = (
         f"By an estimate from these images alone, denoising adds {share} % of correlation over any low-pass "
         f"filter between {limits[0]:g} and {limits[1]:g} Å{tail}"
     )
+    return Verdict(text, "good")
 
 
 def _soft_disc(shape: tuple[int, int], radius_px: float) -> Tensor:

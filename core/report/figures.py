@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +13,19 @@ from numpy.typing import NDArray
 
 from ..metrics.fourier import radial_power_spectrum, ring_frequencies
 from .text import fit, label
-from .verdict import Filtered
+from .verdict import Filtered, low_pass
 
 RAW_COLOUR, DENOISED_COLOUR, RESIDUAL_COLOUR = "0.55", "#1b4f9c", "#c8641b"
 # The darkest and the brightest half per cent are clipped: one hot pixel must not turn a row grey.
 CLIPPED_PERCENTILES = (0.5, 99.5)
 # Of one panel: the middle nine tenths of its grey values, and as much again on either side.
 MIDDLE_PERCENTILES, HEADROOM = (5.0, 50.0, 95.0), 2.0
+# In a micrograph dark and bright side differ by no more than this: the rest is ice or carbon.
+LOPSIDED = 3.0
 BAR_LENGTHS = tuple(step * 10**power for power in range(4) for step in (1, 2, 5))
 LABEL_SIZE, TITLE_SIZE = 8.0, 7.0
+Kind = Literal["particles", "micrographs"]
+POWER = "power per pixel (grey value²)"
 
 
 def grey_range(images: NDArray[np.float32]) -> tuple[float, float]:
@@ -30,16 +34,22 @@ def grey_range(images: NDArray[np.float32]) -> tuple[float, float]:
     return float(low), float(high) if high > low else float(low) + 1.0
 
 
-def contrast(image: NDArray[np.float32]) -> tuple[float, float]:
+def contrast(image: NDArray[np.float32], kind: Kind = "particles") -> tuple[float, float]:
     """Darkest and brightest grey value that is shown of one image `(y, x)`.
 
     They lie twice as far from the median as the 5th and the 95th percentile do, within the image's values:
-    white noise is shown to 3.3 standard deviations, and an ice crystal that covers less than a twentieth of
-    a micrograph changes nothing.
+    white noise is shown to 3.3 standard deviations. A particle may be small and stand out further: of its
+    image only the darkest and the brightest half per cent are clipped. In a micrograph an ice crystal may not
+    wash out the rest: neither side reaches three times as far as the other.
     """
     low, middle, high = np.percentile(image, MIDDLE_PERCENTILES)
-    low = max(middle - HEADROOM * (middle - low), float(image.min()))
-    high = min(middle + HEADROOM * (high - middle), float(image.max()))
+    below, above = HEADROOM * (middle - low), HEADROOM * (high - middle)
+    if kind == "particles":
+        lowest, highest = np.percentile(image, CLIPPED_PERCENTILES)
+        below, above = max(below, middle - lowest), max(above, highest - middle)
+    elif below > 0 and above > 0:
+        below, above = min(below, LOPSIDED * above), min(above, LOPSIDED * below)
+    low, high = max(middle - below, float(image.min())), min(middle + above, float(image.max()))
     return float(low), float(high) if high > low else float(low) + 1.0
 
 
@@ -63,29 +73,55 @@ class Row(NamedTuple):
 
 
 def comparison_rows(
-    raw: NDArray[np.float32], denoised: NDArray[np.float32], filtered: Filtered | None
+    raw: NDArray[np.float32],
+    denoised: NDArray[np.float32],
+    filtered: Filtered | None,
+    kind: Kind = "particles",
 ) -> dict[str, Row]:
-    """Return what a montage shows of images `(n, y, x)`: `raw`, `low-pass`, `denoised` and `residual`.
+    """Return what can be shown of images `(n, y, x)`: `raw`, `low-pass`, `denoised`, `residual`, `removed`.
 
-    Each image has its own contrast, but for the residual: it is shown on the scale of the raw image, moved to
-    its own median, so that the two can be compared by eye.
+    Each image has its own contrast, but for what was taken away: the residual is shown on the scale of the
+    raw image, and `removed`, the residual after the plain filter, on that of the raw image after the same
+    filter, both moved to their own medians. Lost signal, which noise hides in the one, shows in the other.
 
     Parameters
     ----------
     filtered
-        The raw images after the plain filter; None where there is none.
+        The raw images after the plain filter; None where there is none, and then no `low-pass` and `removed`.
     """
+
+    def row(text: str, images: NDArray[np.float32]) -> Row:
+        return Row(text, images, [contrast(image, kind) for image in images])
+
     residual = raw - denoised
-    spans = [contrast(image) for image in raw]
-    rows = {"raw": Row("raw", raw, spans)}
+    rows = {"raw": row("raw", raw)}
     if filtered is not None:
-        text = f"raw, plain\nlow-pass {filtered.name}"
-        rows["low-pass"] = Row(text, filtered.images, [contrast(image) for image in filtered.images])
-    rows["denoised"] = Row("denoised", denoised, [contrast(image) for image in denoised])
-    middles = [float(np.median(image)) for image in residual]
-    halves = [(high - low) / 2 for low, high in spans]
-    shown = [(middle - half, middle + half) for middle, half in zip(middles, halves, strict=True)]
-    return {**rows, "residual": Row("residual\n(raw − denoised)", residual, shown)}
+        rows["low-pass"] = row(f"raw, plain\nlow-pass {filtered.name}", filtered.images)
+    rows["denoised"] = row("denoised", denoised)
+    rows["residual"] = Row("residual\n(raw − denoised)", residual, _moved(rows["raw"], residual))
+    if filtered is not None:
+        removed = low_pass(residual, filtered.cutoff)
+        text = f"removed,\nlow-pass {filtered.name}"
+        rows["removed"] = Row(text, removed, _moved(rows["low-pass"], removed))
+    return rows
+
+
+def montage_rows(
+    raw: NDArray[np.float32],
+    denoised: NDArray[np.float32],
+    filtered: Filtered | None,
+    kind: Kind = "particles",
+) -> list[Row]:
+    """Return those of `comparison_rows` that a montage shows: what was removed once, filtered if possible."""
+    rows = comparison_rows(raw, denoised, filtered, kind)
+    return [row for name, row in rows.items() if name != ("residual" if filtered is not None else "removed")]
+
+
+def _moved(scale: Row, images: NDArray[np.float32]) -> list[tuple[float, float]]:
+    """Return the limits of another row, for images about their own medians."""
+    middles = [float(np.median(image)) for image in images]
+    halves = [np.subtract(*limits_of(scale, number)[::-1]) / 2 for number in range(len(images))]
+    return [(middle - half, middle + half) for middle, half in zip(middles, halves, strict=True)]
 
 
 def draw_montage(
@@ -97,7 +133,7 @@ def draw_montage(
     pixel_size_angstrom: float | None,
     filtered: Filtered | None = None,
 ) -> None:
-    """Draw a column per image with the rows of `comparison_rows`, and its title above each.
+    """Draw a column per image with the rows of `montage_rows`, and its title above each.
 
     Parameters
     ----------
@@ -110,7 +146,7 @@ def draw_montage(
     filtered
         The raw images after the plain filter.
     """
-    rows = list(comparison_rows(raw, denoised, filtered).values())
+    rows = montage_rows(raw, denoised, filtered)
     draw_rows(figure, rows, titles=titles, pixel_size_angstrom=pixel_size_angstrom)
 
 
@@ -122,7 +158,7 @@ def draw_side_by_side(
     columns: int,
     pixel_size_angstrom: float | None,
 ) -> None:
-    """Draw one image of each of the rows of `comparison_rows` side by side, with what it is above each."""
+    """Draw one image of each of the rows of `montage_rows` side by side, with what it is above each."""
     lines = -(-len(rows) // columns)
     axes = figure.subplots(lines, columns, squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.1})
     for panel in axes.ravel():
@@ -215,7 +251,7 @@ def draw_spectra(
         axes.semilogy(frequency, power, color=colour, label=name, linewidth=1.4)
     unit = "1/Å" if pixel_size_angstrom else "1/px"
     axes.set_xlabel(f"spatial frequency ({unit})", fontsize=8)
-    axes.set_ylabel("mean power per pixel", fontsize=8)
+    axes.set_ylabel(POWER, fontsize=8)
     axes.set_xlim(0.0, float(frequency[-1]))
     axes.tick_params(labelsize=7)
     axes.grid(color="0.9", linewidth=0.6)

@@ -13,6 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..io.files import writing
+from ..metrics.gain import Verdict
 
 PNG_DOTS_PER_INCH = 110
 
@@ -24,6 +25,8 @@ table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #eee; vertical-align: top }
 th { font-weight: 600 } td { overflow-wrap: anywhere }
 .note { background: #fdf1dc; border-left: 4px solid #d9a441; padding: .6rem 1rem }
+.good { background: #e8f1e4; border-color: #6f9e5c } .bad { background: #fbe4e1; border-color: #c0503f }
+.numbers { overflow-x: auto } .numbers td { white-space: nowrap }
 figure { margin: 1.5rem 0 } img { max-width: 100%; height: auto } figcaption { color: #555; font-size: .9rem }
 """
 
@@ -58,6 +61,8 @@ class Section:
         A table; the first column names the row.
     pictures
         Figures.
+    verdict
+        What it comes to, for the head of the report.
     """
 
     title: str
@@ -65,6 +70,7 @@ class Section:
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     pictures: Sequence[Picture] = field(default_factory=tuple)
+    verdict: Verdict | None = None
 
 
 def write_html(
@@ -84,7 +90,10 @@ def write_html(
     OutputError
         When the file cannot be written.
     """
-    body = [f"<h1>{_text(headline)}</h1>", f'<p class="note">{_text(warning)}</p>']
+    verdicts = [section.verdict for section in sections if section.verdict is not None]
+    notes = [*verdicts, Verdict(warning, "note")]
+    body = [f"<h1>{_text(headline)}</h1>"]
+    body += [f'<p class="note {note.judgement}">{_text(note.text)}</p>' for note in notes]
     for section in sections:
         body.append(f"<h2>{_text(section.title)}</h2>")
         if section.rows:
@@ -130,7 +139,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         f"<tr><th>{_text(row[0])}</th>" + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:]) + "</tr>"
         for row in rows
     ]
-    return f"<table>{head}{''.join(lines)}</table>"
+    table = f"<table>{head}{''.join(lines)}</table>"
+    # on a narrow screen a wide table scrolls by itself; facts have no header, and their text is wrapped
+    return f'<div class="numbers">{table}</div>' if header else table
 
 
 def _text(text: str) -> str:

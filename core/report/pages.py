@@ -15,9 +15,8 @@ def write_pages(
     warning: str,
     facts: Mapping[str, str],
     sections: Sequence[Section],
-    verdict: str = "",
 ) -> Path:
-    """Write a PDF, replacing an earlier one: the verdict, then each section with its table and figures.
+    """Write a PDF, replacing an earlier one: the verdicts, then each section with its table and figures.
 
     Raises
     ------
@@ -25,8 +24,9 @@ def write_pages(
         When the file cannot be written.
     """
     paper = Paper(headline)
-    if verdict:
-        paper.note(verdict, "good")
+    for section in sections:
+        if section.verdict is not None:
+            paper.note(*section.verdict)
     paper.note(warning)
     for section in sections:
         paper.heading(section.title)

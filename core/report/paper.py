@@ -119,6 +119,14 @@ class Paper:
             self._y += depth * size * LEADING + 0.02
         self._y += 0.12
 
+    def fitting(self, height: float, *, least: float, above: float) -> float:
+        """Return the height of a picture below `above` inches of text: less where that saves a new page.
+
+        It is `height`, or down to `least` where this page has the room for that.
+        """
+        room = PAGE_HEIGHT - BOTTOM - self._y - above
+        return min(height, room) if room >= least else height
+
     def picture(self, height: float) -> SubFigure:
         """Return a part of the page of this height over the whole width of the text, to be drawn on."""
         self._make_room(height)

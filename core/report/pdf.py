@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..advice import TRUST
+from ..metrics.gain import Verdict
+from ..progress import counted
 from . import PDF_NAME, PNG_NAME, VIEWER_NAME
-from .figures import comparison_rows, draw_montage, draw_side_by_side, draw_spectra
+from .figures import Kind, draw_montage, draw_side_by_side, draw_spectra, montage_rows
 from .html import write_bytes
 from .paper import SMALL, TEXT_WIDTH, Paper
 from .text import fit
@@ -21,18 +23,17 @@ from .verdict import Filtered, like_low_pass
 from .viewer import write_viewer
 
 if TYPE_CHECKING:
+    from ..inference.stream import ImageNote
     from ..inference.summary import Summary
-
-Kind = Literal["particles", "micrographs"]
 
 # Images that are shown: particles side by side, micrographs one after the other.
 SHOWN = {"particles": 6, "micrographs": 3}
 # Width of an image in the PNG, inches, and the room for labels left and above of the images.
 PICTURE_WIDTH = {"particles": 1.3, "micrographs": 4.0}
 LABEL_ROOM, TITLE_ROOM = 0.75, 0.36
-SPECTRA_HEIGHT = 2.6
-# Images with something to be said of them that are named one by one.
-NAMED = 30
+SPECTRA_HEIGHT = 2.3
+# Images with something to be said of them: so many are named at the head of the page, and at its end.
+FEW, NAMED = 2, 30
 
 
 def write_report(
@@ -46,8 +47,10 @@ def write_report(
     facts: Mapping[str, str],
     way_back: str = "",
     kind: Kind = "particles",
+    verdict: Verdict | None = None,
+    total: int | None = None,
     remarks: Sequence[str] = (),
-    trust: NDArray[np.float32] | None = None,
+    error: NDArray[np.float32] | None = None,
 ) -> tuple[Path, Path, Path]:
     """Write `logfile.pdf`, `montage.png` and `view.html`, replacing those of an earlier run.
 
@@ -70,10 +73,14 @@ def write_report(
         How to return to the raw images in the host that the job ran in.
     kind
         What the images are: of micrographs fewer are shown, larger.
+    verdict
+        What denoising came to, for the head of the page.
+    total
+        Images that these were chosen from, if there are more.
     remarks
         What is to be said of single images, a line each.
-    trust
-        `(n, y, x)` from 0 to 1, how far each pixel can be trusted; for the viewer.
+    error
+        `(n, y, x)` expected standard error of each denoised pixel; for the viewer.
 
     Returns
     -------
@@ -89,16 +96,15 @@ def write_report(
     shown = np.unique(np.linspace(0, len(raw) - 1, SHOWN[kind]).astype(int)) if len(raw) else np.arange(0)
     low_pass = None if filtered is None else filtered.of(shown)
     parts = (raw[shown], denoised[shown], low_pass, [titles[number] for number in shown.tolist()])
-    facts = dict(facts)
-    gain, likeness = facts.pop("verdict", ""), filtered.verdict if filtered else ""
-    paper = Paper(headline)
-    if gain:
-        paper.note(gain, "good")
-    if likeness:
-        paper.note(likeness)
+    notes = [] if verdict is None else [verdict]
+    if filtered is not None:
+        notes.append(Verdict(filtered.verdict, "note"))
     if remarks:
-        paper.note(f"{len(remarks)} images need a look: they are listed at the end.", "bad")
-    paper.note(" ".join(filter(None, (TRUST, way_back))))
+        notes.append(Verdict(_summary_of(remarks), "bad"))
+    notes.append(Verdict(" ".join(filter(None, (TRUST, way_back))), "note"))
+    paper = Paper(headline)
+    for note in notes:
+        paper.note(*note)
     if not len(raw):
         paper.paragraph(f"None of the {kind} was denoised.")
     elif kind == "particles":
@@ -112,7 +118,7 @@ def write_report(
         draw_spectra(axes, raw, denoised, pixel_size_angstrom=pixel_size_angstrom)
     paper.heading("How it was made")
     paper.facts(facts)
-    if remarks:
+    if len(remarks) > FEW:
         paper.heading("Images that need a look")
         for line in remarks[:NAMED]:
             paper.paragraph(line, SMALL)
@@ -127,12 +133,25 @@ def write_report(
             denoised,
             titles=titles,
             pixel_size_angstrom=pixel_size_angstrom,
+            kind=kind,
             headline=headline,
-            note=" ".join(filter(None, (gain, likeness, TRUST, way_back))),
+            notes=notes,
+            total=total,
             filtered=filtered,
-            trust=trust,
+            error=error,
         ),
     )
+
+
+def _name(note: ImageNote, kind: Kind) -> str:
+    return note.stack if kind == "micrographs" else f"{note.image}@{note.stack}"
+
+
+def _summary_of(remarks: Sequence[str]) -> str:
+    """Return what stands at the head of a page about the images that need a look."""
+    if len(remarks) <= FEW:
+        return "Needs a look: " + " ".join(remarks)
+    return f"{len(remarks)} images need a look: {PDF_NAME} lists them at its end."
 
 
 def report_run(
@@ -149,17 +168,27 @@ def report_run(
     notes = [("unchanged", note) for note in summary.skipped] + [
         ("denoised", note) for note in summary.remarks
     ]
+    facts, judgement, kind = summary.facts(), summary.gain.get("judgement"), summary.kind
+    gain = facts.pop("verdict", "")
+    if gain and judgement is None:
+        facts["gain"] = gain
     return write_report(
         summary.output_dir,
         samples.raw,
         samples.denoised,
         titles=samples.titles,
         pixel_size_angstrom=samples.pixel_size_angstrom,
-        headline=f"{summary.n_rows} denoised {summary.kind}",
-        facts={**summary.facts(), "command": command},
+        headline=counted(summary.n_rows, f"denoised {kind.removesuffix('s')}"),
+        facts={**facts, "command": command},
         way_back=way_back,
-        kind=summary.kind,
-        remarks=[*warnings, *(f"{note.image}@{note.stack}, {what}: {note.problem}" for what, note in notes)],
+        kind=kind,
+        verdict=None if judgement is None else Verdict(gain, judgement),
+        total=summary.n_images,
+        error=samples.error,
+        remarks=[
+            *warnings,
+            *(f"{_name(note, summary.kind)}, {what}: {note.problem}" for what, note in notes),
+        ],
     )
 
 
@@ -192,9 +221,10 @@ def _add_micrographs(
     pixel_size_angstrom: float | None,
 ) -> None:
     """Put some micrographs on pages: two images in a row, so that particles can be seen."""
-    rows = list(comparison_rows(raw, denoised, filtered).values())
+    rows = montage_rows(raw, denoised, filtered, "micrographs")
     for number, title in enumerate(titles):
-        height = min(TEXT_WIDTH * raw.shape[1] / raw.shape[2] * -(-len(rows) // 2) / 2 + 0.6, 8.6)
+        tall = TEXT_WIDTH * raw.shape[1] / raw.shape[2] * -(-len(rows) // 2) / 2 + 0.6
+        height = paper.fitting(min(tall, 8.6), least=0.7 * min(tall, 8.6), above=0.55)
         paper.heading(title, 10.0, height)
         part = paper.picture(height)
         part.subplots_adjust(0.0, 0.04, 1.0, 0.95)
@@ -239,7 +269,7 @@ def _montage(
             figure, raw, denoised, titles=titles, pixel_size_angstrom=pixel_size_angstrom, filtered=filtered
         )
         return figure
-    rows = list(comparison_rows(raw, denoised, filtered).values())
+    rows = montage_rows(raw, denoised, filtered, "micrographs")
     figure = Figure(figsize=(side * n_rows, (tall + 0.75) * len(raw)))
     room = tall + 0.75
     for number, part in enumerate(figure.subfigures(len(raw), 1, squeeze=False)[:, 0]):

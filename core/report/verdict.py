@@ -26,8 +26,10 @@ class Filtered:
     ----------
     images
         `(n, y, x)`.
+    cutoff
+        Frequency at which the filter passes half of the amplitude, in cycles per pixel.
     resolution
-        Where the filter passes half of the amplitude: Å, or pixels where no pixel size is known.
+        The same as a length: Å, or pixels where no pixel size is known.
     unit
         `Å` or `px`.
     correlation
@@ -37,6 +39,7 @@ class Filtered:
     """
 
     images: NDArray[np.float32]
+    cutoff: float
     resolution: float
     unit: str
     correlation: float
@@ -87,15 +90,24 @@ def like_low_pass(
     gain = torch.exp(-log(2) * (frequency / cutoffs[:, None]) ** 2)
     agreement = (gain * cross).sum(-1) / torch.sqrt((gain**2 * raw_power).sum(-1) * power.sum())
     best = int(agreement.argmax())
-    passed = torch.exp(-log(2) * (frequency_grid(shape) / float(cutoffs[best])) ** 2)
-    filtered = torch.fft.irfft2(torch.fft.rfft2(images) * passed, s=shape)
+    cutoff = float(cutoffs[best])
     return Filtered(
-        filtered.numpy(),
-        (pixel_size_angstrom or 1.0) / float(cutoffs[best]),
+        low_pass(images.numpy(), cutoff),
+        cutoff,
+        (pixel_size_angstrom or 1.0) / cutoff,
         "Å" if pixel_size_angstrom else "px",
         float(agreement[best]),
         float(power.sum() / raw_power.sum()),
     )
+
+
+def low_pass(images: NDArray[np.float32], cutoff: float) -> NDArray[np.float32]:
+    """Return images `(n, y, x)` after a Gaussian low-pass that halves the amplitude at `cutoff`, 1/px."""
+    shape = (images.shape[-2], images.shape[-1])
+    passed = torch.exp(-log(2) * (frequency_grid(shape) / cutoff) ** 2)
+    spectra = torch.fft.rfft2(torch.from_numpy(np.ascontiguousarray(images))) * passed
+    filtered: NDArray[np.float32] = torch.fft.irfft2(spectra, s=shape).numpy()
+    return filtered
 
 
 def kept_shares(raw: NDArray[np.float32], denoised: NDArray[np.float32]) -> NDArray[np.float64]:

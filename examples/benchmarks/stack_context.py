@@ -137,9 +137,9 @@ def measure_real(arguments: argparse.Namespace) -> None:
     rows = {name: [*judge.bands(images), judge.whole(images)] for name, images in denoised.items()}
     table = markdown(rows, len(raw))
     for label, gains in verdicts.items():
-        table += f"\n{label}, measured without the twin: {verdict(gains)}\n\n"
+        table += f"\n{label}, measured without the twin: {verdict(gains).text}\n\n"
         table += markdown({f"{label}, recorrupted": gains}, len(raw))
-        table += f"\nWith the twin: {verdict(rows[label][:-1])}\n"
+        table += f"\nWith the twin: {verdict(rows[label][:-1]).text}\n"
     print(table)
     (arguments.output / "gain.md").write_text(table, encoding="utf-8")
     result = {name: [vars(gain) for gain in gains] for name, gains in rows.items()}

@@ -87,13 +87,16 @@ def test_the_verdict_says_what_was_found() -> None:
     good = BandGain(28, 24, 0.2, 1.1, 0.01)
     vague = BandGain(14, 11, 0.02, 1.1, 0.2)
     unknown = BandGain(10, 9, 0.0, float("nan"), float("nan"))
-    assert verdict([good, vague, unknown]) == (
+    assert verdict([good, vague, unknown]).text == (
         "By an estimate from these images alone, denoising adds 10 % of correlation over any low-pass "
         "filter between 28 and 24 Å; nothing finer than 11 Å could be measured."
     )
-    assert "loses 20 %" in verdict([BandGain(28, 24, 0.2, 0.8, 0.02), good])
-    assert "adds nothing" in verdict([vague])
-    assert "too noisy" in verdict([unknown])
+    loss = verdict([BandGain(28, 24, 0.2, 0.8, 0.02), good])
+    assert "loses 20 %" in loss.text
+    assert "adds nothing" in verdict([vague]).text
+    assert "too noisy" in verdict([unknown]).text
+    found = [verdict([good]), loss, verdict([vague]), verdict([unknown])]
+    assert [one.judgement for one in found] == ["good", "bad", "note", "note"]
 
 
 def test_stacks_of_two_shapes_are_refused() -> None:

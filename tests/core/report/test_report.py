@@ -16,13 +16,17 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from cryohush.core.errors import OutputError
+from cryohush.core.metrics.gain import Verdict
 from cryohush.core.report.figures import (
     bar_length,
     column_title,
+    comparison_rows,
     contrast,
     draw_montage,
     draw_spectra,
     grey_range,
+    limits_of,
+    montage_rows,
 )
 from cryohush.core.report.html import Picture, Section
 from cryohush.core.report.pages import write_pages
@@ -66,17 +70,44 @@ def gaussian(images: NDArray[np.float32], half_at: float) -> NDArray[np.float32]
 def test_each_column_holds_raw_low_pass_denoised_and_their_difference() -> None:
     raw, clean = particles()
     shown = [np.asarray(axes.images[0].get_array()) for axes in draw().axes]
-    for row, expected in ((0, raw), (2, clean), (3, raw - clean)):
+    for row, expected in ((0, raw), (2, clean)):
         np.testing.assert_array_equal(shown[4 * row : 4 * row + 4], expected)
     labels = [draw().axes[4 * row].get_ylabel() for row in range(4)]
-    assert [text.split("\n")[0] for text in labels] == ["raw", "raw, plain", "denoised", "residual"]
+    assert [text.split("\n")[0] for text in labels] == ["raw", "raw, plain", "denoised", "removed,"]
+    filtered = like_low_pass(raw, clean, 2.0)
+    assert filtered is not None
+    removed = np.stack(shown[12:16])
+    np.testing.assert_allclose(removed, gaussian(raw - clean, filtered.cutoff), atol=1e-5)
 
 
-def test_the_residual_is_shown_with_the_contrast_of_the_raw_image_above_it() -> None:
-    limits = [axes.images[0].get_clim() for axes in draw().axes]
-    for column in range(4):
-        assert np.ptp(limits[12 + column]) == pytest.approx(np.ptp(limits[column]))
-        assert np.ptp(limits[8 + column]) < 0.5 * np.ptp(limits[column])
+def test_what_was_taken_away_has_the_contrast_of_the_raw_image_after_the_same_filter() -> None:
+    raw, clean = particles()
+    rows = comparison_rows(raw, clean, like_low_pass(raw, clean, 2.0))
+    for taken, scale in (("residual", "raw"), ("removed", "low-pass")):
+        for column in range(4):
+            limits = limits_of(rows[taken], column)
+            assert np.ptp(limits) == pytest.approx(np.ptp(limits_of(rows[scale], column)))
+            assert np.mean(limits) == pytest.approx(np.median(rows[taken].images[column]), abs=1e-5)
+
+
+def test_without_a_filter_the_montage_shows_the_plain_residual() -> None:
+    raw, clean = particles()
+    assert [row.label for row in montage_rows(raw, clean, None)][-1].startswith("residual")
+
+
+@pytest.mark.parametrize(("n", "first"), [(1, "Needs a look: no. 0"), (3, "3 images need a look")])
+def test_few_conspicuous_images_are_named_at_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int, first: str
+) -> None:
+    said: list[tuple[str, str]] = []
+    monkeypatch.setattr(Paper, "note", lambda self, text, kind: said.append((text, kind)))
+    raw, clean = particles(1)
+    remarks = [f"no. {number}" for number in range(n)]
+    write_report(
+        tmp_path, raw, clean, titles=["1"], pixel_size_angstrom=1.0, headline="", facts={}, remarks=remarks
+    )
+    (bad,) = (text for text, kind in said if kind == "bad")
+    assert bad.startswith(first)
 
 
 def test_one_hot_pixel_does_not_change_the_grey_scale() -> None:
@@ -94,12 +125,24 @@ def test_white_noise_is_shown_to_three_standard_deviations() -> None:
 
 
 @pytest.mark.parametrize("value", [-50.0, 50.0])
-def test_an_ice_crystal_does_not_wash_out_the_rest(value: float) -> None:
+@pytest.mark.parametrize("side", [40, 90])
+def test_an_ice_crystal_does_not_wash_out_the_rest_of_a_micrograph(value: float, side: int) -> None:
     noise = np.random.default_rng(5).normal(0, 1, (200, 200)).astype(np.float32)
     crystal = noise.copy()
-    crystal[:40, :40] = value
-    # four per cent of the area move the percentiles of a normal distribution by up to 0.55 sd
-    assert np.ptp(contrast(crystal)) < 1.6 * np.ptp(contrast(noise))
+    crystal[:side, :side] = value
+    # of four per cent of the area the percentiles of a normal distribution move by up to 0.55 sd; of twenty
+    # by 0.3, and one side is three times the other
+    limit = 1.6 if side == 40 else 2.4
+    assert np.ptp(contrast(crystal, "micrographs")) < limit * np.ptp(contrast(noise, "micrographs"))
+
+
+def test_a_small_bright_particle_is_not_cut_off() -> None:
+    image = np.random.default_rng(5).normal(0, 1, (200, 200)).astype(np.float32)
+    image[90:118, 90:118] += np.linspace(5, 40, 28, dtype=np.float32)  # two per cent of the area
+    low, high = contrast(image)
+    # a quarter of the particle, half a per cent of the image, may be clipped; the noise is there as well
+    assert np.mean(image[90:118, 90:118] > high) < 0.26
+    assert low < -2.5
 
 
 def test_a_dark_particle_on_flat_ice_keeps_its_grey_values() -> None:
@@ -208,9 +251,10 @@ def test_every_page_is_a4_however_much_there_is_to_say(tmp_path: Path) -> None:
             ["name", "a column", "another", "more", "psnr"],
             [["method", "1.00 ± 0.01", "2", "3", "4"]] * 90,
             [Picture("p", "What it shows. " * 20, figure) for figure in figures],
+            Verdict("Better.", "good"),
         )
     ]
-    write_pages(tmp_path / "x.pdf", "h", "w", {"command": "c" * 3000}, sections, "Better.")
+    write_pages(tmp_path / "x.pdf", "h", "w", {"command": "c" * 3000}, sections)
     ((page_width, page_height),) = sizes(tmp_path / "x.pdf")
     # A4 is 210 x 297 mm
     assert page_width == pytest.approx(210 / 25.4 * 72, abs=0.5)
@@ -321,9 +365,15 @@ def test_what_denoising_added_stands_first(tmp_path: Path, monkeypatch: pytest.M
         Paper, "note", lambda self, text, *kind: (said.append(text), note(self, text, *kind))[1]
     )
     raw, clean = particles(4)
-    facts = {"verdict": "Denoising adds 10 %.", "model": "general"}
-    names = [str(number) for number in range(4)]
-    write_report(tmp_path, raw, clean, titles=names, pixel_size_angstrom=1.5, headline="4", facts=facts)
+    write_report(
+        tmp_path,
+        raw,
+        clean,
+        titles=[str(number) for number in range(4)],
+        pixel_size_angstrom=1.5,
+        headline="4",
+        facts={"model": "general"},
+        verdict=Verdict("Denoising adds 10 %.", "good"),
+    )
     assert said[0] == "Denoising adds 10 %."
-    assert facts["verdict"]  # which others read as well
     assert "Denoising adds 10 %." in (tmp_path / "view.html").read_text(encoding="utf-8")

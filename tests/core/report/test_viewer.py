@@ -14,6 +14,7 @@ import pytest
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
+from cryohush.core.metrics.gain import Verdict
 from cryohush.core.report.verdict import like_low_pass
 from cryohush.core.report.viewer import MAX_PIXELS, write_viewer
 
@@ -30,7 +31,7 @@ def images() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return noise, disc * np.array([0.2, 0.8, 0.5], np.float32)[:, None, None]
 
 
-def write(folder: Path, *, trust: NDArray[np.float32] | None = None) -> Path:
+def write(folder: Path, *, error: NDArray[np.float32] | None = None) -> Path:
     raw, denoised = images()
     return write_viewer(
         folder / "view.html",
@@ -39,9 +40,10 @@ def write(folder: Path, *, trust: NDArray[np.float32] | None = None) -> Path:
         titles=TITLES,
         pixel_size_angstrom=2.0,
         headline="3 <b>particles</b>",
-        note="look",
+        notes=[Verdict("loss <b>", "bad"), Verdict("look", "note")],
+        total=9,
         filtered=like_low_pass(raw, denoised, 2.0),
-        trust=trust,
+        error=error,
     )
 
 
@@ -82,7 +84,8 @@ def test_the_page_is_one_file_that_names_no_address() -> None:
 
 def test_what_an_image_is_called_cannot_end_the_data(tmp_path: Path) -> None:
     page = write(tmp_path)
-    assert [image["title"] for image in data_of(page)["images"]] == TITLES  # type: ignore[index,attr-defined]
+    names = [image["name"] for image in data_of(page)["images"]]  # type: ignore[index,attr-defined]
+    assert names == [title.partition("@")[2] for title in TITLES]
     assert page.read_text().count("</script>") == 2
 
 
@@ -90,9 +93,9 @@ def test_many_large_images_do_not_make_a_huge_file(tmp_path: Path) -> None:
     raw = np.random.default_rng(1).normal(0, 1, (12, 900, 900)).astype(np.float32)
     titles = [str(number) for number in range(12)]
     page = write_viewer(
-        tmp_path / "v.html", raw, raw, titles=titles, pixel_size_angstrom=None, headline="", note=""
+        tmp_path / "v.html", raw, raw, titles=titles, pixel_size_angstrom=None, headline="", notes=[]
     )
-    shown = [image["title"] for image in data_of(page)["images"]]  # type: ignore[index,attr-defined]
+    shown = [image["name"] for image in data_of(page)["images"]]  # type: ignore[index,attr-defined]
     assert len(shown) == MAX_PIXELS // 900**2
     assert (shown[0], shown[-1]) == ("0", "11")
     assert page.stat().st_size < 20e6
@@ -107,20 +110,57 @@ def test_the_images_are_sorted_by_what_was_kept_of_them(tmp_path: Path) -> None:
 
 
 @in_browser
-def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
-    document = browse(write(tmp_path), "image=2", "--dump-dom")
-    (title,) = re.findall(r'<div id="title">(.*?)</div>', document)
-    assert html.unescape(title) == TITLES[1]
-    assert "3 &lt;b&gt;particles" in document
+def test_it_says_how_many_of_how_many_images_and_how_large(tmp_path: Path) -> None:
+    document = browse(write(tmp_path), "", "--dump-dom")
+    assert "3 of 9 particles, evenly spread: 64 × 64 px of 2 Å (128 × 128 Å)" in document
+    # 40 % of 128 Å allows a bar of 50 Å
+    assert '<div id="bar" style="width: 39.0625%;">50 Å</div>' in document
 
 
 @in_browser
-def test_a_trust_map_is_one_more_layer_and_one_more_order(tmp_path: Path) -> None:
-    trust = np.ones((3, 64, 64), np.float32) * np.array([0.9, 0.5, 0.1], np.float32)[:, None, None]
-    document = browse(write(tmp_path, trust=trust), "right=trust&sort=least trusted", "--dump-dom")
-    assert re.findall(r'data-image="(\d)"', document) == ["3", "2", "1"]
-    assert '<div class="tag" id="tag-right">trust</div>' in document
-    assert '<option value="trust">' not in browse(write(tmp_path), "", "--dump-dom")
+def test_a_verdict_has_its_colour_and_the_trust_text_waits_for_a_click(tmp_path: Path) -> None:
+    document = browse(write(tmp_path), "", "--dump-dom")
+    assert '<p class="note bad">loss' in document
+    assert '<details class="note">' in document
+
+
+@in_browser
+def test_the_keyboard_is_enough(tmp_path: Path) -> None:
+    page = write(tmp_path)
+    press = "".join(
+        f"document.body.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', bubbles: true}}));"
+        for key in ("ArrowDown", "ArrowDown", " ", "4")
+    )
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text.replace("</script>\n</body>", f"{press}</script>\n</body>"), encoding="utf-8")
+    document = browse(page, "image=1&left=raw&right=denoised&at=50", "--dump-dom")
+    (title,) = re.findall(r'<div id="title">(.*?)</div>', document)
+    assert title.startswith("no. 3 of")
+    assert 'id="line" style="left: 0%;"' in document
+    assert '<div class="tag" id="tag-right">residual (raw − denoised)</div>' in document
+
+
+@in_browser
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    document = browse(write(tmp_path), "image=2", "--dump-dom")
+    (title,) = re.findall(r'<div id="title">(.*?)</div>', document)
+    number, name = TITLES[1].split("@")
+    assert html.unescape(title).startswith(f"no. {number} of {name}: ")
+    assert "3 &lt;b&gt;particles" in document
+    assert "loss &lt;b&gt;" in document
+
+
+@in_browser
+def test_expected_errors_are_one_more_layer_and_one_more_order(tmp_path: Path) -> None:
+    # errors of 0.1, 0.9 and 0.5 standard deviations of the denoised images
+    spread = images()[1].std(axis=(1, 2))
+    relative = np.array([0.1, 0.9, 0.5], np.float32)
+    error = np.ones((3, 64, 64), np.float32) * (relative * spread)[:, None, None]
+    document = browse(write(tmp_path, error=error), "image=2&right=error&sort=most error", "--dump-dom")
+    assert re.findall(r'data-image="(\d)"', document) == ["2", "3", "1"]
+    assert '<div class="tag" id="tag-right">expected error' in document
+    assert "expected error in sd of the denoised image 0.90" in document
+    assert '<option value="error">' not in browse(write(tmp_path), "", "--dump-dom")
 
 
 @in_browser
