@@ -124,6 +124,8 @@ class Command:
         Given the place and the dataset of each input, checks what can be checked before a job is made.
     output
         What is given back, if that is more than files.
+    parts
+        Parts of it, as outputs of their own.
     trust
         What is said first, in the event log.
     needs_files
@@ -137,5 +139,6 @@ class Command:
     inputs: Sequence[Input]
     prepare: Callable[[Place, Mapping[str, Any]], Prepared]
     output: Given | None = None
+    parts: Sequence[Given] = ()
     trust: str = ""
     needs_files: bool = True

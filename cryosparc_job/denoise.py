@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..core.config.denoise import DenoiseOptions
+from ..core.config.denoise import SUSPICIOUS, SUSPICIOUS_BELOW, TRUSTED, DenoiseOptions
 from ..core.inference.plan import CS_TABLE_NAME, plan_stacks, read_images
+from ..core.io.cs import SCORE_FIELD
 from ..core.io.files import writing
 from .command import Command, Given, Input, Prepared
 from .growing import new_rows
 from .job import ExternalJob
 from .models import find_model, model_name
-from .outputs import MICROGRAPHS, SCOPE, Kind, filler, is_negative_stain, write_table
+from .outputs import MICROGRAPHS, PARTICLES, SCOPE, Kind, filler, is_negative_stain, write_table
 from .place import FOLDER, Place
 from .project import Project
 
@@ -59,8 +61,14 @@ def denoising(project: Project, kind: Kind, options: DenoiseOptions, without: Se
             images = read_images(folder / kind.table, root=place.root)
             prefix = f"{folder.parent.name}/{FOLDER}"
             ranges, dtype = result["grey_ranges"], options.output_dtype
-            fill = filler(kind, dataset, images, plan_stacks(images), prefix, dtype, ranges)
-            job.save_output(kind.name, np.asarray(dataset["uid"]), fill)
+            uids, stacks = np.asarray(dataset["uid"]), plan_stacks(images)
+
+            def fill(rows: NDArray[np.intp] | slice) -> Callable[[Any], None]:
+                return filler(kind, dataset, images, stacks, prefix, dtype, ranges, rows)
+
+            job.save_output(kind.name, uids, fill(slice(None)))
+            for part, rows in _parts(folder / CS_TABLE_NAME) if options.score else ():
+                job.save_output(f"{kind.name}_{part}", uids[rows], fill(rows))
             # it holds blobs only: what is imported by it could not be classified
             (folder / CS_TABLE_NAME).with_suffix(".csg").unlink(missing_ok=True)
 
@@ -83,5 +91,18 @@ def denoising(project: Project, kind: Kind, options: DenoiseOptions, without: Se
         (Input(name, f"Raw {kind.noun}", kind.data, (kind.slot,), also=also),),
         prepare,
         Given(name, f"Denoised {kind.noun}", kind.data, (kind.output_slot,)),
+        [
+            Given(f"{name}_{part}", f"{part.capitalize()} ones of them", kind.data, (kind.output_slot,))
+            for part in ((TRUSTED, SUSPICIOUS) if options.score and kind is PARTICLES else ())
+        ],
         kind.trust,
     )
+
+
+def _parts(table: Path) -> list[tuple[str, NDArray[np.intp]]]:
+    """Return which rows of a denoised table are trusted and which suspicious; nothing if it has no scores."""
+    rows = np.load(table, mmap_mode="r")
+    if SCORE_FIELD not in (rows.dtype.names or ()):
+        return []
+    suspicious = rows[SCORE_FIELD] < SUSPICIOUS_BELOW
+    return [(TRUSTED, np.flatnonzero(~suspicious)), (SUSPICIOUS, np.flatnonzero(suspicious))]

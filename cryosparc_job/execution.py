@@ -268,11 +268,11 @@ class Work:
             run.say(line)
 
     def _build(self) -> None:
-        """Connect the inputs and add the output."""
-        job, output = self.run.job, self.command.output
+        """Connect the inputs and add the outputs."""
+        job, command = self.run.job, self.command
         pairs = [(kind, self.sources[kind.name]) for kind in self.command.inputs if kind.name in self.sources]
         for kind, source in (*pairs, *self.prepared.also):
             job.connect(kind.name, source, kind.slots, kind.title)
-        if output is not None:
-            passthrough = self.command.inputs[0].name
+        for output in (*([] if command.output is None else [command.output]), *command.parts):
+            passthrough = command.inputs[0].name
             job.add_output(output.data, output.name, output.slots, passthrough, output.title)

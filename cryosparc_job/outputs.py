@@ -136,6 +136,7 @@ def filler(
     prefix: str,
     dtype: str,
     grey_ranges: Sequence[tuple[float, float]],
+    rows: NDArray[np.intp] | slice = slice(None),
 ) -> Callable[[Any], None]:
     """Return what fills the output's rows.
 
@@ -151,6 +152,8 @@ def filler(
         Its pixel format.
     grey_ranges
         Darkest and brightest grey to show, per stack; needed for micrographs.
+    rows
+        Of the input, which the output has.
     """
     single = np.zeros(len(images), np.int32)
     index = images.output_positions() if isinstance(images, ParticleSet) else single
@@ -171,9 +174,9 @@ def filler(
             if slot != kind.output_slot:
                 continue
             if field in new:
-                output[name] = new[field]()
+                output[name] = new[field]()[rows]
             elif f"{kind.slot}/{field}" in known:
-                output[name] = dataset[f"{kind.slot}/{field}"]
+                output[name] = np.asarray(dataset[f"{kind.slot}/{field}"])[rows]
 
     return fill
 

@@ -29,6 +29,13 @@ def pixel_size_option() -> Any:
     )
 
 
+TRUSTED, SUSPICIOUS = "trusted", "suspicious"
+"""How the tables and outputs of scored particles end."""
+SUSPICIOUS_BELOW = 1 / (1 + 18.467 / 4)
+"""Score of a particle as far out as one in a thousand normal images: chi square with four degrees of freedom,
+one for each feature of `metrics.ordinary`."""
+
+
 class DenoiseOptions(Section):
     """Options of a denoising run."""
 

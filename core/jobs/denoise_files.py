@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import __version__
-from ..config.denoise import CONTEXT_NAME, DenoiseOptions
+from ..config.denoise import CONTEXT_NAME, SUSPICIOUS, TRUSTED, DenoiseOptions
 from ..errors import InputError, TableChanged
 from ..inference.plan import (
     CS_TABLE_NAME,
@@ -30,7 +30,7 @@ from ..io.micrographs import MicrographSet
 from ..io.particles import ParticleSet
 from ..report import PDF_NAME, PNG_NAME
 from .folder import JobFolder
-from .scores import SUSPICIOUS, TRUSTED, Scores, keep_rows
+from .scores import Scores, keep_rows
 from .trust import error_name
 
 # What the denoised images do not depend on; the model counts by its weights, the device by its kind.

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config.denoise import DenoiseOptions
+from ..config.denoise import SUSPICIOUS_BELOW, DenoiseOptions
 from ..context.stack_context import circle, to_working_grid
 from ..imaging.normalise import default_radius_px, normalise
 from ..inference.plan import ImageSet, StackPlan
@@ -22,7 +22,6 @@ from ..io.star import rewrite
 from ..job_context import JobContext
 from ..metrics.ordinary import (
     N_FEATURES,
-    SUSPICIOUS_BELOW,
     figure_of_merit,
     image_features,
     squared_distances,
@@ -35,7 +34,6 @@ FEWEST_IMAGES = 100
 #: the mean image is that of so many, evenly spread
 _OF_MEAN = 2048
 _BATCH = 256
-TRUSTED, SUSPICIOUS = "trusted", "suspicious"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +50,7 @@ class Scores:
 
     @property
     def suspicious(self) -> NDArray[np.bool_]:
-        """`(n,)`: below the threshold of `metrics.ordinary`."""
+        """`(n,)`: below `SUSPICIOUS_BELOW`."""
         return self.of_row < SUSPICIOUS_BELOW
 
 

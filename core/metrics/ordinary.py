@@ -100,10 +100,6 @@ def figure_of_merit(squared: Tensor) -> Tensor:
     return 1 / (1 + squared / N_FEATURES)
 
 
-#: beyond the distance that one in a thousand normal images has (chi square with four degrees of freedom)
-SUSPICIOUS_BELOW = 1 / (1 + 18.467 / N_FEATURES)
-
-
 def _mean(images: Tensor, weight: Tensor) -> Tensor:
     return (images * weight).sum((1, 2)) / weight.sum()
 

@@ -60,6 +60,7 @@ from user_tasks import (
     write_particles,
 )
 
+from cryohush.core.config.denoise import SUSPICIOUS_BELOW
 from cryohush.core.context.stack_context import StackContext, circle, fit_context
 from cryohush.core.imaging.ctf import CtfParameters
 from cryohush.core.imaging.noise import image_generator
@@ -68,7 +69,6 @@ from cryohush.core.imaging.projection import Projector, random_rotations
 from cryohush.core.imaging.resample import fourier_resample
 from cryohush.core.imaging.structure import Structure, potential_map, read_structure
 from cryohush.core.metrics.ordinary import (
-    SUSPICIOUS_BELOW,
     figure_of_merit,
     image_features,
     squared_distances,

@@ -11,8 +11,9 @@ from double_store import Store
 from double_v5 import Double5
 
 from cryohush.core.inference.denoiser import Denoiser
-from cryohush.core.io.mrc import StackReader
+from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.models.weights import load_model
+from cryohush.cryosparc_job.cli import main
 
 
 def test_particles_come_back_with_other_images_and_nothing_else(
@@ -98,3 +99,38 @@ def test_a_bad_image_ends_the_job_or_is_named(denoise: Run, store: Store) -> Non
     assert any(text.startswith("unchanged: 1@") for text in job.texts("warning"))
     assert len(store.external) == 1
     assert job.status == "completed"
+
+
+def test_scored_particles_have_outputs_for_the_trusted_and_the_suspicious(
+    double: Double5, signed_in: Path, store: Store
+) -> None:
+    """Blobs of which every tenth is missing, dark as cryoSPARC's are."""
+    n, box = 120, 128
+    rng = np.random.default_rng(1)
+    table = np.resize(particle_table(), n)
+    table["uid"], table["blob/idx"] = np.arange(1, n + 1), np.arange(n)
+    table["ctf/df1_A"] = np.arange(n)
+    job = store.add_source("particle", table, "blobs")
+    name = f"{job.uid}/extract/blobs.mrc"
+    table["blob/path"] = name.encode()
+    store._write(job, "blobs", table, passed=False)
+    axis = np.arange(box) - box // 2
+    width = rng.uniform(14, 18, size=n)
+    images = np.exp(-(axis[:, None] ** 2 + axis**2) / (2 * width[:, None, None] ** 2))
+    images[::10] = 0
+    images = (rng.normal(size=images.shape) - images).astype(np.float32)
+    (store.directory / name).parent.mkdir(parents=True)
+    with StackWriter(store.directory / name, images.shape, pixel_size_angstrom=1.5, label="test") as writer:
+        writer.write(images)
+    where = ["--url", double.url, "--project", "P3", "--workspace", "W1", "--particles", f"{job.uid}:blobs"]
+    assert main(["denoise", *where, "--score", "--context", "none", "--device", "cpu", "--threads", "1"]) == 0
+    (made,) = store.external
+    assert list(made.outputs) == ["particles", "particles_trusted", "particles_suspicious"]
+    whole, trusted, suspicious = (store.load(made.uid, name) for name in made.outputs)
+    assert sorted([*trusted["uid"], *suspicious["uid"]]) == sorted(whole["uid"])
+    empty = set(range(1, n + 1, 10))
+    assert len(empty & set(suspicious["uid"].tolist())) > 10
+    for part in (trusted, suspicious):  # each row has its own image, and what passes through
+        rows = part["uid"].astype(int) - 1
+        assert part["blob/idx"].tolist() == whole["blob/idx"][rows].tolist()
+        assert part["ctf/df1_A"].tolist() == rows.tolist()

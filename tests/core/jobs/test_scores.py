@@ -11,12 +11,11 @@ import pytest
 import starfile
 from particle_files import CS_BLOB, save_cs, write_stack, write_table
 
-from cryohush.core.config.denoise import DenoiseOptions
+from cryohush.core.config.denoise import SUSPICIOUS_BELOW, DenoiseOptions
 from cryohush.core.io.cs import SCORE_FIELD
 from cryohush.core.io.particles import SCORE_LABEL
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.denoise import run_denoise
-from cryohush.core.metrics.ordinary import SUSPICIOUS_BELOW
 
 BOX, N, EMPTY = 32, 240, 24
 LAST_OF_FIRST = 100

@@ -9,9 +9,9 @@ import torch
 from sklearn.covariance import MinCovDet
 from torch import Tensor
 
+from cryohush.core.config.denoise import SUSPICIOUS_BELOW
 from cryohush.core.metrics.ordinary import (
     N_FEATURES,
-    SUSPICIOUS_BELOW,
     figure_of_merit,
     image_features,
     squared_distances,
