@@ -1,4 +1,4 @@
-"""Which device, which number format, how many images at once, and an allocator that keeps its memory."""
+"""The devices of a process: which, what number format, how many images at once; memory that is kept."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError, DeviceError
+from ..job_context import JobContext
 from ..models.base import DenoisingNetwork
 
+T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -31,8 +34,61 @@ DTYPES: dict[Precision, torch.dtype] = {
 CPU_BATCH_PX = 2**18
 # Pixels at once beyond which a GPU gets no faster.
 GPU_BATCH_PX = 2**24
+# Two workers keep a GPU busy: one calculates while the other one's images travel.
+WORKERS_PER_GPU = 2
 # Instructions that multiply in bf16: of x86 processors and of ARM's.
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+class DoneHere(Protocol):
+    """Work that the devices of one process can do."""
+
+    def do(self, devices: LocalDevices, context: JobContext) -> None:
+        """Do it."""
+
+
+class LocalDevices:
+    """The devices of this process: where a single job calculates, and each worker of a batch.
+
+    Attributes
+    ----------
+    devices
+        One or more.
+    names
+        What log and record call them.
+    types
+        Their kinds, sorted: `cpu`, `cuda`. The last bit of a result depends on them.
+    cpu_threads
+        CPU threads that may be used.
+    threads
+        How many batches are denoised at the same time.
+    """
+
+    def __init__(self, devices: Sequence[torch.device], threads: int | None = None) -> None:
+        keep_freed_memory()
+        self.devices = tuple(devices)
+        self.names = [f"{one} ({kind_of(one)})" if one.type == "cuda" else "cpu" for one in devices]
+        self.types = sorted({device.type for device in devices})
+        self.cpu_threads = threads or available_threads()
+        self.threads = self.cpu_threads if self.on_cpu else WORKERS_PER_GPU * len(devices)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether there is no GPU."""
+        return self.types == ["cpu"]
+
+    def ask(self, question: Callable[..., T], *arguments: Any) -> T:
+        """Return what a function makes of the arguments and these devices."""
+        return question(*arguments, self)
+
+    def do(self, work: DoneHere, context: JobContext) -> None:
+        """Do all of the work."""
+        work.do(self, context)
+
+
+def kind_of(device: torch.device) -> str:
+    """Return what a device is: the name of a GPU, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def resolve_devices(text: str) -> list[torch.device]:

@@ -1,13 +1,12 @@
-"""Where a run calculates: on the devices of this process, or, by the same methods, on a batch's workers."""
+"""A run on the devices of one process: what suits them, and the stacks through the network."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -15,9 +14,17 @@ from ..config.denoise import DenoiseOptions
 from ..context.contexts import StackContexts
 from ..errors import DeviceError
 from ..io.journal import Journal
-from ..models.weights import LoadedModel
+from ..job_context import QUIET, JobContext
+from ..models.weights import LoadedModel, Weights
 from .denoiser import Denoiser
-from .devices import Precision, available_threads, choose_batch_size, choose_precision, keep_freed_memory
+from .devices import (
+    WORKERS_PER_GPU,
+    LocalDevices,
+    Precision,
+    choose_batch_size,
+    choose_precision,
+    kind_of,
+)
 from .feeding import Denoised, Feeding, Images, Worker
 from .micrograph_denoiser import MicrographDenoiser
 from .plan import Piece, StackPlan
@@ -25,6 +32,7 @@ from .stream import (
     BATCHES_PER_WORKER,
     MICROGRAPHS_PER_WORKER,
     ImageOptions,
+    Output,
     StreamResult,
     denoise_stacks,
     micrograph_worker,
@@ -32,8 +40,6 @@ from .stream import (
 )
 from .tiling import Tiling, plan_tiles
 
-# Two workers keep a GPU busy: one calculates while the other one's images travel.
-WORKERS_PER_GPU = 2
 # The longest batch, of a model that goes through its network a thousand times, takes minutes.
 GPU_PATIENCE_SECONDS = 1800.0
 
@@ -56,11 +62,11 @@ class Choices:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """The stacks of a run and how they are denoised: all that an engine needs to know.
+    """The stacks of a run, or of a part of it, and how they are denoised.
 
     Attributes
     ----------
-    model, options, choices
+    weights, options, choices
         With what, and how.
     stacks
         The plan.
@@ -72,7 +78,7 @@ class Task:
         What the stacks know of their particles; None for networks without context.
     """
 
-    model: LoadedModel
+    weights: Weights
     options: DenoiseOptions
     choices: Choices
     stacks: Sequence[StackPlan]
@@ -80,156 +86,119 @@ class Task:
     label: str
     contexts: StackContexts | None = None
 
-
-class Engine(Protocol):
-    """Where a run calculates."""
-
     @property
-    def names(self) -> list[str]:
-        """The devices, for the log and the record."""
-
-    @property
-    def types(self) -> list[str]:
-        """Their kinds, sorted: `cpu`, `cuda`. The last bit of a result depends on them."""
-
-    @property
-    def threads(self) -> int:
-        """How many batches are denoised at the same time."""
-
-    def choose(
-        self,
-        model: LoadedModel,
-        options: DenoiseOptions,
-        shapes: Sequence[tuple[int, int]],
-        *,
-        are_micrographs: bool,
-    ) -> tuple[Choices, str]:
-        """Return what suits the devices, and why this precision."""
-
-    def denoise(
-        self,
-        task: Task,
-        output_dir: Path,
-        journal: Journal,
-        progress: Callable[[int, int], None],
-        should_stop: Callable[[], bool],
-    ) -> StreamResult:
-        """Denoise what the journal does not hold as finished; see `denoise_stacks`."""
+    def batch_sizes(self) -> dict[tuple[int, int], int]:
+        """Images that are written together, by their `(y, x)`: micrographs one by one."""
+        sizes = self.choices.batch_sizes
+        return dict.fromkeys(sizes, 1) if self.are_micrographs else sizes
 
 
-class LocalDevices:
-    """The devices of this process, each fed by threads."""
-
-    def __init__(self, devices: Sequence[torch.device], threads: int | None = None) -> None:
-        keep_freed_memory()
-        self._devices = devices
-        self.names = [_device_name(device) for device in devices]
-        self.types = sorted({device.type for device in devices})
-        if self.types == ["cpu"]:
-            self.threads = threads or available_threads()
+def choose(
+    weights: Weights,
+    options: DenoiseOptions,
+    shapes: Sequence[tuple[int, int]],
+    are_micrographs: bool,
+    devices: LocalDevices,
+) -> tuple[Choices, str]:
+    """Return the precision and the batch sizes that suit all the devices, and why this precision."""
+    model, kinds = weights.load(), {kind_of(device): device for device in devices.devices}
+    chosen = [choose_precision(device, options.precision) for device in kinds.values()]
+    precision, reason = chosen[0]
+    if len({name for name, _ in chosen}) > 1:
+        precision, reason = "fp32", f"no other suits all of {', '.join(kinds)}"
+    sizes = {}
+    for shape in shapes:
+        if options.batch_size == "auto":
+            once = tiling(model, shape).outer if are_micrographs else shape
+            sizes[shape] = min(
+                choose_batch_size(device, precision, model.module, once) for device in devices.devices
+            )
         else:
-            self.threads = WORKERS_PER_GPU * len(devices)
+            sizes[shape] = options.batch_size
+    return Choices(precision, sizes), reason
 
-    def choose(
-        self,
-        model: LoadedModel,
-        options: DenoiseOptions,
-        shapes: Sequence[tuple[int, int]],
-        *,
-        are_micrographs: bool,
-    ) -> tuple[Choices, str]:
-        """Return the precision and the batch sizes that suit all the devices, and why this precision."""
-        kinds = {_kind(device): device for device in self._devices}
-        chosen = [choose_precision(device, options.precision) for device in kinds.values()]
-        precision, reason = chosen[0]
-        if len({name for name, _ in chosen}) > 1:
-            precision, reason = "fp32", f"no other suits all of {', '.join(kinds)}"
-        sizes = {}
-        for shape in shapes:
-            if options.batch_size == "auto":
-                once = tiling(model, shape).outer if are_micrographs else shape
-                sizes[shape] = min(
-                    choose_batch_size(device, precision, model.module, once) for device in self._devices
-                )
-            else:
-                sizes[shape] = options.batch_size
-        return Choices(precision, sizes), reason
 
-    def denoisers(self, model: LoadedModel, precision: Precision) -> list[Denoiser]:
-        """Return the model on each device."""
-        return [Denoiser(model.module, device, precision) for device in self._devices]
+def make_denoisers(
+    model: LoadedModel, precision: Precision, devices: Sequence[torch.device]
+) -> list[Denoiser]:
+    """Return the model on each device."""
+    return [Denoiser(model.module, device, precision) for device in devices]
 
-    def denoise(
-        self,
-        task: Task,
-        output_dir: Path,
-        journal: Journal,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-        should_stop: Callable[[], bool] = lambda: False,
-        *,
-        denoisers: Sequence[Denoiser] | None = None,
-    ) -> StreamResult:
-        """Denoise what the journal does not hold as finished; see `denoise_stacks`.
 
-        `denoisers` are the model on each device, if it is already there.
-        """
-        threads, on_cpu = torch.get_num_threads(), self.types == ["cpu"]
-        sizes, micrographs = task.choices.batch_sizes, task.are_micrographs
-        denoisers = denoisers or self.denoisers(task.model, task.choices.precision)
-        try:
-            with self._workers(task, denoisers) as workers:
-                return denoise_stacks(
-                    task.stacks,
-                    workers,
-                    dict.fromkeys(sizes, 1) if micrographs else sizes,
-                    output_dir,
-                    journal,
-                    feeding=Feeding(
-                        MICROGRAPHS_PER_WORKER if micrographs else BATCHES_PER_WORKER,
-                        one_thread_each=on_cpu,
-                        readers=len(denoisers),
-                        patience_seconds=None if on_cpu else GPU_PATIENCE_SECONDS,
-                    ),
-                    dtype=task.options.output_dtype,
-                    label=task.label,
-                    skip_bad=task.options.skip_bad,
-                    progress=progress,
-                    should_stop=should_stop,
-                )
-        finally:
-            torch.set_num_threads(threads)
+def denoise(
+    task: Task,
+    output_dir: Path,
+    journal: Journal,
+    devices: LocalDevices,
+    context: JobContext = QUIET,
+    *,
+    denoisers: Sequence[Denoiser] | None = None,
+) -> StreamResult:
+    """Denoise what the journal does not hold as finished; see `denoise_stacks`.
 
-    @contextlib.contextmanager
-    def _workers(self, task: Task, denoisers: Sequence[Denoiser]) -> Iterator[list[Worker]]:
-        """Yield the workers.
+    `denoisers` are the model on each device, if it is already there.
+    """
+    threads = torch.get_num_threads()
+    if denoisers is None:
+        denoisers = make_denoisers(task.weights.load(), task.choices.precision, devices.devices)
+    feeding = Feeding(
+        MICROGRAPHS_PER_WORKER if task.are_micrographs else BATCHES_PER_WORKER,
+        one_thread_each=devices.on_cpu,
+        readers=len(denoisers),
+        patience_seconds=None if devices.on_cpu else GPU_PATIENCE_SECONDS,
+    )
+    try:
+        with _workers(task, devices, denoisers) as workers, _output(task, output_dir, journal) as output:
+            denoise_stacks(output, workers, task.batch_sizes, feeding, context)
+            return output.result
+    finally:
+        torch.set_num_threads(threads)
 
-        On the CPU the tiles of all micrographs under way share its threads: enough micrographs that none of
-        these waits, and one more, which is normalised or put together meanwhile.
-        """
-        options = ImageOptions(
-            task.options.particle_diameter_angstrom, task.options.blend, task.options.keep_above_angstrom
-        )
-        if not task.are_micrographs:
-            yield [
-                on_device(particle_worker(denoiser, options, task.stacks, task.contexts), denoiser.device)
-                for _ in range(max(1, self.threads // len(denoisers)))
-                for denoiser in denoisers
-            ]
-            return
-        tiles_at_once = min(task.choices.batch_sizes.values())
-        if self.types != ["cpu"]:
-            on_gpus = [MicrographDenoiser(denoiser, at_once=tiles_at_once) for denoiser in denoisers]
-            yield [
-                on_device(micrograph_worker(on_gpu, options), denoiser.device)
-                for _ in range(WORKERS_PER_GPU)
-                for on_gpu, denoiser in zip(on_gpus, denoisers, strict=True)
-            ]
-            return
-        fewest_tiles = min(len(tiling(task.model, shape).origins) for shape in task.choices.batch_sizes)
-        n_workers = 1 + -(-self.threads // fewest_tiles)
-        with ThreadPoolExecutor(self.threads, "tiles", torch.set_num_threads, (1,)) as executor:
-            on_cpu = MicrographDenoiser(denoisers[0], at_once=tiles_at_once, executor=executor)
-            yield [on_device(micrograph_worker(on_cpu, options), denoisers[0].device)] * n_workers
+
+def _output(task: Task, output_dir: Path, journal: Journal) -> Output:
+    options = task.options
+    return Output(
+        task.stacks,
+        output_dir,
+        journal,
+        dtype=options.output_dtype,
+        label=task.label,
+        skip_bad=options.skip_bad,
+    )
+
+
+@contextlib.contextmanager
+def _workers(task: Task, devices: LocalDevices, denoisers: Sequence[Denoiser]) -> Iterator[list[Worker]]:
+    """Yield the workers.
+
+    On the CPU the tiles of all micrographs under way share its threads: enough micrographs that none of
+    these waits, and one more, which is normalised or put together meanwhile.
+    """
+    options = ImageOptions(
+        task.options.particle_diameter_angstrom, task.options.blend, task.options.keep_above_angstrom
+    )
+    if not task.are_micrographs:
+        yield [
+            on_device(particle_worker(denoiser, options, task.stacks, task.contexts), denoiser.device)
+            for _ in range(max(1, devices.threads // len(denoisers)))
+            for denoiser in denoisers
+        ]
+        return
+    tiles_at_once = min(task.choices.batch_sizes.values())
+    if not devices.on_cpu:
+        on_gpus = [MicrographDenoiser(denoiser, at_once=tiles_at_once) for denoiser in denoisers]
+        yield [
+            on_device(micrograph_worker(on_gpu, options), denoiser.device)
+            for _ in range(WORKERS_PER_GPU)
+            for on_gpu, denoiser in zip(on_gpus, denoisers, strict=True)
+        ]
+        return
+    model = task.weights.load()
+    fewest_tiles = min(len(tiling(model, shape).origins) for shape in task.choices.batch_sizes)
+    n_workers = 1 + -(-devices.threads // fewest_tiles)
+    with ThreadPoolExecutor(devices.threads, "tiles", torch.set_num_threads, (1,)) as executor:
+        on_cpu = MicrographDenoiser(denoisers[0], at_once=tiles_at_once, executor=executor)
+        yield [on_device(micrograph_worker(on_cpu, options), denoisers[0].device)] * n_workers
 
 
 def on_device(worker: Worker, device: torch.device) -> Worker:
@@ -237,7 +206,7 @@ def on_device(worker: Worker, device: torch.device) -> Worker:
 
     On one stream the workers of a GPU would wait for each other.
     """
-    name = _device_name(device)
+    name = f"{device} ({kind_of(device)})" if device.type == "cuda" else "cpu"
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def work(images: Images, stack: StackPlan, pieces: Sequence[Piece]) -> Denoised:
@@ -257,11 +226,3 @@ def on_device(worker: Worker, device: torch.device) -> Worker:
 def tiling(model: LoadedModel, shape: tuple[int, int]) -> Tiling:
     """Return how a micrograph of `shape` `(y, x)` goes through the model."""
     return plan_tiles(shape, model.module.stride, model.module.receptive_field_px)
-
-
-def _kind(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{device} ({_kind(device)})" if device.type == "cuda" else "cpu"

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..config.denoise import PARTICLE_SHARE_OF_BOX, DenoiseOptions
+from ..errors import ConfigurationError, InputError
 from ..imaging.contrast import middle_above_background, skewness
 from ..imaging.defects import fill_defects, find_defects
-from ..imaging.normalise import default_radius_px
+from ..imaging.normalise import background_mask, default_radius_px
+from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader
 from .plan import ImageSet, StackPlan
 
@@ -45,6 +47,33 @@ class InputNotes:
     facts: list[str]
     warnings: list[str]
     pixel_sizes: list[tuple[float | None, str]]
+
+
+def check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], images: ImageSet) -> None:
+    """Raise when an option that is a length in Å, or the circle, does not suit an image."""
+    if isinstance(images, MicrographSet) and options.particle_diameter_angstrom is not None:
+        raise ConfigurationError(
+            "particle_diameter_angstrom is for particles, not micrographs. Leave it out."
+        )
+    for shape, pixel_size in {(stack.shape, stack.pixel_size_angstrom) for stack in stacks}:
+        diameter = options.particle_diameter_angstrom
+        if pixel_size is None:
+            if diameter is not None or options.keep_above_angstrom is not None:
+                raise ConfigurationError(
+                    "particle_diameter_angstrom and keep_above_angstrom need a pixel size, and "
+                    f"{images.source} does not say it. Leave them out, or give a table that does."
+                )
+            continue
+        if diameter is None:
+            continue
+        try:
+            background_mask(shape, diameter / pixel_size / 2)
+        except ValueError as error:
+            default = PARTICLE_SHARE_OF_BOX * min(shape) * pixel_size
+            raise ConfigurationError(
+                f"particle_diameter_angstrom {diameter:g}: {error}. Leave it out to get "
+                f"{PARTICLE_SHARE_OF_BOX:g} of the box: {default:g} Å."
+            ) from error
 
 
 def look_at_inputs(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from ..context.contexts import StackContexts
 from ..errors import Aborted, ImageError
 from ..io.files import make_folder
 from ..io.journal import Journal
-from ..io.mrc import StackWriter, holds
+from ..io.mrc import StackWriter, WriterState, holds
+from ..job_context import JobContext
 from .denoiser import Denoiser
 from .feeding import Denoised, Feeding, Images, Reader, Worker, denoised_batches
 from .micrograph_denoiser import MicrographDenoiser
@@ -58,6 +59,19 @@ class StreamResult:
     seconds: dict[str, float] = field(
         default_factory=lambda: {"reading": 0.0, "denoising": 0.0, "writing": 0.0}
     )
+
+    @classmethod
+    def recorded(cls, stacks: Sequence[StackPlan], journal: Journal) -> StreamResult:
+        """Return how a stream begins: nothing written, and the journal's notes on the stacks' images."""
+        result = cls()
+        for stack in stacks:
+            result.add_notes(journal.notes.get(stack.name, ()))
+        return result
+
+    def add_notes(self, notes: Iterable[Sequence[Any]]) -> None:
+        """Add notes as journals have them: stack, image, problem, and whether the image is unchanged."""
+        for *note, unchanged in notes:
+            (self.skipped if unchanged else self.remarks).append(ImageNote(*note))
 
 
 @dataclass(frozen=True)
@@ -138,23 +152,46 @@ def n_safely_written(
     return state.written if state is not None and can_go_on else 0
 
 
-def recorded_notes(
-    stacks: Sequence[StackPlan], journal: Journal
-) -> tuple[int, list[ImageNote], list[ImageNote]]:
-    """Return how a `StreamResult` begins: nothing written, and the journal's notes on the stacks' images."""
-    skipped: list[ImageNote] = []
-    remarks: list[ImageNote] = []
-    for stack in stacks:
-        for *note, unchanged in journal.notes.get(stack.name, ()):
-            (skipped if unchanged else remarks).append(ImageNote(*note))
-    return 0, skipped, remarks
+def open_stack(
+    stack: StackPlan,
+    output_dir: Path,
+    dtype: Literal["float32", "float16"],
+    label: str,
+    state: WriterState | None,
+) -> StackWriter:
+    """Open the stack to write, or go on with it from a state."""
+    path = output_dir / stack.name
+    make_folder(path.parent)
+    return StackWriter(
+        path,
+        (len(stack.indices), *stack.shape),
+        pixel_size_angstrom=stack.pixel_size_angstrom,
+        dtype=dtype,
+        label=label,
+        state=state,
+    )
 
 
-class _Output:
+class Output:
     """Writes batches in order, names each stack once it is complete, and keeps the journal.
+
+    Parameters
+    ----------
+    stacks
+        The plan.
+    output_dir
+        Where the stacks go.
+    journal
+        The journal to go on with.
+    dtype, label
+        Of the written stacks.
+    skip_bad
+        Pass images that cannot be denoised through unchanged instead of stopping.
 
     Attributes
     ----------
+    result
+        What was done.
     written
         How many images of each stack are written.
     n_written
@@ -166,13 +203,12 @@ class _Output:
         stacks: Sequence[StackPlan],
         output_dir: Path,
         journal: Journal,
-        result: StreamResult,
         *,
         dtype: Literal["float32", "float16"],
         label: str,
         skip_bad: bool,
     ) -> None:
-        self._stacks, self._output_dir, self._journal, self._result = stacks, output_dir, journal, result
+        self.stacks, self._output_dir, self._journal = stacks, output_dir, journal
         self._dtype, self._label, self._skip_bad = dtype, label, skip_bad
         self._writer: StackWriter | None = None
         # of the stack that is open, and not in the journal yet; True: the image is unchanged
@@ -181,9 +217,7 @@ class _Output:
         self.written = [n_safely_written(stack, output_dir, journal, dtype) for stack in stacks]
         self.n_written = sum(self.written)
         there = [stack for stack, written in zip(stacks, self.written, strict=True) if written]
-        _, skipped, remarks = recorded_notes(there, journal)
-        result.skipped += skipped
-        result.remarks += remarks
+        self.result = StreamResult.recorded(there, journal)
 
     def write(self, pieces: Sequence[Piece], batch: Denoised) -> None:
         """Write what is not written yet of a batch."""
@@ -210,19 +244,21 @@ class _Output:
         self, number: int, begin: int, images: Images, bad: Mapping[int, str], remarks: Mapping[int, str]
     ) -> None:
         """Append images, of which the first is number `begin` of its stack and `bad` are unchanged."""
-        stack = self._stacks[number]
+        stack = self.stacks[number]
         if self._writer is None:
-            self._writer = self._open(stack, resume=begin > 0)
+            self._name, self._notes = stack.name, []
+            state = self._journal.states[stack.name] if begin else None
+            self._writer = open_stack(stack, self._output_dir, self._dtype, self._label, state)
         for position, text in bad.items():
             self._skip(ImageNote(str(stack.source), int(stack.indices[position]) + 1, text))
         for position, text in remarks.items():
             note = ImageNote(str(stack.source), int(stack.indices[position]) + 1, text)
             self._notes.append((note, False))
-            self._result.remarks.append(note)
+            self.result.remarks.append(note)
         self._writer.write(images, unchecked=[position - begin for position in bad])
         self.written[number] = begin + len(images)
         self.n_written += len(images)
-        self._result.n_written += len(images)
+        self.result.n_written += len(images)
         if self.written[number] == len(stack.indices):
             if self._notes:
                 self.checkpoint()
@@ -239,20 +275,7 @@ class _Output:
                 remedy="Remove it, or ask for skip_bad to pass such images through unchanged.",
             )
         self._notes.append((note, True))
-        self._result.skipped.append(note)
-
-    def _open(self, stack: StackPlan, *, resume: bool) -> StackWriter:
-        path = self._output_dir / stack.name
-        make_folder(path.parent)
-        self._name, self._notes = stack.name, []
-        return StackWriter(
-            path,
-            (len(stack.indices), *stack.shape),
-            pixel_size_angstrom=stack.pixel_size_angstrom,
-            dtype=self._dtype,
-            label=self._label,
-            state=self._journal.states[stack.name] if resume else None,
-        )
+        self.result.skipped.append(note)
 
     def checkpoint(self) -> None:
         """Bring what is written to disk, so that a run killed from now on goes on from here."""
@@ -262,7 +285,7 @@ class _Output:
             self._notes = []
         self._last_checkpoint = time.monotonic()
 
-    def __enter__(self) -> _Output:
+    def __enter__(self) -> Output:
         return self
 
     def __exit__(
@@ -273,79 +296,58 @@ class _Output:
 
 
 def denoise_stacks(
-    stacks: Sequence[StackPlan],
+    output: Output,
     workers: Sequence[Worker],
     batch_sizes: Mapping[tuple[int, int], int],
-    output_dir: Path,
-    journal: Journal,
-    *,
     feeding: Feeding,
-    dtype: Literal["float32", "float16"],
-    label: str,
-    skip_bad: bool,
-    progress: Callable[[int, int], None],
-    should_stop: Callable[[], bool],
-) -> StreamResult:
+    context: JobContext,
+) -> None:
     """Denoise what the journal does not hold as finished.
 
     Parameters
     ----------
-    stacks
-        The plan.
+    output
+        The plan, and where it is written.
     workers
         One for each thread that denoises.
     batch_sizes
         Images per batch, by their `(y, x)`.
-    output_dir
-        Where the stacks go.
-    journal
-        The journal to go on with.
     feeding
         How many threads read, and how many batches are under way.
-    dtype, label
-        Of the written stacks.
-    skip_bad
-        Pass images that cannot be denoised through unchanged instead of stopping.
-    progress
-        Called with the numbers of images done and in all after each batch.
-    should_stop
-        Asked before each batch is written.
+    context
+        Told how many images are done after each batch, and asked whether to stop before each is written.
 
     Raises
     ------
     ImageError
-        If an image cannot be denoised and `skip_bad` is off.
+        If an image cannot be denoised and is not to be passed through.
     MrcError, OutputError
         If a stack cannot be read or written.
     Aborted
-        If `should_stop` said so; what is written is then safely recorded.
+        If `context.should_stop` said so; what is written is then safely recorded.
     DeviceError
         If a worker's device fails, or gives nothing back within `feeding.patience_seconds`.
     """
-    result = StreamResult()
+    stacks, seconds = output.stacks, output.result.seconds
     total = sum(len(stack.indices) for stack in stacks)
+    context.progress(output.n_written, total)
+    todo = [
+        pieces
+        for pieces in batches(stacks, batch_sizes)
+        if any(output.written[piece.stack] < piece.end for piece in pieces)
+    ]
     with contextlib.ExitStack() as exits:
-        output = exits.enter_context(
-            _Output(stacks, output_dir, journal, result, dtype=dtype, label=label, skip_bad=skip_bad)
-        )
-        progress(output.n_written, total)
         readers = [exits.enter_context(contextlib.closing(Reader(stacks))) for _ in range(feeding.readers)]
-        todo = [
-            pieces
-            for pieces in batches(stacks, batch_sizes)
-            if any(output.written[piece.stack] < piece.end for piece in pieces)
-        ]
         results = exits.enter_context(
             contextlib.closing(denoised_batches(todo, stacks, workers, readers, feeding))
         )
         for pieces, batch, seconds_reading, seconds_denoising in results:
-            result.seconds["reading"] += seconds_reading
-            result.seconds["denoising"] += seconds_denoising
-            if should_stop():
+            seconds["reading"] += seconds_reading
+            seconds["denoising"] += seconds_denoising
+            if context.should_stop():
                 output.checkpoint()
                 raise Aborted("Stopped on request. What is finished is kept: run again to go on from there.")
             begin = time.perf_counter()
             output.write(pieces, batch)
-            result.seconds["writing"] += time.perf_counter() - begin
-            progress(output.n_written, total)
-    return result
+            seconds["writing"] += time.perf_counter() - begin
+            context.progress(output.n_written, total)

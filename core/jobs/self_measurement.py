@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..imaging.noise import image_generator
 from ..imaging.normalise import default_radius_px, normalise
 from ..inference.denoiser import Denoiser
 from ..inference.devices import Precision
+from ..inference.plan import StackPlan
 from ..io.particles import ParticleSet
 from ..metrics.gain import RingGain, recorrupted, verdict
 from ..models.diffusion import DiffusionDenoiser
@@ -34,12 +36,11 @@ _NOISE_RINGS = (0.35, 0.6)
 
 def measure_gain(
     particles: ParticleSet,
+    stacks: Sequence[StackPlan],
     model: LoadedModel,
     options: DenoiseOptions,
     precision: Precision,
     contexts: StackContexts | None,
-    dark_stacks: frozenset[int],
-    pixel_size_angstrom: float | None,
 ) -> dict[str, Any]:
     """Gain over the raw images of a sample, in Fourier rings, on recorrupted pairs (`metrics.gain`).
 
@@ -52,6 +53,9 @@ def measure_gain(
     For the record: `verdict`, a sentence; and, where there was something to measure, its `judgement` (`good`,
     `note` or `bad`), `images` and `bands`.
     """
+    sizes = {stack.pixel_size_angstrom for stack in stacks}
+    pixel_size_angstrom = sizes.pop() if len(sizes) == 1 else None
+    dark_stacks = frozenset(number for number, stack in enumerate(stacks) if stack.protein_dark)
     if pixel_size_angstrom is None or len(particles) < _FEWEST:
         return _not_measured(f"that needs a pixel size and at least {_FEWEST} particles of one kind")
     if isinstance(model.module, DiffusionDenoiser):
