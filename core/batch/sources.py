@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,11 +158,7 @@ def prepare(plan: BatchPlan, hosts: Mapping[str, Host]) -> list[tuple[Item, JobS
             items += _find(plan, number, source, hosts)
         except CryohushError as error:
             problems.append(f"{source.name or f'source {number + 1}'}: {error}")
-    taken: set[str] = set()
-    for item in items:
-        if item.name in taken:
-            problems.append(f"{item.name}: two sources have this name. Give them names.")
-        taken.add(item.name)
+    problems += [f"{name}: two sources have this name. Give them names." for name in _told_apart(items, plan)]
     sizes = []
     for item in items:
         try:
@@ -175,6 +171,22 @@ def prepare(plan: BatchPlan, hosts: Mapping[str, Host]) -> list[tuple[Item, JobS
         problems = [*_overlaps(items, sizes), *_full_disks(items, sizes, plan)]
     _refuse(problems)
     return list(zip(items, sizes, strict=True))
+
+
+def _told_apart(items: Sequence[Item], plan: BatchPlan) -> list[str]:
+    """Add the job to the name of items that share it, and return the names that are then still shared.
+
+    Names that the user gave stay.
+    """
+    given = {source.name for source in plan.sources}
+    counts = Counter(item.name for item in items)
+    for item in items:
+        if counts[item.name] > 1 and item.name not in given:
+            name = f"{item.name}_{item.job}"
+            if item.output == (plan.output / item.name).absolute():  # not the user's choice
+                item.output = item.output.with_name(name)
+            item.name = name
+    return [name for name, count in Counter(item.name for item in items).items() if count > 1]
 
 
 def forecast(plan: BatchPlan, hosts: Mapping[str, Host]) -> Forecast:

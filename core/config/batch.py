@@ -142,7 +142,7 @@ class EngineConfig(Section):
 class Source(Section):
     """Data of a batch: exactly one of `file`, `relion` and `cryosparc`."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")] | None = Field(
+    name: Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$")] | None = Field(
         default=None, description="What it is called in logs and reports; made from its path if left out."
     )
     file: str | None = Field(

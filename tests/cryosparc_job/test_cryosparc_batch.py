@@ -286,6 +286,19 @@ def test_two_outputs_may_share_their_stacks(
     assert "2 sources, 29 images" in said
 
 
+def test_two_jobs_of_one_output_need_no_names(
+    client: Client, store: Store, write_plan: Callable[..., str]
+) -> None:
+    add_micrographs(store)
+    source = {"micrographs": "J43:exposures"}
+    jobs = (source, {**source, "job": "extract-noise", "options": {"window_px": 64}})
+    code, said, errors = client.run(write_plan(*jobs), "--dry-run")
+    assert "two sources have this name" not in errors
+    assert code == 0, errors
+    assert "_exposures_denoise" in said
+    assert "_exposures_extract-noise" in said
+
+
 def test_the_newest_finished_job_is_taken(
     client: Client, store: Store, write_plan: Callable[..., str]
 ) -> None:

@@ -82,6 +82,8 @@ def test_the_example_is_a_plan() -> None:
     [
         ("sourcess", [], "did you mean 'sources'"),
         ("sources.0.files", "x", "did you mean 'file'"),
+        ("sources.0.name", "..", "name: string should match"),
+        ("sources.0.name", ".", "name: string should match"),
         ("sources.0.relion", "x", "exactly one of file, relion, cryosparc"),
         ("sources.0.alias", "name", "alias: not for a source of the kind file"),
         ("options.device", "cpu", "give engine.device"),

@@ -106,6 +106,23 @@ def test_options_are_checked_against_those_of_the_job(
     assert not (tmp_path / "batch").exists()
 
 
+def test_two_jobs_of_one_source_need_no_names(
+    tmp_path: Path, plan: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = plan["sources"][0]["file"]
+    jobs = [{"file": source}, {"file": source, "job": "denoise", "options": {"precision": "fp32"}}]
+    plan["sources"] = jobs
+    assert main(["batch", write(tmp_path, plan), "--dry-run"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]]
+    assert len(set(names)) == 2
+    assert names[0].endswith("_extract-noise")
+    assert names[1].endswith("_denoise")
+    # names that a user gave stay, and one job twice is a mistake
+    for wrong in ([{**job, "name": "mine"} for job in jobs], [jobs[0], jobs[0]]):
+        assert main(["batch", write(tmp_path, {**plan, "sources": wrong}), "--dry-run"]) == 1
+        assert "two sources have this name" in capsys.readouterr().err
+
+
 def test_a_dry_run_tells_images_bytes_and_time_of_each_job(
     tmp_path: Path, plan: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
