@@ -280,8 +280,8 @@ def refuse_denoised(images: ImageSet, found: Examined) -> None:
     if denoised := images.denoised_micrographs():
         name, label = next(iter(denoised.items()))
         raise InputError(
-            f"the table says that these particles are from micrographs that were denoised already: "
-            f"{len(denoised)} of {len(images.micrograph_names)}, such as {name} ({label}).",
+            "the table says that these particles are from micrographs that were denoised already, such as "
+            f"{name} ({label}).",
             path=images.source,
             remedy="Extract them from the raw ones; docs/relion.md tells how to bring the picks there. "
             "If they are, correct the names of micrographs in the table.",

@@ -234,6 +234,8 @@ class CsImages:
         `(pixel size in Å, box in pixels, kV, Cs in mm, amplitude contrast)`, the last three None if unknown.
     micrograph_names
         The micrographs that the particles are from, each once; empty if the table does not tell.
+    micrograph
+        int32 `(n,)`: position in `micrograph_names`, per row; None if the table does not tell.
     """
 
     stack_names: list[str]
@@ -245,6 +247,7 @@ class CsImages:
     optics_group: NDArray[np.int32]
     optics: list[tuple[float, int, float | None, float | None, float | None]]
     micrograph_names: tuple[str, ...]
+    micrograph: NDArray[np.int32] | None
 
 
 def read_images(table: CsTable) -> CsImages:
@@ -262,6 +265,7 @@ def read_images(table: CsTable) -> CsImages:
     image = table.column(_INDEX)
     _refuse(table, image > _LARGEST_INDEX, _INDEX, "an index below 2147483648")
     optics, group = _optics(table)
+    micrograph_names, micrograph = _micrographs(table)
     return CsImages(
         stack_names=names,
         beside=any(path.startswith(_BESIDE.encode()) for path in paths),
@@ -271,16 +275,17 @@ def read_images(table: CsTable) -> CsImages:
         says_contrast=_SIGN in table.fields,
         optics_group=group,
         optics=optics,
-        micrograph_names=_micrograph_names(table),
+        micrograph_names=micrograph_names,
+        micrograph=micrograph,
     )
 
 
-def _micrograph_names(table: CsTable) -> tuple[str, ...]:
+def _micrographs(table: CsTable) -> tuple[tuple[str, ...], NDArray[np.int32] | None]:
     kind = table.fields.get(_MICROGRAPH)
     if kind is None or kind.kind != "S":
-        return ()
-    names, _ = _distinct(table.column(_MICROGRAPH))
-    return tuple(os.fsdecode(name).removeprefix(_BESIDE) for name in names if name)
+        return (), None
+    names, micrograph = _distinct(table.column(_MICROGRAPH))
+    return tuple(os.fsdecode(name).removeprefix(_BESIDE) for name in names), micrograph
 
 
 def _check_fields(table: CsTable) -> None:

@@ -298,13 +298,15 @@ def header_pixel_size(reader: StackReader) -> tuple[float | None, str]:
 class Rows:
     """The columns of an `ImageSet` while they grow; `image` is for stacks, 0-based.
 
-    `micrographs` are those that rows of particles name, as written, each once.
+    `micrographs` are those that rows of particles name, as written, and the position of each;
+    `micrograph` is that position, per row.
     """
 
     def __init__(self) -> None:
         self.stack, self.image, self.line, self.optics_group = array("i"), array("i"), array("i"), array("i")
         self.stack_names: list[str] = []
-        self.micrographs: dict[bytes, None] = {}
+        self.micrographs: dict[bytes, int] = {}
+        self.micrograph = array("i")
         self._known: dict[bytes, int] = {}
         self._normalised: dict[str, int] = {}
 

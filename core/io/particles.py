@@ -26,6 +26,8 @@ _IMAGE, _MICROGRAPH = "rlnImageName", "rlnMicrographName"
 _PARTICLE_TABLES = ("particles", "images", "")
 SCORE_LABEL = "rlnParticleFigureOfMerit"
 """Of a particle, see `metrics.ordinary.figure_of_merit`; RELION's subset selection can choose by it."""
+# So many of each folder are opened to see whether they are denoised.
+_MICROGRAPHS = 8
 _NO_TABLE = "Give the particles.star of an extraction, selection or refinement job."
 
 
@@ -45,6 +47,8 @@ class ParticleSet(ImageSet):
         The files whose fields complete those of a `.cs` file.
     micrograph_names
         The micrographs that the particles are from, each once; empty if the table does not tell.
+    micrograph
+        int32 `(n,)`: position in `micrograph_names`, per row; None if the table does not tell.
     """
 
     image: NDArray[np.int32]
@@ -52,6 +56,7 @@ class ParticleSet(ImageSet):
     says_contrast: bool = True
     passthrough: tuple[Path, ...] = ()
     micrograph_names: tuple[str, ...] = ()
+    micrograph: NDArray[np.int32] | None = None
 
     @classmethod
     def read(
@@ -108,6 +113,7 @@ class ParticleSet(ImageSet):
             optics_group=np.frombuffer(rows.optics_group, dtype=np.int32),
             optics=optics,
             micrograph_names=tuple(unquote(name) for name in rows.micrographs),
+            micrograph=np.frombuffer(rows.micrograph, dtype=np.int32) if rows.micrographs else None,
         )
 
     @property
@@ -181,12 +187,16 @@ class ParticleSet(ImageSet):
             )
 
     def denoised_micrographs(self) -> dict[str, str]:
-        """Return which of the micrographs were denoised, and the label in each that says so.
+        """Return which of some micrographs were denoised, and the label in each that says so.
 
-        Micrographs that are gone, or cannot be read, tell nothing.
+        A job denoises all that it is given, so a few of each folder tell of the others: to open thousands
+        takes minutes on a file server. Micrographs that are gone, or cannot be read, tell nothing.
         """
-        found = {}
+        folders: dict[Path, list[str]] = {}
         for name in self.micrograph_names:
+            folders.setdefault(Path(name).parent, []).append(name)
+        found = {}
+        for name in (name for names in folders.values() for name in _spread(names, _MICROGRAPHS)):
             with contextlib.suppress(MrcError), StackReader(self.root / name) as reader:
                 if reader.header.denoised_label:
                     found[name] = reader.header.denoised_label
@@ -201,7 +211,12 @@ class ParticleSet(ImageSet):
 
     def _rows_without(self, kept: NDArray[np.bool_], number: NDArray[np.int32]) -> dict[str, Any]:
         dark = frozenset(int(number[stack]) for stack in self.dark_stacks if number[stack] >= 0)
-        return {"image": self.image[kept], "dark_stacks": dark}
+        changes = {"image": self.image[kept], "dark_stacks": dark}
+        if self.micrograph is not None:
+            left, micrograph = np.unique(self.micrograph[kept], return_inverse=True)
+            names = tuple(self.micrograph_names[position] for position in left.tolist())
+            changes |= {"micrograph_names": names, "micrograph": micrograph.astype(np.int32)}
+        return changes
 
     def check_boxes(self, shapes: Mapping[int, tuple[int, int, int]]) -> None:
         """Compare the stacks' shapes `(n, y, x)`, by position in `stacks`, with the optics groups.
@@ -341,6 +356,12 @@ class ParticleSet(ImageSet):
         rewrite_cs(table, path, stack_names, stack, positions, kept, scores)
 
 
+def _spread(names: Sequence[str], wanted: int) -> list[str]:
+    """Up to `wanted` names, evenly spread."""
+    chosen = np.unique(np.linspace(0, len(names) - 1, wanted).astype(np.int64))
+    return [names[number] for number in chosen.tolist()]
+
+
 def _why_map(reader: StackReader) -> str | None:
     """Return what tells that a file holds a 3D map; None for a stack.
 
@@ -437,7 +458,8 @@ def _read_rows(table: Table) -> tuple[Rows, dict[int, OpticsGroup]]:
         rows.line.append(line)
         rows.optics_group.append(group_of(tokens, line))
         if micrograph_column is not None:
-            rows.micrographs[tokens[micrograph_column]] = None
+            position = rows.micrographs.setdefault(tokens[micrograph_column], len(rows.micrographs))
+            rows.micrograph.append(position)
     return rows, optics
 
 
@@ -468,6 +490,7 @@ def _read_cs(path: Path, root: Path | None, passthrough: Sequence[str | Path]) -
         says_contrast=images.says_contrast,
         passthrough=table.passthrough,
         micrograph_names=images.micrograph_names,
+        micrograph=images.micrograph,
     )
 
 

@@ -16,6 +16,8 @@ from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.errors import InputError, MrcError
 from cryohush.core.inference.inputs import InputNotes, look_at_inputs
 from cryohush.core.inference.plan import finer_grid, plan_stacks, read_images
+from cryohush.core.io.mrc import StackReader
+from cryohush.core.io.particles import ParticleSet
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.denoise import run_denoise
 
@@ -204,7 +206,7 @@ def test_particles_from_denoised_micrographs_are_refused(
     Path("p.star").write_text(
         f"data_particles\n\nloop_\n_rlnMicrographName\n{later_columns}_rlnImageName\n{rows}\n"
     )
-    with pytest.raises(InputError, match=r"1 of 3, such as denoised_m1.*from the raw ones"):
+    with pytest.raises(InputError, match=r"denoised already, such as denoised_m1.*from the raw ones"):
         look(Path("p.star"))
     Path("p.star").write_text(Path("p.star").read_text().replace(f'"{denoised}"', "m1.mrc"))
     assert look(Path("p.star")).warnings == []
@@ -227,8 +229,43 @@ def test_particles_of_cryosparc_from_denoised_micrographs_are_refused(
     assert look(Path("J1_particles.cs")).warnings == []
     places["location/micrograph_path"][2] = f">{denoised[1]}".encode()
     save_cs(Path("J1_passthrough_particles.cs"), places)
-    with pytest.raises(InputError, match=r"1 of 3, such as denoised_m2.*from the raw ones"):
+    with pytest.raises(InputError, match=r"denoised already, such as denoised_m2.*from the raw ones"):
         look(Path("J1_particles.cs"))
+
+
+@pytest.mark.parametrize("is_cs", [False, True])
+def test_only_rows_that_are_read_tell_of_denoised_micrographs_and_few_are_opened(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, is_cs: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (denoised,) = denoised_micrographs(tmp_path, weights, ["m"])
+    names = [f"raw/m{number}.mrc" for number in range(200)] + [denoised]
+    write_stack(Path("p.mrcs"), particles(0.5, len(names)))
+    if is_cs:
+        rows = np.zeros(len(names), [*CS_BLOB, ("location/micrograph_path", "S60")])
+        for field in CS_BLOB:
+            rows[field[0]] = cs_rows(len(names))[field[0]]
+        rows["location/micrograph_path"] = [name.encode() for name in names]
+        save_cs(Path("p.cs"), rows)
+    else:
+        lines = "".join(f"{name} {number}@p.mrcs\n" for number, name in enumerate(names, 1))
+        Path("p.star").write_text(f"data_particles\n\nloop_\n_rlnMicrographName\n_rlnImageName\n{lines}\n")
+    images = read_images(Path("p.cs" if is_cs else "p.star"))
+    assert isinstance(images, ParticleSet)
+    assert list(images.micrograph_names) == names
+    opened: list[str] = []
+
+    class Counting(StackReader):
+        def __init__(self, path: str | Path) -> None:
+            opened.append(str(path))
+            super().__init__(path)
+
+    monkeypatch.setattr("cryohush.core.io.particles.StackReader", Counting)
+    assert list(images.denoised_micrographs()) == [denoised]
+    assert len(opened) <= 20
+    assert list(images.first(200).micrograph_names) == names[:200]
+    assert images.first(200).denoised_micrographs() == {}
+    assert images.first(3).first(2).micrograph_names == ("raw/m0.mrc", "raw/m1.mrc")
 
 
 @pytest.mark.parametrize(("protein", "said"), [("auto", True), ("white", False), ("dark", False)])
