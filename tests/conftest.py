@@ -28,6 +28,12 @@ def pytest_configure() -> None:
             pytest.exit(f"CRYOHUSH_REQUIRE_{name} is set and {missing}", returncode=1)
 
 
+@pytest.fixture(autouse=True)
+def nobody_is_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are read at once, though they are new and may end in mid-line."""
+    monkeypatch.setattr("cryohush.core.io.star.SETTLING_SECONDS", 0.0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     without_47 = pytest.mark.skip(
         reason="CRYOHUSH_CRYOSPARC47_PYTHON does not name a Python with cryosparc-tools 4.7 and cryohush"

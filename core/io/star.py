@@ -7,8 +7,10 @@ double quotes; a `#` at the start of a value begins a comment; lines end in LF.
 from __future__ import annotations
 
 import math
+import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,12 @@ from .files import link_target, writing
 _WORD = re.compile(rb"\S+")
 _CLOSING = {b'"': re.compile(rb'"(?!\S)'), b"'": re.compile(rb"'(?!\S)")}
 _BLOCK_BYTES = 1 << 20
+
+SETTLING_SECONDS = 0.7
+"""A file that ends in mid-line is left alone for so long: in a session another program may be writing it."""
+
+# What was written last before so many seconds is as its writer left it.
+_OLD_SECONDS = 10.0
 
 
 def _is_special(text: bytes) -> bool:
@@ -199,7 +207,9 @@ class Table:
                 if tokens:
                     raise lines.error(
                         f"a row of data_{self.name} has {len(tokens)} values, its header has {width} labels.",
-                        "The file may be cut off or damaged." if len(tokens) < width else None,
+                        "The file may be cut off, damaged, or still be written."
+                        if len(tokens) < width
+                        else None,
                     )
             yield lines.number, line, tokens
 
@@ -266,6 +276,7 @@ def open_text(path: Path) -> BinaryIO:
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise StarError("expected a STAR file, found a folder, a pipe or a device.", path=path)
+    _wait_for_writer(path)
     file = path.open("rb")
     begin = file.read(200).lstrip().lower()
     file.seek(0)
@@ -282,6 +293,22 @@ def open_text(path: Path) -> BinaryIO:
             remedy="Download the file itself, by its link for raw data.",
         )
     return file
+
+
+def _wait_for_writer(path: Path) -> None:
+    """Wait, a few seconds at most, while a file ends in the middle of a line and goes on growing."""
+    deadline, last = time.monotonic() + 10 * SETTLING_SECONDS, None
+    while time.monotonic() < deadline:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if abs(time.time() - status.st_mtime) > _OLD_SECONDS:
+                return
+            file.seek(max(0, status.st_size - 1))
+            state = status.st_size, status.st_mtime_ns
+            if file.read(1) == b"\n" or state == last:
+                return
+        last = state
+        time.sleep(SETTLING_SECONDS)
 
 
 def _read_header(lines: _Lines) -> Table:

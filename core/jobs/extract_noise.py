@@ -204,7 +204,7 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
         Raises
         ------
         InputError
-            If the input was changed in the meantime, or fewer blocks than `options.min_blocks` were found:
+            If a micrograph was changed in the meantime, or fewer blocks than `options.min_blocks` were found:
             the text says what excluded how many.
         """
         output_dir, tasks, window_px = folder.path, self.tasks, self.tasks[0].window_px
@@ -233,12 +233,7 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
             was_complete=work is None,
         )
         if work is not None:
-            if _parts(self.images, tasks) != self.undertaking.parts:
-                raise InputError(
-                    "it, or a micrograph that it names, was changed while it was in use.",
-                    path=self.images.source,
-                    remedy="Run again with --resume, which searches again what was changed.",
-                )
+            _refuse_changed_micrographs(self.images, tasks, self.undertaking)
             write_noise(
                 self.images,
                 output_dir,
@@ -323,6 +318,27 @@ def _parts(images: MicrographSet, tasks: Sequence[MicrographTask]) -> dict[str, 
         *([images.source] if images.has_table else []), salt=str(images.root.absolute())
     )
     return parts
+
+
+def _refuse_changed_micrographs(
+    images: MicrographSet, tasks: Sequence[MicrographTask], undertaking: Undertaking
+) -> None:
+    """Raise when a micrograph is not what it was. The table may have grown: what is new is the next run's.
+
+    Raises
+    ------
+    InputError
+        Names the first.
+    """
+    now = _parts(images, tasks)
+    for task in tasks:
+        name = _part_name(task.index)
+        if now[name] != undertaking.parts[name]:
+            raise InputError(
+                "the micrograph was changed while it was in use.",
+                path=task.path,
+                remedy="Run again with --resume, which searches again what was changed.",
+            )
 
 
 def run_extract_noise(

@@ -10,7 +10,7 @@ import torch
 
 from ..config.extract_noise import DEFAULT_WINDOW_PX, WINDOWS_ACROSS, ExtractNoiseOptions
 from ..errors import ConfigurationError
-from ..inference.plan import output_names
+from ..inference.plan import output_names, refuse_denoised
 from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader
 from ..noise.finders import finder_of
@@ -29,9 +29,12 @@ def plan_search(
     ------
     ConfigurationError
         If the window does not suit the micrographs, or a pixel size is needed and not known.
+    InputError
+        If micrographs cannot be read, or were denoised.
     """
     tasks, too_small, finder = [], {}, finder_of(options)
     names, shapes = output_names(images), images.check_images()
+    refuse_denoised(images, images.examine())
     # a few odd ones among them do not count
     share = int(statistics.median(min(shape) for shape in shapes)) // WINDOWS_ACROSS
     default = min(DEFAULT_WINDOW_PX, max(share, 16, finder.smallest_window_px(options)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryohush.core.errors import OutputError, StarError
-from cryohush.core.io import files
+from cryohush.core.io import files, star
 from cryohush.core.io.star import Table, quote, read_tables, rewrite, tokenise, unquote, write_tables
 
 DIALECTS = b"""# Created by hand
@@ -308,3 +310,71 @@ def test_a_line_of_quotes_that_never_close_takes_no_longer_than_others() -> None
 )
 def test_quotes_and_comments_end_where_relion_ends_them(line: bytes, values: list[bytes]) -> None:
     assert tokenise(line) == values
+
+
+class Writer(threading.Thread):
+    """Writes a table in pieces, as a program that is at work on it does."""
+
+    def __init__(self, path: Path, pieces: list[str]) -> None:
+        super().__init__()
+        self._path, self._pieces = path, pieces
+        path.write_text(pieces[0])
+
+    def run(self) -> None:
+        for piece in self._pieces[1:]:
+            time.sleep(0.15)
+            with self._path.open("a") as file:
+                file.write(piece)
+
+
+HEAD = "data_particles\n\nloop_\n_rlnImageName\n_rlnDefocusU\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [HEAD + "1@x.mrcs 5\n2@x", ".mrcs 6\n"],
+        [HEAD + "1@x.mrcs 5\n2@x.mrcs", " ", "6\n"],
+        ["", HEAD + "1@x.mrcs 5\n2@x.mrcs 6\n"],
+        [HEAD[:20], HEAD[20:], "1@x.mrcs 5\n2@x.mrcs 6\n"],
+    ],
+)
+def test_a_table_that_is_being_written_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: list[str]
+) -> None:
+    monkeypatch.setattr(star, "SETTLING_SECONDS", 0.4)
+    writer = Writer(tmp_path / "t.star", pieces)
+    writer.start()
+    rows = [tokens for table in read_tables(tmp_path / "t.star") for _, _, tokens in table.rows()]
+    writer.join()
+    assert rows == [[b"1@x.mrcs", b"5"], [b"2@x.mrcs", b"6"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (HEAD + "1@x.mrcs 5\n2@x.mrcs", r"line 7: a row .* has 1 values.*half written"),
+        (HEAD + "1@x.mrcs 5\n2@x.mrcs 6", None),
+        ("", "no data_ line"),
+    ],
+)
+def test_it_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, error: str | None
+) -> None:
+    monkeypatch.setattr(star, "SETTLING_SECONDS", 0.05)
+    path = tmp_path / "t.star"
+    path.write_text(text)
+    begin = time.monotonic()
+    if error is None:
+        assert sum(1 for table in read_tables(path) for _ in table.rows()) == 2
+    else:
+        with pytest.raises(StarError, match=error):
+            list(read_tables(path))
+    assert time.monotonic() - begin < 2
+    # what was written long ago is as its writer left it
+    os.utime(path, (time.time() - 100,) * 2)
+    monkeypatch.setattr(star, "SETTLING_SECONDS", 60.0)
+    begin = time.monotonic()
+    with contextlib.suppress(StarError):
+        list(read_tables(path))
+    assert time.monotonic() - begin < 10

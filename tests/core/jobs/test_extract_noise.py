@@ -24,6 +24,8 @@ from cryohush.core.errors import (
 )
 from cryohush.core.io.journal import JOURNAL_NAME
 from cryohush.core.io.micrographs import MicrographSet
+from cryohush.core.io.mrc import StackWriter
+from cryohush.core.io.mrc_header import label_of_denoised
 from cryohush.core.io.star import read_tables, unquote
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.extract_noise import plan_search, run_extract_noise
@@ -230,6 +232,44 @@ def test_an_interrupted_run_goes_on_to_the_same_result(table: Path, tmp_path: Pa
     assert (again.counts, again.n_blocks) == (whole.counts, whole.n_blocks)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "torn").rglob("*")} == before
     run_extract_noise(table, tmp_path / "torn", options(), earlier="replace")
+
+
+def test_a_table_may_grow_meanwhile(table: Path, tmp_path: Path) -> None:
+    """What is new in it is for the next run, which keeps what there is."""
+    whole = run_extract_noise(table, tmp_path / "whole", options())
+    text = table.read_text()
+    write_stack(tmp_path / "mics/c.mrc", with_objects(3)[None], 1.5)
+
+    def grow(*_: object) -> None:
+        table.write_text(text.rstrip("\n") + "\n" + last_row(text).replace("b.mrc", "c.mrc") + "\n\n")
+
+    summary = run_extract_noise(table, tmp_path / "out", options(), JobContext(progress=grow))
+    assert (summary.counts, summary.n_blocks) == (whole.counts, whole.n_blocks)
+    assert read_stack(summary.stack).tobytes() == read_stack(whole.stack).tobytes()
+    again = run_extract_noise(table, tmp_path / "out", options(), earlier="resume")
+    assert (len(again.counts), again.n_resumed, again.counts[:2]) == (3, 2, whole.counts)
+
+
+def test_a_micrograph_may_not_change_meanwhile(table: Path, tmp_path: Path) -> None:
+    def change(*_: object) -> None:
+        write_stack(tmp_path / "mics/b.mrc", with_objects(3)[None], 1.5)
+
+    with pytest.raises(InputError, match=r"mics/b\.mrc: the micrograph was changed while .*--resume"):
+        run_extract_noise(table, tmp_path / "out", options(), JobContext(progress=change))
+    assert not (tmp_path / "out" / "noise.star").exists()
+
+
+def test_noise_is_not_taken_from_denoised_micrographs(table: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mics/b.mrc"
+    with StackWriter(path, (1, SIDE, SIDE), pixel_size_angstrom=1.5, label=label_of_denoised("m")) as writer:
+        writer.write(with_objects()[None])
+    with pytest.raises(InputError, match=r"mics/b\.mrc: these images were denoised already"):
+        run_extract_noise(table, tmp_path / "out", options())
+    assert not (tmp_path / "out").exists()
+
+
+def last_row(table: str) -> str:
+    return table.rstrip("\n").splitlines()[-1]
 
 
 def test_no_block_says_what_excluded_how_many(table: Path, tmp_path: Path) -> None:
