@@ -63,12 +63,12 @@ def denoise_command(arguments: argparse.Namespace, should_stop: Callable[[], boo
 def _options(arguments: argparse.Namespace, model: type[Options]) -> Options:
     """Return the options of a command line, on top of those of its --config."""
     from .config.base import given_options
-    from .config.load import load_yaml, validate
+    from .config.load import COMMAND_LINE, load_yaml, validate
 
     given = given_options(vars(arguments), model)
     if arguments.config is not None:
         given = load_yaml(arguments.config, model).model_dump(exclude_unset=True) | given
-    return validate(given, model, "command line")
+    return validate(given, model, COMMAND_LINE)
 
 
 def _print_config(config: BaseModel | type[BaseModel]) -> None:

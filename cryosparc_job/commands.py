@@ -119,9 +119,9 @@ def _each(
 
 
 def make_denoise(arguments: argparse.Namespace) -> Callable[[Project, ExternalJob | None], Command]:
-    from ..core.config.load import validate
+    from ..core.config.load import COMMAND_LINE, validate
 
-    options = validate(_given(arguments, DenoiseOptions.model_fields), DenoiseOptions, "command line")
+    options = validate(_given(arguments, DenoiseOptions.model_fields), DenoiseOptions, COMMAND_LINE)
 
     def make(project: Project, job: ExternalJob | None) -> Command:
         from .denoise import denoising
@@ -146,10 +146,10 @@ def _given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any
 
 
 def make_extract_noise(arguments: argparse.Namespace) -> Callable[[Project, ExternalJob | None], Command]:
-    from ..core.config.load import validate
+    from ..core.config.load import COMMAND_LINE, validate
 
     given = _given(arguments, ExtractNoiseOptions.model_fields)
-    options = validate(given, ExtractNoiseOptions, "command line")
+    options = validate(given, ExtractNoiseOptions, COMMAND_LINE)
 
     def make(project: Project, job: ExternalJob | None) -> Command:
         from .extract_noise import extraction

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from ..errors import ConfigurationError
 from ..registry import Registry
 from .base import Section, option
-from .load import read_yaml, validate
+from .load import COMMAND_LINE, read_yaml, validate
 
 IMAGE_METRICS = (
     "correlation",
@@ -245,4 +245,4 @@ def read_config(
     if path is None and overrides:
         raise ConfigurationError("--set changes a configuration file: give --config.")
     values = read_yaml(path, overrides) if path is not None else {}
-    return validate({**values, **given}, EvaluateConfig, "evaluate" if path is None else str(path))
+    return validate({**values, **given}, EvaluateConfig, COMMAND_LINE if path is None else str(path))

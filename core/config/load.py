@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..errors import ConfigurationError
+from .base import options_of
 from .preset_list import PRESET_FOLDER, preset_descriptions
 from .strict_yaml import MAX_BYTES, parse
 
 Model = TypeVar("Model", bound=BaseModel)
+
+COMMAND_LINE = "command line"
+"""The source of values that are of no file."""
 
 MAX_PROBLEMS = 8
 """So many are told at once; after more, only their number."""
@@ -139,7 +144,7 @@ def _sentence(error: yaml.YAMLError) -> str:
 
 
 def validate(values: Mapping[str, Any], model: type[Model], source: str) -> Model:
-    """Return `model` made of `values`; `source` (a file, "command line") is named in errors.
+    """Return `model` made of `values`; `source` (a file, `COMMAND_LINE`) is named in errors.
 
     Raises
     ------
@@ -152,7 +157,12 @@ def validate(values: Mapping[str, Any], model: type[Model], source: str) -> Mode
         problems = _describe(error, values, model)
         if len(problems) > MAX_PROBLEMS:
             problems[MAX_PROBLEMS:] = [f"and {len(problems) - MAX_PROBLEMS} more"]
-        raise ConfigurationError(f"{source}: {'; '.join(problems)}") from error
+        text = "; ".join(problems)
+        if source == COMMAND_LINE:  # its options are known by their flags
+            for option in options_of(model):
+                text = re.sub(rf"(^|; ){option.name}: ", rf"\1--{option.flag}: ", text)
+            raise ConfigurationError(text) from error
+        raise ConfigurationError(f"{source}: {text}") from error
 
 
 def _override(values: dict[str, Any], text: str) -> None:

@@ -279,12 +279,12 @@ def _circle(sources: Sources, config: EvaluateConfig) -> Tensor | None:
     if config.particle_diameter_angstrom is None:
         return None
     if sources.pixel_size_angstrom is None:
-        raise ConfigurationError("particle_diameter_angstrom needs a pixel size, and no table says it.")
+        raise ConfigurationError("a particle diameter in Å needs a pixel size, and no table says it.")
     radius = config.particle_diameter_angstrom / sources.pixel_size_angstrom / 2
     try:
         return ~background_mask(sources.denoised.shape, radius)
     except ValueError as error:
-        raise ConfigurationError(f"particle_diameter_angstrom: {error}.") from error
+        raise ConfigurationError(f"the particle diameter: {error}.") from error
 
 
 def _against_clean(

@@ -53,15 +53,23 @@ def check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], images: 
     """Raise when an option that is a length in Å, or the circle, does not suit an image."""
     if isinstance(images, MicrographSet) and options.particle_diameter_angstrom is not None:
         raise ConfigurationError(
-            "particle_diameter_angstrom is for particles, not micrographs. Leave it out."
+            "the particle diameter is for particles, not micrographs. Leave it out."
+        )
+    limit = options.keep_above_angstrom
+    sizes = [stack.pixel_size_angstrom for stack in stacks if stack.pixel_size_angstrom is not None]
+    finest = 2 * min(sizes, default=0.0)
+    if limit is not None and limit < finest:
+        raise ConfigurationError(
+            f"nothing in the images is finer than {limit:g} Å, above which the raw image was to be kept: two "
+            f"pixels are {finest:g} Å. Give a coarser limit, or leave it out."
         )
     for shape, pixel_size in {(stack.shape, stack.pixel_size_angstrom) for stack in stacks}:
         diameter = options.particle_diameter_angstrom
         if pixel_size is None:
             if diameter is not None or options.keep_above_angstrom is not None:
                 raise ConfigurationError(
-                    "particle_diameter_angstrom and keep_above_angstrom need a pixel size, and "
-                    f"{images.source} does not say it. Leave them out, or give a table that does."
+                    "the particle diameter and the resolution to keep the raw image above need a pixel "
+                    f"size, and {images.source} does not say it. Give it, or leave them out."
                 )
             continue
         if diameter is None:
@@ -71,7 +79,7 @@ def check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], images: 
         except ValueError as error:
             default = PARTICLE_SHARE_OF_BOX * min(shape) * pixel_size
             raise ConfigurationError(
-                f"particle_diameter_angstrom {diameter:g}: {error}. Leave it out to get "
+                f"a particle diameter of {diameter:g} Å: {error}. Leave it out to get "
                 f"{PARTICLE_SHARE_OF_BOX:g} of the box: {default:g} Å."
             ) from error
 

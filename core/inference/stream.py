@@ -346,7 +346,7 @@ def denoise_stacks(
             seconds["denoising"] += seconds_denoising
             if context.should_stop():
                 output.checkpoint()
-                raise Aborted("Stopped on request. What is finished is kept: run again to go on from there.")
+                raise Aborted("Stopped on request. What is finished is kept.")
             begin = time.perf_counter()
             output.write(pieces, batch)
             seconds["writing"] += time.perf_counter() - begin

@@ -35,7 +35,8 @@ def writing_failed(path: Path, error: OSError, bytes_needed: int | None = None) 
     if error.errno in _DISK_IS_FULL:
         size = "" if bytes_needed is None else f" (the whole file needs {bytes_needed} bytes)"
         return OutputError(
-            f"{path}: the disk is full or its quota is used up{size}. Free some space, then run again."
+            f"{path}: the disk is full or its quota is used up{size}. Free some space, then go on with "
+            "--resume (in RELION: continue the job)."
         )
     return OutputError(f"{path}: cannot be written: {error.strerror or error}{link_target(path)}.")
 

@@ -68,7 +68,7 @@ def find_root(
         raise error(
             names.index(name),
             f"{what} {name} {reason}{count}.{places}",
-            "" if root else "Run in the project's directory.",
+            "" if root else "Run in the project's directory, or name it with --root.",
         )
     if root is None and relative:
         _refuse_two_projects(chosen, candidates, names, relative[:_COMPARED], error)

@@ -143,7 +143,7 @@ def test_an_error_is_one_line_and_1(
     for command, expected in {
         ("gone.star", "--model", str(weights)): "gone.star",
         ("gone.star", "--model", "nonsense"): "error: unknown model 'nonsense'",
-        ("gone.star", "--blend", "2"): "error: command line: blend: expected less than or equal to 1",
+        ("gone.star", "--blend", "2"): "error: --blend: expected less than or equal to 1",
         ("gone.star", "--model", str(weights), "--device", "cuda:99"): "GPU 99 was asked for",
     }.items():
         assert main(["denoise", *command, "--output", str(tmp_path / "out")]) == 1

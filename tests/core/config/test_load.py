@@ -69,11 +69,11 @@ def test_an_override_that_is_none_is_quoted(tmp_path: Path, override: str) -> No
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("blend", "1.5", "blend: .*less than or equal to 1.*'1.5'"),
-        ("precision", "fp8", "precision: .*'auto'.*'fp8'"),
-        ("keep_above_angstrom", "-3", "keep_above_angstrom: .*greater than 0"),
-        ("batch_size", "0", "batch_size: .*'0'"),
-        ("batch_size", "big", "batch_size: .*'auto'.*'big'"),
+        ("blend", "1.5", "^--blend: .*less than or equal to 1.*'1.5'"),
+        ("precision", "fp8", "^--precision: .*'auto'.*'fp8'"),
+        ("keep_above_angstrom", "-3", "^--keep-above: .*greater than 0"),
+        ("batch_size", "0", "^--batch-size: .*'0'"),
+        ("batch_size", "big", "^--batch-size: .*'auto'.*'big'"),
         ("blind", "1", "unknown key 'blind'; did you mean 'blend'?"),
     ],
 )
@@ -81,6 +81,19 @@ def test_an_option_out_of_its_range_is_refused(key: str, value: str, expected: s
     with pytest.raises(ConfigurationError, match=expected) as caught:
         validate({key: value}, DenoiseOptions, "command line")
     assert str(caught.value).count(";") == expected.count(";"), "one problem, told once"
+
+
+def test_options_are_named_as_they_were_given(tmp_path: Path) -> None:
+    """By their flags on a command line, by their keys in a file."""
+    wrong = {"blend": "2", "pixel_size_angstrom": "0", "limit": "none"}
+    with pytest.raises(ConfigurationError) as caught:
+        validate(wrong, DenoiseOptions, "command line")
+    flags = [part.split(":")[0] for part in str(caught.value).split("; ")]
+    assert sorted(flags) == ["--blend", "--limit", "--pixel-size"]
+    path = write(tmp_path / "c.yaml", "".join(f"{key}: {value}\n" for key, value in wrong.items()))
+    with pytest.raises(ConfigurationError, match=f"^{path}: ") as caught:
+        load_yaml(path, DenoiseOptions)
+    assert all(f"{key}: expected" in str(caught.value) for key in wrong)
 
 
 def test_text_becomes_what_the_option_is() -> None:

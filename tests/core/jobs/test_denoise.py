@@ -489,13 +489,27 @@ def test_a_write_that_fails_is_an_error_and_leaves_nothing_under_a_final_name(
 @pytest.mark.parametrize("option", ["keep_above_angstrom", "particle_diameter_angstrom"])
 def test_lengths_in_angstrom_need_a_pixel_size(tmp_path: Path, weights: Path, option: str) -> None:
     write_stack(tmp_path / "x.mrcs", noise(2, 16, 16), pixel_size_angstrom=None)
-    with pytest.raises(ConfigurationError, match=f"{option}.* need a pixel size"):
+    with pytest.raises(ConfigurationError, match="need a pixel size"):
         run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights, **{option: 10.0}))
+
+
+@pytest.mark.parametrize(("limit", "is_refused"), [(1.0, True), (3.9, True), (4.1, False), (30.0, False)])
+def test_a_limit_finer_than_two_pixels_keeps_nothing_and_is_refused(
+    tmp_path: Path, weights: Path, limit: float, is_refused: bool
+) -> None:
+    write_stack(tmp_path / "x.mrcs", noise(2, 16, 16), pixel_size_angstrom=2.0)
+    chosen = options(weights, keep_above_angstrom=limit)
+    if is_refused:
+        with pytest.raises(ConfigurationError, match="two pixels are 4 Å"):
+            run_denoise(tmp_path / "x.mrcs", tmp_path / "out", chosen)
+        assert not (tmp_path / "out").exists()
+    else:
+        run_denoise(tmp_path / "x.mrcs", tmp_path / "out", chosen)
 
 
 def test_a_circle_that_fills_the_box_is_refused(tmp_path: Path, weights: Path) -> None:
     write_stack(tmp_path / "x.mrcs", noise(2, 16, 16))
-    with pytest.raises(ConfigurationError, match=r"particle_diameter_angstrom 90: .* 0\.75 of the box: 24 Å"):
+    with pytest.raises(ConfigurationError, match=r"a particle diameter of 90 Å: .* 0\.75 of the box: 24 Å"):
         run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights, particle_diameter_angstrom=90.0))
 
 
