@@ -68,8 +68,10 @@ class Sources:
         if config.denoised is None:
             raise ConfigurationError("there are no denoised images: give denoised.")
         denoised = ImageRows(config.denoised)
-        reference, twin, raw = (
-            None if path is None else ImageRows(path) for path in (config.reference, config.twin, config.raw)
+        reference = None if config.reference is None else ImageRows(config.reference)
+        # of the gain of denoised images over denoised ones nobody asks
+        twin, raw = (
+            None if path is None else ImageRows(path, is_raw=True) for path in (config.twin, config.raw)
         )
         if denoised.path in [rows.path for rows in (reference, twin) if rows is not None]:
             raise InputError("compared with itself.", path=denoised.path, remedy="Give other images.")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ImageError, InputError
-from ..inference.plan import ImageSet, read_images
+from ..inference.plan import ImageSet, read_images, refuse_denoised
 from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader
 from ..io.same_rows import match_rows
@@ -27,9 +27,8 @@ class ImageRows:
     ----------
     path
         `.star`, `.cs`, `.mrcs` or `.mrc`; particles or micrographs.
-
-    rows
-        Which of its rows, in which order; None is all as they are.
+    is_raw
+        Whether images that were denoised are refused.
 
     Attributes
     ----------
@@ -47,14 +46,16 @@ class ImageRows:
     Raises
     ------
     InputError
-        If the file cannot be read, or its images are not all of one size and pixel size.
+        If the file cannot be read, or its images are not all of one size and pixel size, or were denoised.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_raw: bool = False) -> None:
         self.path = path
         self.table: ImageSet = read_images(path)
         self.rows: NDArray[np.intp] = np.arange(len(self.table))
         shapes = {shape[-2:] for shape in self.table.check_images()}
+        if is_raw:
+            refuse_denoised(self.table, self.table.examine())
         if len(shapes) != 1:
             sizes = ", ".join(f"{x} x {y} px" for y, x in sorted(shapes))
             raise InputError(

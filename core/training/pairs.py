@@ -58,7 +58,9 @@ class PairedParticles:
         # validation judges the images as they are
         self._section = config.unchanged() if held_out else config
         self._noisy = StoredImages(config.noisy)
-        self._target = None if config.target is None else StoredImages(config.target)
+        self._target = (
+            None if config.target is None else StoredImages(config.target, is_raw=not config.target_is_clean)
+        )
         self.rows = choose_rows(
             self._noisy,
             half_set=config.half_set,

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..config.training import StoredSection
 from ..errors import ConfigurationError, ImageError, InputError
+from ..imaging.defects import Defects, fill_defects, find_noise_free
 from ..imaging.noise import uniform
 from ..imaging.normalise import background_statistics, default_radius_px
+from ..inference.plan import refuse_denoised
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
 
@@ -24,15 +26,24 @@ _MICROGRAPH, _CS_MICROGRAPHS = "rlnMicrographName", ("location/micrograph_uid", 
 class StoredImages:
     """The images of a table, by row, protein white.
 
+    Parameters
+    ----------
+    path
+        The table or stack.
+    is_raw
+        Whether images that were denoised are refused: what has no noise teaches nothing about it.
+
     Raises
     ------
     InputError
-        The table or a stack cannot be read, or the images are not squares of one size.
+        The table or a stack cannot be read, or the images are not squares of one size, or were denoised.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_raw: bool = True) -> None:
         self.table = ParticleSet.read(path)
         shapes = {shape[1:] for shape in self.table.check_images()}
+        if is_raw:
+            refuse_denoised(self.table, self.table.examine())
         if len(shapes) != 1:
             raise InputError(f"expected images of one size, found {sorted(shapes)}.", path=path)
         self.shape: tuple[int, int] = shapes.pop()
@@ -56,12 +67,19 @@ class StoredImages:
     def read_normalised(self, rows: NDArray[np.intp]) -> tuple[Tensor, Tensor, Tensor]:
         """`(n, y, x)` with background mean 0 and sd 1, and what these were, `(n, 1, 1)` each.
 
+        Areas without noise, such as masks, are filled as for the network that denoises (`imaging.defects`).
+        Outlying pixels stay: strong particles may have such.
+
         Raises
         ------
         ImageError
             An image holds NaN or Inf, or its background is constant; names the first.
         """
         images = self.read(rows)
+        noise_free = find_noise_free(images)
+        if noise_free is not None:
+            defects = Defects(noise_free, torch.zeros_like(noise_free))
+            images = fill_defects(images, defects, self.radius_px)
         mean, std = (values[:, None, None] for values in background_statistics(images, self.radius_px))
         usable = (
             torch.isfinite(images.sum((1, 2))) & torch.isfinite(std[:, 0, 0]) & (std[:, 0, 0] > 0)

@@ -12,16 +12,18 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from evaluation_files import BOX, MICROGRAPHS, NOISE, Files, N, write_files, write_particles
+from evaluation_files import BOX, MICROGRAPHS, NOISE, PIXEL_SIZE, Files, N, write_files, write_particles
 
 from cryohush.core.classical import baselines
 from cryohush.core.cli import main
 from cryohush.core.config.evaluate import BASELINES, IMAGE_METRICS, ClusteringSection, EvaluateConfig
-from cryohush.core.errors import Aborted, CryohushError, OutputError
+from cryohush.core.errors import Aborted, CryohushError, InputError, OutputError
 from cryohush.core.evaluation import comparison
 from cryohush.core.evaluation.comparison import RingSums, Sources, compare
 from cryohush.core.evaluation.image_rows import batches
 from cryohush.core.io.journal import JOURNAL_NAME
+from cryohush.core.io.mrc import StackWriter
+from cryohush.core.io.mrc_header import label_of_denoised
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.evaluate import run_evaluate
 from cryohush.core.jobs.folder import Earlier
@@ -377,6 +379,18 @@ def test_without_micrographs_aligning_is_refused(files: Files, tmp_path: Path) -
     )  # fmt: skip
     with pytest.raises(CryohushError, match="rlnMicrographName"):
         run_evaluate(config, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["raw", "twin"])
+def test_denoised_images_are_no_raw_ones(files: Files, tmp_path: Path, name: str) -> None:
+    """Their figures would be those of a denoiser, and the gain over them another one's."""
+    made, images = tmp_path / "made.mrcs", files.images["denoised"]
+    with StackWriter(
+        made, images.shape, pixel_size_angstrom=PIXEL_SIZE, label=label_of_denoised("m")
+    ) as writer:
+        writer.write(images)
+    with pytest.raises(InputError, match=r"made\.mrcs: these images were denoised already"):
+        compared(EvaluateConfig(**{"denoised": files["denoised"], "reference": files["clean"], name: made}))
 
 
 def test_bare_stacks_are_compared_image_by_image(files: Files) -> None:

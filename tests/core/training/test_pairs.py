@@ -7,10 +7,12 @@ import torch
 from cryohush.core.config.training import PairsConfig, TrainingConfig
 from cryohush.core.errors import ConfigurationError, InputError
 from cryohush.core.io.mrc import StackWriter
+from cryohush.core.io.mrc_header import label_of_denoised
 from cryohush.core.job_context import JobContext
 from cryohush.core.models.weights import load_model
 from cryohush.core.training.pairs import PairedParticles, recorrupted
 from cryohush.core.training.run import train
+from cryohush.core.training.stored import StoredImages
 
 N, BOX = 40, 32
 
@@ -52,6 +54,46 @@ def test_pairs_stay_together_and_share_their_turn(tmp_path, images):
         # the target keeps its scale beside the noisy image: twice as large, and shifted by the mean taken off
         spread = (y - 2 * x).std(dim=(1, 2, 3))
         assert float(spread.max()) < 1e-3
+
+
+@pytest.mark.parametrize("mask", ["circle", "strip", "edge"])
+def test_areas_without_noise_are_filled_before_a_model_learns_from_them(tmp_path, mask):
+    """A model would learn the mask; masked and whole images have the same background."""
+    images = np.random.default_rng(1).normal(size=(8, 64, 64)).astype(np.float32)
+    spoilt = images.copy()
+    y, x = np.mgrid[:64, :64] - 32
+    if mask == "circle":
+        spoilt[:, np.hypot(y, x) > 26] = 0.0
+    elif mask == "strip":
+        spoilt[:, :12] = 0.0
+    else:
+        spoilt[:, :, 50:] = spoilt[:, :, 49:50]
+    rows = np.arange(8)
+    filled, _, sd = StoredImages(write_stack(tmp_path / "spoilt.mrcs", spoilt)).read_normalised(rows)
+    # of some hundred pixels outside the circle
+    assert float((sd - 1).abs().max()) < 0.2
+    for border in (filled[:, :6], filled[:, :, 58:]):
+        assert 0.8 < float(border.std()) < 1.25
+        assert float((border.diff(dim=2) == 0).float().mean()) < 0.01
+    assert float(filled.abs().max()) < 7
+    whole, _, _ = StoredImages(write_stack(tmp_path / "whole.mrcs", images)).read_normalised(rows)
+    np.testing.assert_allclose(filled[:, 24:40, 24:40], whole[:, 24:40, 24:40], atol=1.0, rtol=0.2)
+
+
+def test_denoised_images_are_nothing_to_learn_noise_from(tmp_path, images):
+    made = tmp_path / "made.mrcs"
+    with StackWriter(made, images.shape, pixel_size_angstrom=2.0, label=label_of_denoised("m")) as writer:
+        writer.write(images)
+    noisy = write_set(tmp_path, "noisy", images)
+    for given in (
+        {"noisy": made},
+        {"noisy": made, "target": noisy},
+        {"noisy": noisy, "target": made, "target_is_clean": False},
+    ):
+        with pytest.raises(InputError, match=r"made\.mrcs: these images were denoised already"):
+            PairedParticles(PairsConfig(**given), held_out=False, seed=3)
+    # as clean images they may serve: a smaller network can learn from them
+    PairedParticles(PairsConfig(noisy=noisy, target=made), held_out=False, seed=3)
 
 
 def places_of_the_particles(images):
