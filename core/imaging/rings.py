@@ -41,3 +41,36 @@ def ring_mean(values: Tensor, shape: tuple[int, int]) -> Tensor:
     sums = values.new_zeros(*values.shape[:-2], rings)
     sums.index_add_(-1, ring, values.flatten(-2) * weight)
     return sums / values.new_zeros(rings).index_add_(0, ring, weight)
+
+
+# Noise has an end where a ring and all finer ones have less than this share of the power between a quarter
+# and a half of their frequency. Detectors with the poorest transfer keep ten times as much.
+_END_SHARE = 6e-3
+# From here on: what is coarser is of particles and ice, whose power falls as steeply.
+_FINE = 0.3
+# Less than this share of what is coarse is rounding.
+_ROUNDING_SHARE, _COARSE = 1e-7, 0.03
+
+
+def noise_ends_at(images: Tensor) -> float | None:
+    """Frequency, cycles per pixel, beyond which images `(n, y, x)` hold hardly anything; None without one.
+
+    Detectors make noise at all frequencies. It is missing in images that were low-passed, blurred, brought to
+    a finer grid or denoised.
+    """
+    n, y, x = images.shape
+    if not n or min(y, x) < 32:
+        return None
+    window = torch.hann_window(y, device=images.device)[:, None] * torch.hann_window(x, device=images.device)
+    centred = images - images.mean((1, 2), keepdim=True)
+    centred = centred / centred.std((1, 2), keepdim=True).clamp_min(1e-30)
+    power = torch.fft.rfft2(centred.double() * window).abs().square().mean(0)
+    rings = ring_mean(power, (y, x))[: min(y, x) // 2 + 1]
+    beyond = rings.flip(0).cummax(0).values.flip(0)  # the largest of each ring and all finer ones
+    side = min(y, x)
+    rounding = _ROUNDING_SHARE * float(rings[max(2, round(_COARSE * side)) :].max())
+    for ring in range(round(_FINE * side), len(rings)):
+        limit = max(_END_SHARE * float(rings[ring // 4 : ring // 2].median()), rounding)
+        if float(beyond[ring]) < limit:
+            return int((beyond < limit).nonzero()[0, 0]) / side
+    return None

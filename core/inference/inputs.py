@@ -16,12 +16,15 @@ from ..errors import ConfigurationError, InputError
 from ..imaging.contrast import middle_above_background, skewness
 from ..imaging.defects import fill_defects, find_defects
 from ..imaging.normalise import background_mask, default_radius_px
+from ..imaging.rings import noise_ends_at
 from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader
 from .plan import ImageSet, StackPlan
 
 # Particles that are looked at, from so many stacks; micrographs.
 _PARTICLES, _STACKS, _MICROGRAPHS = 128, 8, 5
+# Of each stack, and the middle of each image, for its spectrum.
+_SPECTRA, _SPECTRUM_PX = 8, 512
 # The middle of particles is so many standard errors away from the background: its sign is no chance.
 _CERTAIN = 5.0
 # Coarse structure that is more skewed than this towards bright is not what dark protein looks like.
@@ -107,7 +110,7 @@ def look_at_inputs(
             f"{factor} times as fine, and the results have the input's pixels"
         )
     with contextlib.suppress(InputError):  # told, with its remedy, where the run meets it
-        warnings += _of_contrast(images, stacks)
+        warnings += [*_of_contrast(images, stacks), *_of_filters(stacks)]
     return InputNotes(facts, warnings, sizes)
 
 
@@ -193,6 +196,30 @@ def _filled(images: Tensor, *, particles: bool = True) -> Tensor:
         return images
     radius_px = default_radius_px((images.shape[1], images.shape[2])) if particles else None
     return fill_defects(images, defects, radius_px)
+
+
+def _of_filters(stacks: Sequence[StackPlan]) -> list[str]:
+    """Warn of images without noise at high frequencies: a network takes its absence for signal."""
+    worst: tuple[float, StackPlan] | None = None
+    for number in _spread(len(stacks), _STACKS if not stacks[0].is_micrograph else _MICROGRAPHS):
+        stack = stacks[number]
+        with StackReader(stack.source) as reader:
+            images = torch.from_numpy(reader.read(stack.indices[_spread(len(stack.indices), _SPECTRA)]))
+        y, x = (min(side, _SPECTRUM_PX) for side in images.shape[1:])
+        top, left = (images.shape[1] - y) // 2, (images.shape[2] - x) // 2
+        middle = images[:, top : top + y, left : left + x]
+        end = noise_ends_at(_filled(middle, particles=not stack.is_micrograph))
+        if end is not None and (worst is None or end < worst[0]):
+            worst = end, stack
+    if worst is None:
+        return []
+    end, stack = worst
+    size = stack.pixel_size_angstrom
+    where = f"{1 / end:.1f} px" if size is None else f"{size / end:.1f} Å"
+    return [
+        f"{stack.source}: hardly any noise finer than {where}. Was it low-passed, enlarged or denoised? The "
+        "model knows noise at all frequencies and takes its absence for signal: give the images as they were."
+    ]
 
 
 def _of_micrographs(stacks: Sequence[StackPlan]) -> list[str]:

@@ -305,6 +305,21 @@ SPOTS = {
 
 @pytest.mark.parametrize("value", [-30.0, 30.0, 1e5])
 @pytest.mark.parametrize("where", SPOTS)
+@pytest.mark.parametrize("of_micrographs", [False, True])
+def test_images_without_noise_at_high_frequencies_are_warned_of(tmp_path: Path, of_micrographs: bool) -> None:
+    images = micrograph(-1.0)[None] if of_micrographs else particles(1.0)
+    path = tmp_path / ("m.mrc" if of_micrographs else "p.mrcs")
+    write_stack(path, images, 1.5)
+    assert look(path).warnings == []
+    transform = np.fft.rfft2(images)
+    y, x = np.fft.fftfreq(images.shape[1]), np.fft.rfftfreq(images.shape[2])
+    transform[:, np.hypot(y[:, None], x) > 0.25] = 0
+    write_stack(path, np.fft.irfft2(transform, s=images.shape[1:]).astype(np.float32), 1.5)
+    (warning,) = look(path).warnings
+    assert "hardly any noise finer than 5.9 Å" in warning or "hardly any noise finer than 6.0 Å" in warning
+    assert "give the images as they were" in warning
+
+
 def test_masks_and_outlying_pixels_do_not_decide_what_is_dark(
     tmp_path: Path, where: str, value: float
 ) -> None:
