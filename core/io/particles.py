@@ -26,6 +26,8 @@ _IMAGE, _MICROGRAPH = "rlnImageName", "rlnMicrographName"
 _PARTICLE_TABLES = ("particles", "images", "")
 SCORE_LABEL = "rlnParticleFigureOfMerit"
 """Of a particle, see `metrics.ordinary.figure_of_merit`; RELION's subset selection can choose by it."""
+# Nothing but a table makes particles of frames.
+_FRAME_PX = 2048
 # So many of each folder are opened to see whether they are denoised.
 _MICROGRAPHS = 8
 _NO_TABLE = "Give the particles.star of an extraction, selection or refinement job."
@@ -496,7 +498,14 @@ def _read_cs(path: Path, root: Path | None, passthrough: Sequence[str | Path]) -
 
 def _whole_stack(path: Path) -> ParticleSet:
     with StackReader(path) as reader:
-        n, box = reader.n_images, reader.shape[2]
+        n, height, box = reader.shape
+        if min(height, box) >= _FRAME_PX:
+            raise MrcError(
+                f"expected particles, found {n} images of {box} x {height} px: a movie, or a micrograph?",
+                path=path,
+                remedy="Correct movies for motion first; micrographs have the suffix .mrc and one image. So "
+                "large particles have to be named by a table.",
+            )
         pixel_size, source = header_pixel_size(reader)
     zeros = np.zeros(n, dtype=np.int32)
     return ParticleSet(

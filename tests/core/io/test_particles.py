@@ -480,3 +480,15 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
             ParticleSet.read(tmp_path / "p.star", root=tmp_path)
     finally:
         (tmp_path / "closed").chmod(0o700)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("m.mrc", (3, 2048, 2048)), ("m.mrcs", (1, 2100, 3000))])
+def test_frames_and_micrographs_are_no_particles_unless_a_table_says_so(
+    tmp_path: Path, name: str, shape: tuple[int, int, int]
+) -> None:
+    with mrcfile.new(tmp_path / name, np.zeros(shape, np.int8)) as file:
+        file.set_image_stack()
+    with pytest.raises(MrcError, match=rf"found {shape[0]} images of {shape[2]} x {shape[1]} px: a movie"):
+        ParticleSet.read(tmp_path / name)
+    (tmp_path / "p.star").write_text(f"data_particles\n\nloop_\n_rlnImageName\n1@{name}\n")
+    assert len(ParticleSet.read(tmp_path / "p.star", root=tmp_path)) == 1
