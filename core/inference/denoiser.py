@@ -35,6 +35,8 @@ OUTLYING_REMARK = (
 
 # A background whose spread is below this share of its mean is constant but for rounding.
 _CONSTANT_SHARE = 1e-6
+# The square of a smaller number is 0.
+_SMALLEST_SPREAD = 1e-18
 
 
 class Denoiser:
@@ -318,6 +320,8 @@ def _problems(raw: Tensor, mean: Tensor, std: Tensor) -> dict[int, str]:
             problems[index] = f"the image is constant: every pixel is {float(image[0, 0]):g}."
         elif not torch.isfinite(std[index]):
             problems[index] = "the pixel values are too large for single precision."
+        elif float(image.max() - image.min()) < _SMALLEST_SPREAD:
+            problems[index] = "the pixel values differ too little for single precision."
         else:
             problems[index] = "the image is constant outside the particle's circle, so its noise is unknown."
     return problems

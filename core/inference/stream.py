@@ -272,7 +272,7 @@ class Output:
                 note.problem,
                 path=note.stack,
                 image=note.image,
-                remedy="Remove it, or ask for skip_bad to pass such images through unchanged.",
+                remedy="Remove it, or pass such images through unchanged: --skip-bad (in forms: skip_bad).",
             )
         self._notes.append((note, True))
         self.result.skipped.append(note)

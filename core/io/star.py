@@ -207,9 +207,7 @@ class Table:
                 if tokens:
                     raise lines.error(
                         f"a row of data_{self.name} has {len(tokens)} values, its header has {width} labels.",
-                        "The file may be cut off, damaged, or still be written."
-                        if len(tokens) < width
-                        else None,
+                        "The file may be cut off, damaged or half written." if len(tokens) < width else None,
                     )
             yield lines.number, line, tokens
 

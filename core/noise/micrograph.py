@@ -114,7 +114,11 @@ def extract_from(
     problem, remark = _look_at(image)
     if problem is not None:
         if not options.skip_bad:
-            raise ImageError(problem, path=task.path, remedy="Leave it out of the table, or give skip_bad.")
+            raise ImageError(
+                problem,
+                path=task.path,
+                remedy="Leave it out of the table, or give --skip-bad.",
+            )
         return MicrographCounts(task.name, remark=problem)
     windows = finder.find(
         image if options.protein == "white" else -image,

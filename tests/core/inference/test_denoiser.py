@@ -192,6 +192,25 @@ def test_a_constant_background_is_told_from_a_constant_image(denoiser: Denoiser)
         denoiser(images)
 
 
+@pytest.mark.parametrize(
+    ("scale", "problem"),
+    [
+        (1e-12, None),
+        (1e12, None),
+        (1e-25, "differ too little"),
+        (1e-35, "differ too little"),
+        (1e25, "too large"),
+    ],
+)
+def test_values_that_single_precision_cannot_hold_are_told_as_such(
+    denoiser: Denoiser, scale: float, problem: str | None
+) -> None:
+    images = (noise(2, 32, 32) - 100) * np.float32(scale)
+    _, problems, _ = denoiser.denoise(images)
+    assert list(problems) == ([] if problem is None else [0, 1])
+    assert all(problem is not None and problem in text for text in problems.values())
+
+
 def test_too_little_gpu_memory_halves_the_batch(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise(7, 16, 16)
     denoiser = Denoiser(model.module)

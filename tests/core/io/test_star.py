@@ -370,11 +370,11 @@ def test_it_is_not_waited_for_for_ever(
     else:
         with pytest.raises(StarError, match=error):
             list(read_tables(path))
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 20
     # what was written long ago is as its writer left it
     os.utime(path, (time.time() - 100,) * 2)
     monkeypatch.setattr(star, "SETTLING_SECONDS", 60.0)
     begin = time.monotonic()
     with contextlib.suppress(StarError):
         list(read_tables(path))
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
