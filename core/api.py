@@ -22,7 +22,7 @@ from .errors import ConfigurationError, ImageError
 from .inference.denoiser import Denoiser
 from .inference.devices import choose_precision, resolve_devices
 from .inference.micrograph_denoiser import MicrographDenoiser
-from .inference.plan import finer_grid
+from .inference.plan import PLAUSIBLE_ANGSTROM, finer_grid
 from .inference.plan import read_images as read_image_set
 from .io.mrc import StackReader
 from .io.particles import ParticleSet
@@ -298,8 +298,11 @@ def _as_stack(images: ArrayLike) -> tuple[NDArray[np.float32], bool]:
 
 
 def _in_pixels(name: str, length: float | None, pixel_size: float | None) -> float | None:
-    if pixel_size is not None and not pixel_size > 0:
-        raise ConfigurationError(f"pixel_size: expected a positive number of Å, found {pixel_size}.")
+    low, high = PLAUSIBLE_ANGSTROM
+    if pixel_size is not None and not low <= pixel_size <= high:
+        raise ConfigurationError(
+            f"pixel_size: expected a positive number of Å, {low:g} to {high:g}, found {pixel_size}."
+        )
     if length is None:
         return None
     if not length > 0:

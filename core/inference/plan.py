@@ -30,6 +30,9 @@ TABLE_NAMES = (TABLE_NAME, CS_TABLE_NAME, CSG_NAME, MICROGRAPH_TABLE_NAME)
 COARSE_SHARE = 0.75
 """Pixels coarser than this share of the coarsest that a model knows are made finer for it."""
 
+PLAUSIBLE_ANGSTROM = (0.1, 40.0)
+"""Pixels of other sizes are a mistake: nm or pm for Å, or a header that holds something else."""
+
 _UNSAID = (
     "its .cs file has no field blob/sign, so protein is taken for white. Say --protein dark if it is dark."
 )
@@ -214,6 +217,12 @@ def plan_stacks(
                 f"{size_source}: pixels of two sizes.",
                 path=source,
                 remedy="Give the right one with --pixel-size.",
+            )
+        if size is not None and not PLAUSIBLE_ANGSTROM[0] <= size <= PLAUSIBLE_ANGSTROM[1]:
+            raise MrcError(
+                f"no image of a cryo-EM has pixels of {size:g} Å, as {size_source} says: another unit?",
+                path=source,
+                remedy="Correct the table, or give the right size with --pixel-size.",
             )
         plans.append(
             StackPlan(

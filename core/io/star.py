@@ -283,6 +283,14 @@ def open_text(path: Path) -> BinaryIO:
         raise StarError(
             "a .csg file only lists .cs files.", path=path, remedy="Give the .cs file that lies beside it."
         )
+    if begin.startswith(b"\xef\xbb\xbf"):
+        file.close()
+        raise StarError(
+            "the file begins with a byte-order mark, as editors on Windows write it; RELION cannot read it.",
+            path=path,
+            line=1,
+            remedy=f"Remove it with: LC_ALL=C sed -i '1s/^...//' {path}",
+        )
     if begin.startswith((b"<!doctype", b"<html", b"<?xml")):
         file.close()
         raise StarError(

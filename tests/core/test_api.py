@@ -119,6 +119,8 @@ def test_lengths_are_in_angstrom() -> None:
         (np.full((1, 32, 32), np.nan), {}, "NaN"),
         (np.ones((32, 32)), {"keep_above": 8.0}, "pixel_size .* has to be given"),
         (np.ones((32, 32)), {"pixel_size": 0.0}, "positive number of Å"),
+        (np.ones((32, 32)), {"pixel_size": 250.0}, "positive number of Å, 0.1 to 40"),
+        (np.ones((32, 32)), {"pixel_size": float("nan")}, "positive number of Å"),
         (np.ones((32, 32)), {"pixel_size": 1.0, "particle_diameter": -3.0}, "particle_diameter"),
         (np.ones((32, 32)), {"blend": 2.0}, "blend: expected 0 to 1"),
         (np.ones((32, 32)), {"protein": "grey"}, "'white' or 'dark'"),

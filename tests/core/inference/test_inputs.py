@@ -110,6 +110,18 @@ def test_pixels_that_are_not_square_are_refused_unless_the_user_says_the_size(tm
     assert look(tmp_path / "p.mrcs", size=1.5).pixel_sizes[0][0] == 1.5
 
 
+@pytest.mark.parametrize("size", [0.025, 120.0, 1e4])
+def test_pixels_of_another_unit_are_refused_unless_the_user_says_the_size(
+    tmp_path: Path, size: float
+) -> None:
+    """A grid that is finer by hundreds would fill the memory."""
+    write_stack(tmp_path / "p.mrcs", particles(1.0, 4), size)
+    with pytest.raises(MrcError, match=rf"p\.mrcs: no image .* of {size:g} Å.*header.*--pixel-size"):
+        look(tmp_path / "p.mrcs")
+    images = read_images(tmp_path / "p.mrcs")
+    assert plan_stacks(images, pixel_size_angstrom=1.2)[0].pixel_size_angstrom == 1.2
+
+
 def test_pixels_finer_than_any_that_the_model_knows_are_warned_of(tmp_path: Path) -> None:
     write_stack(tmp_path / "p.mrcs", particles(0.5), 0.4)
     assert "finer than those that the model was trained on" in look(tmp_path / "p.mrcs").warnings[0]
@@ -303,8 +315,6 @@ SPOTS = {
 }
 
 
-@pytest.mark.parametrize("value", [-30.0, 30.0, 1e5])
-@pytest.mark.parametrize("where", SPOTS)
 @pytest.mark.parametrize("of_micrographs", [False, True])
 def test_images_without_noise_at_high_frequencies_are_warned_of(tmp_path: Path, of_micrographs: bool) -> None:
     images = micrograph(-1.0)[None] if of_micrographs else particles(1.0)
@@ -320,6 +330,8 @@ def test_images_without_noise_at_high_frequencies_are_warned_of(tmp_path: Path, 
     assert "give the images as they were" in warning
 
 
+@pytest.mark.parametrize("value", [-30.0, 30.0, 1e5])
+@pytest.mark.parametrize("where", SPOTS)
 def test_masks_and_outlying_pixels_do_not_decide_what_is_dark(
     tmp_path: Path, where: str, value: float
 ) -> None:

@@ -426,6 +426,7 @@ def test_coordinates_without_images_are_told_from_particles_and_micrographs(
         ("p.csg", "group: {name: particles}\n", r"\.csg file only lists .* Give the \.cs file"),
         ("p.star", "<!DOCTYPE html>\n<html>", "web page"),
         ("p.star", "\n<html><body>data_</body>", "web page"),
+        ("p.star", "\ufeffdata_particles\n", "line 1: the file begins with a byte-order mark.*LC_ALL=C sed"),
     ],
 )
 def test_what_is_easily_mistaken_for_a_table_is_told(
