@@ -22,7 +22,7 @@ from .errors import ConfigurationError, ImageError
 from .inference.denoiser import Denoiser
 from .inference.devices import choose_precision, resolve_devices
 from .inference.micrograph_denoiser import MicrographDenoiser
-from .inference.plan import PLAUSIBLE_ANGSTROM, finer_grid
+from .inference.plan import PLAUSIBLE_ANGSTROM, SMALLEST_PX, finer_grid
 from .inference.plan import read_images as read_image_set
 from .io.mrc import StackReader
 from .io.particles import ParticleSet
@@ -68,7 +68,7 @@ def denoise(
     Parameters
     ----------
     images
-        `(n, y, x)`, or one image `(y, x)`; boxes of any size, each at least 16 pixels a side.
+        `(n, y, x)`, or one image `(y, x)`; boxes of any size, each at least 8 pixels a side.
     pixel_size
         Å. Coarse pixels, beyond three quarters of the coarsest that the model was trained on, are made finer
         for the network, so give it for binned images. `particle_diameter` and `keep_above` need it.
@@ -292,6 +292,11 @@ def _as_stack(images: ArrayLike) -> tuple[NDArray[np.float32], bool]:
     if array.ndim not in (2, 3) or not array.size:
         raise ImageError(
             f"expected images (n, y, x) or one (y, x), found an array of the shape {array.shape}."
+        )
+    if min(array.shape[-2:]) < SMALLEST_PX:
+        raise ImageError(
+            f"images of {array.shape[-1]} x {array.shape[-2]} px are too small: at least {SMALLEST_PX} px "
+            "are needed."
         )
     one = array.ndim == 2
     return np.ascontiguousarray(array[None] if one else array, dtype=np.float32), one

@@ -25,6 +25,7 @@ from ..imaging.normalise import default_radius_px, normalise
 from ..io.files import writing
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
+from ..io.poses import changed_ctf
 from .stack_context import (
     FEWEST_IMAGES,
     MOST_IMAGES,
@@ -255,7 +256,8 @@ def _find(
 ) -> StackContexts:
     n = len(particles)
     try:
-        optics = ctf_parameters_of(particles)
+        # of images whose CTF was changed the CTF is as good as unknown
+        optics = None if changed_ctf(particles) else ctf_parameters_of(particles)
     except (CryohushError, ValueError):  # a table without CTFs, or with impossible ones
         optics = None
     rows_of = _groups(particles)

@@ -19,6 +19,8 @@ from ..imaging.normalise import background_mask, default_radius_px
 from ..imaging.rings import noise_ends_at
 from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader
+from ..io.particles import ParticleSet
+from ..io.poses import changed_ctf
 from .plan import ImageSet, StackPlan
 
 # Particles that are looked at, from so many stacks; micrographs.
@@ -29,6 +31,8 @@ _SPECTRA, _SPECTRUM_PX = 8, 512
 _CERTAIN = 5.0
 # Coarse structure that is more skewed than this towards bright is not what dark protein looks like.
 _SKEWED = 0.15
+# A square image of so few pixels might be a particle.
+_BOX_PX = 256
 # Many programs write this where they do not know the pixel size.
 _UNSET_ANGSTROM = 1.0
 
@@ -55,9 +59,7 @@ class InputNotes:
 def check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], images: ImageSet) -> None:
     """Raise when an option that is a length in Å, or the circle, does not suit an image."""
     if isinstance(images, MicrographSet) and options.particle_diameter_angstrom is not None:
-        raise ConfigurationError(
-            "the particle diameter is for particles, not micrographs. Leave it out."
-        )
+        raise ConfigurationError("the particle diameter is for particles, not micrographs. Leave it out.")
     limit = options.keep_above_angstrom
     sizes = [stack.pixel_size_angstrom for stack in stacks if stack.pixel_size_angstrom is not None]
     finest = 2 * min(sizes, default=0.0)
@@ -103,6 +105,7 @@ def look_at_inputs(
     facts = [f"files from {images.root}"] if images.has_table else []
     facts += [_size_in_words(*size) for size in sizes[:5]]
     warnings = [*_of_files(stacks), *_of_pixel_sizes(sizes, trained_angstrom)]
+    warnings += _of_kind(images, stacks[0])
     finer = {stack.pixel_size_angstrom: stack.finer for stack in stacks if stack.finer > 1}
     for size, factor in finer.items():
         facts.append(
@@ -196,6 +199,24 @@ def _filled(images: Tensor, *, particles: bool = True) -> Tensor:
         return images
     radius_px = default_radius_px((images.shape[1], images.shape[2])) if particles else None
     return fill_defects(images, defects, radius_px)
+
+
+def _of_kind(images: ImageSet, first: StackPlan) -> list[str]:
+    """Warn of a particle that may have been taken for a micrograph, and of particles with a changed CTF."""
+    warnings = []
+    y, x = first.shape
+    if not images.has_table and first.is_micrograph and y == x <= _BOX_PX:
+        warnings.append(
+            f"{first.source}: one image of {x} x {y} px is taken for a micrograph, with dark protein. "
+            "A particle needs the suffix .mrcs."
+        )
+    if isinstance(images, ParticleSet) and (changed := changed_ctf(images)) is not None:
+        warnings.append(
+            f"{images.source}, line {changed[1]}: {changed[0]} says that the images are not as the "
+            "microscope gave them. The model knows only such, and the context goes without their CTF: better "
+            "extract the particles without phase flipping and CTF premultiplication."
+        )
+    return warnings
 
 
 def _of_filters(stacks: Sequence[StackPlan]) -> list[str]:

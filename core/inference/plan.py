@@ -30,6 +30,9 @@ TABLE_NAMES = (TABLE_NAME, CS_TABLE_NAME, CSG_NAME, MICROGRAPH_TABLE_NAME)
 COARSE_SHARE = 0.75
 """Pixels coarser than this share of the coarsest that a model knows are made finer for it."""
 
+SMALLEST_PX = 8
+"""Least side of an image: outside the circle of a particle in a smaller box nothing is left."""
+
 PLAUSIBLE_ANGSTROM = (0.1, 40.0)
 """Pixels of other sizes are a mistake: nm or pm for Å, or a header that holds something else."""
 
@@ -217,6 +220,13 @@ def plan_stacks(
                 f"{size_source}: pixels of two sizes.",
                 path=source,
                 remedy="Give the right one with --pixel-size.",
+            )
+        y, x = found.shapes[stack][1:]
+        if min(y, x) < SMALLEST_PX:
+            raise MrcError(
+                f"images of {x} x {y} px are too small to tell noise from a particle: at least {SMALLEST_PX} "
+                "px are needed.",
+                path=source,
             )
         if size is not None and not PLAUSIBLE_ANGSTROM[0] <= size <= PLAUSIBLE_ANGSTROM[1]:
             raise MrcError(

@@ -13,7 +13,9 @@ from ..errors import CsError, InputError, StarError
 from .cs import CsTable
 from .optics import OpticsGroup
 from .particles import ParticleSet
+from .star import read_tables, unquote
 
+_CHANGED_CTF = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
 _ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _ORIGINS = ("rlnOriginXAngst", "rlnOriginYAngst")
 _ORIGINS_PX = ("rlnOriginX", "rlnOriginY")  # before RELION 3.1
@@ -123,6 +125,22 @@ def read_ctf(particles: ParticleSet) -> CtfTable:
 
 
 _Rows = TypeVar("_Rows", PoseTable, CtfTable)
+
+
+def changed_ctf(particles: ParticleSet) -> tuple[str, int] | None:
+    """Return what says that the images are not as the microscope gave them, and its line; None if they are.
+
+    The phases of their CTF were flipped, or they were multiplied by it.
+    """
+    if particles.is_cs or not particles.has_table:
+        return None
+    for block in read_tables(particles.source):
+        places = {block.labels.index(label): label for label in _CHANGED_CTF if label in block.labels}
+        for line, _, tokens in block.rows() if places else ():
+            for place, label in places.items():
+                if tokens and unquote(tokens[place]) != "0":
+                    return label, line
+    return None
 
 
 def _source(particles: ParticleSet) -> ParticleSet:

@@ -40,13 +40,12 @@ from ..imaging.poses import poses_of
 from ..imaging.projection import Projector
 from ..imaging.resample import low_pass_volume, shift_phases
 from ..imaging.rings import hermitian_weight, ring_index
-from ..io.star import read_tables, unquote
+from ..io.poses import changed_ctf
 from ..job_context import QUIET, JobContext
 from ..metrics.fourier import ring_frequencies, ring_products
 from .stored import StoredImages, augmented, choose_rows, mirrored_to
 
 # Images that were multiplied by a CTF or its sign are not those of the CTF.
-_CHANGED_CTF = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
 # Images that contrast and fall-off are fitted to: of each micrograph, and in all.
 _SAMPLED_OF_MICROGRAPH, _SAMPLED = 16, 10_000
 # A group of fewer sampled images shares the fit of all; a micrograph of fewer has its group's contrast.
@@ -140,19 +139,14 @@ def open_reference(
 
 
 def _refuse_changed_ctf(images: StoredImages) -> None:
-    if images.table.is_cs or not images.table.has_table:
-        return
-    for block in read_tables(images.table.source):
-        places = {block.labels.index(label): label for label in _CHANGED_CTF if label in block.labels}
-        for line, _, tokens in block.rows() if places else ():
-            for place, label in places.items():
-                if tokens and unquote(tokens[place]) != "0":
-                    raise InputError(
-                        f"expected images as the microscope gave them, found {label} set.",
-                        path=images.table.source,
-                        line=line,
-                        remedy="Extract the particles without phase flipping and CTF premultiplication.",
-                    )
+    if (found := changed_ctf(images.table)) is not None:
+        label, line = found
+        raise InputError(
+            f"expected images as the microscope gave them, found {label} set.",
+            path=images.table.source,
+            line=line,
+            remedy="Extract the particles without phase flipping and CTF premultiplication.",
+        )
 
 
 def _half_set_warnings(config: ReferenceConfig, images: StoredImages) -> Iterator[str]:

@@ -117,6 +117,7 @@ def test_lengths_are_in_angstrom() -> None:
         (np.zeros((0, 16, 16)), {}, "found an array of the shape"),
         (np.zeros((2, 32, 32)), {}, "image 1.*constant"),
         (np.full((1, 32, 32), np.nan), {}, "NaN"),
+        (np.ones((2, 3, 3)), {}, "3 x 3 px are too small"),
         (np.ones((32, 32)), {"keep_above": 8.0}, "pixel_size .* has to be given"),
         (np.ones((32, 32)), {"pixel_size": 0.0}, "positive number of Å"),
         (np.ones((32, 32)), {"pixel_size": 250.0}, "positive number of Å, 0.1 to 40"),

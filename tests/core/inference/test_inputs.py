@@ -316,6 +316,44 @@ SPOTS = {
 }
 
 
+@pytest.mark.parametrize("label", ["rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"])
+@pytest.mark.parametrize("value", ["0", "1"])
+@pytest.mark.parametrize("in_optics", [False, True])
+def test_particles_whose_ctf_was_changed_are_warned_of(
+    tmp_path: Path, label: str, value: str, in_optics: bool
+) -> None:
+    write_stack(tmp_path / "p.mrcs", particles(1.0, 4))
+    optics, extra = ("", value) if not in_optics else (value, "")
+    rows = "".join(f"{i}@p.mrcs 1 {extra}\n" for i in range(1, 5))
+    columns = [f"_{label}\n" if text else "" for text in (optics, extra)]
+    (tmp_path / "p.star").write_text(
+        f"data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n{columns[0]}1 1.5 {optics}\n\n"
+        f"data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n{columns[1]}{rows}\n"
+    )
+    warnings = look(tmp_path / "p.star").warnings
+    assert len(warnings) == int(value)
+    assert all(f"{label} says that the images are not as the microscope gave them" in w for w in warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "said"), [("m.mrc", 64, True), ("m.mrcs", 64, False), ("m.mrc", 300, False)]
+)
+def test_one_small_square_image_may_be_a_particle(tmp_path: Path, name: str, side: int, said: bool) -> None:
+    images = np.random.default_rng(1).normal(size=(1, side, side)).astype(np.float32)
+    write_stack(tmp_path / name, images, 1.5)
+    warnings = look(tmp_path / name).warnings
+    assert any("is taken for a micrograph" in warning for warning in warnings) is said
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("p.mrcs", (4, 3, 3)), ("p.mrcs", (1, 7, 7)), ("m.mrc", (1, 5, 300))]
+)
+def test_images_of_a_few_pixels_are_refused(tmp_path: Path, name: str, shape: tuple[int, int, int]) -> None:
+    write_stack(tmp_path / name, np.random.default_rng(1).normal(size=shape).astype(np.float32), 1.5)
+    with pytest.raises(MrcError, match=rf"{name}: images of {shape[2]} x {shape[1]} px are too small"):
+        look(tmp_path / name)
+
+
 @pytest.mark.parametrize("of_micrographs", [False, True])
 def test_images_without_noise_at_high_frequencies_are_warned_of(tmp_path: Path, of_micrographs: bool) -> None:
     images = micrograph(-1.0)[None] if of_micrographs else particles(1.0)

@@ -105,6 +105,23 @@ def test_a_table_of_few_images_is_denoised_without(table: Path, weights: Path) -
     assert "20 images, at least 100 are needed" in record["context"]["groups"][0]
 
 
+@pytest.mark.parametrize("label", ["rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"])
+def test_the_ctf_of_images_whose_ctf_was_changed_is_not_taken_back(table: Path, label: str) -> None:
+    names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
+    found = {}
+    for value in (0, 1):
+        rows = "".join(f"{name} 1 {10000 + 80 * i} {10000 + 80 * i} 0\n" for i, name in enumerate(names))
+        table.write_text(
+            "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnVoltage\n"
+            f"_rlnSphericalAberration\n_rlnAmplitudeContrast\n_{label}\n1 3.0 300 2.7 0.1 {value}\n\n"
+            "data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n_rlnDefocusU\n_rlnDefocusV\n"
+            f"_rlnDefocusAngle\n{rows}\n"
+        )
+        found[value] = find_contexts(ParticleSet.read(table)).contexts[0].group_optics
+    assert found[0] is not None
+    assert found[1] is None
+
+
 def test_masks_and_hot_pixels_do_not_reach_the_context(table: Path) -> None:
     whole = find_contexts(ParticleSet.read(table)).contexts[0]
     axis = np.arange(BOX) - BOX // 2
