@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..metrics.image import affine_fit
-from ..report.figures import DENOISED_COLOUR, RAW_COLOUR, RESIDUAL_COLOUR, Row, draw_rows, grey_range
+from ..report.figures import DENOISED_COLOUR, POWER, RAW_COLOUR, RESIDUAL_COLOUR, Row, draw_rows, grey_range
+from ..report.text import fit
+from ..report.text import label as literal
 from .comparison import DENOISED, RAW, Comparison
+from .names import figure_name, method_name
 
 #: Of baselines, in their order; raw and denoised images have the colours of all other reports.
 _BASELINE_COLOURS = ("#3a8f5c", "#8f3a7c", "#b59a1e", "#2a9db0", "#7a5230", "#d0607a", "#5a5fb0")
@@ -96,10 +100,10 @@ def correlation_curves(
     figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
     x = frequency.numpy()[1:]
-    # what matters most is drawn last, on top
-    for name, colour in reversed(colours(list(curves)).items()):
+    # what matters most is drawn last, on top, and thinner: curves that coincide are all to be seen
+    for number, (name, colour) in reversed(list(enumerate(colours(list(curves)).items()))):
         value, error = (part.numpy()[1:] for part in curves[name])
-        axes.plot(x, value, color=colour, linewidth=1.4, label=name)
+        axes.plot(x, value, color=colour, linewidth=1.2 + 0.8 * number, label=method_name(name))
         if np.isfinite(error).all():
             axes.fill_between(x, value - error, value + error, color=colour, alpha=0.2, linewidth=0)
     for threshold in thresholds:
@@ -144,7 +148,7 @@ def spectra(
         cross, power, of_target = (
             part.sum(0).numpy()[1:] / n for part in (sums.cross, sums.power, sums.power_of_target)
         )
-        axes.semilogy(x, _drawable(power), color=colour, linewidth=1.4, label=name)
+        axes.semilogy(x, _drawable(power), color=colour, linewidth=1.4, label=method_name(name))
         if with_error and name in (DENOISED, RAW):
             error = _drawable(power - 2 * cross + of_target)
             axes.semilogy(x, error, color=colour, linewidth=1.0, linestyle="--", label=f"error of {name}")
@@ -152,7 +156,7 @@ def spectra(
     # a filter that removes rings altogether would stretch the axis to the rounding errors
     lowest, highest = axes.get_ylim()
     axes.set_ylim(max(lowest, highest * _LOWEST_POWER), highest)
-    axes.set_ylabel("mean power per pixel", fontsize=8)
+    axes.set_ylabel(POWER, fontsize=8)
     frequency_axis(axes, x, pixel_size_angstrom)
     axes.legend(fontsize=8, frameon=False)
     return figure
@@ -174,7 +178,8 @@ def histograms(values: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> Figur
     for panel, (metric, of_kind) in zip(panels, values.items(), strict=False):
         finite = {name: found[np.isfinite(found)] for name, found in of_kind.items()}
         together = np.concatenate(list(finite.values()))
-        panel.set_title(metric, fontsize=8)
+        panel.set_title(literal(figure_name(metric)), fontsize=8)
+        panel.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         panel.tick_params(labelsize=6)
         if not len(together):
             continue
@@ -196,6 +201,7 @@ def error_histogram(values: Mapping[str, NDArray[np.float64]], label: str, edges
         axes.hist(values[name], edges.tolist(), histtype="step", color=colour, linewidth=1.4, label=name)
     axes.set_xlabel(label, fontsize=8)
     axes.set_ylabel("images", fontsize=8)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(labelsize=7)
     axes.legend(fontsize=8, frameon=False)
     return figure
@@ -211,7 +217,7 @@ def scatter(points: Mapping[str, NDArray[np.float64]], labels: NDArray[Any]) -> 
         for number, label in enumerate(known):
             here = labels == label
             colour = f"C{number % 10}"
-            panel.scatter(place[here, 0], place[here, 1], s=6, color=colour, label=label, linewidth=0)
+            panel.scatter(place[here, 0], place[here, 1], s=6, color=colour, label=str(label), linewidth=0)
         panel.set_title(name, fontsize=9)
         panel.set_xticks([])
         panel.set_yticks([])
@@ -220,7 +226,7 @@ def scatter(points: Mapping[str, NDArray[np.float64]], labels: NDArray[Any]) -> 
         marks, names = panels[0].get_legend_handles_labels()
         figure.legend(
             marks,
-            [f"conformation {name}" for name in names],
+            [literal(f"conformation {name}") for name in names],
             loc="outside lower center",
             ncols=min(len(names), 2 * len(points)),
             fontsize=7,
@@ -249,7 +255,9 @@ def picked_micrograph(
     axes.set_xlim(-0.5, image.shape[1] - 0.5)
     axes.set_ylim(image.shape[0] - 0.5, -0.5)
     axes.set_axis_off()
-    axes.set_title(f"{title}: labelled (circles) and picked (crosses)", fontsize=9)
+    says = f"labelled (circles of {2 * radius_px:.0f} px) and picked (crosses)"
+    # two lines: the name alone may be as wide as the micrograph
+    axes.set_title(f"{literal(fit(title, 9.0, 5.9))}\n{says}", fontsize=9)
     return figure
 
 
@@ -267,7 +275,7 @@ def noise_figures(
     axes.plot(ring, frc_in[1:], color=RAW_COLOUR, label="averages of two halves of the noise")
     axes.plot(ring, frc[1:], color=DENOISED_COLOUR, label="of two halves of the outputs")
     axes.axhline(0, color="0.7", linewidth=0.8)
-    axes.set_xlabel("Fourier ring", fontsize=8)
+    axes.set_xlabel("Fourier ring (cycles per box)", fontsize=8)
     axes.set_ylabel("correlation", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.legend(fontsize=7, frameon=False)

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from ..config.evaluate import EvaluateConfig
 from ..metrics.fourier import resolution_angstrom
+from ..metrics.gain import Verdict
 from ..report.figures import draw_spectra
 from ..report.html import Picture, Section
 from .comparison import DENOISED, FINE, RAW, Comparison, Result, Sources, score
 from .figures import correlation_curves, gallery, histograms, spectra
+from .names import figure_name, method_name
 from .tasks import Found, sample_rows
 
 # Columns of the gallery, by what is shown.
@@ -99,8 +101,10 @@ def against_clean(result: Result, sources: Sources, config: EvaluateConfig) -> F
             for metric in metrics
         }
         pictures.append(Picture("histograms_clean", "Figures of the single images.", histograms(of_metric)))
-    header = ("", *numbers, *(["denoised − raw"] if gains else []))
-    return {**numbers, "gain": gains}, Section("Against the clean images", notes, header, rows, pictures)
+    header = ("", *map(method_name, numbers), *(["denoised − raw"] if gains else []))
+    verdict = verdict_of(result.reference, sources.groups, "clean")
+    section = Section("Against the clean images", notes, header, rows, pictures, verdict)
+    return {**numbers, "gain": gains}, section
 
 
 def against_twin(result: Result, sources: Sources, config: EvaluateConfig) -> Found:
@@ -117,7 +121,7 @@ def against_twin(result: Result, sources: Sources, config: EvaluateConfig) -> Fo
     kinds = {"correlation": "all detail", FINE: f"detail finer than {config.coarsest_angstrom:g} Å only"}
     notes = [
         f"Mean over {len(sources.denoised)} images ± standard error over {_parts(sources)}. "
-        + "; ".join(f"{name}: {kinds[name]}" for name in metrics)
+        + "; ".join(f"{figure_name(name)}: {kinds[name]}" for name in metrics)
         + ". No clean image is needed: the noise of the twin is independent of all that was denoised, so it "
         "adds nothing to a correlation on average. Values far below 1 are normal; what counts is the gain.",
         "A radial filter (a Gaussian, a Wiener filter) leaves the ring correlation as it is: only a curve "
@@ -154,9 +158,44 @@ def against_twin(result: Result, sources: Sources, config: EvaluateConfig) -> Fo
             ),
         ),
     ]
-    header = ("", *numbers, *(["denoised − raw"] if gains else []))
+    header = ("", *map(method_name, numbers), *(["denoised − raw"] if gains else []))
     found = {**numbers, "gain": gains, "drift_px": result.drift_px or None}
-    return found, Section("Against independent images", notes, header, rows, pictures)
+    verdict = verdict_of(result.twin, sources.groups, "independent")
+    return found, Section("Against independent images", notes, header, rows, pictures, verdict)
+
+
+def verdict_of(
+    comparisons: Mapping[str, Comparison], groups: NDArray[np.int64], target: str
+) -> Verdict | None:
+    """Return in a sentence how denoised images, raw ones and the best classical denoiser correlate.
+
+    Any blur is better than the raw images: good is only what beats the classical denoisers as well, image by
+    image and by more than two standard errors over the `groups` that `score` goes by.
+    """
+    values = {
+        name: of.values["correlation"] for name, of in comparisons.items() if "correlation" in of.values
+    }
+    if DENOISED not in values:
+        return None
+    found = {name: score(of, groups) for name, of in values.items()}
+    cell = {name: _cell(of.mean, of.standard_error) for name, of in found.items()}
+    text = f"Denoised images correlate with the {target} ones to {cell[DENOISED]}"
+    if RAW not in values:
+        return Verdict(f"{text}. Give the raw images as well, to see the gain.", "note")
+    text += f", raw ones to {cell[RAW]}"
+    gain = score(values[DENOISED] - values[RAW], groups)
+    if gain.mean < -2 * gain.standard_error:
+        return Verdict(f"{text}: denoising lost signal.", "bad")
+    baselines = [name for name in found if name not in (DENOISED, RAW)]
+    if not baselines:
+        return Verdict(f"{text}. Any blur gains here, too: --baselines gaussian shows how much.", "note")
+    best = max(baselines, key=lambda name: found[name].mean)
+    over = score(values[DENOISED] - values[best], groups)
+    text += (
+        f", and the best of the classical denoisers, {method_name(best)}, to {cell[best]}; from that the "
+        f"denoised ones differ by {_cell(over.mean, over.standard_error, signed=True)}, image by image."
+    )
+    return Verdict(text, "good" if over.mean > 2 * over.standard_error else "note")
 
 
 def _unbiased_rows(
@@ -223,7 +262,7 @@ def _table(
         if gains:
             gain = gains[metric]
             cells.append(_cell(gain["mean"], gain["standard_error"], signed=True))
-        rows.append((metric.replace("_", " "), *cells))
+        rows.append((figure_name(metric), *cells))
     return rows
 
 

@@ -20,6 +20,9 @@ from ..io.files import make_folder, sha256_of, write_json
 from ..io.journal import RECORD_NAME, Undertaking
 from ..io.mrc import WriterState
 from ..job_context import QUIET, JobContext
+from ..report import PNG_NAME
+from ..report.figures import Kind
+from ..report.simulation import draw_simulation
 from ..simulation.classes import read_classes
 from ..simulation.draws import draw_particles
 from ..simulation.micrograph import Species, simulate_micrograph
@@ -73,7 +76,7 @@ def simulate(
     device: str = "auto",
     earlier: Earlier = "refuse",
 ) -> SimulationSummary:
-    """Simulate what the configuration is of, and tell of it in the log.
+    """Simulate what the configuration is of, tell of it in the log, and draw some of it as `montage.png`.
 
     Raises
     ------
@@ -94,7 +97,24 @@ def simulate(
         )
     for path in (*summary.tables, summary.record):
         context.log(f"wrote {path}")
+    # a run that was killed while it drew has all but this
+    if not summary.was_complete or not (output_dir / PNG_NAME).exists():
+        context.log(f"wrote {_draw(config, output_dir)}")
+    if isinstance(config, ParticlesConfig) and "ctf_only" in config.outputs:
+        context.log("denoised images keep their CTF: compare them with ctf_only.star")
     return summary
+
+
+def _draw(config: ParticlesConfig | MicrographsConfig, output_dir: Path) -> Path:
+    kind: Kind
+    if isinstance(config, MicrographsConfig):
+        names = dict(zip(("noisy", "clean", "labels"), file_names(0), strict=False))
+        pixel_size, kind = config.settings.pixel_size_angstrom, "micrographs"
+    else:
+        names = {output.replace("ctf_only", "CTF only"): stack_name(output) for output in config.outputs}
+        pixel_size, kind = config.pixel_size_angstrom, "particles"
+    files = {label: output_dir / name for label, name in names.items()}
+    return draw_simulation(output_dir, files, pixel_size, kind)
 
 
 def simulate_particles(
@@ -132,7 +152,9 @@ def simulate_particles(
     volumes = [volume_name(number) for number in range(len(classes))]
     tables = [f"{output}.star" for output in config.outputs]
     stacks = [stack_name(output) for output in config.outputs]
-    undertaking = _undertaking(config, inputs, stacks, [*tables, *volumes, RECORD_NAME], device=device.type)
+    undertaking = _undertaking(
+        config, inputs, stacks, [*tables, *volumes, RECORD_NAME, PNG_NAME], device=device.type
+    )
     with JobFolder(output_dir, undertaking, earlier, inputs=files, log=context.log) as folder:
         if folder.journal.is_complete:
             seconds = {"total": time.monotonic() - begin}
@@ -194,7 +216,7 @@ def simulate_micrographs(
     names = {index: file_names(index) for index in range(config.micrographs)}
     made = [name for of_one in names.values() for name in of_one]
     results = [COORDINATES_TABLE_NAME, TABLE_NAME, RECORD_NAME]
-    undertaking = _undertaking(config, inputs, made, results)
+    undertaking = _undertaking(config, inputs, made, [*results, PNG_NAME])
     with JobFolder(output_dir, undertaking, earlier, inputs=structures, log=context.log) as folder:
         journal, n = folder.journal, config.micrographs
         if journal.is_complete:

@@ -11,6 +11,7 @@ from matplotlib.image import imread
 
 from ..io.mrc import StackReader
 from ..noise.summary import NoiseSummary
+from ..progress import counted
 from . import PDF_NAME
 from .figures import contrast
 from .paper import TEXT_WIDTH, Paper
@@ -18,6 +19,8 @@ from .text import fit
 
 # Overlays and blocks that are shown, evenly spread, and how many side by side.
 OVERLAYS, OVERLAYS_IN_ROW, BLOCKS, BLOCKS_IN_ROW = 6, 2, 12, 6
+# Width of an overlay that is the only one, inches.
+ALONE = 5.0
 LOOK = (
     "Look at the overlays before you use the blocks: green frames are blocks that were taken, orange ones "
     "were rejected by their statistics; red is contamination and blue are particles, where a network "
@@ -44,17 +47,16 @@ def report_noise(summary: NoiseSummary, command: str, warnings: Sequence[str] = 
     """
     kept = [count.kept for count in summary.counts]
     verdict = (
-        f"{summary.n_blocks} blocks of {summary.window_px} x {summary.window_px} px out of "
-        f"{sum(map(bool, kept))} of {len(kept)} micrographs. {summary.explanation}"
+        f"{counted(summary.n_blocks, 'block')} of {summary.window_px} x {summary.window_px} px out of "
+        f"{sum(map(bool, kept))} of {counted(len(kept), 'micrograph')}. {summary.explanation}"
     )
-    paper = Paper(f"{summary.n_blocks} blocks of noise")
+    paper = Paper(f"{counted(summary.n_blocks, 'block')} of noise")
     paper.note(verdict, "good")
     for warning in warnings:
         paper.note(warning, "bad")
     paper.note(LOOK)
     _add_overlays(paper, summary.overlays)
     if summary.n_blocks:
-        paper.heading("Some of the blocks")
         _add_blocks(paper, summary)
     paper.heading("How it was made")
     paper.facts({**summary.key_figures, "command": command})
@@ -90,7 +92,8 @@ def report_failed_noise(directory: Path, problem: str, overlays: Sequence[Path],
 def _add_overlays(paper: Paper, paths: Sequence[Path]) -> None:
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(OVERLAYS, len(paths))).astype(int)).tolist()
     pictures = [(paths[number], imread(paths[number])) for number in chosen]
-    side = TEXT_WIDTH / OVERLAYS_IN_ROW - 0.08
+    # one alone may be larger
+    side = TEXT_WIDTH / OVERLAYS_IN_ROW - 0.08 if len(pictures) > 1 else ALONE
     for first in range(0, len(pictures), OVERLAYS_IN_ROW):
         row = pictures[first : first + OVERLAYS_IN_ROW]
         tall = max(side * picture.shape[0] / picture.shape[1] for _, picture in row)
@@ -106,8 +109,10 @@ def _add_overlays(paper: Paper, paths: Sequence[Path]) -> None:
 def _add_blocks(paper: Paper, summary: NoiseSummary) -> None:
     chosen = np.unique(np.linspace(0, summary.n_blocks - 1, BLOCKS).astype(int))
     with StackReader(summary.stack) as reader:
-        images = reader.read(chosen)
+        images, pixel_size = reader.read(chosen), reader.pixel_size_angstrom
+    side = f"{summary.window_px} px" + (f" ({summary.window_px * pixel_size:.4g} Å)" if pixel_size else "")
     lines = -(-len(images) // BLOCKS_IN_ROW)
+    paper.heading(f"Some of the blocks, each {side} wide", above=lines * TEXT_WIDTH / BLOCKS_IN_ROW)
     part: SubFigure = paper.picture(lines * TEXT_WIDTH / BLOCKS_IN_ROW)
     axes = part.subplots(
         lines, BLOCKS_IN_ROW, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05}

@@ -17,6 +17,8 @@ LONGEST_PX = 1200
 TAKEN, REJECTED = (0.10, 0.75, 0.25), (0.95, 0.60, 0.10)
 TINTS = {CONTAMINATION: (0.85, 0.10, 0.10), PARTICLE: (0.20, 0.45, 0.95)}
 TINT = 0.3
+# The longer side of a picture in widths of a frame's line.
+LINES = 250
 
 
 def draw_overlay(
@@ -62,9 +64,12 @@ def draw_overlay(
 def _frame(
     picture: NDArray[np.float32], top: int, left: int, side: int, colour: tuple[float, float, float]
 ) -> None:
-    bottom, right = min(top + side, picture.shape[0]) - 1, min(left + side, picture.shape[1]) - 1
-    picture[[top, bottom], left : right + 1] = colour
-    picture[top : bottom + 1, [left, right]] = colour
+    """Draw the outermost pixels of a block, so many that they can be seen when the picture is made small."""
+    bottom, right = min(top + side, picture.shape[0]), min(left + side, picture.shape[1])
+    thick = max(1, max(picture.shape) // LINES)
+    block = picture[top:bottom, left:right]
+    for edge in (block[:thick], block[-thick:], block[:, :thick], block[:, -thick:]):
+        edge[:] = colour
 
 
 def write_overlay(

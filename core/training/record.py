@@ -47,6 +47,10 @@ MEANINGS = {
 }
 
 
+# How the names of those begin that are measured on held-out images or micrographs.
+HELD_OUT = ("score", "nmse", "iou", "spectrum_error", "histogram_distance")
+
+
 class PreviewRow(NamedTuple):
     """Images `(n, y, x)` side by side in a picture.
 
@@ -154,15 +158,32 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _curves(lines: Sequence[Line]) -> Figure:
-    """All losses and scores over the steps, on a logarithmic axis: what falls below 0 is left out."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name in dict.fromkeys(name for line in lines for name in values_of(line)):
-        values = [line.get(name, math.nan) for line in lines]
-        shown = [value if value > 0 else math.nan for value in values]
-        axes.plot([line["step"] for line in lines], shown, marker=".", label=name)
-    axes.set(xlabel="step", ylabel="losses and scores", yscale="log")
-    axes.legend(fontsize=8)
+    """Losses above, scores of held-out images below, over the steps.
+
+    An axis is logarithmic where its values span more than a decade; what falls below 0 is left out there.
+    """
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    names = list(dict.fromkeys(name for line in lines for name in values_of(line)))
+    scores = [name for name in names if name.startswith(HELD_OUT)]
+    groups = {"loss, mean since the last": [name for name in names if name not in scores]}
+    groups["held-out images"] = scores
+    shown = {label: members for label, members in groups.items() if members}
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (label, members) in zip(panels, shown.items(), strict=True):
+        found = {name: np.array([line.get(name, math.nan) for line in lines]) for name in members}
+        finite = np.concatenate(list(found.values()))
+        finite = finite[np.isfinite(finite)]
+        is_wide = bool(len(finite)) and finite.max() > 10 * max(finite.min(), 0.0) and finite.max() > 0
+        for name, values in found.items():
+            positive = np.where(values > 0, values, math.nan) if is_wide else values
+            axes.plot([line["step"] for line in lines], positive, marker=".", label=name)
+        axes.set(ylabel=label, yscale="log" if is_wide else "linear")
+        axes.ticklabel_format(axis="x", style="plain")
+        if not is_wide:
+            axes.ticklabel_format(axis="y", useOffset=False)
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.legend(fontsize=8)
+    panels[-1].set_xlabel("step")
     return figure
 
 
@@ -171,7 +192,9 @@ def _picture(preview: Preview, step: int) -> Figure:
     n_columns = len(preview.titles)
     height, width = preview.rows[0].images.shape[-2:]
     panel = 1.3 * height / width
-    figure = Figure(figsize=(1.3 * n_columns + 0.6, panel * len(preview.rows) + 0.8))
+    wide, tall = 1.3 * n_columns + 0.6, panel * len(preview.rows) + 0.8
+    figure = Figure(figsize=(wide, tall))
+    figure.subplots_adjust(0.45 / wide, 0.3 / tall, 1 - 0.1 / wide, 1 - 0.45 / tall)
     rows = [Row(row.label, _scaled(row, preview.rows), row.limits or (0.0, 1.0)) for row in preview.rows]
     draw_rows(figure, rows, titles=preview.titles, pixel_size_angstrom=preview.pixel_size_angstrom)
     figure.suptitle(f"held-out images, step {step}", fontsize=8, y=0.995)

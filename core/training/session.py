@@ -209,10 +209,12 @@ def validate(network: nn.Module, data: Data, n_images: int) -> tuple[dict[str, f
             shown = [images[:_SHOWN, 0] for images in (noisy, estimate, target)]
     network.train(was_training)
     error, variance, ratio = torch.cat(errors), torch.cat(variances), torch.cat(ratios)
+    # beside a noisy target on the same greys, what was denoised would be one grey
+    scales = (0, 1, 1) if data.target == "clean" else (0, 1, 0)
     preview = Preview(
         [
             PreviewRow(name, images, scale)
-            for name, images, scale in zip(("noisy", "denoised", data.target), shown, (0, 1, 1), strict=True)
+            for name, images, scale in zip(("noisy", "denoised", data.target), shown, scales, strict=True)
         ],
         ["" if value.isnan() else f"SNR {float(value):.2g}" for value in ratios[0][:_SHOWN]],
         data.pixel_size_angstrom,

@@ -11,6 +11,7 @@ import mrcfile
 import numpy as np
 import pytest
 import yaml
+from matplotlib.image import imread
 from numpy.typing import NDArray
 from particle_files import read_stack
 from simulated import BOX, blobs, settings, write_map
@@ -40,6 +41,10 @@ def test_a_set_is_made_and_a_second_run_needs_a_word(
     record = json.loads((tmp_path / "out" / "cryohush.json").read_text())
     assert record["command"].startswith("cryohush simulate ")
     assert record["seed"] == 1
+    # three rows of six images, at 195 px each
+    height, width, _ = imread(tmp_path / "out" / "montage.png").shape
+    assert height > 3 * 195
+    assert width > 6 * 195
     assert main(command) == 1
     assert "holds another run" in capsys.readouterr().err
     assert main([*command, "--overwrite", "--set", "seed=2"]) == 0

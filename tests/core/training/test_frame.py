@@ -19,7 +19,7 @@ from cryohush.core.errors import Aborted, CryohushError, InputError, OutputError
 from cryohush.core.job_context import JobContext
 from cryohush.core.models.weights import load_model
 from cryohush.core.training import data
-from cryohush.core.training.record import MEANINGS, Preview, PreviewRow, Record, meanings_of
+from cryohush.core.training.record import MEANINGS, Preview, PreviewRow, Record, _curves, meanings_of
 from cryohush.core.training.run import train
 
 
@@ -197,6 +197,17 @@ def test_only_the_first_process_writes_and_tells(config: TrainingConfig, tmp_pat
         "projections-train.safetensors",
         "projections-held-out.safetensors",
     }
+
+
+def test_losses_and_held_out_scores_have_axes_of_their_own() -> None:
+    lines = [{"step": 20.0, "loss": 10.0, "score": 1.0004}, {"step": 40.0, "loss": 0.1, "score": 1.0001}]
+    above, below = _curves(lines).axes
+    assert [line.get_label() for line in above.lines] == ["loss"]
+    assert [line.get_label() for line in below.lines] == ["score"]
+    assert above.get_yscale() == "log"
+    # a score that hardly changes is not told as powers of ten
+    assert below.get_yscale() == "linear"
+    assert below.get_ylabel() == "held-out images"
 
 
 def test_the_picture_names_its_rows_and_shares_the_greys_of_a_column(tmp_path: Path) -> None:
