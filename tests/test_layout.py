@@ -41,6 +41,7 @@ LAYERS = (
     "commands",
     "cli",
     "topaz_cli",
+    "napari_plugin",
 )
 ADAPTERS = ("relion_external", "cryosparc_job")
 WITHOUT_TORCH = ("errors", "config", "io")

@@ -1,0 +1,146 @@
+"""Image layers for napari: stacks, micrographs, tables, and of a run what was denoised over the raw images.
+
+napari itself is not needed: layers are plain tuples of data, attributes and kind.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .io.image_set import ImageSet
+
+    Layer = tuple[NDArray[np.float32], dict[str, Any], str]
+
+RECORD_NAME = "cryohush.json"
+ENDINGS = (".mrc", ".mrcs", ".star")
+# Pixels of a layer: what is more is left out from the end, as a viewer holds all in memory.
+MAX_PIXELS = 2**28
+
+
+def get_reader(path: str | list[str]) -> Callable[[str], list[Layer]] | None:
+    """Return what reads a file for napari; None for several at once, and for what is no file of ours."""
+    if isinstance(path, str) and (path.lower().endswith(ENDINGS) or Path(path).name == RECORD_NAME):
+        return read_layers
+    return None
+
+
+def read_layers(path: str) -> list[Layer]:
+    """Read a stack, a micrograph, a table or `cryohush.json`, the record of a run.
+
+    Of a file that a run has written, or of its record, the raw images are the first layer, and the denoised
+    ones lie over them.
+
+    Returns
+    -------
+    list of (data, attributes, kind)
+        `(n, y, x)`, or `(y, x)` of a single image; `scale` is in Å where the pixel size is known.
+
+    Raises
+    ------
+    CryohushError
+        A file cannot be read.
+    """
+    source = Path(path)
+    if source.name == RECORD_NAME:
+        record = json.loads(source.read_text(encoding="utf-8"))
+        source = source.parent / (record["table"] or record["stacks"][0])
+    rows = _rows_of(source)
+    raw = _raw_rows(source, rows)
+    return [*([_layer(raw, f"raw: {source.stem}")] if raw else []), _layer(rows, source.stem)]
+
+
+class _Rows:
+    """Images of a set, row by row: file and number in it."""
+
+    def __init__(self, images: ImageSet) -> None:
+        numbers = getattr(images, "image", None)
+        self.places = [
+            (images.stacks[stack], 0 if numbers is None else int(numbers[row]))
+            for row, stack in enumerate(images.stack.tolist())
+        ]
+        self.pixel_size_angstrom = images.pixel_size_angstrom(int(images.stack[0])) if len(images) else None
+
+
+def _rows_of(source: Path) -> _Rows:
+    from .inference.plan import read_images
+
+    return _Rows(read_images(source))
+
+
+def _raw_rows(source: Path, rows: _Rows) -> _Rows | None:
+    """Return the raw images of what a run has written; None of anything else."""
+    for folder in source.absolute().parents[:4]:
+        if (folder / RECORD_NAME).is_file():
+            record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+            break
+    else:
+        return None
+    name = source.absolute().relative_to(folder).as_posix()
+    if name != record.get("table") and name not in record.get("stacks", ()):
+        return None
+    raw = _rows_of(Path(record["input"]))
+    whole = _rows_of(folder / record["table"]) if record["table"] else rows
+    if len(whole.places) > len(raw.places) or record.get("damaged_files"):
+        return None  # rows were left out: which belongs to which is not told by their order
+    pairs = zip(whole.places, raw.places, strict=False)  # of a trial run only the first rows
+    before = {(path.resolve(), number): old for (path, number), old in pairs}
+    found = [before.get((path.resolve(), number)) for path, number in rows.places]
+    raw.places = [place for place in found if place is not None]
+    return raw if len(raw.places) == len(rows.places) else None
+
+
+def _layer(rows: _Rows, name: str) -> Layer:
+    import numpy as np
+
+    from .io.mrc import StackReader
+    from .report.figures import contrast
+
+    with StackReader(rows.places[0][0]) as reader:
+        shape = reader.shape[1:]
+    parts: list[NDArray[np.float32]] = []
+    shown = rows.places[: max(1, MAX_PIXELS // (shape[0] * shape[1]))]
+    for path, places in itertools.groupby(shown, lambda place: place[0]):
+        with StackReader(path) as reader:
+            if reader.shape[1:] != shape:
+                break
+            parts.append(reader.read([number for _, number in places]))
+    images = np.concatenate(parts)
+    data = images if len(images) > 1 else images[0]
+    size = rows.pixel_size_angstrom
+    attributes: dict[str, Any] = {"name": name, "contrast_limits": contrast(images[0])}
+    if size:
+        attributes["scale"] = (*([1.0] * (data.ndim - 2)), size, size)
+        attributes["metadata"] = {"pixel_size_angstrom": size}
+    return data, attributes, "image"
+
+
+def write_image(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
+    """Write an image layer as an MRC file, with the pixel size that its scale says in Å.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written.
+    """
+    import numpy as np
+
+    from .io.mrc import StackWriter
+
+    images = np.asarray(data, dtype=np.float32)
+    images = images.reshape(-1, *images.shape[-2:])
+    # a scale of 1 is what napari gives where nobody knows it
+    size = float(attributes["scale"][-1]) if len(attributes.get("scale", ())) else 1.0
+    label = "written by cryohush from napari"
+    with StackWriter(
+        Path(path), images.shape, pixel_size_angstrom=None if size == 1.0 else size, label=label
+    ) as writer:
+        writer.write(images)
+    return [path]

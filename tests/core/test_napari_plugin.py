@@ -1,0 +1,120 @@
+"""What napari gets: layers as tuples, raw images below denoised ones, and nothing of napari's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+import yaml
+from particle_files import noise, read_stack, write_stack, write_table
+
+from cryohush.core.cli import main
+from cryohush.core.napari_plugin import get_reader, read_layers, write_image
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with particles in two stacks, one of them used backwards, and the same denoised."""
+    folder = tmp_path_factory.mktemp("napari")
+    for seed, name in enumerate(("a", "b")):
+        write_stack(folder / f"{name}.mrcs", noise(4, 32, 32, seed=seed))
+    names = ["2@b.mrcs", "1@a.mrcs", "4@b.mrcs", "1@b.mrcs"]
+    write_table(folder / "particles.star", names, box_px=32)
+    assert main(["denoise", str(folder / "particles.star"), "-o", str(folder / "out"), "--quiet"]) == 0
+    return folder
+
+
+def rows(folder: Path) -> np.ndarray:
+    a, b = (read_stack(folder / f"{name}.mrcs") for name in ("a", "b"))
+    return np.stack([b[1], a[0], b[3], b[0]])
+
+
+@pytest.mark.parametrize("name", ["particles.star", "cryohush.json"])
+def test_raw_images_lie_below_the_denoised_ones_row_by_row(run: Path, name: str) -> None:
+    (raw, about_raw, kind), (denoised, about, _) = read_layers(str(run / "out" / name))
+    assert kind == "image"
+    np.testing.assert_array_equal(raw, rows(run))
+    assert raw.shape == denoised.shape
+    assert about_raw["name"] == "raw: particles"
+    assert about["name"] == "particles"
+    # denoised images have less of everything than the noise that they were
+    assert (denoised.std((1, 2)) < raw.std((1, 2))).all()
+
+
+def test_a_denoised_stack_finds_its_own_raw_images(run: Path) -> None:
+    stack = next((run / "out").rglob("b.mrcs"))
+    (raw, _, _), (denoised, _, _) = read_layers(str(stack))
+    np.testing.assert_array_equal(denoised, read_stack(stack))
+    assert len(raw) == 3
+    by_hand = read_stack(run / "b.mrcs")
+    # in the output each image stands once, in the order of the raw stack or of the rows
+    assert sorted(image.std() for image in raw) == pytest.approx(sorted(by_hand[[0, 1, 3]].std((1, 2))))
+    for before, after in zip(raw, denoised, strict=True):
+        correlation = [np.corrcoef(before.ravel(), other.ravel())[0, 1] for other in denoised]
+        assert np.argmax(correlation) == np.flatnonzero((denoised == after).all((1, 2)))[0]
+
+
+def test_what_no_run_has_written_is_one_layer(run: Path) -> None:
+    ((data, about, _),) = read_layers(str(run / "a.mrcs"))
+    np.testing.assert_array_equal(data, read_stack(run / "a.mrcs"))
+    low, high = about["contrast_limits"]
+    assert low < float(np.median(data[0])) < high
+
+
+def test_the_scale_of_a_layer_is_the_pixel_size_and_comes_back(tmp_path: Path) -> None:
+    with mrcfile.new(tmp_path / "m.mrc") as file:
+        file.set_data(noise(1, 48, 48, seed=3)[0])
+        file.voxel_size = 1.25
+    ((data, about, kind),) = read_layers(str(tmp_path / "m.mrc"))
+    assert data.shape == (48, 48)
+    assert about["scale"] == pytest.approx((1.25, 1.25))
+    assert write_image(str(tmp_path / "again.mrc"), data, about) == [str(tmp_path / "again.mrc")]
+    with mrcfile.open(tmp_path / "again.mrc") as file:
+        np.testing.assert_array_equal(np.squeeze(file.data), data)
+        assert float(file.voxel_size.x) == pytest.approx(1.25)
+    assert kind == "image"
+
+
+@pytest.mark.parametrize("path", ["notes.txt", ["a.mrc", "b.mrc"]])
+def test_other_files_are_left_to_others(path: str | list[str]) -> None:
+    assert get_reader(path) is None
+    assert get_reader("A.MRC") is read_layers
+    assert get_reader("run/cryohush.json") is read_layers
+
+
+def test_asking_for_a_reader_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from cryohush.core.napari_plugin import get_reader; get_reader('a.mrc');"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'matplotlib', 'napari')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_manifest_names_functions_that_there_are() -> None:
+    manifest = yaml.safe_load((ROOT / "core" / "napari.yaml").read_text())
+    commands = {entry["id"]: entry["python_name"] for entry in manifest["contributions"]["commands"]}
+    assert set(commands.values()) == {
+        "cryohush.core.napari_plugin:get_reader",
+        "cryohush.core.napari_plugin:write_image",
+    }
+    for kind in ("readers", "writers"):
+        assert {entry["command"] for entry in manifest["contributions"][kind]} <= set(commands)
+
+
+def test_npe2_accepts_the_manifest_and_reads_with_it(run: Path) -> None:
+    npe2 = pytest.importorskip("npe2")
+    manifest = npe2.PluginManifest.from_file(ROOT / "core" / "napari.yaml")
+    manager = npe2.PluginManager()
+    manager.register(manifest)
+    path = str(run / "out" / "particles.star")
+    (reader,) = manager.iter_compatible_readers([path])
+    read = manager.commands.get(reader.command)(path)
+    assert [about["name"] for _, about, _ in read(path)] == ["raw: particles", "particles"]
+    assert json.loads((run / "out" / "cryohush.json").read_text())["table"] == "particles.star"
