@@ -166,7 +166,8 @@ def _add_denoise(parser: argparse.ArgumentParser) -> None:
         "--preview",
         type=int,
         metavar="N",
-        help="only draw N images, evenly spread, raw and denoised, as preview.png, and stop (default: off)",
+        help="only draw N images, evenly spread, raw and denoised, as preview.png, and stop; below 100 "
+        "particles without the context of the stack (default: off)",
     )
     _add_earlier(parser)
     _add_config(parser)
@@ -388,7 +389,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "cryohush train train.yaml -o run --resume",
     ),
     "evaluate": (
-        "cryohush evaluate --denoised Denoised/particles.star --reference clean.star -o Report",
+        "cryohush evaluate --denoised Denoised/particles.star --reference ctf_only.star -o Report",
         "cryohush evaluate --pairs Denoised/particles.star even.star --raw particles.star -o Report",
         "cryohush evaluate --pairs half1.mrc half2.mrc --mask mask.mrc -o Report",
         "cryohush evaluate --config evaluate.yaml -o Report",

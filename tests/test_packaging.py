@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -31,7 +32,7 @@ def requirements(text: str) -> dict[str, str]:
     return {name: version for name, _, version in (line.partition(" ") for line in lines if line)}
 
 
-def recipe() -> dict[str, dict[str, dict[str, list[str]]]]:
+def recipe() -> dict[str, Any]:
     text = (ROOT / "packaging" / "conda" / "meta.yaml").read_text()
     plain = re.sub(r"\{%.*%\}", "", text).replace("{{ version }}", cryohush.__version__)
     return dict(yaml.safe_load(plain.replace("{{ PYTHON }}", "python")))
@@ -45,6 +46,26 @@ def test_the_conda_recipe_needs_what_setup_cfg_needs(options: configparser.Secti
     needed["python"] = options["python_requires"]
     found = requirements("\n".join(recipe()["requirements"]["run"]))
     assert found == needed
+
+
+def test_the_conda_recipe_has_the_programs_of_setup_cfg() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    programs = config["options.entry_points"]["console_scripts"].split("\n")
+    assert sorted(recipe()["build"]["entry_points"]) == sorted(filter(None, programs))
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "cryohush.def"])
+def test_containers_install_extras_and_indexes_that_there_are(name: str) -> None:
+    text = (ROOT / "packaging" / name).read_text()
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    (extras,) = re.findall(r"'[^']*\[([a-z,]+)\]'", text)
+    assert set(extras.split(",")) <= set(config["options.extras_require"])
+    # the column "index" of the table of drivers
+    indexes = set(re.findall(r"\| `(cu\d+|cpu)`", (ROOT / "docs/install.md").read_text()))
+    assert {"cpu", "cu126"} < indexes
+    assert set(re.findall(r"(?i)torch_index=(\w+)", text)) <= indexes
 
 
 def test_the_recipes_are_of_this_version() -> None:

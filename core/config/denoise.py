@@ -53,7 +53,8 @@ class DenoiseOptions(Section):
     )
     limit: int | None = option(
         None,
-        "denoise only the first N particles or micrographs, as a trial: the table has only these",
+        "denoise only the first N particles or micrographs, as a trial: the table has only these (below 100 "
+        "particles there is no context of the stack, so that a longer run comes out a little better)",
         metavar="N",
         shown="all of them",
         ge=1,

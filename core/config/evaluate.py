@@ -144,7 +144,7 @@ class EvaluateConfig(Section):
     denoised: Path | None = option(
         None, "denoised particles or micrographs: `.star`, `.cs`, `.mrcs` or `.mrc`", metavar="FILE"
     )
-    reference: Path | None = option(None, "the same images without noise", metavar="FILE")
+    reference: Path | None = option(None, "the same images without noise, with their CTF", metavar="FILE")
     twin: Path | None = option(
         None,
         "images of the same particles with independent noise, which nothing was trained on",
