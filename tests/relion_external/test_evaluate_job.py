@@ -151,7 +151,12 @@ def test_every_flag_is_an_option_of_an_evaluation() -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", [flag for flag, name, *_ in parameters_of("evaluate") if name not in ("align_twin", "twin")]
+    "flag",
+    [
+        flag
+        for flag, name, *_ in parameters_of("evaluate")
+        if name not in ("align_twin", "pair_by_order", "twin")
+    ],
 )
 def test_a_flag_whose_value_was_left_empty_is_as_good_as_none(flag: str) -> None:
     assert config(flag) == config()
@@ -159,6 +164,7 @@ def test_a_flag_whose_value_was_left_empty_is_as_good_as_none(flag: str) -> None
 
 def test_a_bare_switch_is_on() -> None:
     assert config("--align_twin", "--raw", "r.star").align_twin
+    assert config("--pair_by_order").pair_by_order
 
 
 def test_lists_have_commas() -> None:

@@ -255,8 +255,9 @@ def test_noise_and_an_evaluation_are_jobs_of_the_project(
     make_micrographs(project)
     of_both = {"relion": str(project), "newest": "CtfFind"}
     noise = {"job": "extract-noise", "alias": "noise", "options": {"window_px": 64, "min_background": 0.5}}
-    # a path in the project
-    quality = {"job": "evaluate", "alias": "quality", "options": {"twin": "CtfFind/job001/twin.star"}}
+    # a path in the project; of other micrographs, which only their order brings together
+    options = {"twin": "CtfFind/job001/twin.star", "pair_by_order": True}
+    quality = {"job": "evaluate", "alias": "quality", "options": options}
     sources: list[dict[str, object]] = [
         {"name": "n", **of_both, **noise},
         {"name": "q", **of_both, **quality},
