@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -262,6 +262,38 @@ def draw_spectra(
         top = axes.secondary_xaxis("top")
         top.set_xticks([1 / d for d in resolutions], [f"{d} Å" for d in resolutions])
         top.tick_params(labelsize=7)
+
+
+def draw_gain(axes: Axes, bands: Sequence[Mapping[str, float | None]]) -> None:
+    """Draw the gain over the raw images by resolution, two standard errors either way.
+
+    1 is that of any low-pass filter.
+
+    `bands`: `vars` of `metrics.gain.BandGain`, of those that could be measured and others.
+    """
+    measured = [band for band in bands if band["gain"] is not None]
+    edges = [(1 / float(band["coarsest_angstrom"]), 1 / float(band["finest_angstrom"])) for band in measured]  # type: ignore[arg-type]
+    places = [(low + high) / 2 for low, high in edges]
+    gains = [float(band["gain"]) for band in measured]  # type: ignore[arg-type]
+    axes.axhline(1.0, color=RAW_COLOUR, linewidth=1.2)
+    axes.text(0.0, 1.0, " any low-pass filter", fontsize=7, color="0.35", va="bottom")
+    axes.errorbar(
+        places,
+        gains,
+        xerr=[(high - low) / 2 for low, high in edges],
+        yerr=[2 * float(band["standard_error"] or 0.0) for band in measured],
+        fmt="o",
+        markersize=3.5,
+        color=DENOISED_COLOUR,
+        linewidth=1.2,
+    )
+    axes.set_xlim(0.0, 1.1 * max((high for _, high in edges), default=0.1))
+    axes.set_xticks(
+        places, [f"{b['coarsest_angstrom']:g}-{b['finest_angstrom']:g} Å" for b in measured], fontsize=7
+    )
+    axes.set_ylabel("gain in correlation\nover the raw images", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.grid(color="0.9", linewidth=0.6)
 
 
 def _draw_scale_bar(panel: Axes, box_px: int, pixel_size_angstrom: float | None) -> None:

@@ -15,7 +15,7 @@ from ..advice import TRUST
 from ..metrics.gain import Verdict
 from ..progress import counted
 from . import PDF_NAME, PNG_NAME, VIEWER_NAME
-from .figures import Kind, draw_montage, draw_side_by_side, draw_spectra, montage_rows
+from .figures import Kind, draw_gain, draw_montage, draw_side_by_side, draw_spectra, montage_rows
 from .html import write_bytes
 from .paper import SMALL, TEXT_WIDTH, Paper
 from .text import fit
@@ -31,7 +31,7 @@ SHOWN = {"particles": 6, "micrographs": 3}
 # Width of an image in the PNG, inches, and the room for labels left and above of the images.
 PICTURE_WIDTH = {"particles": 1.3, "micrographs": 4.0}
 LABEL_ROOM, TITLE_ROOM = 0.75, 0.36
-SPECTRA_HEIGHT = 2.3
+SPECTRA_HEIGHT, GAIN_HEIGHT = 2.3, 2.1
 # Images with something to be said of them: so many are named at the head of the page, and at its end.
 FEW, NAMED = 2, 30
 
@@ -51,6 +51,7 @@ def write_report(
     total: int | None = None,
     remarks: Sequence[str] = (),
     error: NDArray[np.float32] | None = None,
+    gain: Sequence[Mapping[str, float | None]] = (),
 ) -> tuple[Path, Path, Path]:
     """Write `logfile.pdf`, `montage.png` and `view.html`, replacing those of an earlier run.
 
@@ -81,6 +82,8 @@ def write_report(
         What is to be said of single images, a line each.
     error
         `(n, y, x)` expected standard error of each denoised pixel; for the viewer.
+    gain
+        What denoising adds, by band of resolution; see `figures.draw_gain`.
 
     Returns
     -------
@@ -116,6 +119,9 @@ def write_report(
         part = paper.picture(SPECTRA_HEIGHT)
         axes = part.add_axes((0.09, 0.16, 0.89, 0.7))
         draw_spectra(axes, raw, denoised, pixel_size_angstrom=pixel_size_angstrom)
+    if any(band["gain"] is not None for band in gain):
+        paper.heading("What denoising adds, by resolution", above=GAIN_HEIGHT)
+        draw_gain(paper.picture(GAIN_HEIGHT).add_axes((0.09, 0.16, 0.89, 0.78)), gain)
     paper.heading("How it was made")
     paper.facts(facts)
     if len(remarks) > FEW:
@@ -185,6 +191,7 @@ def report_run(
         verdict=None if judgement is None else Verdict(gain, judgement),
         total=summary.n_images,
         error=samples.error,
+        gain=summary.gain.get("bands", ()),
         remarks=[
             *warnings,
             *(f"{_name(note, summary.kind)}, {what}: {note.problem}" for what, note in notes),

@@ -22,6 +22,7 @@ from cryohush.core.report.figures import (
     column_title,
     comparison_rows,
     contrast,
+    draw_gain,
     draw_montage,
     draw_spectra,
     grey_range,
@@ -377,3 +378,18 @@ def test_what_denoising_added_stands_first(tmp_path: Path, monkeypatch: pytest.M
     )
     assert said[0] == "Denoising adds 10 %."
     assert "Denoising adds 10 %." in (tmp_path / "view.html").read_text(encoding="utf-8")
+
+
+def test_the_gain_is_drawn_where_it_was_measured() -> None:
+    bands = [
+        {"coarsest_angstrom": 40.0, "finest_angstrom": 20.0, "gain": 1.25, "standard_error": 0.05},
+        {"coarsest_angstrom": 20.0, "finest_angstrom": 10.0, "gain": None, "standard_error": None},
+    ]
+    axes = Figure().add_axes((0, 0, 1, 1))
+    draw_gain(axes, bands)
+    (points,) = axes.containers
+    # (1/40 + 1/20) / 2, and two standard errors either way
+    np.testing.assert_allclose(points.lines[0].get_xydata(), [[0.0375, 1.25]])
+    (ends,) = points.lines[2][1].get_segments()
+    np.testing.assert_allclose(ends[:, 1], [1.15, 1.35])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["40-20 Å"]
