@@ -41,7 +41,7 @@ _SEED = 0
 #: images of the sample that are in memory at their full size at once
 _BLOCK = 128
 #: what has to be equal within a context; its images may differ in the rest
-_COMMON = ("voltage_kv", "cs_mm", "amplitude_contrast", "phase_shift_degrees")
+_COMMON = ("voltage_kv", "cs_mm", "amplitude_contrast")
 _OPTICS = tuple(field.name for field in fields(CtfParameters))
 
 
@@ -206,8 +206,8 @@ def find_contexts(
     """First pass: the contexts of a particle set, from a sample of each optics group and half set.
 
     The sample is a fixed function of the table. Groups of fewer than `FEWEST_IMAGES` usable images, those
-    without a pixel size, and those whose images differ in more than defocus have no context. A bare stack is
-    one group whose CTF is not known.
+    without a pixel size, and those whose images differ in more than defocus and phase shift have no context.
+    A bare stack is one group whose CTF is not known.
 
     Parameters
     ----------
@@ -326,7 +326,7 @@ def _fit(
         return None, f"none: boxes of {y} x {box} px, square and even ones are needed"
     of_sample = None if optics is None or not pixel_size else optics[torch.from_numpy(rows)]
     if of_sample is not None and _differ(of_sample):
-        return None, "none: the images differ in more than their defocus"
+        return None, "none: the images differ in more than defocus and phase shift"
     radius = default_radius_px((box, box))
     if wanted.diameter_angstrom is not None and pixel_size:
         radius = min(wanted.diameter_angstrom / pixel_size / 2, 0.47 * box)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..classical.covariance import ImageCovariance, estimate_covariance_through_ctf
 from ..classical.fourier_bessel import FourierBesselBasis
-from ..imaging.ctf import CtfParameters, ctf, defocus_groups
+from ..imaging.ctf import CtfParameters, ctf, defocus_groups, nearest_group
 from ..imaging.filters import background_power
 from ..imaging.resample import fourier_resample
 from ..imaging.rings import ring_index, ring_mean
@@ -73,8 +73,8 @@ class StackContext:
     covariance
         Of the images without CTF, particle masked, in units of `noise_variance`.
     group_optics
-        CTF of each group of like defocus; None where the CTF is not known, which then counts as the
-        particles' own.
+        CTF of each group of like defocus and phase shift; None where the CTF is not known, which then counts
+        as the particles' own.
     n_images
         Images of the sample.
     """
@@ -113,7 +113,8 @@ class StackContext:
             group = torch.zeros(n, dtype=torch.int64)
         else:
             own = ctf(optics, torch.full((n,), self.working_pixel_size_angstrom), working)
-            group = self._nearest_group(optics)
+            assert self.group_optics is not None
+            group = nearest_group(optics, self.group_optics)
         squared = own.square() * self.signal_power[ring_index((working, working))]
         wiener = transform * (squared / (squared + self.noise_variance))
         small = torch.fft.irfft2(transform, s=(working, working)) * (
@@ -133,11 +134,6 @@ class StackContext:
     @property
     def working_radius_px(self) -> float:
         return self.radius_px * self.working_box_px / self.box_px
-
-    def _nearest_group(self, optics: CtfParameters) -> Tensor:
-        assert self.group_optics is not None
-        defocus = (optics.defocus_u_angstrom + optics.defocus_v_angstrom) / 2
-        return (defocus[:, None] - self.group_optics.defocus_u_angstrom[None]).abs().argmin(1)
 
     def _restored(self, images: Tensor, group: Tensor) -> Tensor:
         """`(n, y, x)` images of noise 1 on the working grid, to what the covariance makes of them."""
@@ -208,7 +204,8 @@ def fit_context(
     images
         `(n, y, x)` normalised, square, of even side; at least `FEWEST_IMAGES`.
     optics
-        Their CTFs, which differ in nothing but defocus and astigmatism; None where they are not known.
+        Their CTFs, which differ in nothing but defocus, astigmatism and phase shift; None where they are not
+        known.
     radius_px
         Of the particle.
     box_px

@@ -9,6 +9,7 @@ References
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from ..errors import ConfigurationError, InputError
 from ..io.particles import ParticleSet
 from ..io.poses import read_ctf
 from .rings import frequency_grid
+
+#: of the phase shifts within a group
+_PHASE_STEP_DEGREES = 15.0
 
 
 @dataclass(frozen=True)
@@ -82,22 +86,22 @@ def ctf(parameters: CtfParameters, pixel_size_angstrom: Tensor, box_px: int | tu
 
 
 def defocus_groups(parameters: CtfParameters, n_groups: int) -> tuple[Tensor, CtfParameters]:
-    """Divide n images by their mean defocus into groups of about one size.
+    """Divide n images by their phase shift and their mean defocus into groups of about one size.
 
     Returns
     -------
     group
         `(n,)` int64, which group each image belongs to.
     parameters
-        Of the groups: their mean defocus, without astigmatism.
+        Of the groups, at most `n_groups`: their mean defocus and phase shift, without astigmatism.
 
     Raises
     ------
     ValueError
-        When the images differ in something else than defocus, so that no CTF stands for a group, or there are
-        fewer images than groups.
+        When the images differ in something else, so that no CTF stands for a group, or there are fewer images
+        than groups.
     """
-    for name in ("voltage_kv", "cs_mm", "amplitude_contrast", "phase_shift_degrees"):
+    for name in ("voltage_kv", "cs_mm", "amplitude_contrast"):
         values = getattr(parameters, name)
         if float(values.max() - values.min()) > 1e-4 * float(values.abs().max()):
             raise ValueError(
@@ -105,19 +109,35 @@ def defocus_groups(parameters: CtfParameters, n_groups: int) -> tuple[Tensor, Ct
             )
     if not 1 <= n_groups <= len(parameters):
         raise ValueError(f"{len(parameters)} images cannot be divided into {n_groups} groups")
-    defocus = (parameters.defocus_u_angstrom + parameters.defocus_v_angstrom) / 2
+    defocus, phase = _mean_defocus(parameters), parameters.phase_shift_degrees
+    n_phases = max(1, min(n_groups, math.ceil(float(phase.max() - phase.min()) / _PHASE_STEP_DEGREES)))
     group = torch.empty(len(parameters), dtype=torch.int64)
-    first, means = [], []
-    for number, members in enumerate(torch.tensor_split(defocus.argsort(), n_groups)):
-        group[members] = number
-        first.append(int(members[0]))
-        means.append(defocus[members].mean())
-    mean = torch.stack(means)
-    common = parameters[torch.tensor(first)]
+    groups: list[Tensor] = []
+    for alike in torch.tensor_split(phase.argsort(stable=True), n_phases):
+        for members in torch.tensor_split(alike[defocus[alike].argsort()], n_groups // n_phases):
+            group[members] = len(groups)
+            groups.append(members)
+    mean = torch.stack([defocus[members].mean() for members in groups])
+    mean_phase = torch.stack([phase[members].mean() for members in groups])
+    common = parameters[torch.stack([members[0] for members in groups])]
     return group, CtfParameters(
         *(mean, mean, torch.zeros_like(mean)),
-        *(common.voltage_kv, common.cs_mm, common.amplitude_contrast, common.phase_shift_degrees),
+        *(common.voltage_kv, common.cs_mm, common.amplitude_contrast, mean_phase),
     )
+
+
+def nearest_group(parameters: CtfParameters, groups: CtfParameters) -> Tensor:
+    """`(n,)` which of some groups each of n images is nearest to, by defocus and phase shift.
+
+    1000 Å of defocus count as 9° of phase shift, what they make near 20 Å at 300 kV.
+    """
+    defocus = _mean_defocus(parameters)[:, None] - _mean_defocus(groups)
+    phase = parameters.phase_shift_degrees[:, None] - groups.phase_shift_degrees
+    return (defocus.abs() + phase.abs() * (1000.0 / 9.0)).argmin(1)
+
+
+def _mean_defocus(parameters: CtfParameters) -> Tensor:
+    return (parameters.defocus_u_angstrom + parameters.defocus_v_angstrom) / 2
 
 
 def b_factor_envelope(b_factor: Tensor, pixel_size_angstrom: Tensor, box_px: int) -> Tensor:

@@ -62,7 +62,7 @@ from user_tasks import (
 
 from cryohush.core.config.denoise import SUSPICIOUS_BELOW
 from cryohush.core.context.stack_context import StackContext, circle, fit_context
-from cryohush.core.imaging.ctf import CtfParameters
+from cryohush.core.imaging.ctf import CtfParameters, nearest_group
 from cryohush.core.imaging.noise import image_generator
 from cryohush.core.imaging.normalise import default_radius_px, normalise
 from cryohush.core.imaging.projection import Projector, random_rotations
@@ -409,7 +409,8 @@ def covariance_scores(
     small = fourier_resample(images, working) * (mask / context.noise_variance**0.5)
     group = torch.zeros(len(images), dtype=torch.int64)
     if optics is not None:
-        group = context._nearest_group(optics)
+        assert context.group_optics is not None
+        group = nearest_group(optics, context.group_optics)
     coefficients = basis.analyse(small)
     seen_means = context._filters.seen_means[group]
     likelihood = torch.zeros(len(images), dtype=torch.float64)

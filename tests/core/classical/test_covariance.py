@@ -15,7 +15,7 @@ from cryohush.core.classical.covariance import (
     estimate_covariance_through_ctf,
 )
 from cryohush.core.classical.fourier_bessel import FourierBesselBasis, _bessel_roots, _BesselTable
-from cryohush.core.imaging.ctf import CtfParameters, ctf, defocus_groups
+from cryohush.core.imaging.ctf import CtfParameters, ctf, defocus_groups, nearest_group
 from cryohush.core.imaging.filters import apply_transfer, radial_filter, wiener_gain
 from cryohush.core.imaging.projection import Projector, random_rotations
 from cryohush.core.imaging.rings import frequency_grid, ring_mean
@@ -213,6 +213,29 @@ def test_images_through_many_ctfs_are_restored_almost_as_if_the_covariance_were_
     assert best < found < 1.3 * best
     # flat images of the mean grey value would have 1
     assert found < 0.5
+
+
+def test_images_of_a_phase_plate_are_grouped_by_their_phase_shift_too(
+    clean_covariance: ImageCovariance,
+) -> None:
+    n, pixel_size, variance = 1500, 4.0, 4.0
+    phase = torch.linspace(30, 120, n)[torch.randperm(n, generator=torch.Generator().manual_seed(1))]
+    clean = projections(n, seed=7)
+    parameters = CtfParameters(**{**vars(optics(n)), "phase_shift_degrees": phase})
+    own = ctf(parameters, torch.full((n,), pixel_size), BOX)
+    noisy = apply_transfer(clean, own) + variance**0.5 * white(*clean.shape)
+    errors = []
+    for known in (phase, phase.mean().expand(n)):
+        seen = CtfParameters(**{**vars(parameters), "phase_shift_degrees": known})
+        group, common = defocus_groups(seen, 30)
+        transfer = ctf(common, torch.full((len(common),), pixel_size), BOX)
+        covariance = estimate_covariance_through_ctf(noisy, variance, clean_covariance.basis, transfer, group)
+        errors.append(mean_squared(covariance.restore(noisy, variance, transfer, group) - clean))
+        spans = [float(known[group == number].max() - known[group == number].min()) for number in range(30)]
+        assert max(spans) <= 15.1
+        there = nearest_group(seen, common)
+        assert float((common.phase_shift_degrees[there] - known).abs().max()) < 15.1
+    assert errors[0] < 0.9 * errors[1]
 
 
 def test_groups_are_of_like_defocus_and_size() -> None:
