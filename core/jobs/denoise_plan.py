@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from ..config.denoise import DenoiseOptions
 from ..errors import InputError
 from ..inference.denoiser import Denoiser
+from ..inference.devices import LocalDevices
 from ..inference.engine import Choices, Task, choose, tiling
 from ..inference.inputs import InputNotes
 from ..inference.plan import ImageSet, StackPlan, source_files
@@ -225,11 +228,14 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
         return summary
 
     def _error_teller(self, task: Task) -> ErrorOf | None:
-        """Return what tells the expected error of particles; the CPU looks at a few of them."""
+        """Return what tells the expected error of particles, on the first device of this process."""
         if self.are_micrographs:
             return None
+        here = self.devices.devices[0] if isinstance(self.devices, LocalDevices) else torch.device("cpu")
         precision = task.choices.precision
-        denoiser = Denoiser(self.model.module, "cpu", "fp32" if precision == "fp16" else precision)
+        if here.type == "cpu" and precision == "fp16":
+            precision = "fp32"
+        denoiser = Denoiser(self.model.module, here, precision)
         return error_teller(denoiser, self.options, task.contexts)
 
     def _measure_gain(self, task: Task) -> dict[str, Any]:
