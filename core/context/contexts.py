@@ -25,7 +25,7 @@ from ..imaging.normalise import default_radius_px, normalise
 from ..io.files import writing
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
-from ..io.poses import changed_ctf
+from ..io.poses import PREMULTIPLIED, changed_ctf
 from .stack_context import (
     FEWEST_IMAGES,
     MOST_IMAGES,
@@ -256,10 +256,10 @@ def _find(
 ) -> StackContexts:
     n = len(particles)
     try:
-        # of images whose CTF was changed the CTF is as good as unknown
-        optics = None if changed_ctf(particles) else ctf_parameters_of(particles)
+        optics = ctf_parameters_of(particles)
     except (CryohushError, ValueError):  # a table without CTFs, or with impossible ones
         optics = None
+    premultiplied = changed_ctf(particles, [PREMULTIPLIED]) is not None
     rows_of = _groups(particles)
     of_row = torch.full((n,), -1, dtype=torch.int64)
     contexts: list[StackContext] = []
@@ -270,7 +270,10 @@ def _find(
             notes[name] = known.notes[name]
             log(f"context of {notes[name]}; as when the run began")
         else:
-            context, note = _fit(particles, rows, optics, wanted)
+            if premultiplied:  # their noise is as coloured as their signal
+                context, note = None, "none: the images were multiplied by their CTF"
+            else:
+                context, note = _fit(particles, rows, optics, wanted)
             notes[name] = f"{name}: {note}"
             log(f"context of {notes[name]}")
         if context is not None:

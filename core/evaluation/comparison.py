@@ -82,6 +82,14 @@ class Sources:
         )
         given |= dict(zip(names, present, strict=True))
         reference, twin, raw = given["reference"], given["twin"], given["raw"]
+        first = np.zeros(1, np.int64)
+        for other in (raw, reference):
+            if twin is not None and other is not None and torch.equal(twin.read(first), other.read(first)):
+                raise InputError(
+                    f"the images are those of {other.path} themselves: their noise has to be independent.",
+                    path=twin.path,
+                    remedy="Give other images of the same particles, such as of other frames.",
+                )
         micrographs = next(filter(None, (rows.micrographs() for rows in (denoised, *present))), None)
         if micrographs is None and config.align_twin:
             raise InputError(

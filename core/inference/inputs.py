@@ -20,7 +20,7 @@ from ..imaging.rings import noise_ends_at
 from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
-from ..io.poses import changed_ctf
+from ..io.poses import PREMULTIPLIED, changed_ctf
 from .plan import ImageSet, StackPlan
 
 # Particles that are looked at, from so many stacks; micrographs.
@@ -202,7 +202,7 @@ def _filled(images: Tensor, *, particles: bool = True) -> Tensor:
 
 
 def _of_kind(images: ImageSet, first: StackPlan) -> list[str]:
-    """Warn of a particle that may have been taken for a micrograph, and of particles with a changed CTF."""
+    """Warn of a particle that may have been taken for a micrograph, and of CTF-premultiplied particles."""
     warnings = []
     y, x = first.shape
     if not images.has_table and first.is_micrograph and y == x <= _BOX_PX:
@@ -210,11 +210,11 @@ def _of_kind(images: ImageSet, first: StackPlan) -> list[str]:
             f"{first.source}: one image of {x} x {y} px is taken for a micrograph, with dark protein. "
             "A particle needs the suffix .mrcs."
         )
-    if isinstance(images, ParticleSet) and (changed := changed_ctf(images)) is not None:
+    if isinstance(images, ParticleSet) and (found := changed_ctf(images, [PREMULTIPLIED])) is not None:
         warnings.append(
-            f"{images.source}, line {changed[1]}: {changed[0]} says that the images are not as the "
-            "microscope gave them. The model knows only such, and the context goes without their CTF: better "
-            "extract the particles without phase flipping and CTF premultiplication."
+            f"{images.source}, line {found[1]}: {PREMULTIPLIED} says that the images were multiplied by "
+            "their CTF, and so was their noise, which the model does not know. Extracted without that, they "
+            "come out better."
         )
     return warnings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -15,7 +16,9 @@ from .optics import OpticsGroup
 from .particles import ParticleSet
 from .star import read_tables, unquote
 
-_CHANGED_CTF = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
+PREMULTIPLIED = "rlnCtfDataAreCtfPremultiplied"
+CHANGED_CTF = (PREMULTIPLIED, "rlnCtfDataArePhaseFlipped")
+"""Columns that say that images are not as the microscope gave them."""
 _ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _ORIGINS = ("rlnOriginXAngst", "rlnOriginYAngst")
 _ORIGINS_PX = ("rlnOriginX", "rlnOriginY")  # before RELION 3.1
@@ -127,15 +130,12 @@ def read_ctf(particles: ParticleSet) -> CtfTable:
 _Rows = TypeVar("_Rows", PoseTable, CtfTable)
 
 
-def changed_ctf(particles: ParticleSet) -> tuple[str, int] | None:
-    """Return what says that the images are not as the microscope gave them, and its line; None if they are.
-
-    The phases of their CTF were flipped, or they were multiplied by it.
-    """
+def changed_ctf(particles: ParticleSet, columns: Sequence[str] = CHANGED_CTF) -> tuple[str, int] | None:
+    """Return which column says that the CTF of images was changed, and in which line; None if none does."""
     if particles.is_cs or not particles.has_table:
         return None
     for block in read_tables(particles.source):
-        places = {block.labels.index(label): label for label in _CHANGED_CTF if label in block.labels}
+        places = {block.labels.index(label): label for label in columns if label in block.labels}
         for line, _, tokens in block.rows() if places else ():
             for place, label in places.items():
                 if tokens and unquote(tokens[place]) != "0":

@@ -60,6 +60,12 @@ class Sum:
             return reader.shape[1], reader.shape[2]
 
     def _check(self, reader: StackReader) -> None:
+        if reader.header.denoised_label:
+            raise InputError(
+                f"this sum of frames was denoised already ({reader.header.denoised_label}).",
+                path=self.path,
+                remedy="Give the raw ones.",
+            )
         if self.image >= reader.n_images:
             raise InputError(
                 f"expected two sums of frames, found {reader.n_images} image{'s' * (reader.n_images > 1)}.",

@@ -75,6 +75,7 @@ class PairedParticles:
             self._partners = np.full(len(self._noisy), -1, dtype=np.intp)
             self._partners[found.first] = found.other
             self.rows = self.rows[self._partners[self.rows] >= 0]
+            self._refuse_the_same(config)
             if not len(self.rows):
                 purpose = "validation" if held_out else "training"
                 raise InputError(
@@ -83,6 +84,24 @@ class PairedParticles:
         self.structures: list[str] = []
         self.pixel_size_angstrom = self._noisy.pixel_size_angstrom
         self.target = "target (noisy)" if config.target is None or not config.target_is_clean else "clean"
+
+    def _refuse_the_same(self, config: PairsConfig) -> None:
+        """Raise when both are the same images: a model would learn to change nothing.
+
+        Raises
+        ------
+        InputError
+            They are.
+        """
+        rows = self.rows[:1]
+        if self._target is None or not len(rows):
+            return
+        if torch.equal(self._noisy.read(rows), self._target.read(self._partners[rows])):
+            raise InputError(
+                f"the images are those of {config.noisy} themselves, and their noise is the same.",
+                path=config.target,
+                remedy="Give clean images, or others of the same particles whose noise is independent.",
+            )
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy `(n, 1, y, x)`, target `(n, 1, y, x)` and SNR, which is not known: NaN `(n,)`."""

@@ -300,7 +300,7 @@ def test_files_travel_through_the_server(
     [
         ("extract-noise", "--micrographs is missing"),
         ("extract-noise --micrographs J42:particles", "is of type particle, expected exposure"),
-        ("extract-noise --micrographs J43:exposures --window-px 2", "window_px"),
+        ("extract-noise --micrographs J43:exposures --window-px 2", "--window-px: expected"),
         ("extract-noise --micrographs J43:exposures --resume J42", "not an external job"),
         ("evaluate --particles J42:particles", "denoised needs something to be compared with"),
         ("evaluate --particles J42:particles --twin J44:particles", "no particle is in all of"),

@@ -259,7 +259,12 @@ def test_poses_that_explain_nothing_are_warned_of_in_run_err_and_in_the_report(p
 
 def test_twins_train_noise2noise(project):
     twin = Path("twin.star")
-    twin.write_text(Path(PARTICLES).read_text())
+    with StackReader("Sim/noisy.mrcs") as reader:
+        images = reader.read(range(reader.n_images))
+    images += np.random.default_rng(1).normal(scale=images.std(), size=images.shape).astype(np.float32)
+    with StackWriter("Sim/twin.mrcs", images.shape, pixel_size_angstrom=4.0, label="") as writer:
+        writer.write(images)
+    twin.write_text(Path(PARTICLES).read_text().replace("Sim/noisy.mrcs", "Sim/twin.mrcs"))
     commands.train(Request(Path(JOB), given("--twin", str(twin), reference=None), "command"))
     assert load_model(JOB).card["training"]["pairs"]["target_is_clean"] is False
 

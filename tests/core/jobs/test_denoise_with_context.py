@@ -106,7 +106,8 @@ def test_a_table_of_few_images_is_denoised_without(table: Path, weights: Path) -
 
 
 @pytest.mark.parametrize("label", ["rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"])
-def test_the_ctf_of_images_whose_ctf_was_changed_is_not_taken_back(table: Path, label: str) -> None:
+def test_ctf_premultiplied_images_have_no_context(table: Path, label: str) -> None:
+    """Their noise is as coloured as their signal; where phases were flipped it is not."""
     names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
     found = {}
     for value in (0, 1):
@@ -117,9 +118,13 @@ def test_the_ctf_of_images_whose_ctf_was_changed_is_not_taken_back(table: Path, 
             "data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n_rlnDefocusU\n_rlnDefocusV\n"
             f"_rlnDefocusAngle\n{rows}\n"
         )
-        found[value] = find_contexts(ParticleSet.read(table)).contexts[0].group_optics
-    assert found[0] is not None
-    assert found[1] is None
+        found[value] = find_contexts(ParticleSet.read(table))
+    assert len(found[0].contexts) == 1
+    if "Premultiplied" in label:
+        assert not found[1].contexts
+        assert "multiplied by their CTF" in next(iter(found[1].notes.values()))
+    else:
+        assert len(found[1].contexts) == 1
 
 
 def test_masks_and_hot_pixels_do_not_reach_the_context(table: Path) -> None:

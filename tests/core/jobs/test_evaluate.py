@@ -381,6 +381,14 @@ def test_without_micrographs_aligning_is_refused(files: Files, tmp_path: Path) -
         run_evaluate(config, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["raw", "reference"])
+def test_images_are_no_twins_of_themselves(files: Files, tmp_path: Path, name: str) -> None:
+    """Of a copy, too, the noise is the same: raw images would correlate perfectly with their twins."""
+    copy = write_particles(tmp_path, "copy", files.images["raw"])
+    with pytest.raises(InputError, match=r"copy\.star: the images are those of .*raw\.star themselves"):
+        compared(EvaluateConfig(**{"denoised": files["denoised"], "twin": copy, name: files["raw"]}))
+
+
 @pytest.mark.parametrize("name", ["raw", "twin"])
 def test_denoised_images_are_no_raw_ones(files: Files, tmp_path: Path, name: str) -> None:
     """Their figures would be those of a denoiser, and the gain over them another one's."""

@@ -12,9 +12,12 @@ from particle_files import read_alike, write_stack
 
 from cryohush.core.config.training import PairsConfig, TrainingConfig
 from cryohush.core.errors import ConfigurationError, InputError, StarError
+from cryohush.core.io.mrc import StackWriter
+from cryohush.core.io.mrc_header import label_of_denoised
 from cryohush.core.job_context import JobContext
 from cryohush.core.models.weights import load_model
 from cryohush.core.training.frame_halves import FOLDER, cut_pairs
+from cryohush.core.training.pairs import PairedParticles
 from cryohush.core.training.run import train
 
 SIDE, BOX, N = (150, 170), 32, 3
@@ -131,6 +134,23 @@ def test_what_cannot_be_cut_is_refused(
         changes = {"coordinates": write_coordinates(tmp_path, "other{}.mrc")}
     with pytest.raises(error, match=message):
         cut_pairs(pairs(session, **changes), tmp_path / "out", seed=1)
+
+
+@pytest.mark.parametrize("spoilt", ["denoised", "twice the same"])
+def test_sums_have_noise_of_their_own(tmp_path: Path, spoilt: str) -> None:
+    session = write_session(tmp_path)
+    for number in range(N):
+        even, odd = (tmp_path / f"job002/m{number}_{name}.mrc" for name in ("EVN", "ODD"))
+        if spoilt == "denoised":
+            image = mrcfile.read(odd)[None]
+            label = label_of_denoised("m")
+            with StackWriter(odd, image.shape, pixel_size_angstrom=1.5, label=label) as writer:
+                writer.write(image)
+        else:
+            odd.write_bytes(even.read_bytes())
+    problem = "was denoised already" if spoilt == "denoised" else "their noise is the same"
+    with pytest.raises(InputError, match=problem):
+        PairedParticles(cut_pairs(pairs(session), tmp_path / "out", seed=1), held_out=False, seed=1)
 
 
 def test_a_session_without_sums_is_told_how_to_get_them(tmp_path: Path) -> None:

@@ -80,6 +80,18 @@ def test_areas_without_noise_are_filled_before_a_model_learns_from_them(tmp_path
     np.testing.assert_allclose(filled[:, 24:40, 24:40], whole[:, 24:40, 24:40], atol=1.0, rtol=0.2)
 
 
+@pytest.mark.parametrize("is_copy", [False, True])
+@pytest.mark.parametrize("is_clean", [False, True])
+def test_images_are_no_target_of_their_own(tmp_path, images, is_copy, is_clean):
+    """A model would learn to change nothing, and the loss would be perfect."""
+    noisy = write_set(tmp_path, "noisy", images)
+    target = write_set(tmp_path, "copy", images) if is_copy else noisy
+    with pytest.raises(InputError, match=r"the images are those of .*noisy\.star themselves"):
+        PairedParticles(
+            PairsConfig(noisy=noisy, target=target, target_is_clean=is_clean), held_out=False, seed=3
+        )
+
+
 def test_denoised_images_are_nothing_to_learn_noise_from(tmp_path, images):
     made = tmp_path / "made.mrcs"
     with StackWriter(made, images.shape, pixel_size_angstrom=2.0, label=label_of_denoised("m")) as writer:
@@ -93,6 +105,8 @@ def test_denoised_images_are_nothing_to_learn_noise_from(tmp_path, images):
         with pytest.raises(InputError, match=r"made\.mrcs: these images were denoised already"):
             PairedParticles(PairsConfig(**given), held_out=False, seed=3)
     # as clean images they may serve: a smaller network can learn from them
+    with StackWriter(made, images.shape, pixel_size_angstrom=2.0, label=label_of_denoised("m")) as writer:
+        writer.write(0.5 * images)
     PairedParticles(PairsConfig(noisy=noisy, target=made), held_out=False, seed=3)
 
 
@@ -156,8 +170,8 @@ def test_noisy_targets_are_normalised_by_themselves(tmp_path, images):
 
 
 def test_validation_keeps_whole_micrographs_back(tmp_path, images):
-    path = write_set(tmp_path, "noisy", images)
-    config = PairsConfig(noisy=path, target=path, validation_share=0.2)
+    path, target = write_set(tmp_path, "noisy", images), write_set(tmp_path, "clean", 2 * images)
+    config = PairsConfig(noisy=path, target=target, validation_share=0.2)
     training = PairedParticles(config, held_out=False, seed=3).rows
     validation = PairedParticles(config, held_out=True, seed=3).rows
     assert len(validation) == 8  # one of five micrographs of eight particles
@@ -166,8 +180,8 @@ def test_validation_keeps_whole_micrographs_back(tmp_path, images):
 
 
 def test_half_set_alone_is_used(tmp_path, images):
-    path = write_set(tmp_path, "noisy", images)
-    data = PairedParticles(PairsConfig(noisy=path, target=path, half_set=2), held_out=False, seed=3)
+    path, target = write_set(tmp_path, "noisy", images), write_set(tmp_path, "clean", 2 * images)
+    data = PairedParticles(PairsConfig(noisy=path, target=target, half_set=2), held_out=False, seed=3)
     assert set(data.rows % 2) == {1}
 
 
@@ -257,7 +271,7 @@ def test_targets_in_another_order_are_found_by_their_places(tmp_path, images, cl
     lines: list[str] = []
     noisy, target = (
         write_placed(tmp_path, "noisy", images, list(range(N))),
-        images if clean else 5 * images + 7,
+        images + 7 if clean else 5 * images + 7,
     )
     paths = [
         write_placed(tmp_path, name, target, rows) for name, rows in (("b", order), ("c", order[::-1][:30]))
