@@ -30,6 +30,7 @@ from .project import Project
 from .project import Source as Output
 from .record import Record, new_mark
 from .run import JobRun
+from .source import CryosparcSource
 from .work import describe_evaluation, describe_noise, describe_run
 
 _KINDS = {kind.name: kind for kind in KINDS}
@@ -63,7 +64,7 @@ class CryosparcProjects:
 
     def find(self, source: Source) -> list[Item]:
         """Return the one item of an output."""
-        assert source.cryosparc is not None  # of this host
+        assert isinstance(source, CryosparcSource)  # of this host
         project = Project(self._instance, source.cryosparc)
         directory = project.directory()
         find_place(directory, project.uid, "", None)

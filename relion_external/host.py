@@ -33,6 +33,7 @@ from .follow import BATCH_NAME, END_NAME, write_note
 from .markers import ABORT_NOW, EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
 from .pipeline import add_running_job, processes, read_pipeline, refuse_if_busy, relion_version
 from .project import Kind, Project, write_output_nodes
+from .source import RelionSource
 
 if TYPE_CHECKING:
     from ..core.jobs.kinds import Result
@@ -136,7 +137,7 @@ class RelionProjects:
 
     def find(self, source: Source) -> list[Item]:
         """Return an item for each table that the path or pattern names, or for that of the newest job."""
-        assert source.relion is not None  # of this host
+        assert isinstance(source, RelionSource)  # of this host
         project = source.relion.absolute()
         pipeline = read_pipeline(project)
         if source.newest is not None:

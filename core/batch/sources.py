@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..config.batch import BatchPlan, Options, Source
+from ..config.batch import BatchPlan, FileSource, Options, Source
 from ..config.evaluate import EvaluateConfig
 from ..errors import ConfigurationError, CryohushError, OutputError
 from ..inference.devices import LocalDevices, resolve_devices
@@ -67,7 +67,7 @@ class Files:
 
     def find(self, source: Source) -> list[Item]:
         """Return an item for each file that the path or pattern names."""
-        assert source.file is not None  # of this host
+        assert isinstance(source, FileSource)  # of this host
         paths = matching(source.file)
         if source.output is not None and len(paths) > 1:
             raise ConfigurationError(

@@ -41,7 +41,7 @@ class Item:
     job
         What is done.
     host
-        `file`, `relion` or `cryosparc`.
+        What has the data: a name in `config.batch.HOSTS`.
     source
         The input.
     origin

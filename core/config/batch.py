@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from ..errors import ConfigurationError
+from ..registry import Registry
 from .base import Section
 from .denoise import DenoiseOptions
 from .evaluate import EvaluateConfig
@@ -21,12 +23,6 @@ OPTIONS: Mapping[Job, type[Options]] = {
     "denoise": DenoiseOptions,
     "extract-noise": ExtractNoiseOptions,
     "evaluate": EvaluateConfig,
-}
-# The kinds of sources by the entry that makes one of it, and what each may say besides what all may.
-_ENTRIES = {
-    "file": {"root", "passthrough"},
-    "relion": {"particles", "micrographs", "newest", "alias"},
-    "cryosparc": {"particles", "micrographs", "newest", "workspace", "title"},
 }
 # The engine decides these for all sources.
 _OF_THE_ENGINE = ("device", "threads")
@@ -140,79 +136,89 @@ class EngineConfig(Section):
 
 
 class Source(Section):
-    """Data of a batch: exactly one of `file`, `relion` and `cryosparc`."""
+    """Data of a batch, by the host that has them: what every source may say, whatever its host.
+
+    A host's own model names the host as `host`, which is also the entry that makes a source one of that host.
+    """
+
+    host: ClassVar[str]
 
     name: Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$")] | None = Field(
         default=None, description="What it is called in logs and reports; made from its path if left out."
     )
-    file: str | None = Field(
-        default=None, description="A table, stack or micrograph, or a pattern of such, without a project."
-    )
-    root: Path | None = Field(default=None, description="Of a file, as `cryohush denoise` has them.")
-    passthrough: tuple[Path, ...] = Field(
-        default=(), description="Of a file, as `cryohush denoise` has them."
-    )
-    relion: Path | None = Field(default=None, description="A project's folder.")
-    cryosparc: Annotated[str, Field(pattern=r"^P\d+$")] | None = Field(
-        default=None, description="A project, `P3`."
-    )
-    workspace: Annotated[str, Field(pattern=r"^W\d+$")] | None = Field(
-        default=None,
-        description=(
-            "Of that project, `W1`: where the job is made, and the newest one is looked for; None "
-            "is that of the job that has the images, and all of them."
-        ),
-    )
-    particles: str | None = Field(
-        default=None,
-        description=(
-            "In RELION a STAR file of the project, or a pattern; in cryoSPARC job and output, "
-            "`J42:particles`."
-        ),
-    )
-    micrographs: str | None = Field(
-        default=None,
-        description=(
-            "In RELION a STAR file of the project, or a pattern; in cryoSPARC job and output, "
-            "`J42:particles`."
-        ),
-    )
-    newest: str | None = Field(
-        default=None,
-        description=(
-            "Instead: a kind of job, of which the newest finished one with images is taken: "
-            "`Extract` in RELION, `extract_micrographs_multi` or, with the output, "
-            "`select_2D:particles_selected` in cryoSPARC."
-        ),
-    )
-    alias: Annotated[str, Field(pattern=r"^\w[\w.-]+$")] | None = Field(
-        default=None, description="What RELION is to call the job."
-    )
-    title: str | None = Field(default=None, description="What cryoSPARC is to call it.")
     job: Job | None = Field(default=None, description="If it is another than the plan's.")
     options: dict[str, Any] = Field(
         default={},
         description="What differs from the plan's; of a source with another job than the plan's, all.",
     )
-    output: Path | None = Field(default=None, description="Folder of the results of a file.")
 
     @property
-    def host(self) -> str:
-        """Where the data are: the name of the one entry that says it."""
-        return next((name for name in _ENTRIES if getattr(self, name) is not None), "file")
+    def images(self) -> str:
+        """What it says of its images: until the host has found them, an evaluation's denoised ones."""
+        raise NotImplementedError
+
+
+class FileSource(Source):
+    """A table, stack or micrograph without a project."""
+
+    host = "file"
+
+    file: str = Field(description="A table, stack or micrograph, or a pattern of such.")
+    root: Path | None = Field(default=None, description="As `cryohush denoise` has it.")
+    passthrough: tuple[Path, ...] = Field(default=(), description="As `cryohush denoise` has them.")
+    output: Path | None = Field(default=None, description="Folder of the results.")
+
+    @property
+    def images(self) -> str:
+        """See `Source`."""
+        return self.file
+
+
+class ProjectSource(Source):
+    """Images in a project of a host; exactly one of `particles`, `micrographs` and `newest`."""
+
+    particles: str | None = Field(default=None, description="Particles of the project.")
+    micrographs: str | None = Field(default=None, description="Micrographs of the project.")
+    newest: str | None = Field(
+        default=None,
+        description="Instead: a kind of job, of which the newest finished one with images is taken.",
+    )
+
+    @property
+    def images(self) -> str:
+        """See `Source`."""
+        return self.particles or self.micrographs or self.newest or ""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Source:
-        given = self.model_fields_set
-        if len(given & set(_ENTRIES)) != 1:
-            raise ValueError(f"expected exactly one of {', '.join(_ENTRIES)}")
-        allowed = _ENTRIES[self.host] | {"name", "job", "options", self.host}
-        allowed |= {"output"} if self.host == "file" else set()
-        if wrong := sorted(given - allowed):
-            raise ValueError(f"{', '.join(wrong)}: not for a source of the kind {self.host}")
-        if self.host != "file" and len(given & {"particles", "micrographs", "newest"}) != 1:
+    def _says_which(self) -> ProjectSource:
+        if len(self.model_fields_set & {"particles", "micrographs", "newest"}) != 1:
             raise ValueError("expected exactly one of particles, micrographs and newest")
         return self
+
+
+#: the models of sources, by the host that has them
+HOSTS: Registry[type[Source]] = Registry("host", {"file": FileSource}, "cryohush.hosts")
+
+
+@functools.cache
+def host_sources() -> Mapping[str, type[Source]]:
+    """Return `HOSTS`, which are looked for once."""
+    return dict(HOSTS)
+
+
+def _of_its_host(values: Any) -> Any:
+    """Return the source that a mapping is: which of the hosts it names decides what else it may say."""
+    if not isinstance(values, Mapping):
+        return values
+    models = host_sources()
+    named = [name for name in models if name in values]
+    if len(named) != 1:
+        raise ValueError(f"expected exactly one of {', '.join(models)}")
+    model = models[named[0]]
+    known = {key for one in models.values() for key in one.model_fields}
+    if wrong := sorted(known & set(values) - set(model.model_fields)):
+        raise ValueError(f"{', '.join(wrong)}: not for a source of the kind {named[0]}")
+    return model.model_validate(values)
 
 
 class BatchPlan(Section):
@@ -225,7 +231,9 @@ class BatchPlan(Section):
     options: dict[str, Any] = Field(
         default={}, description="Of all sources with the plan's job: those of the command of that name."
     )
-    sources: tuple[Source, ...] = Field(min_length=1, description="The data.")
+    sources: tuple[Annotated[SerializeAsAny[Source], BeforeValidator(_of_its_host)], ...] = Field(
+        min_length=1, description="The data."
+    )
     sources_at_once: int = Field(
         default=3,
         ge=1,
@@ -264,5 +272,5 @@ class BatchPlan(Section):
         if job == "evaluate":
             if "denoised" in own:
                 raise ConfigurationError(f"{where}: denoised is the source itself: leave it out")
-            own = {**own, "denoised": source.file or source.particles or source.micrographs or source.newest}
+            own = {**own, "denoised": source.images}
         return validate(own, OPTIONS[job], where)

@@ -259,8 +259,10 @@ def _keys(model: type[BaseModel], location: Sequence[int | str]) -> set[str]:
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the sections that a type is made of."""
+    """Yield the sections that a type is made of, and their special cases."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
+        for special in annotation.__subclasses__():
+            yield from _sections(special)
     for part in get_args(annotation):
         yield from _sections(part)

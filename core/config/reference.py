@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from .base import limits_text, options_of, type_text
-from .batch import BatchPlan
+from .batch import BatchPlan, Source, host_sources
 from .denoise import DenoiseOptions
 from .evaluate import EvaluateConfig
 from .extract_noise import ExtractNoiseOptions
@@ -93,7 +93,9 @@ def _sections(model: type[BaseModel], seen: set[type[BaseModel]] | None = None) 
 
 
 def _models_in(kind: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
+    if kind is Source:
+        yield from host_sources().values()
+    elif isinstance(kind, type) and issubclass(kind, BaseModel):
         yield kind
     for one in get_args(kind):
         yield from _models_in(one)

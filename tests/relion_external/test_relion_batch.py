@@ -14,7 +14,6 @@ import pytest
 import yaml
 from relion_project import FAILED, SUCCEEDED, processes, relion, rows
 
-from cryohush.core.config.batch import Source
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.errors import HostError
 from cryohush.core.io.mrc import StackReader, StackWriter
@@ -22,6 +21,7 @@ from cryohush.core.jobs.denoise import run_denoise
 from cryohush.relion_external import host as relion_batch
 from cryohush.relion_external.cli import main
 from cryohush.relion_external.pipeline import PIPELINE
+from cryohush.relion_external.source import RelionSource
 
 pytest.importorskip("distributed")
 
@@ -322,7 +322,9 @@ def test_a_pipeliner_of_another_relion_is_refused_before_anything_is_touched(
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
     host = relion_batch.RelionProjects(tmp_path / "batch", "command")
     relion_batch._installed_version.cache_clear()
-    (item,) = host.find(Source(name="s", relion=tmp_path / "p", particles="Extract/job001/particles.star"))
+    (item,) = host.find(
+        RelionSource(name="s", relion=tmp_path / "p", particles="Extract/job001/particles.star")
+    )
     if is_refused:
         with pytest.raises(HostError, match=r"expected the relion_pipeliner of RELION \S+, .* found that of"):
             host.check(item)

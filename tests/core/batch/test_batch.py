@@ -84,7 +84,7 @@ def test_the_example_is_a_plan() -> None:
         ("sources.0.files", "x", "did you mean 'file'"),
         ("sources.0.name", "..", "name: string should match"),
         ("sources.0.name", ".", "name: string should match"),
-        ("sources.0.relion", "x", "exactly one of file, relion, cryosparc"),
+        ("sources.0.relion", "x", "exactly one of file, cryosparc, relion"),
         ("sources.0.alias", "name", "alias: not for a source of the kind file"),
         ("options.device", "cpu", "give engine.device"),
         ("sources.1.options", {"blend": 2}, "blend"),
