@@ -263,7 +263,7 @@ def read_images(table: CsTable) -> CsImages:
     names, merged = _stack_names(table, paths, stack)
     stack = merged[stack]
     image = table.column(_INDEX)
-    _refuse(table, image > _LARGEST_INDEX, _INDEX, "an index below 2147483648")
+    _refuse(table, (image < 0) | (image > _LARGEST_INDEX), _INDEX, "an index from 0 to 2147483647")
     optics, group = _optics(table)
     micrograph_names, micrograph = _micrographs(table)
     return CsImages(

@@ -271,7 +271,13 @@ def retyped(name: str, kind: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
         (changed("uid", 2**63 + 35), r"1 uids are repeated, first 9223372036854775843 in rows 1 and 5"),
         (changed("blob/path", b"C/c.mrc"), r"row 5: the stack C/c\.mrc does not exist \(1 of 3 .*Looked in"),
         (changed("blob/path", b""), r"row 5: expected the path of a stack in blob/path"),
-        (changed("blob/idx", 2**31), r"row 5: expected an index below 2147483648 in blob/idx"),
+        (changed("blob/idx", 2**31), r"row 5: expected an index from 0 to 2147483647 in blob/idx"),
+        (
+            lambda table: changed("blob/idx", -1)(
+                table.astype([(n, "<i8" if n == "blob/idx" else table.dtype[n]) for n in table.dtype.names])
+            ),
+            r"row 5: expected an index from 0 to 2147483647 in blob/idx, found -1",
+        ),
         (changed("blob/sign", 0), r"row 5: expected 1 \(protein white\) or -1 .* found 0\.0"),
         (changed("blob/sign", 1), r"is 1 in some rows and -1 in others of the same stack A/a\.mrc"),
         (
