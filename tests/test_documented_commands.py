@@ -130,7 +130,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows, columns = np.ogrid[:BOX_PX, :BOX_PX]
     disc = np.hypot(rows - BOX_PX / 2, columns - BOX_PX / 2) < BOX_PX / 5
     images = np.repeat(np.where(disc, 2.0, 0.0)[None], N_IMAGES, 0)
-    for number, name in enumerate(("clean", "particles", "even", "Extract/job007/particles")):
+    for number, name in enumerate(("ctf_only", "particles", "even", "Extract/job007/particles")):
         write_particles(folder, f"{name}.star", f"{name}.mrcs", number, images)
     for name in ("micrograph", "Micrographs/a", "Micrographs/b"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -150,7 +150,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("half1", "half2"):
         write_volume(folder / f"{name}.mrc", ball + random.normal(0, 0.3, ball.shape))
     write_volume(folder / "mask.mrc", ball)
-    (folder / "evaluate.yaml").write_text("denoised: particles.star\nreference: clean.star\n")
+    (folder / "evaluate.yaml").write_text("denoised: particles.star\nreference: ctf_only.star\n")
     (folder / "train.yaml").write_text((ROOT / "core/config/presets/noise2noise.yaml").read_text())
     cs_fields = [("uid", "<u8"), ("blob/path", "S24"), ("blob/idx", "<u4"), ("blob/shape", "<u4", (2,)),
                  ("blob/psize_A", "<f4"), ("blob/sign", "<f4")]  # fmt: skip

@@ -43,14 +43,14 @@ JOBS: dict[str, dict[str, str]] = {
     "cryohush.evaluate.particles": {
         "in_parts": "{2}particles.star",
         "raw": "particles.star",
-        "twin": "particles.star",
+        "twin": "twin.star",
         "align_twin": "No",
         "device": "cpu",
     },
     "cryohush.evaluate.micrographs": {
         "in_mics": "{0}micrographs.star",
         "raw": "micrographs.star",
-        "twin": "micrographs.star",
+        "twin": "other_micrographs.star",
         "device": "cpu",
     },
     "cryohush.extract_noise": {
@@ -61,7 +61,7 @@ JOBS: dict[str, dict[str, str]] = {
     },
     "cryohush.train": {
         "in_parts": "particles.star",
-        "twin": "particles.star",
+        "twin": "twin.star",
         "steps": "4",
         "batch_size": "8",
         **QUICK,
@@ -127,20 +127,24 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "noise": {"components": [{"kind": "gaussian"}]},
     }
     simulate_particles(validate(values, ParticlesConfig, "test"), folder / "Sim", device=torch.device("cpu"))
-    text = re.sub(r"@\S*noisy\.mrcs", "@Sim/noisy.mrcs", (folder / "Sim/noisy.star").read_text())
-    (folder / "particles.star").write_text(text)
+    for name, kind in (("particles", "noisy"), ("twin", "ctf_only")):
+        text = re.sub(rf"@\S*{kind}\.mrcs", f"@Sim/{kind}.mrcs", (folder / f"Sim/{kind}.star").read_text())
+        (folder / f"{name}.star").write_text(text)
     (folder / RAW[0]).parent.mkdir(parents=True)
-    for number, name in enumerate(RAW):
+    (folder / "Other").mkdir()
+    others = [f"Other/{Path(name).name}" for name in RAW]
+    for number, name in enumerate((*RAW, *others)):
         image = np.random.default_rng(number).normal(50, 4, (1, SIDE, SIDE)).astype(np.float32)
         with StackWriter(folder / name, image.shape, pixel_size_angstrom=1.5, label="test") as writer:
             writer.write(image)
-    rows = "".join(f"{name} 1\n" for name in RAW)
-    (folder / "micrographs.star").write_text(
-        "\n# version 50001\n\ndata_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnMicrographPixelSize #2\n"
-        "1 1.5\n\n\n"
-        "# version 50001\n\ndata_micrographs\n\nloop_\n_rlnMicrographName #1\n_rlnOpticsGroup #2\n"
-        f"{rows}\n"
-    )
+    for table, names in (("micrographs", RAW), ("other_micrographs", others)):
+        rows = "".join(f"{name} 1\n" for name in names)
+        (folder / f"{table}.star").write_text(
+            "\n# version 50001\n\ndata_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnMicrographPixelSize #2\n"
+            "1 1.5\n\n\n"
+            "# version 50001\n\ndata_micrographs\n\nloop_\n_rlnMicrographName #1\n_rlnOpticsGroup #2\n"
+            f"{rows}\n"
+        )
     (folder / "picks.star").write_text(
         "\n# version 50001\n\ndata_coordinate_files\n\nloop_\n_rlnMicrographName #1\n"
         f"_rlnMicrographCoordinates #2\n{DENOISED}m1.mrc a.star\n{DENOISED}m2.mrc b.star\n\n"
