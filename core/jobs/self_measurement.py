@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ..config.denoise import DenoiseOptions
 from ..context.contexts import StackContexts, read_sample
-from ..context.stack_context import fit_context
+from ..context.stack_context import fit_context, to_working_grid
 from ..imaging.defects import fill_defects, find_defects
 from ..imaging.filters import background_power
 from ..imaging.noise import image_generator
 from ..imaging.normalise import default_radius_px, normalise
+from ..imaging.resample import fourier_resample
 from ..inference.denoiser import Denoiser
 from ..inference.devices import Precision
 from ..inference.plan import StackPlan
@@ -30,6 +31,8 @@ from ..models.weights import LoadedModel
 SAMPLE = 300
 _FEWEST = 100
 _BATCH = 32
+#: a box of 500 Å has its Nyquist frequency at 8 Å there
+_JUDGES_BOX_PX = 128
 #: shares of Nyquist's frequency between which the background is taken for white noise
 _NOISE_RINGS = (0.35, 0.6)
 
@@ -75,37 +78,66 @@ def measure_gain(
     normalised = normalised[usable]
     if len(normalised) < _FEWEST:
         return _not_measured(f"that needs at least {_FEWEST} usable particles")
-    power = background_power(normalised, radius)
-    nyquist = min(images.shape[-2:]) // 2
-    floor = power[int(_NOISE_RINGS[0] * nyquist) : int(_NOISE_RINGS[1] * nyquist)].median()
-    first, second = recorrupted(normalised, floor.expand(len(power)), image_generator(0, 0, "recorrupted"))
-    first = normalise(first, radius)[0]
+    floor = _white_floor(normalised, radius)
+    blocks = torch.split(normalised, _BATCH)
+
+    def pair(number: int) -> tuple[Tensor, Tensor]:
+        generator = image_generator(0, number, "recorrupted")
+        first, second = recorrupted(blocks[number], floor, generator)
+        return normalise(first, radius)[0], second
+
     context = known = None
     if contexts is not None:
         known = optics[usable.nonzero().squeeze(1)] if optics is not None else None
+        small = torch.cat([to_working_grid(pair(number)[0]) for number in range(len(blocks))])
         try:
-            context = fit_context(first, known, pixel_size_angstrom=pixel_size_angstrom, radius_px=radius)
+            context = fit_context(
+                small,
+                known,
+                pixel_size_angstrom=pixel_size_angstrom,
+                radius_px=radius,
+                box_px=normalised.shape[-1],
+            )
         except ValueError as error:
             return _not_measured(str(error))
     denoiser = Denoiser(model.module, "cpu", "fp32" if precision == "fp16" else precision)
     parts = []
-    for members in torch.split(torch.arange(len(first)), _BATCH):
+    for number, members in enumerate(torch.split(torch.arange(len(normalised)), _BATCH)):
+        first, second = pair(number)
         channels = None
         if context is not None:
-            channels = context.channels(first[members], None if known is None else known[members])
-        parts.append(_denoised(denoiser, first[members], radius, channels))
-    judge = RingGain(first, second, radius_px=radius, pixel_size_angstrom=pixel_size_angstrom)
-    bands = judge.bands(torch.from_numpy(np.concatenate(parts)))
+            channels = context.channels(first, None if known is None else known[members])
+        denoised = torch.from_numpy(_denoised(denoiser, first, radius, channels))
+        parts.append([_on_judges_grid(images) for images in (first, second, denoised)])
+    raw, twin, denoised = (torch.cat(some) for some in zip(*parts, strict=True))
+    ratio = raw.shape[-1] / normalised.shape[-1]
+    judge = RingGain(raw, twin, radius_px=radius * ratio, pixel_size_angstrom=pixel_size_angstrom / ratio)
+    bands = judge.bands(denoised)
     text, judgement = verdict(bands)
     return {
         "verdict": text,
         "judgement": judgement,
-        "images": len(first),
+        "images": len(raw),
         "bands": [
             {name: None if math.isnan(value) else round(value, 4) for name, value in vars(band).items()}
             for band in bands
         ],
     }
+
+
+def _white_floor(images: Tensor, radius_px: float) -> Tensor:
+    """`(rings,)` power of the noise of `(n, y, x)` images, taken for white: that of the outer rings."""
+    powers = [len(block) * background_power(block, radius_px) for block in torch.split(images, _BATCH)]
+    power = torch.stack(powers).sum(0) / len(images)
+    nyquist = min(images.shape[-2:]) // 2
+    floor = power[int(_NOISE_RINGS[0] * nyquist) : int(_NOISE_RINGS[1] * nyquist)].median()
+    return floor.expand(len(power))
+
+
+def _on_judges_grid(images: Tensor) -> Tensor:
+    """Square images on a grid that is fine enough for the bands that are measured."""
+    y, x = images.shape[-2:]
+    return fourier_resample(images, _JUDGES_BOX_PX) if y == x > _JUDGES_BOX_PX else images
 
 
 def _not_measured(why: str) -> dict[str, Any]:
