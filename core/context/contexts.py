@@ -20,8 +20,8 @@ from torch import Tensor
 from ..classical.covariance import ImageCovariance
 from ..errors import CryohushError, InputError
 from ..imaging.ctf import CtfParameters, ctf_parameters_of
-from ..imaging.defects import fill_defects, find_defects
-from ..imaging.normalise import default_radius_px, normalise
+from ..imaging.defects import filled
+from ..imaging.normalise import circle_radius_px, normalise
 from ..io.files import writing
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
@@ -330,9 +330,7 @@ def _fit(
     of_sample = None if optics is None or not pixel_size else optics[torch.from_numpy(rows)]
     if of_sample is not None and _differ(of_sample):
         return None, "none: the images differ in more than defocus and phase shift"
-    radius = default_radius_px((box, box))
-    if wanted.diameter_angstrom is not None and pixel_size:
-        radius = min(wanted.diameter_angstrom / pixel_size / 2, 0.47 * box)
+    radius = min(circle_radius_px((box, box), wanted.diameter_angstrom, pixel_size), 0.47 * box)
     small, usable = _on_working_grid(particles, rows, wanted.dark_stacks, radius)
     chosen = usable.nonzero().squeeze(1)
     if len(chosen) < FEWEST_IMAGES:
@@ -419,10 +417,7 @@ def _on_working_grid(
     """Normalised images of rows on the working grid, defects filled, and which of them can be used."""
     small, usable = [], []
     for images in _blocks(particles, rows, dark_stacks):
-        defects = find_defects(images)
-        if defects is not None:
-            images = fill_defects(images, defects, radius_px)
-        normalised, _, std = normalise(images, radius_px)
+        normalised, _, std = normalise(filled(images, radius_px), radius_px)
         usable.append(torch.isfinite(normalised.sum((1, 2))) & (std > 0))
         small.append(to_working_grid(normalised))
     return torch.cat(small), torch.cat(usable)

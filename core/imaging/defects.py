@@ -112,6 +112,12 @@ def find_defects(images: Tensor) -> Defects | None:
     return found
 
 
+def filled(images: Tensor, radius_px: float | None = None) -> Tensor:
+    """Images `(n, y, x)` as a network is to see them: their defects filled, see `fill_defects`."""
+    defects = find_defects(images)
+    return images if defects is None else fill_defects(images, defects, radius_px)
+
+
 def _suspicious(images: Tensor) -> Tensor:
     """bool `(n,)`: images that may have a defect, judged by every eighth row and by the extreme pixels."""
     if min(images.shape[1:]) < 8:

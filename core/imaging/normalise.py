@@ -13,6 +13,15 @@ def default_radius_px(shape: tuple[int, int]) -> float:
     return PARTICLE_SHARE_OF_BOX / 2 * min(shape)
 
 
+def circle_radius_px(
+    shape: tuple[int, int], diameter_angstrom: float | None, pixel_size_angstrom: float | None
+) -> float:
+    """Radius, pixels, of the particle's circle in a box `(y, x)`, by its diameter where that can be used."""
+    if diameter_angstrom is None or not pixel_size_angstrom:
+        return default_radius_px(shape)
+    return diameter_angstrom / pixel_size_angstrom / 2
+
+
 def background_mask(shape: tuple[int, int], radius_px: float, device: torch.device | None = None) -> Tensor:
     """`(y, x)` True outside the circle of `radius_px` about the box centre.
 

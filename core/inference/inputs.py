@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..config.denoise import PARTICLE_SHARE_OF_BOX, DenoiseOptions
 from ..errors import ConfigurationError, InputError
 from ..imaging.contrast import middle_above_background, skewness
-from ..imaging.defects import fill_defects, find_defects
+from ..imaging.defects import filled
 from ..imaging.normalise import background_mask, default_radius_px
 from ..imaging.rings import noise_ends_at
 from ..io.micrographs import MicrographSet
@@ -172,7 +171,9 @@ def _of_particles(stacks: Sequence[StackPlan], *, dark: bool) -> list[str]:
         stack = stacks[number]
         chosen = stack.indices[_spread(len(stack.indices), _PARTICLES // min(_STACKS, len(stacks)))]
         with StackReader(stack.source) as reader:
-            images = _filled(torch.from_numpy(reader.read(chosen)))
+            images = torch.from_numpy(reader.read(chosen))
+        # else masks and outlying pixels decide what looks bright
+        images = filled(images, default_radius_px(stack.shape))
         height, error = middle_above_background(images)
         if error > 0:
             heights.append(height)
@@ -190,15 +191,6 @@ def _of_particles(stacks: Sequence[StackPlan], *, dark: bool) -> list[str]:
         f"standard deviations {'below' if height < 0 else 'above'} the background ({certainty:.0f} standard "
         f"errors). A wrong contrast gives wrong images: say --protein {found} if it is so."
     ]
-
-
-def _filled(images: Tensor, *, particles: bool = True) -> Tensor:
-    """`(n, y, x)` as the network sees them: else masks and outlying pixels decide what looks bright."""
-    defects = find_defects(images)
-    if defects is None:
-        return images
-    radius_px = default_radius_px((images.shape[1], images.shape[2])) if particles else None
-    return fill_defects(images, defects, radius_px)
 
 
 def _of_kind(images: ImageSet, first: StackPlan) -> list[str]:
@@ -229,7 +221,7 @@ def _of_filters(stacks: Sequence[StackPlan]) -> list[str]:
         y, x = (min(side, _SPECTRUM_PX) for side in images.shape[1:])
         top, left = (images.shape[1] - y) // 2, (images.shape[2] - x) // 2
         middle = images[:, top : top + y, left : left + x]
-        end = noise_ends_at(_filled(middle, particles=not stack.is_micrograph))
+        end = noise_ends_at(filled(middle, None if stack.is_micrograph else default_radius_px((y, x))))
         if end is not None and (worst is None or end < worst[0]):
             worst = end, stack
     if worst is None:
@@ -248,7 +240,7 @@ def _of_micrographs(stacks: Sequence[StackPlan]) -> list[str]:
     for number in _spread(len(stacks), _MICROGRAPHS):
         stack = stacks[number]
         with StackReader(stack.source) as reader:
-            image = _filled(torch.from_numpy(reader.read(stack.indices)), particles=False)[0]
+            image = filled(torch.from_numpy(reader.read(stack.indices)))[0]
         values.append(skewness(image if stack.protein_dark else -image, stack.pixel_size_angstrom))
     if float(np.median(values)) < _SKEWED * (1 if len(values) > 2 else 2):
         return []

@@ -84,6 +84,11 @@ class StackPlan:
     is_micrograph: bool = False
     remarks: tuple[str, ...] = ()
 
+    @property
+    def kind(self) -> tuple[tuple[int, int], float | None, bool]:
+        """What images have in common that may share a batch, and are judged beside each other."""
+        return self.shape, self.pixel_size_angstrom, self.protein_dark
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -399,10 +404,10 @@ def batches(
     pieces: list[Piece] = []
     room, kind = 0, None
     for number, stack in enumerate(stacks):
-        if kind != (stack.shape, stack.pixel_size_angstrom, stack.protein_dark):
+        if kind != stack.kind:
             if pieces:
                 yield tuple(pieces)
-            pieces, kind = [], (stack.shape, stack.pixel_size_angstrom, stack.protein_dark)
+            pieces, kind = [], stack.kind
             room = batch_sizes[stack.shape]
         begin = 0
         while begin < len(stack.indices):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..context.contexts import StackContexts
 from ..errors import Aborted, ImageError
+from ..imaging.normalise import circle_radius_px
 from ..io.files import make_folder
 from ..io.journal import Journal
 from ..io.mrc import StackWriter, WriterState, holds
@@ -96,10 +97,11 @@ def particle_worker(
 
     def work(images: Images, stack: StackPlan, pieces: Sequence[Piece]) -> Denoised:
         places = [(stacks[p.stack].source, stacks[p.stack].indices[p.begin : p.end]) for p in pieces]
-        diameter_px = _pixels(options.particle_diameter_angstrom, stack)
         denoised, problems, remarks = denoiser.denoise(
             images,
-            radius_px=None if diameter_px is None else diameter_px / 2,
+            radius_px=circle_radius_px(
+                stack.shape, options.particle_diameter_angstrom, stack.pixel_size_angstrom
+            ),
             blend=options.blend,
             keep_above_px=_pixels(options.keep_above_angstrom, stack),
             protein_dark=stack.protein_dark,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config.denoise import SUSPICIOUS_BELOW, DenoiseOptions
 from ..context.stack_context import circle, to_working_grid
-from ..imaging.normalise import default_radius_px, normalise
+from ..imaging.normalise import circle_radius_px, normalise
 from ..inference.plan import ImageSet, StackPlan
 from ..inference.stream import ImageNote
 from ..io.mrc import StackReader
@@ -113,7 +113,7 @@ def score_particles(
     """
     kinds: dict[tuple[object, ...], list[int]] = {}
     for number, stack in enumerate(stacks):
-        kinds.setdefault((stack.shape, stack.pixel_size_angstrom, stack.protein_dark), []).append(number)
+        kinds.setdefault(stack.kind, []).append(number)
     of_stack: dict[int, NDArray[np.float32]] = {}
     for numbers in kinds.values():
         chosen = [stacks[number] for number in numbers]
@@ -145,9 +145,7 @@ def _scores_of_kind(
         box = "x".join(map(str, stacks[0].shape[::-1]))
         return f"at least {FEWEST_IMAGES} particles of one kind are needed, found {usable.sum()} of {box} px"
     shape, pixel_size = stacks[0].shape, stacks[0].pixel_size_angstrom
-    radius = default_radius_px(shape)
-    if options.particle_diameter_angstrom is not None and pixel_size:
-        radius = options.particle_diameter_angstrom / pixel_size / 2
+    radius = circle_radius_px(shape, options.particle_diameter_angstrom, pixel_size)
     chosen = np.flatnonzero(usable)
     spread = chosen[np.unique(np.linspace(0, len(chosen) - 1, _OF_MEAN).astype(np.int64))]
     wanted = np.zeros(len(usable), np.bool_)

@@ -14,10 +14,10 @@ from torch import Tensor
 from ..config.denoise import DenoiseOptions
 from ..context.contexts import StackContexts, read_sample
 from ..context.stack_context import fit_context, to_working_grid
-from ..imaging.defects import fill_defects, find_defects
+from ..imaging.defects import filled
 from ..imaging.filters import background_power
 from ..imaging.noise import image_generator
-from ..imaging.normalise import default_radius_px, normalise
+from ..imaging.normalise import circle_radius_px, normalise
 from ..imaging.resample import fourier_resample
 from ..inference.denoiser import Denoiser
 from ..inference.devices import Precision
@@ -67,13 +67,10 @@ def measure_gain(
     if sample is None:
         return _not_measured(f"that needs at least {_FEWEST} particles of one kind")
     images, optics = sample
-    radius = default_radius_px((images.shape[-2], images.shape[-1]))
-    if options.particle_diameter_angstrom is not None:
-        radius = options.particle_diameter_angstrom / pixel_size_angstrom / 2
-    defects = find_defects(images)
-    if defects is not None:  # masked areas have no noise, and outlying pixels too much
-        images = fill_defects(images, defects, radius)
-    normalised, _, std = normalise(images, radius)
+    shape = (images.shape[-2], images.shape[-1])
+    radius = circle_radius_px(shape, options.particle_diameter_angstrom, pixel_size_angstrom)
+    # masked areas have no noise, and outlying pixels too much
+    normalised, _, std = normalise(filled(images, radius), radius)
     usable = torch.isfinite(normalised.sum((1, 2))) & (std > 0)
     normalised = normalised[usable]
     if len(normalised) < _FEWEST:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..config.denoise import DenoiseOptions
 from ..context.contexts import StackContexts
+from ..imaging.normalise import circle_radius_px
 from ..inference.denoiser import Denoiser
 from ..inference.plan import StackPlan
 from ..inference.summary import ErrorOf
@@ -31,11 +32,12 @@ def error_teller(
     def error_of(
         images: NDArray[np.float32], stack: StackPlan, positions: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        diameter, pixel_size = options.particle_diameter_angstrom, stack.pixel_size_angstrom
         places = [(stack.source, stack.indices[positions])]
         return denoiser.error(
             images,
-            radius_px=None if diameter is None or pixel_size is None else diameter / pixel_size / 2,
+            radius_px=circle_radius_px(
+                stack.shape, options.particle_diameter_angstrom, stack.pixel_size_angstrom
+            ),
             protein_dark=stack.protein_dark,
             context=None if contexts is None else lambda shown: contexts.channels(shown, places),
             finer=stack.finer,
