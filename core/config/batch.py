@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -153,9 +154,9 @@ class Source(Section):
     )
 
     @property
+    @abstractmethod
     def images(self) -> str:
         """What it says of its images: until the host has found them, an evaluation's denoised ones."""
-        raise NotImplementedError
 
 
 class FileSource(Source):
