@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from .base import Section
 from .extract_noise import ExtractNoiseOptions
+from .micrographs import MicrographSettings
 from .training import ImagingConfig, LossConfig, NetworkConfig, OptimisationConfig
 
 
@@ -89,6 +90,19 @@ class ReweightConfig(Section):
     )
 
 
+class WholeMicrographs(Section):
+    """Whole micrographs simulated with the session's optics, one structure in each."""
+
+    count: int = Field(default=64, ge=1, description="How many; structures and CTFs are taken in turn.")
+    settings: MicrographSettings = Field(
+        default=MicrographSettings(shape_px=(1024, 1024)),
+        description=(
+            "Dose, ice and density; its pixel size, microscope and defocus are not used: they are the "
+            "session's."
+        ),
+    )
+
+
 class SessionConfig(Section):
     """Particles simulated as this session would have recorded them."""
 
@@ -112,6 +126,13 @@ class SessionConfig(Section):
     imaging: ImagingConfig = Field(
         default=ImagingConfig(no_ctf_probability=0.0, defocus_scale=(0.9, 1.1)),
         description="What is drawn for each image.",
+    )
+    whole: WholeMicrographs | None = Field(
+        default=None,
+        description=(
+            "Simulate whole micrographs instead, as the paper does: patches of `box_px` of them train the "
+            "coarse denoiser, and are the clean images of the re-weighted pairs and their reference."
+        ),
     )
 
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from ... import __version__
 from ..config.extract_noise import ExtractNoiseOptions
 from ..config.nt2c import Nt2cConfig, SessionConfig
-from ..config.training import SimulationConfig, TrainingConfig
+from ..config.training import PairsConfig, SimulationConfig, TrainingConfig
 from ..errors import ConfigurationError, StarError
+from ..imaging.ctf import read_ctf_table
 from ..imaging.structure import read_structure
 from ..io.files import write_json, writing
 from ..io.journal import RECORD_NAME, Undertaking
@@ -30,7 +31,16 @@ from ..noise.synthesis import load_noise_model
 from ..report import PDF_NAME
 from ..training import supervised, synthesis
 from ..training.data import find_structures
-from ..training.nt2c import coarse_config, fine_config, simulation_config, write_pairs
+from ..training.nt2c import (
+    References,
+    coarse_config,
+    fine_config,
+    patch_references,
+    simulated_references,
+    simulation_config,
+    write_pairs,
+)
+from ..training.session_patches import write_session_patches
 from .extract_noise import run_extract_noise
 from .folder import Earlier, JobFolder
 
@@ -66,8 +76,12 @@ def train(
     - `pairs/noisy.mrcs`, `pairs/clean.mrcs`: clean projections with drawn, re-weighted noise;
     - `fine/weights.safetensors`: the coarse denoiser trained on with these pairs.
 
-    Differs from the paper [1]_: the denoiser is this package's, patches have the size of the particles' box,
-    micrographs are not simulated whole, and clean images keep (simulated) ice unless `pairs.ice_is_noise`.
+    With `session.whole`, `coarse/patches/` holds patches of simulated micrographs, which take the place of
+    simulated particles in the coarse training and in the pairs.
+
+    Differs from the paper [1]_: patches have the size of the particles' box; and, but for
+    `nt2c_published`, the denoiser is this package's, particles are simulated one by one, and clean images
+    keep (simulated) ice.
 
     Raises
     ------
@@ -108,20 +122,21 @@ class _Chain:
         session = config.session
         ctf_path, pixel_size = output_dir / _CTF_NAME, _pixel_size(session)
         tables: tuple[Path, ...] = ()
-        if session.imaging.no_ctf_probability < 1:
+        if session.imaging.no_ctf_probability < 1 or session.whole is not None:
             with writing(ctf_path) as part, part.open("wb") as file:
                 np.save(file, session_ctf(session.micrographs, session.box_px, pixel_size))
             tables = (ctf_path,)
         simulation = simulation_config(session, tables, pixel_size)
-        _check_sizes(simulation)
-        projections = output_dir / "coarse/projections-train.safetensors"
+        if session.whole is None:
+            _check_sizes(simulation)
         if config.coarse_model is not None:
-            coarse, projections = config.coarse_model, output_dir / "pairs" / projections.name
+            coarse = config.coarse_model
             context.log(f"stage 1 of 5, coarse denoiser: {coarse}")
         else:
             coarse = str(output_dir / _COARSE)
             if self._is_to_do(1, "coarse denoiser") and config.coarse is not None:
-                self._train(coarse_config(config, simulation, config.coarse), Path(coarse))
+                data = simulation if session.whole is None else PairsConfig(**self._patches(simulation))
+                self._train(coarse_config(config, data, config.coarse), Path(coarse))
                 self._finish(1)
 
         blocks = output_dir / _BLOCKS
@@ -148,7 +163,7 @@ class _Chain:
         noisy, clean = output_dir / _PAIRS, output_dir / _CLEAN
         if self._is_to_do(4, "re-weighted pairs"):
             noise = load_noise_model(folder / f"{kind}.safetensors")
-            write_pairs(config, simulation, noise, projections, noisy.parent, context.log)
+            write_pairs(config, self._references(simulation), noise, pixel_size, noisy.parent)
             self._finish(4, _CLEAN)
 
         if self._is_to_do(5, "fine denoiser"):
@@ -168,6 +183,32 @@ class _Chain:
     def _train(self, config: TrainingConfig, weights: Path) -> None:
         context = self._context
         supervised.train(config, weights.parent, resume=True, context=context)
+
+    def _references(self, simulation: SimulationConfig) -> References:
+        """Clean images and their simulated noisy ones: those of the coarse training, if there was one."""
+        if self._config.session.whole is not None:
+            patches = self._patches(simulation)
+            return patch_references(patches["noisy"], patches["target"])
+        folder = "coarse" if self._config.coarse_model is None else "pairs"
+        projections = self._output_dir / folder / "projections-train.safetensors"
+        projections.parent.mkdir(exist_ok=True)
+        return simulated_references(self._config, simulation, projections, self._context.log)
+
+    def _patches(self, simulation: SimulationConfig) -> dict[str, Path]:
+        """The stacks of patches of simulated micrographs, made unless they are there."""
+        session = self._config.session
+        assert session.whole is not None
+        noisy, target = write_session_patches(
+            session.whole,
+            session,
+            find_structures(simulation, held_out=False),
+            read_ctf_table(simulation.ctf_tables[0]),
+            simulation.pixel_size_angstrom[0],
+            self._output_dir / "coarse/patches",
+            seed=self._config.seed,
+            context=self._context,
+        )
+        return {"noisy": noisy, "target": target}
 
     def _extraction(self, coarse: str) -> ExtractNoiseOptions:
         """How blocks are extracted: by the coarse denoiser and in boxes of the particles, if left open."""

@@ -1,4 +1,4 @@
-"""The parts of NT2C's chain that need no micrograph: configurations of its two denoisers, and its pairs."""
+"""The parts of NT2C's chain that need no real micrograph: configurations of its denoisers, and its pairs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..config.nt2c import Nt2cConfig, SessionConfig
 from ..config.training import (
@@ -15,13 +16,15 @@ from ..config.training import (
     SimulationConfig,
     TrainingConfig,
 )
-from ..io.mrc import StackWriter
+from ..io.mrc import StackReader, StackWriter
 from ..models.synthesis import NoiseModel
 from ..models.weights import LoadedModel
 from ..noise.reweight import reweight
 from .data import SimulatedParticles
 
 _BATCH = 64
+# Noisy and clean images `(n, y, x)` from the first one's number and how many.
+References = Callable[[int, int], tuple[Tensor, Tensor]]
 
 
 def simulation_config(
@@ -41,15 +44,16 @@ def simulation_config(
 
 
 def coarse_config(
-    config: Nt2cConfig, data: SimulationConfig, optimisation: OptimisationConfig
+    config: Nt2cConfig, data: SimulationConfig | PairsConfig, optimisation: OptimisationConfig
 ) -> TrainingConfig:
-    """Training of the coarse denoiser: on simulated particles with simulated noise."""
+    """Training of the coarse denoiser: on simulated particles, or patches of simulated micrographs."""
     return TrainingConfig(
         name=f"{config.name}, coarse",
         description=config.description,
         seed=config.seed,
         network=config.network,
-        data=data,
+        data=data if isinstance(data, SimulationConfig) else None,
+        pairs=data if isinstance(data, PairsConfig) else None,
         loss=config.loss,
         optimisation=optimisation,
         validate_every=config.validate_every,
@@ -73,33 +77,13 @@ def fine_config(config: Nt2cConfig, noisy: Path, clean: Path, coarse: LoadedMode
     )
 
 
-def write_pairs(
-    config: Nt2cConfig,
-    simulation: SimulationConfig,
-    noise: NoiseModel,
-    projections: Path,
-    output_dir: Path,
-    log: Callable[[str], None],
-) -> tuple[Path, Path]:
-    """Write the re-weighted pairs and return the paths of `noisy.mrcs` and `clean.mrcs`.
+def simulated_references(
+    config: Nt2cConfig, simulation: SimulationConfig, projections: Path, log: Callable[[str], None]
+) -> References:
+    """Simulated particles, from the projections that the coarse training kept; made when absent.
 
-    Row i of both is one pair; the rows of one projection stand together. Each projection is simulated with
-    noise, which is the reference that the drawn noise is re-weighted to.
-
-    Parameters
-    ----------
-    simulation
-        Of the coarse denoiser.
-    noise
-        What draws pieces of the simulation's box.
-    projections
-        File that keeps the projections: the coarse training's; made when absent.
-    output_dir
-        Where the stacks go; made if missing.
-    log
-        Called with a line for each structure that is projected.
+    `log` is called with a line for each structure that is projected.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
     imaging = simulation.imaging
     if config.pairs.ice_is_noise:  # which the blocks bring with them
         imaging = imaging.model_copy(update={"ice_share": 0.0, "background_share": 0.0})
@@ -111,18 +95,61 @@ def write_pairs(
         log=log,
         projection_seed=config.seed,
     )
-    n, repeats, box = config.pairs.projections, config.pairs.noises_per_projection, simulation.box_px
+
+    def references(first: int, size: int) -> tuple[Tensor, Tensor]:
+        noisy, clean, _ = data.batch(first // _BATCH, size)
+        return noisy[:, 0], clean[:, 0]
+
+    return references
+
+
+def patch_references(noisy: Path, clean: Path) -> References:
+    """The patches that the coarse denoiser learnt from, from the first again after the last."""
+
+    def references(first: int, size: int) -> tuple[Tensor, Tensor]:
+        images = []
+        for path in (noisy, clean):
+            with StackReader(path) as reader:
+                rows = torch.arange(first, first + size) % reader.n_images
+                images.append(torch.from_numpy(reader.read(rows.numpy())))
+        return images[0], images[1]
+
+    return references
+
+
+def write_pairs(
+    config: Nt2cConfig,
+    references: References,
+    noise: NoiseModel,
+    pixel_size_angstrom: float,
+    output_dir: Path,
+) -> tuple[Path, Path]:
+    """Write the re-weighted pairs and return the paths of `noisy.mrcs` and `clean.mrcs`.
+
+    Row i of both is one pair; the rows of one clean image stand together. Its simulated noisy image is the
+    reference that the drawn noise is re-weighted to.
+
+    Parameters
+    ----------
+    references
+        Of the session's box.
+    noise
+        What draws pieces of this box.
+    output_dir
+        Where the stacks go; made if missing.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
     draws = torch.Generator().manual_seed(config.seed)
-    pixel_size = simulation.pixel_size_angstrom[0]
+    n, repeats, box = config.pairs.projections, config.pairs.noises_per_projection, config.session.box_px
     noisy_path, clean_path = output_dir / "noisy.mrcs", output_dir / "clean.mrcs"
     label, shape = "NT2C: re-weighted pairs", (n * repeats, box, box)
     with (
-        StackWriter(clean_path, shape, pixel_size_angstrom=pixel_size, label=label) as clean_stack,
-        StackWriter(noisy_path, shape, pixel_size_angstrom=pixel_size, label=label) as noisy_stack,
+        StackWriter(clean_path, shape, pixel_size_angstrom=pixel_size_angstrom, label=label) as clean_stack,
+        StackWriter(noisy_path, shape, pixel_size_angstrom=pixel_size_angstrom, label=label) as noisy_stack,
     ):
-        for number, first in enumerate(range(0, n, _BATCH)):
-            reference, clean, _ = data.batch(number, min(_BATCH, n - first))
-            reference, clean = (images[:, 0].repeat_interleave(repeats, 0) for images in (reference, clean))
+        for first in range(0, n, _BATCH):
+            pair = references(first, min(_BATCH, n - first))
+            reference, clean = (images.repeat_interleave(repeats, 0) for images in pair)
             noisy, target = reweight(clean, noise.draw(len(clean), draws), reference)
             noisy_stack.write(noisy.numpy())
             clean_stack.write(target.numpy())

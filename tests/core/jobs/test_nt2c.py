@@ -162,6 +162,62 @@ def test_chain_begins_with_a_shipped_model(chain, tmp_path, monkeypatch):
         validate({**chain, "coarse_model": None}, Nt2cConfig, "nt2c.yaml")
 
 
+def test_whole_micrographs_are_simulated_with_the_sessions_optics(chain, tmp_path):
+    """Patches side by side train the coarse denoiser; the pairs have them as clean images, in their order."""
+    from cryohush.core.simulation.micrograph import Species, simulate_micrograph
+
+    settings = {"shape_px": [140, 200], "particles_per_square_micrometre": [3000, 3000]}
+    chain["session"]["whole"] = {"count": 3, "settings": settings}
+    chain["session"]["imaging"] = {"no_ctf_probability": 0.0, "defocus_scale": [1.0, 1.0]}
+    chain["synthesiser"] = {"kind": "gaussian"}
+    chain["pairs"]["projections"] = 20
+    output = tmp_path / "run"
+    config = Nt2cConfig.model_validate(chain)
+    with pytest.raises(Aborted, match="micrographs were simulated"):
+        train(config, output, JobContext(should_stop=lambda: (output / "coarse/patches").exists()))
+    load_model(train(config, output, earlier="resume"))
+    noisy, clean = (mrcfile.read(output / f"coarse/patches/{name}.mrcs") for name in ("noisy", "clean"))
+    assert noisy.shape == clean.shape == (3 * 2 * 3, 64, 64)
+
+    assert config.session.whole is not None
+    species = Species.from_structure(chain["session"]["structures"] / "lump.pdb", 4.0)
+    for number, (defocus, astigmatism) in enumerate([(19500, 1000), (14750, 500), (19500, 1000)]):
+        drawn = config.session.whole.settings.model_copy(
+            update={
+                "pixel_size_angstrom": 4.0,
+                "amplitude_contrast": float(np.float32(0.07)),
+                "cs_mm": float(np.float32(2.7)),
+                "defocus_angstrom": (defocus, defocus),
+                "astigmatism_angstrom": (astigmatism, astigmatism),
+            }
+        )
+        made = simulate_micrograph([species], drawn, config.seed, number)
+        for place, (row, column) in enumerate(np.ndindex(2, 3)):
+            area = np.s_[64 * row : 64 * row + 64, 64 * column : 64 * column + 64]
+            assert np.array_equal(noisy[6 * number + place], made.image.numpy()[area])
+            assert np.array_equal(clean[6 * number + place], made.clean.numpy()[area])
+
+    # the 19th and 20th clean images are the first and second patch again
+    targets = mrcfile.read(output / "pairs/clean.mrcs")
+    for pair in range(20):
+        target, patch = targets[2 * pair].ravel(), clean[pair % 18].ravel()
+        if target.std() > 1e-6:  # alpha above 0
+            assert np.corrcoef(target, patch)[0, 1] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("shape", "phase", "message"),
+    [([64, 64], 0.0, r"\(64, 64\) holds no patch of session.box_px, 128"), ([200, 200], 90.0, "phase plate")],
+)
+def test_micrographs_that_cannot_be_simulated_whole_are_refused(chain, tmp_path, shape, phase, message):
+    table = chain["session"]["micrographs"]
+    head = HEAD.replace("_rlnDefocusAngle #5", "_rlnDefocusAngle #5\n_rlnPhaseShift #6")
+    table.write_text(head + f"m1.mrc 1 20000 19000 30 {phase}\n\n")
+    chain["session"] |= {"box_px": 128, "whole": {"count": 1, "settings": {"shape_px": shape}}}
+    with pytest.raises(ConfigurationError, match=message):
+        train(Nt2cConfig.model_validate(chain), tmp_path / "run")
+
+
 def test_generator_from_a_field_draws_pieces_larger_than_its_blocks(tmp_path):
     """Crowded micrographs have no empty place as large as a particle's box."""
     from cryohush.core.config.nt2c import SynthesiserConfig
