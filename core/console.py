@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from .errors import Aborted, CryohushError, OutputError, missing_package
+from .errors import Aborted, CryohushError, OutputError, missing_package, one_line
 
 FAILED, USAGE = 1, 2
 """Exit status after an error, and for wrong usage; 128 and the signal's number after a signal."""
@@ -172,7 +172,7 @@ def in_one_line(error: BaseException) -> str:
         return "out of memory. Ask for a smaller --batch-size or fewer --threads."
     if isinstance(error, OSError) and error.strerror:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        return f"{where}{error.strerror}."
+        return one_line(f"{where}{error.strerror}.")
     return _unexpected(error)
 
 

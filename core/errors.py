@@ -24,8 +24,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+def one_line(text: str) -> str:
+    """Return text with its line breaks and control characters spelt, as in `\\n`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class CryohushError(Exception):
-    """Base class: its text is what the user reads, without a traceback."""
+    """Base class: its text, always one line, is what the user reads, without a traceback."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class ConfigurationError(CryohushError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .errors import Aborted
+from .errors import Aborted, one_line
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class JobContext:
 
     def warn(self, line: str) -> None:
         """Tell what the user should worry about; hosts know such a line by its first word."""
-        self.log(f"WARNING: {line}")
+        self.log(f"WARNING: {one_line(line)}")
 
     def stop_if_asked(self, message: str) -> None:
         """

@@ -5,6 +5,17 @@ import shutil
 import signal
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples in each run, and no stopwatch. Others: --hypothesis-profile=further --hypothesis-seed=1
+settings.register_profile(
+    "same",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile("further", settings.get_profile("same"), derandomize=False)
+settings.load_profile("same")
 
 # Tests send these signals to themselves; started in the background or under nohup they would be ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -215,7 +215,7 @@ def forecast(plan: BatchPlan, hosts: Mapping[str, Host]) -> Forecast:
 
 def _refuse(problems: Sequence[str]) -> None:
     if problems:
-        raise ConfigurationError("nothing was run: " + "\n  ".join(["", *problems]))
+        raise ConfigurationError(f"nothing was run: {'; '.join(problems)}")
 
 
 def _find(plan: BatchPlan, number: int, source: Source, hosts: Mapping[str, Host]) -> list[Item]:

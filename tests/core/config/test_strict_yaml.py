@@ -74,6 +74,6 @@ PLAIN = st.recursive(
 
 
 @given(PLAIN)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_is_written_as_yaml_is_read_again(data: object) -> None:
     assert parse(yaml.safe_dump(data, allow_unicode=True)) == data

@@ -1,6 +1,6 @@
 """Damaged files of every kind: a right result or one error, never a traceback, a hang or other pixels.
 
-The examples are drawn alike in every run (`derandomize`); raise `max_examples` to look further.
+`--hypothesis-profile=further` draws other examples.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import mrcfile
 import numpy as np
 import pytest
 import starfile
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryohush.core.errors import CryohushError
@@ -32,12 +32,7 @@ from cryohush.core.io.star import read_tables, unquote, write_tables
 from cryohush.core.models.weights import load_model
 
 DATA = Path(__file__).parents[2] / "data" / "io"
-FUZZ = settings(
-    max_examples=150,
-    deadline=2000,  # milliseconds for one file: none of them is larger than 40 kB
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+FUZZ = settings(max_examples=150)
 
 
 @st.composite

@@ -294,7 +294,7 @@ def test_the_source_is_never_written_to(tmp_path: Path) -> None:
         particles.write(particles.source, ["1@n.mrcs"])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=30))
 def test_every_row_finds_its_image_in_the_output_stack(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, int]]

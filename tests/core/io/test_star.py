@@ -224,7 +224,7 @@ def star_files(draw: st.DrawFn) -> tuple[str, list[str], list[list[str]]]:
     return before + "\n".join(lines) + "\n" + after, labels, rows
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(file=star_files(), column=st.integers(0, 5), value=VALUES)
 def test_no_column_digit_or_comment_is_lost(
     tmp_path_factory: pytest.TempPathFactory,

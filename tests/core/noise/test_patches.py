@@ -21,7 +21,7 @@ from cryohush.core.noise.patches import (
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     y=st.integers(5, 40), x=st.integers(5, 40), window=st.integers(1, 5), stride=st.integers(1, 7),
     seed=st.integers(0, 99),
