@@ -205,16 +205,25 @@ def read_images(
     ------
     CryohushError
         If the table or one of its stacks cannot be read, or the images are not of one size.
+
+    Warns
+    -----
+    UserWarning
+        If images were denoised by cryohush, or extracted from micrographs that were: the array does not
+        show it, and denoised again, or taken for raw, they mislead.
     """
     particles = read_image_set(source, root=None if root is None else Path(root))
     if not isinstance(particles, ParticleSet):
         raise ConfigurationError(f"{source} lists micrographs, not particles: read them one by one.")
     chosen = np.arange(len(particles))[slice(None) if rows is None else np.asarray(rows, dtype=np.int64)]
     result: NDArray[np.float32] | None = None
+    denoised = particles.denoised_micrographs()
     for stack in np.unique(particles.stack[chosen]):
         here = np.flatnonzero(particles.stack[chosen] == stack)
         with StackReader(particles.stacks[stack]) as reader:
             images = reader.read(particles.image[chosen[here]].tolist())
+            if reader.header.denoised_label:
+                denoised[str(particles.stacks[stack])] = reader.header.denoised_label
         if result is None:
             result = np.empty((len(chosen), *images.shape[1:]), dtype=np.float32)
         elif result.shape[1:] != images.shape[1:]:
@@ -224,6 +233,12 @@ def read_images(
                 path=particles.stacks[stack],
             )
         result[here] = images
+    for name, label in list(denoised.items())[:1]:
+        warnings.warn(
+            f"{source}: {name} was denoised already ({label}), so these are no raw images. Denoised again "
+            "they are worse.",
+            stacklevel=2,
+        )
     return np.empty((0, 0, 0), dtype=np.float32) if result is None else result
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config.denoise import SUSPICIOUS_BELOW, DenoiseOptions
 from ..context.stack_context import circle, to_working_grid
+from ..imaging.defects import Defects, fill_defects, find_defects
 from ..imaging.normalise import circle_radius_px, normalise
 from ..inference.plan import ImageSet, StackPlan
 from ..inference.stream import ImageNote
@@ -177,12 +178,29 @@ def _pairs(
                 places = here[first : first + _BATCH]
                 raw = torch.from_numpy(source.read(stack.indices[places]))
                 denoised = torch.from_numpy(output.read(places))
-                raw, mean, std = normalise(raw, radius_px)
-                denoised = (denoised - mean[:, None, None]) / std.clamp_min(1e-12)[:, None, None]
+                denoised, raw = on_one_scale(denoised, raw, radius_px)
                 if stack.protein_dark:
                     raw, denoised = -raw, -denoised
                 yield torch.from_numpy(places + begin), to_working_grid(denoised), to_working_grid(raw)
         begin += len(stack.indices)
+
+
+def on_one_scale(denoised: Tensor, raw: Tensor, radius_px: float) -> tuple[Tensor, Tensor]:
+    """Denoised and raw images `(n, y, x)` with the raw background's mean at 0 and its spread at 1.
+
+    Masks and outlying pixels are no feature of a particle: in the raw images they are filled as for the
+    network, and the denoised ones, into which they were put back, have there what surrounds them.
+    """
+    defects = find_defects(raw)
+    if defects is not None:
+        raw = fill_defects(raw, defects, radius_px)
+        nowhere = torch.zeros_like(defects.noise_free)
+        denoised = fill_defects(denoised, Defects(nowhere, defects.outlying), radius_px)
+    raw, mean, std = normalise(raw, radius_px)
+    denoised = (denoised - mean[:, None, None]) / std.clamp_min(1e-12)[:, None, None]
+    if defects is not None:
+        denoised[defects.noise_free] = 0.0  # what noise is denoised to
+    return denoised, raw
 
 
 def _weights(image: Tensor, radius_px: float) -> tuple[Tensor, Tensor]:

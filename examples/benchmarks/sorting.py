@@ -68,6 +68,7 @@ from cryohush.core.imaging.normalise import default_radius_px, normalise
 from cryohush.core.imaging.projection import Projector, random_rotations
 from cryohush.core.imaging.resample import fourier_resample
 from cryohush.core.imaging.structure import Structure, potential_map, read_structure
+from cryohush.core.jobs.scores import on_one_scale
 from cryohush.core.metrics.ordinary import (
     figure_of_merit,
     image_features,
@@ -391,9 +392,11 @@ def image_scores(shown: Tensor, raw: Tensor, radius_px: float) -> dict[str, Tens
     """`(n,)` scores of `(n, y, x)` images, made of `raw`, by name."""
     inside = circle(shown.shape[-1], radius_px)
     outside = 1 - circle(shown.shape[-1], radius_px + 4)
+    is_raw = torch.equal(shown, raw)
+    shown, raw = on_one_scale(shown, raw, default_radius_px((BOX_PX, BOX_PX)))
     features = image_features(shown, raw, inside, outside, turned_mean(shown))
     found = dict(zip(("power", "contrast", "agreement", "average"), features.unbind(1), strict=True))
-    if torch.equal(shown, raw):
+    if is_raw:
         del found["agreement"]
     found["ordinary"] = -squared_distances(torch.stack(list(found.values()), 1))
     return found

@@ -16,6 +16,8 @@ import cryohush
 from cryohush.core import api
 from cryohush.core.cli import main
 from cryohush.core.errors import CryohushError
+from cryohush.core.io.mrc import StackWriter
+from cryohush.core.io.mrc_header import label_of_denoised
 
 ROOT = Path(__file__).parents[2]
 STAR = ROOT / "examples" / "data" / "particles.star"
@@ -48,7 +50,8 @@ def test_the_examples_in_its_documentation_run(monkeypatch: pytest.MonkeyPatch) 
 def test_an_array_comes_out_as_the_command_line_writes_it(tmp_path: Path) -> None:
     words = ["--device", "cpu", "--precision", "fp32", "--batch-size", "8", "--protein", "white"]
     assert main(["denoise", str(STAR), "--output", str(tmp_path / "out"), *words]) == 0
-    written = cryohush.read_images(next((tmp_path / "out").glob("*.star")))
+    with pytest.warns(UserWarning, match="was denoised already"):
+        written = cryohush.read_images(next((tmp_path / "out").glob("*.star")))
     images = cryohush.read_images(STAR)
     denoised = cryohush.denoise(images, device="cpu", precision="fp32", batch_size=8)
     np.testing.assert_array_equal(denoised, written)
@@ -146,6 +149,25 @@ def test_images_come_in_the_order_of_the_rows(tmp_path: Path) -> None:
     some = cryohush.read_images(tmp_path / "particles.star", rows=[2, 0, 2])
     np.testing.assert_array_equal(some, images[[2, 0, 2]])
     np.testing.assert_array_equal(cryohush.read_images(tmp_path / "a.mrcs"), first)
+
+
+@pytest.mark.parametrize("denoised", ["stack", "micrograph"])
+def test_denoised_images_are_read_with_a_warning(tmp_path: Path, denoised: str) -> None:
+    images, label = noise(4, 16, 16), label_of_denoised("general")
+    write_stack(tmp_path / "raw.mrcs", images)
+    for name, shape in (("a.mrcs", (4, 16, 16)), ("m.mrc", (1, 64, 64))):
+        with StackWriter(tmp_path / name, shape, pixel_size_angstrom=2.0, label=label) as writer:
+            writer.write(noise(*shape))
+    stack = "a.mrcs" if denoised == "stack" else "raw.mrcs"
+    micrograph = "m.mrc" if denoised == "micrograph" else "raw_m.mrc"
+    rows = [f"{number}@{stack} {micrograph}" for number in (1, 2)]
+    lines = ["data_", "loop_", "_rlnImageName", "_rlnMicrographName", *rows, "1@raw.mrcs raw_m.mrc", ""]
+    (tmp_path / "particles.star").write_text("\n".join(lines))
+    with pytest.warns(UserWarning, match=r"(a\.mrcs|m\.mrc) was denoised already \(.*general.*no raw images"):
+        cryohush.read_images(tmp_path / "particles.star")
+    if denoised == "stack":  # of the rows that are read
+        some = cryohush.read_images(tmp_path / "particles.star", rows=[2])
+        np.testing.assert_array_equal(some, images[:1])
 
 
 def test_tables_are_data_frames() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,50 @@ def test_images_that_could_not_be_denoised_score_0(table: Path) -> None:
     found = rows("out/particles.star")
     bad = found.rlnImageOriginalName == "000006@a.mrcs"
     assert found[SCORE_LABEL][bad].tolist() == [0.0]
+
+
+def mask(images: Any) -> None:
+    """Zeros outside a circle, on counts around 100, as RELION and cryoSPARC mask particles."""
+    axis = np.arange(BOX) - BOX // 2
+    images += 100
+    images[:, np.hypot(axis[:, None], axis) > 14] = 0
+
+
+def hot_pixel(images: Any) -> None:
+    images[:, 3, 25] = 1000
+
+
+def hot_pixel_on_the_particle(images: Any) -> None:
+    images[:, 14, 17] = -1000
+
+
+def strip(images: Any) -> None:
+    """As beyond the edge of a micrograph; it hides hardly anything of the particle."""
+    images[:, :, :5] = images.mean()
+
+
+@pytest.mark.parametrize("spoil", [mask, hot_pixel, hot_pixel_on_the_particle, strip])
+def test_masks_and_hot_pixels_do_not_decide_how_ordinary_a_particle_is(
+    table: Path, spoil: Callable[[Any], None]
+) -> None:
+    import mrcfile
+
+    run_denoise(table, "clean", options())
+    clean = rows("clean/particles.star")
+    chosen = [1, 7, 20, 44, 63, 95]  # 20: empty
+    with mrcfile.open("a.mrcs", mode="r+") as stack:
+        some = stack.data[chosen].copy()
+        spoil(some)
+        stack.data[chosen] = some
+    run_denoise(table, "spoilt", options())
+    spoilt = rows("spoilt/particles.star")
+    number = spoilt.rlnImageOriginalName.str.split("@").str[0].astype(int) - 1
+    are_spoilt = (number.isin(chosen) & spoilt.rlnImageOriginalName.str.endswith("@a.mrcs")).to_numpy()
+    before, after = clean[SCORE_LABEL].to_numpy(), spoilt[SCORE_LABEL].to_numpy()
+    # the half of the stack by which all are judged may be another one by a few images
+    np.testing.assert_allclose(after[~are_spoilt], before[~are_spoilt], atol=0.1)
+    np.testing.assert_allclose(after[are_spoilt], before[are_spoilt], atol=0.35)
+    assert ((after < SUSPICIOUS_BELOW) == (before < SUSPICIOUS_BELOW))[are_spoilt].all()
 
 
 def test_cs_tables_get_a_field_and_two_tables(table: Path) -> None:
