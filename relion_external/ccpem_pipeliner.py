@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -22,6 +22,7 @@ from pipeliner.job_options import (
     InputNodeJobOption,
     IntJobOption,
     JobOption,
+    JobOptionValidationResult,
     MultipleChoiceJobOption,
     StringJobOption,
 )
@@ -78,6 +79,7 @@ class Input:
 
 PARTICLES = Input("in_parts", NODE_PARTICLEGROUPMETADATA, "particles", _STAR)
 MICROGRAPHS = Input("in_mics", NODE_MICROGRAPHGROUPMETADATA, "micrographs", _STAR)
+COORDINATES = Input("in_coords", NODE_MICROGRAPHCOORDSGROUP, "coordinates", _STAR)
 
 
 class CryohushJob(PipelinerJob):  # type: ignore[misc]  # the pipeliner has no type information
@@ -212,7 +214,7 @@ class RawPicksJob(CryohushJob):
     PROCESS_NAME = "cryohush.raw_picks"
     OUT_DIR = "RawPicks"
     COMMAND = "raw-picks"
-    INPUTS = (Input("in_coords", NODE_MICROGRAPHCOORDSGROUP, "coordinates", _STAR),)
+    INPUTS = (COORDINATES,)
     OUTPUTS = ((PICKS_NAME, NODE_MICROGRAPHCOORDSGROUP, ["relion", "cryohush"]),)
     HAS_REPORT = False
     TITLE = "cryohush picks for raw micrographs"
@@ -233,20 +235,33 @@ class ExtractNoiseJob(CryohushJob):
 
 
 class TrainJob(CryohushJob):
-    """Train a model on particles and their map."""
+    """Train a model on particles and their map, on twins of them, or on even and odd frames."""
 
     PROCESS_NAME = "cryohush.train"
     OUT_DIR = "TrainDenoiser"
     COMMAND = "train"
     OPTIONS = TrainOptions
     INPUTS = (
-        PARTICLES,
+        replace(PARTICLES, is_required=False),
+        replace(MICROGRAPHS, kind="micrographs with even and odd frames", is_required=False),
+        replace(COORDINATES, is_required=False),
         Input("in_3dref", NODE_DENSITYMAP, "3D reference", _MRC, is_required=False),
         Input("in_mask", NODE_MASK3D, "3D mask", _MRC, is_required=False),
     )
     TITLE = "cryohush training"
-    SHORT = "Train a denoiser on your own particles"
-    LONG = "Needs particles of a 3D refinement and its map, or a second set of the same particles (twin)."
+    SHORT = "Train a denoiser on your own particles or micrographs"
+    LONG = (
+        "Needs particles of a 3D refinement and its map; or a second set of the same particles (twin); or "
+        "micrographs of a motion correction that kept the sums of even and of odd frames, and then, if you "
+        "like, particles or coordinates that say where to look."
+    )
+
+    def additional_joboption_validation(self) -> list[JobOptionValidationResult]:
+        """Return what is wrong with the form: nothing to learn from."""
+        sources = [self.joboptions[entry.flag] for entry in self.INPUTS[:2]]
+        if any(source.value for source in sources):
+            return []
+        return [JobOptionValidationResult("error", sources, "Particles or micrographs are needed.")]
 
     def create_output_nodes(self) -> None:
         """Name the model, of which there are two in folders of their own for half sets, and the report."""

@@ -66,6 +66,14 @@ JOBS: dict[str, dict[str, str]] = {
         "batch_size": "8",
         **QUICK,
     },
+    "cryohush.train on even and odd frames": {
+        "in_mics": "half_frames.star",
+        "box": "64",
+        "steps": "4",
+        "batch_size": "8",
+        "validation_share": "0.5",
+        **QUICK,
+    },
 }
 NODES = {
     "cryohush.denoise.micrographs": ["micrographs.star", "logfile.pdf"],
@@ -75,6 +83,7 @@ NODES = {
     "cryohush.evaluate.micrographs": ["logfile.pdf"],
     "cryohush.extract_noise": ["logfile.pdf"],
     "cryohush.train": ["weights.safetensors", "logfile.pdf"],
+    "cryohush.train on even and odd frames": ["weights.safetensors", "logfile.pdf"],
 }
 
 
@@ -104,7 +113,7 @@ def test_each_entry_point_names_its_class_and_each_command_has_one() -> None:
         name: name for name in registered
     }
     assert {constants[job]["COMMAND"] for job in registered.values()} == {*COMMANDS, "raw-picks"}
-    assert set(registered) == set(JOBS)
+    assert set(registered) == {name.split()[0] for name in JOBS}
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +146,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = np.random.default_rng(number).normal(50, 4, (1, SIDE, SIDE)).astype(np.float32)
         with StackWriter(folder / name, image.shape, pixel_size_angstrom=1.5, label="test") as writer:
             writer.write(image)
+    (folder / "half_frames.star").write_text(
+        "\n# version 50001\n\ndata_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnMicrographPixelSize #2\n"
+        "1 1.5\n\n\n# version 50001\n\ndata_micrographs\n\nloop_\n_rlnMicrographName #1\n"
+        "_rlnMicrographNameEven #2\n_rlnMicrographNameOdd #3\n_rlnOpticsGroup #4\n"
+        # both halves of two exposures
+        f"{RAW[0]} {RAW[0]} {others[0]} 1\n{RAW[1]} {RAW[1]} {others[1]} 1\n\n"
+    )
     for table, names in (("micrographs", RAW), ("other_micrographs", others)):
         rows = "".join(f"{name} 1\n" for name in names)
         (folder / f"{table}.star").write_text(
@@ -159,7 +175,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ran(project: Path) -> dict[str, Any]:
     """What came of all jobs, run one after the other by the pipeliner."""
-    jobs = [{"_rlnJobTypeLabel": name, "nr_threads": "1", **options} for name, options in JOBS.items()]
+    jobs = [
+        {"_rlnJobTypeLabel": name.split()[0], "nr_threads": "1", **options} for name, options in JOBS.items()
+    ]
     (project / "jobs.json").write_text(json.dumps(jobs))
     assert PYTHON is not None
     done = subprocess.run(
@@ -193,6 +211,26 @@ def test_a_job_runs_to_its_end_and_leaves_its_outputs(ran: dict[str, Any], name:
     assert job["err"] == ""
     assert job["missing"] == []
     assert [node.removeprefix(job["directory"]) for node in job["nodes"]] == NODES[name]
+
+
+@with_pipeliner
+def test_a_training_learns_from_even_and_odd_frames(ran: dict[str, Any]) -> None:
+    assert (
+        "pairs of boxes of even and odd frames, from 2 micrographs"
+        in (ran["cryohush.train on even and odd frames"]["out"])
+    )
+
+
+@with_pipeliner
+def test_a_training_without_anything_to_learn_from_is_refused_in_the_form() -> None:
+    code = (
+        "from cryohush.relion_external.ccpem_pipeliner import TrainJob; job = TrainJob(); "
+        "print([found.message for found in job.additional_joboption_validation()]); "
+        "job.joboptions['in_mics'].value = 'm.star'; print(job.additional_joboption_validation())"
+    )
+    assert PYTHON is not None
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["['Particles or micrographs are needed.']", "[]"], done.stderr
 
 
 @with_pipeliner
