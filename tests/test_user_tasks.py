@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
 import math
@@ -20,6 +21,7 @@ import torch
 from cryohush.core.classical.covariance import estimate_covariance
 from cryohush.core.context.stack_context import fit_context
 from cryohush.core.imaging.ctf import CtfParameters
+from cryohush.core.imaging.filters import low_pass
 from cryohush.core.imaging.projection import Projector, random_rotations, rotations_from_euler
 from cryohush.core.imaging.resample import shift_images
 
@@ -120,6 +122,60 @@ def test_equal_images_average_to_nyquist_and_unlike_ones_to_nothing(classificati
     assert classification.coherent_to(noise[:1], 2.0) == 0
 
 
+def test_the_angle_in_the_plane_is_judged_between_particles_seen_alike(classification: ModuleType) -> None:
+    euler = torch.tensor([[20.0, 65.0, psi] for psi in (0.0, 40.0, 130.0)] + [[200.0, 65.0, 0.0]])
+    rotations, psi = rotations_from_euler(euler), euler[:, 2]
+    # of four particles three show one view: three pairs
+    assert classification.plane_errors(rotations, psi).tolist() == pytest.approx([0, 0, 0], abs=1e-3)
+    # a class may lie in any turn
+    assert classification.plane_errors(rotations, psi + 77).tolist() == pytest.approx([0, 0, 0], abs=1e-3)
+    found = classification.plane_errors(rotations, psi + torch.tensor([0.0, 10.0, 0.0, 50.0]))
+    assert sorted(found.tolist()) == pytest.approx([0, 10, 10], abs=1e-3)
+
+
+def test_an_average_is_right_up_to_where_it_was_cut_off(classification: ModuleType) -> None:
+    generator = torch.Generator().manual_seed(7)
+    one = torch.randn(1, 64, 64, generator=generator)
+    assert classification.faithful_to(one[0], one.repeat(3, 1, 1), 2.0) == pytest.approx(1 / 4)
+    blurred = low_pass(one, 8.0, 2.0)[0]
+    other = torch.randn(64, 64, generator=generator)
+    # beyond 1/8 per Å the average shows something else
+    mixed = blurred + other - low_pass(other[None], 8.0, 2.0)[0]
+    assert classification.faithful_to(mixed, one.repeat(3, 1, 1), 2.0) == pytest.approx(1 / 8, abs=2 / 128)
+    assert classification.faithful_to(other, one.repeat(3, 1, 1), 2.0) == pytest.approx(0, abs=2 / 128)
+
+
+def test_classes_settle_where_no_later_iteration_moves_a_tenth(classification: ModuleType) -> None:
+    assert classification.settled([1.0, 0.3, 0.05, 0.2, 0.09, 0.02]) == 5
+    assert classification.settled([1.0, 0.5, 0.2]) == 4
+
+
+def test_classes_stay_of_which_more_than_half_are_particles(benchmark: Any) -> None:
+    classes = torch.tensor([1, 1, 1, 3, 3, 4])
+    good = torch.tensor([True, True, False, True, False, False])
+    stays = [True, True, True, False, False, False]
+    assert benchmark("sorted_maps").good_classes(classes, good).tolist() == stays
+
+
+def test_templates_are_views_of_half_a_sphere(benchmark: Any) -> None:
+    picking = benchmark("hard_picking")
+
+    class Views:
+        def projector(self, rotations: torch.Tensor) -> torch.Tensor:
+            self.directions = rotations[:, :, 2]
+            return torch.zeros(len(rotations), 32, 32)
+
+    views = Views()
+    picking.templates(views)
+    directions = views.directions
+    assert float(directions[:, 2].min()) > 0
+    # evenly: each has a neighbour, and none is nearer than a third of the mean angle between eight in 2 pi
+    cosine = directions @ directions.T - 2 * torch.eye(len(directions))
+    nearest = torch.rad2deg(cosine.amax(1).acos())
+    assert float(nearest.min()) > 15
+    assert float(nearest.max()) < 60
+
+
 def test_a_gain_is_taken_within_cells(tasks: ModuleType) -> None:
     cells = [{"raw": {"x": 1.0}, "new": {"x": 1.5}}, {"raw": {"x": 3.0}, "new": {"x": 3.5}}]
     found = tasks.summary(cells, "x")
@@ -136,6 +192,32 @@ def test_a_finished_cell_is_not_made_again(tasks: ModuleType, tmp_path: Path) ->
     assert again("a", lambda: pytest.fail("made again")) == {"raw": {"x": 1.0}}
     with pytest.raises(SystemExit, match="other settings"):
         tasks.Cells("task", {"n": 2}, tmp_path)
+
+
+def test_cells_of_another_model_of_that_name_are_not_gone_on_with(tasks: ModuleType, tmp_path: Path) -> None:
+    tasks.Cells("task", {"model": "general"}, tmp_path)("a", lambda: {"raw": {"x": 1.0}})
+    path = tmp_path / "task.json"
+    record = json.loads(path.read_text())
+    weights = (BENCHMARKS.parents[1] / "core/weights/general.safetensors").read_bytes()
+    assert record["model_sha256"] == hashlib.sha256(weights).hexdigest()
+    path.write_text(json.dumps(record | {"model_sha256": "0" * 64}))
+    with pytest.raises(SystemExit, match="other weights"):
+        tasks.Cells("task", {"model": "general"}, tmp_path)
+
+
+def test_methods_that_were_not_asked_for_are_not_made(
+    tasks: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images = torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(8))
+    values = (torch.full((4,), value) for value in (9000.0, 9000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
+    tasks.write_particles(tmp_path / "p.star", images, 3.0, CtfParameters(*values))
+    ran = []
+    monkeypatch.setattr(tasks, "cryohush_denoise", lambda *words: ran.append(words) or images / 2)
+    asked = argparse.Namespace(methods=["raw", "general, with its stack"], topaz_python=None)
+    found = tasks.denoised_by_each(tmp_path / "p.star", asked)
+    assert list(found) == asked.methods
+    assert len(ran) == 1
+    torch.testing.assert_close(found["raw"], images)
 
 
 def test_the_low_pass_keeps_as_much_variance_as_what_it_is_compared_with(tasks: ModuleType) -> None:
@@ -261,7 +343,7 @@ def test_looking_runs_quickly(benchmark: Any, monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.relion
 def test_picking_runs_quickly(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (cell,) = run_quickly(monkeypatch, benchmark("hard_picking"), tmp_path).values()
-    assert min(cell["raw"][f"{picker} F1"] for picker in ("LoG", "RELION LoG")) > 0.5
+    assert min(cell["raw"][f"{picker} F1"] for picker in ("LoG", "RELION LoG", "RELION template")) > 0.5
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import gemmi
@@ -144,12 +145,14 @@ def simulated_cell(name: str, repeat: int, arguments: argparse.Namespace) -> Cel
     return judged(images, optics, kind, pixel_size, arguments)
 
 
-def mixed_stack(structure: Structure, seed: int, n: int) -> tuple[Tensor, CtfParameters, Tensor, float]:
+def mixed_stack(
+    structure: Structure, seed: int, n: int, shares: Mapping[str, float] = SHARES
+) -> tuple[Tensor, CtfParameters, Tensor, float]:
     """Normalised boxes `(n, y, x)`, their CTF, and their kinds `(n,)` as numbers of `KINDS`."""
     pixel_size = 2 * structure.radius_angstrom / (DIAMETER_SHARE * BOX_PX)
     generator = image_generator(seed, 0, f"sorting {structure.name}")
-    species = junk_species(structure, pixel_size, generator)
-    wanted = {kind: round(share * n) for kind, share in SHARES.items()}
+    species = junk_species(structure, pixel_size, generator, shares)
+    wanted = {kind: round(share * n) for kind, share in shares.items()}
     found: dict[str, list[tuple[Tensor, CtfParameters]]] = {kind: [] for kind in KINDS}
     number = 0
     while any(len(found[kind]) < wanted[kind] for kind in KINDS):
@@ -180,12 +183,15 @@ def mixed_stack(structure: Structure, seed: int, n: int) -> tuple[Tensor, CtfPar
     return images, joined(optics), kind[order], pixel_size
 
 
-def junk_species(structure: Structure, pixel_size: float, generator: torch.Generator) -> list[Species]:
-    """The particle, three aggregates and three broken ones, as many of each junk as of `SHARES`."""
-    species = [of_atoms(structure.name, *atoms_of(structure), pixel_size, SHARES["particle"])]
+def junk_species(
+    structure: Structure, pixel_size: float, generator: torch.Generator, shares: Mapping[str, float]
+) -> list[Species]:
+    """The particle, three aggregates and three broken ones, as many of each kind as its share says."""
+    species = [of_atoms(structure.name, *atoms_of(structure), pixel_size, shares["particle"])]
     for number in range(3):
-        species.append(aggregate(structure, pixel_size, number, generator))
-        species.append(broken(structure, pixel_size, number, generator))
+        for name, made in (("aggregate", aggregate), ("broken", broken)):
+            positions, elements = made(structure, generator)
+            species.append(of_atoms(f"{name} {number}", positions, elements, pixel_size, shares[name] / 3))
     return species
 
 
@@ -213,7 +219,9 @@ def of_atoms(
     return Species(name, Projector(volume), radius / pixel_size, share)
 
 
-def aggregate(structure: Structure, pixel_size: float, number: int, generator: torch.Generator) -> Species:
+def aggregate(
+    structure: Structure, generator: torch.Generator
+) -> tuple[NDArray[np.float64], list[gemmi.Element]]:
     """Three particles, each turned, that touch."""
     positions, elements = atoms_of(structure)
     turns = random_rotations(3, generator).double().numpy()
@@ -222,16 +230,17 @@ def aggregate(structure: Structure, pixel_size: float, number: int, generator: t
     together = np.concatenate(
         [positions @ turn.T + corner for turn, corner in zip(turns, corners, strict=True)]
     )
-    return of_atoms(f"aggregate {number}", together, 3 * elements, pixel_size, SHARES["aggregate"] / 3)
+    return together, 3 * elements
 
 
-def broken(structure: Structure, pixel_size: float, number: int, generator: torch.Generator) -> Species:
+def broken(
+    structure: Structure, generator: torch.Generator
+) -> tuple[NDArray[np.float64], list[gemmi.Element]]:
     """What is left on one side of a plane that takes 45 % of the atoms away."""
     positions, elements = atoms_of(structure)
     height = positions @ random_rotations(1, generator)[0, 0].double().numpy()
     kept = height < np.quantile(height, 0.55)
-    left = [element for element, here in zip(elements, kept, strict=True) if here]
-    return of_atoms(f"broken {number}", positions[kept], left, pixel_size, SHARES["broken"] / 3)
+    return positions[kept], [element for element, here in zip(elements, kept, strict=True) if here]
 
 
 def places(

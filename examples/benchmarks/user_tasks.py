@@ -37,6 +37,7 @@ from cryohush.core.imaging.structure import read_structure
 from cryohush.core.io.mrc import StackReader
 from cryohush.core.io.star import write_tables
 from cryohush.core.metrics.picking import square_regions
+from cryohush.core.models.weights import load_model
 from cryohush.core.simulation.micrograph import SimulatedMicrograph, Species, simulate_micrograph
 
 HELD_OUT = ("1bxn", "2cg9", "4zxb", "6cvm", "6xlu", "pdb7pbl")
@@ -57,6 +58,9 @@ def task_parser(text: str | None, quick: str) -> argparse.ArgumentParser:
         "--topaz-python", help="python of an environment with topaz-em 0.3.20; None: no Topaz"
     )
     parser.add_argument("--model", default="general", help="name or .safetensors file (default: general)")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="of particles (default: all)"
+    )
     parser.add_argument("--repeats", type=int, default=2, help="of each, by another seed")
     parser.add_argument("--quick", action="store_true", help=f"a try of about a minute: {quick}")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -78,18 +82,23 @@ class Cells:
     Raises
     ------
     SystemExit
-        The folder holds cells that were made with other settings.
+        The folder holds cells that were made with other settings, or with other weights of that name.
     """
 
     def __init__(self, task: str, settings: Mapping[str, Any], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{task}.json"
         self.record: dict[str, Any] = {"task": task, "settings": dict(settings), "cells": {}}
+        if "model" in settings:
+            self.record["model_sha256"] = load_model(settings["model"]).sha256
         self.begin = time.monotonic()
         if self.path.exists():
-            self.record = json.loads(self.path.read_text(encoding="utf-8"))
-            if self.record["settings"] != json.loads(json.dumps(dict(settings))):
+            kept = json.loads(self.path.read_text(encoding="utf-8"))
+            if kept["settings"] != json.loads(json.dumps(dict(settings))):
                 raise SystemExit(f"{self.path} was made with other settings: give another --output")
+            if kept.get("model_sha256") != self.record.get("model_sha256"):
+                raise SystemExit(f"{self.path} was made with other weights: give another --output")
+            self.record = kept
 
     def __call__(self, key: str, make: Callable[[], Cell]) -> Cell:
         """The cell of that name: the kept one, or made now."""
@@ -290,13 +299,17 @@ def denoised_by_each(table_path: Path, arguments: argparse.Namespace) -> dict[st
     raw, folder = read_stack(table_path.with_suffix(".mrcs")), table_path.parent
     with StackReader(table_path.with_suffix(".mrcs")) as reader:
         pixel_size = float(reader.pixel_size_angstrom or 1)
-    alone = cryohush_denoise(table_path, folder / "alone", arguments, ["--context", "none"])
     stack = cryohush_denoise(table_path, folder / "stack", arguments)
-    found = {RAW: raw, LOW_PASS: low_pass_like(raw, stack, pixel_size)[0]}
-    if arguments.topaz_python:
+    makers: dict[str, Callable[[], Tensor]] = {
+        RAW: lambda: raw,
+        LOW_PASS: lambda: low_pass_like(raw, stack, pixel_size)[0],
         # Topaz was trained on micrographs, in which protein is dark
-        found[TOPAZ] = -topaz(arguments.topaz_python, -raw, "unet", arguments.threads)
-    return {**found, ALONE: alone, STACK: stack}
+        TOPAZ: lambda: -topaz(arguments.topaz_python, -raw, "unet", arguments.threads),
+        ALONE: lambda: cryohush_denoise(table_path, folder / "alone", arguments, ["--context", "none"]),
+        STACK: lambda: stack,
+    }
+    asked = [method for method in arguments.methods if method != TOPAZ or arguments.topaz_python]
+    return {method: makers[method]() for method in asked}
 
 
 def cryohush_denoise(

@@ -11,6 +11,9 @@ error times Student's t (two-sided, 5 %), with as many sets as were made.
 - use it or a low-pass filter: better than raw images, and not than the filter;
 - no difference shown: neither a gain nor a loss that counts;
 - don't: worse than raw images.
+
+By the same rule `stack` says whether the rest of the stack changes anything: the default beside `general`
+denoising each image by itself.
 """
 
 from __future__ import annotations
@@ -22,12 +25,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hard_picking import GENERAL, PICKERS, TWENTY
+from hard_picking import GENERAL, PICKERS, SESSION, TWENTY
 from scipy.stats import t as student
-from user_tasks import ALONE, LOW_PASS, RAW, STACK, TOPAZ, Cell, mean_and_error
+from sorted_maps import EVERYTHING
+from user_tasks import ALONE, LOW_PASS, RAW, STACK, TOPAZ, Cell, mean_and_error, table
 
 HEAD, FOOT = "<!-- what_helps.py: begin -->", "<!-- what_helps.py: end -->"
 COLUMNS = (RAW, LOW_PASS, TOPAZ, ALONE, STACK)
+CHANGES = {-1: "worse", 0: "no difference shown", 1: "better"}
+SORTED = {
+    "kept": "kept",
+    "of these particles": "purity",
+    "of the particles, kept": "recall",
+    "map right to, 1/Å": "resolution",
+    "mean FSC with the truth beyond 40 Å": "fsc",
+}
 
 
 @dataclass(frozen=True)
@@ -44,14 +56,16 @@ class Row:
 
 
 CLASSES, PICKS, POSES = "classification", "hard_picking", "found_poses"
-AP, RELION_AP, DETECTOR_AP = (f"{picker} average precision" for picker in PICKERS)
+AP, RELION_AP, TEMPLATE_AP, DETECTOR_AP = (f"{picker} average precision" for picker in PICKERS)
 ROWS = (
     Row("Sorting out junk, simulated: AUC", "sorting", "ordinary auc", "!real"),
     Row("the same: purity where 95 % are kept", "sorting", "ordinary purity", "!real"),
     Row("Sorting out empty places, real: AUC", "sorting", "ordinary auc", "real"),
     Row("2D classes: species apart (NMI)", CLASSES, "nmi"),
     Row("2D classes: views apart (spread, degrees, less is better)", CLASSES, "spread", better=-1, digits=1),
+    Row("2D classes: angle in the plane, degrees, less is better", CLASSES, "plane", better=-1, digits=1),
     Row("2D classes: averages right to, 1/Å", CLASSES, "resolution", digits=4),
+    Row("2D classes: averages of the raw images right to, 1/Å", CLASSES, "raw resolution", digits=4),
     Row("Picking blobs, simulated: AP", PICKS, AP, "!real", micrographs=True),
     Row(
         "the same: false picks at the best F1, less is better",
@@ -62,6 +76,7 @@ ROWS = (
         micrographs=True,
     ),
     Row("RELION's LoG, simulated: AP", PICKS, RELION_AP, "!real", micrographs=True),
+    Row("RELION's templates, simulated: AP", PICKS, TEMPLATE_AP, "!real", micrographs=True),
     Row("Topaz's detector, simulated: AP", PICKS, DETECTOR_AP, "!real", micrographs=True),
     Row("Picking blobs, real: AP", PICKS, AP, "real", micrographs=True),
     Row("RELION's LoG, real: AP", PICKS, RELION_AP, "real", micrographs=True),
@@ -95,8 +110,10 @@ def whole_table(results: Path) -> str:
         "Topaz",
         "`general`, each by itself",
         "`general`, the default",
+        "`general`, trained on the session",
         "sets",
         "verdict",
+        "stack",
     )
     lines = ["| task, figure | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for row in ROWS:
@@ -112,7 +129,21 @@ def whole_table(results: Path) -> str:
         ]
         if cells:
             lines.append(line(row, cells))
-    return "\n".join(lines) + "\n" + dishonest(results / "reconstruction.json")
+    text = "\n".join(lines) + "\n" + after_sorting(results / "sorted_maps.json")
+    return text + dishonest(results / "reconstruction.json")
+
+
+def after_sorting(path: Path) -> str:
+    """What maps of the raw images gain from sorting, over the map of all images."""
+    if not path.exists():
+        return ""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    junk = sorted({name.split(",")[0] for name in cells})
+    text = ""
+    for share in junk:
+        some = [cell for name, cell in cells.items() if name.startswith(f"{share},")]
+        text += f"\n{share}, {len(some)} stacks:\n\n" + table(some, SORTED, EVERYTHING)
+    return text
 
 
 #: what is reconstructed, and what that is
@@ -155,7 +186,7 @@ def wanted(row: Row, name: str) -> bool:
 
 def line(row: Row, cells: Sequence[Cell]) -> str:
     # micrographs have no context
-    names = (RAW, TWENTY, TOPAZ, None, GENERAL) if row.micrographs else COLUMNS
+    names = (RAW, TWENTY, TOPAZ, None, GENERAL, SESSION) if row.micrographs else (*COLUMNS, None)
     entries = []
     for name in names:
         having = [cell for cell in cells if name is not None and row.figure in cell.get(name, {})]
@@ -167,8 +198,9 @@ def line(row: Row, cells: Sequence[Cell]) -> str:
         if len(having) < len(cells):
             text += f" ({len(having)} set{'s' if len(having) > 1 else ''})"
         entries.append(text)
-    said = verdict(row, cells, low_pass=TWENTY if row.micrographs else LOW_PASS, ours=names[-1] or GENERAL)
-    return f"| {row.title} | " + " | ".join([*entries, str(len(cells)), f"**{said}**"]) + " |"
+    said = verdict(row, cells, low_pass=TWENTY if row.micrographs else LOW_PASS, ours=names[4] or GENERAL)
+    of_stack = "" if row.micrographs else CHANGES[difference(row, cells, STACK, ALONE)]
+    return f"| {row.title} | " + " | ".join([*entries, str(len(cells)), f"**{said}**", of_stack]) + " |"
 
 
 def verdict(row: Row, cells: Sequence[Cell], low_pass: str, ours: str) -> str:
@@ -184,8 +216,9 @@ def verdict(row: Row, cells: Sequence[Cell], low_pass: str, ours: str) -> str:
 
 def difference(row: Row, cells: Sequence[Cell], method: str, other: str) -> int:
     """1 where the method is better by more than chance, -1 where it is worse, 0 where neither is shown."""
-    gains = [row.better * (cell[method][row.figure] - cell[other][row.figure]) for cell in cells]
-    mean, error = mean_and_error(gains)
+    both = [cell for cell in cells if all(row.figure in cell.get(name, {}) for name in (method, other))]
+    gains = [row.better * (cell[method][row.figure] - cell[other][row.figure]) for cell in both]
+    mean, error = mean_and_error(gains) if gains else (0.0, math.nan)
     if len(gains) < 2 or abs(mean) <= float(student.ppf(0.975, len(gains) - 1)) * error:
         return 0
     return 1 if mean > 0 else -1
