@@ -43,6 +43,7 @@ from pairs import write_stack
 from processes import CRYOHUSH
 from realism import Exposure, read_exposures
 from sorting import of_atoms
+from topaz_detector import detector_picks
 from torch import Tensor
 from user_tasks import RAW, TOPAZ, Cell, Cells, centres_of, run, structure_file, table, task_parser
 
@@ -69,8 +70,6 @@ PICKERS = ("LoG", "RELION LoG", "RELION template", "Topaz detector")
 TEMPLATES, TEMPLATE_ANGSTROM = 8, 30.0
 TILE_PX = 128
 APOFERRITIN_ANGSTROM = 130.0
-# of Topaz's detectors the pixels that it was trained on are about this wide
-DETECTOR_PIXEL_ANGSTROM = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -347,30 +346,6 @@ def relion_picks(folder: Path, n: int, picker: str, options: Sequence[str]) -> l
         centres = torch.tensor(rows[["rlnCoordinateY", "rlnCoordinateX"]].to_numpy(), dtype=torch.float32)
         scores = torch.tensor(rows["rlnAutopickFigureOfMerit"].to_numpy(), dtype=torch.float32)
         found.append(Picks(centres, scores))
-    return found
-
-
-def detector_picks(
-    folder: Path, n: int, pixel_size: float, diameter: float, python: str, threads: int
-) -> list[Picks]:
-    """Topaz's pretrained `resnet16`, on micrographs brought to the pixels that it knows."""
-    scale = max(1, round(DETECTOR_PIXEL_ANGSTROM / pixel_size))
-    files = [f"{number}.mrc" for number in range(n)]
-    topaz_command = str(Path(python).with_name("topaz"))
-    run(
-        [topaz_command, "preprocess", "-s", str(scale), "--affine", "-d", "-1", "-o", "small", *files], folder
-    )
-    radius = max(2, round(0.35 * diameter / pixel_size / scale))
-    command = [topaz_command, "extract", "-r", str(radius), "-x", str(scale), "-d", "-1", "-j", str(threads)]
-    run([*command, "-o", "detected.txt", *(f"small/{name}" for name in files)], folder)
-    rows = [line.split("\t") for line in (folder / "detected.txt").read_text().splitlines()[1:]]
-    found = []
-    for number in range(n):
-        here = [row for row in rows if row[0] == str(number)]
-        places = torch.tensor([[float(row[2]), float(row[1])] for row in here]).reshape(-1, 2)
-        scores = torch.tensor([float(row[3]) for row in here])
-        order = scores.argsort(descending=True, stable=True)
-        found.append(Picks(places[order], scores[order]))
     return found
 
 

@@ -15,9 +15,12 @@ micrograph, with the standard error of a bootstrap over micrographs.
 
 With labelled particles (`FOLDER/<micrograph>_manualpick.star`) the table also has two figures of pairs of a
 particle and the nearest empty place, in dB: the variance ratio (equation 5 of NT2C) and the mean contrast
-(Topaz-Denoise's). Both reward a flat background without limit, and neither is evidence alone. And two pickers
-on the denoised micrographs against the labels, within half a diameter: precision, recall and F1 at the
-threshold that is best for each, and the average precision, which needs none.
+(Topaz-Denoise's). Both reward a flat background without limit, and neither is evidence alone. And pickers on
+the denoised micrographs against the labels, within half a diameter: precision, recall and F1 at the threshold
+that is best for each, and the average precision, which needs none. They are two of our own and, with
+--topaz-python, Topaz's pretrained detector.
+
+With simulated micrographs the twins may be the clean ones.
 Writes scores.md and scores.json to DIR, and keeps there what BM3D and Topaz, which are slow, made of the
 micrographs: another run with that DIR takes it.
 """
@@ -33,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 from independent_pairs import BEST_GAUSSIAN, CUT_OFFS_ANGSTROM, SIGMAS_ANGSTROM, topaz
+from topaz_detector import detect
 from torch import Tensor
 
 from cryohush.core.classical.baselines import BASELINES
@@ -60,6 +64,7 @@ from cryohush.core.models.weights import LoadedModel, load_model
 
 COARSEST_ANGSTROM, FINEST_ANGSTROM = 200.0, 10.0
 BANDS = {"all": (float("inf"), 0.0), "band": (COARSEST_ANGSTROM, FINEST_ANGSTROM)}
+DETECTOR = "Topaz's detector"
 PICKERS = {"Laplacian of Gaussian": pick_blobs, "mean shift": pick_by_mean_shift}
 
 
@@ -181,12 +186,24 @@ def region_ratios(images: Tensor, labels: list[Tensor], diameter_px: float) -> d
     return {name: float(ratio(inside, outside).mean()) for name, ratio in REGION_RATIOS.items()}
 
 
-def picking(images: Tensor, labels: list[Tensor], picker: Any, diameter_px: float) -> list[float]:
+def pickers(images: Tensor, pixel_size: float, arguments: argparse.Namespace) -> dict[str, list[Picks]]:
+    """Places in each micrograph, by picker."""
+    diameter_px = arguments.diameter / pixel_size
+    found = {
+        name: [
+            picker(-image, diameter_px, **({"threshold": 0.0} if picker is pick_blobs else {}))
+            for image in images
+        ]
+        for name, picker in PICKERS.items()
+    }
+    if arguments.topaz_python:
+        python, threads = arguments.topaz_python, arguments.threads
+        found[DETECTOR] = detect(images, pixel_size, arguments.diameter, python, threads)
+    return found
+
+
+def picking(found: list[Picks], labels: list[Tensor], diameter_px: float) -> list[float]:
     """Precision, recall, F1 at the threshold that is best for all micrographs, and average precision."""
-    found = [
-        picker(-image, diameter_px, **({"threshold": 0.0} if picker is pick_blobs else {}))
-        for image in images
-    ]
     thresholds = torch.cat([picks.scores for picks in found]).quantile(torch.linspace(0, 0.95, 40))
 
     def at(threshold: float) -> Any:
@@ -211,8 +228,9 @@ def report(
 ) -> None:
     values = {name: scores(images, twin, pixel_size) for name, images in denoised.items()}
     labels = read_labels(arguments.raw, arguments.picks) if arguments.picks else None
+    names = [*PICKERS, *([DETECTOR] if arguments.topaz_python else [])]
     head = ["", "all", "gain", f"{COARSEST_ANGSTROM:g} to {FINEST_ANGSTROM:g} Å", "gain"]
-    head += [] if labels is None else [*REGION_RATIOS, *(f"{name}: P / R / F1 / AP" for name in PICKERS)]
+    head += [] if labels is None else [*REGION_RATIOS, *(f"{name}: P / R / F1 / AP" for name in names)]
     lines = [
         f"Mean correlation with the independent micrograph, {len(twin)} micrographs"
         + (", drift between the halves taken back." if arguments.align_twin else "."),
@@ -234,9 +252,8 @@ def report(
         if labels is not None:
             diameter_px = arguments.diameter / pixel_size
             ratios = region_ratios(denoised[name], labels, diameter_px)
-            picked = {
-                kind: picking(denoised[name], labels, picker, diameter_px) for kind, picker in PICKERS.items()
-            }
+            places = pickers(denoised[name], pixel_size, arguments)
+            picked = {kind: picking(some, labels, diameter_px) for kind, some in places.items()}
             rows[name] |= {**ratios, **picked}
             cells += [f"{ratio:+.2f}" for ratio in ratios.values()]
             cells += [" / ".join(f"{value:.3f}" for value in found) for found in picked.values()]
