@@ -10,7 +10,8 @@ True
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .context.contexts import context_of_images
 from .errors import ConfigurationError, ImageError
+from .imaging.ctf import CtfParameters, ctf_parameters_of
 from .inference.denoiser import Denoiser
 from .inference.devices import choose_precision, resolve_devices
 from .inference.micrograph_denoiser import MicrographDenoiser
@@ -26,6 +29,7 @@ from .inference.plan import PLAUSIBLE_ANGSTROM, SMALLEST_PX, finer_grid
 from .inference.plan import read_images as read_image_set
 from .io.mrc import StackReader
 from .io.particles import ParticleSet
+from .io.poses import PREMULTIPLIED, changed_ctf
 from .models.weights import LoadedModel, list_models, load_model
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ __all__ = [
     "denoise_micrograph",
     "list_models",
     "load_model",
+    "read_ctf",
     "read_images",
     "read_table",
     "train",
@@ -59,6 +64,8 @@ def denoise(
     keep_above: float | None = None,
     blend: float = 0.0,
     protein: Protein = "white",
+    context: Literal["stack", "none"] = "stack",
+    ctf: CtfParameters | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     batch_size: int | None = None,
@@ -83,6 +90,12 @@ def denoise(
         Share of the raw image in the result, 0 to 1.
     protein
         Whether protein is brighter (`white`, as in extracted particles) or darker than the background.
+    context
+        What the other images say about each: `stack` takes all of them, if there are a hundred or more, as
+        one set of particles; `none` denoises each by itself, which suits images that have little in common.
+    ctf
+        CTF of each image (`read_ctf`), which the context makes use of; None is not known. It needs the pixel
+        size.
     device
         `auto`, `cpu`, or a GPU such as `cuda:0`.
     precision
@@ -120,10 +133,19 @@ def denoise(
     diameter_px = _in_pixels("particle_diameter", particle_diameter, pixel_size)
     keep_above_px = _in_pixels("keep_above", keep_above, pixel_size)
     _check(blend, protein)
+    if context not in ("stack", "none"):
+        raise ConfigurationError(f"context: expected 'stack' or 'none', found {context!r}.")
+    if ctf is not None and pixel_size is None:
+        raise ConfigurationError("ctf needs the pixel size (Å): pixel_size has to be given as well.")
+    if ctf is not None and len(ctf) != len(stack):
+        raise ConfigurationError(f"ctf: expected those of {len(stack)} images, found {len(ctf)}.")
     if batch_size is not None and batch_size < 1:
         raise ConfigurationError(f"batch_size: expected 1 or more, found {batch_size}.")
     loaded = _loaded(model)
     denoiser = _denoiser(loaded, device, precision)
+    channels = None
+    if context == "stack" and getattr(loaded.module, "context_channels", 0):
+        channels = _context(stack, ctf, pixel_size, particle_diameter, dark=protein == "dark")
     finer = finer_grid(pixel_size, loaded.trained_pixel_sizes_angstrom)
     size = batch_size or max(1, _BATCH_PX // (stack.shape[1] * stack.shape[2]))
     result = np.empty_like(stack)
@@ -136,6 +158,7 @@ def denoise(
             blend=blend,
             keep_above_px=keep_above_px,
             protein_dark=protein == "dark",
+            context=None if channels is None else partial(channels, some),
             finer=finer,
         )
         for index, problem in problems.items():
@@ -212,9 +235,7 @@ def read_images(
         If images were denoised by cryohush, or extracted from micrographs that were: the array does not
         show it, and denoised again, or taken for raw, they mislead.
     """
-    particles = read_image_set(source, root=None if root is None else Path(root))
-    if not isinstance(particles, ParticleSet):
-        raise ConfigurationError(f"{source} lists micrographs, not particles: read them one by one.")
+    particles = _particles(source, root)
     chosen = np.arange(len(particles))[slice(None) if rows is None else np.asarray(rows, dtype=np.int64)]
     result: NDArray[np.float32] | None = None
     denoised = particles.denoised_micrographs()
@@ -240,6 +261,25 @@ def read_images(
             stacklevel=2,
         )
     return np.empty((0, 0, 0), dtype=np.float32) if result is None else result
+
+
+def read_ctf(
+    source: str | Path, rows: Sequence[int] | None = None, *, root: str | Path | None = None
+) -> CtfParameters:
+    """Read the CTF of each image of a table, for `denoise`. Parameters as of `read_images`.
+
+    Raises
+    ------
+    CryohushError
+        If the table cannot be read, does not hold them, or its images were multiplied by them.
+    """
+    particles = _particles(source, root)
+    if changed_ctf(particles, [PREMULTIPLIED]) is not None:
+        raise ConfigurationError(
+            f"{source}: its images were multiplied by their CTF. Denoise them with context='none'."
+        )
+    chosen = np.arange(len(particles))[slice(None) if rows is None else np.asarray(rows, dtype=np.int64)]
+    return ctf_parameters_of(particles)[torch.from_numpy(chosen)]
 
 
 def read_table(source: str | Path, block: str | None = None) -> DataFrame:
@@ -297,6 +337,35 @@ def train(config: str | Path, output: str | Path, *, resume: bool = False, **set
     training = load_yaml(find_preset(str(config)), TrainingConfig, overrides)
     earlier: Earlier = "resume" if resume else "refuse"
     return run_training(training, Path(output), JobContext(log=print), earlier=earlier)
+
+
+def _particles(source: str | Path, root: str | Path | None) -> ParticleSet:
+    particles = read_image_set(source, root=None if root is None else Path(root))
+    if not isinstance(particles, ParticleSet):
+        raise ConfigurationError(f"{source} lists micrographs, not particles: read them one by one.")
+    return particles
+
+
+def _context(
+    images: NDArray[np.float32],
+    ctf: CtfParameters | None,
+    pixel_size: float | None,
+    particle_diameter: float | None,
+    *,
+    dark: bool,
+) -> Callable[[slice, torch.Tensor], torch.Tensor] | None:
+    """What makes the channels of context of some of the images; None where they have none."""
+    white = torch.from_numpy(-images if dark else images)
+    found, _ = context_of_images(
+        white, ctf, pixel_size_angstrom=pixel_size, diameter_angstrom=particle_diameter
+    )
+    if found is None:
+        return None
+
+    def channels(some: slice, normalised: torch.Tensor) -> torch.Tensor:
+        return found.channels(normalised, None if found.group_optics is None or ctf is None else ctf[some])
+
+    return channels
 
 
 def _as_stack(images: ArrayLike) -> tuple[NDArray[np.float32], bool]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -227,15 +228,11 @@ def find_contexts(
     MrcError
         A stack cannot be read.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums depend on the number of threads in their last bits
-    try:
-        sizes = pixel_sizes_angstrom
-        if sizes is None:
-            sizes = [particles.pixel_size_angstrom(number) for number in range(len(particles.stacks))]
+    sizes = pixel_sizes_angstrom
+    if sizes is None:
+        sizes = [particles.pixel_size_angstrom(number) for number in range(len(particles.stacks))]
+    with _one_thread():
         return _find(particles, _Wanted(dark_stacks, sizes, diameter_angstrom, most_images), known, log)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,31 +318,94 @@ def _fit(
     if len(sizes) > 1:
         return None, "none: the images have several pixel sizes"
     (pixel_size,) = sizes
-    if len(rows) > wanted.most_images:
-        rows = np.sort(np.random.default_rng(_SEED).choice(rows, wanted.most_images, replace=False))
+    rows = _sampled(rows, wanted.most_images)
     rows = _in_order(particles, rows)
-    y, box = _shape(particles, rows)
+    return _from_blocks(
+        _blocks(particles, rows, wanted.dark_stacks),
+        _shape(particles, rows),
+        None if optics is None or not pixel_size else optics[torch.from_numpy(rows)],
+        pixel_size,
+        wanted.diameter_angstrom,
+    )
+
+
+def context_of_images(
+    images: Tensor,
+    optics: CtfParameters | None,
+    *,
+    pixel_size_angstrom: float | None = None,
+    diameter_angstrom: float | None = None,
+) -> tuple[StackContext | None, str]:
+    """The context of images in memory, and a line about it: as of a file's in `find_contexts`.
+
+    Parameters
+    ----------
+    images
+        `(n, y, x)` as they are, on any grey scale, protein white.
+    optics
+        Their CTFs; None where they are not known.
+    """
+    n = len(images)
+    if n < FEWEST_IMAGES:
+        return None, f"none: {n} images, at least {FEWEST_IMAGES} are needed"
+    chosen = torch.from_numpy(_sampled(np.arange(n), MOST_IMAGES))
+    with _one_thread():
+        return _from_blocks(
+            (images[some] for some in torch.split(chosen, _BLOCK)),
+            (images.shape[-2], images.shape[-1]),
+            None if optics is None or not pixel_size_angstrom else optics[chosen],
+            pixel_size_angstrom,
+            diameter_angstrom,
+        )
+
+
+def _sampled(rows: NDArray[np.int64], most_images: int) -> NDArray[np.int64]:
+    """At most so many rows, in ascending order: always the same ones."""
+    if len(rows) <= most_images:
+        return rows
+    return np.sort(np.random.default_rng(_SEED).choice(rows, most_images, replace=False))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads in their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _from_blocks(
+    blocks: Iterable[Tensor],
+    shape: tuple[int, int],
+    optics: CtfParameters | None,
+    pixel_size: float | None,
+    diameter_angstrom: float | None,
+) -> tuple[StackContext | None, str]:
+    """The context of images `(n, y, x)` that come some at a time, protein white, and a line about it."""
+    y, box = shape
     if y != box or box % 2 or box < 32:
         return None, f"none: boxes of {y} x {box} px, square and even ones are needed"
-    of_sample = None if optics is None or not pixel_size else optics[torch.from_numpy(rows)]
-    if of_sample is not None and _differ(of_sample):
+    if optics is not None and _differ(optics):
         return None, "none: the images differ in more than defocus and phase shift"
-    radius = min(circle_radius_px((box, box), wanted.diameter_angstrom, pixel_size), 0.47 * box)
-    small, usable = _on_working_grid(particles, rows, wanted.dark_stacks, radius)
+    radius = min(circle_radius_px(shape, diameter_angstrom, pixel_size), 0.47 * box)
+    small, usable = _on_working_grid(blocks, radius)
     chosen = usable.nonzero().squeeze(1)
     if len(chosen) < FEWEST_IMAGES:
         return None, f"none: {len(chosen)} usable images, at least {FEWEST_IMAGES} are needed"
     try:
         context = fit_context(
             small[chosen],
-            None if of_sample is None else of_sample[chosen],
+            None if optics is None else optics[chosen],
             pixel_size_angstrom=pixel_size or 1.0,
             radius_px=radius,
             box_px=box,
         )
     except ValueError as error:
         return None, f"none: {error}"
-    groups = "CTF not known" if of_sample is None else f"{len(context.group_optics or ())} groups of CTF"
+    groups = "CTF not known" if optics is None else f"{len(context.group_optics or ())} groups of CTF"
     return context, (
         f"{len(chosen)} images, {groups}, {100 * float(context.explained.mean()):.0f} % of the particles' "
         "variance explained"
@@ -365,9 +425,7 @@ def read_sample(
     if not groups:
         return None
     name = max(groups, key=lambda one: len(groups[one]))
-    rows = groups[name]
-    if len(rows) > most_images:
-        rows = np.sort(np.random.default_rng(_SEED).choice(rows, most_images, replace=False))
+    rows = _sampled(groups[name], most_images)
     rows, images = _read(particles, rows, dark_stacks)
     if contexts is None or contexts.contexts[contexts.names.index(name)].group_optics is None:
         return images, None
@@ -411,12 +469,10 @@ def _blocks(particles: ParticleSet, rows: NDArray[np.int64], dark_stacks: frozen
                 yield -images if number in dark_stacks else images
 
 
-def _on_working_grid(
-    particles: ParticleSet, rows: NDArray[np.int64], dark_stacks: frozenset[int], radius_px: float
-) -> tuple[Tensor, Tensor]:
-    """Normalised images of rows on the working grid, defects filled, and which of them can be used."""
+def _on_working_grid(blocks: Iterable[Tensor], radius_px: float) -> tuple[Tensor, Tensor]:
+    """Normalised images on the working grid, defects filled, and which of them can be used."""
     small, usable = [], []
-    for images in _blocks(particles, rows, dark_stacks):
+    for images in blocks:
         normalised, _, std = normalise(filled(images, radius_px), radius_px)
         usable.append(torch.isfinite(normalised.sum((1, 2))) & (std > 0))
         small.append(to_working_grid(normalised))

@@ -42,7 +42,7 @@ class CtfParameters:
     amplitude_contrast: Tensor
     phase_shift_degrees: Tensor
 
-    def __getitem__(self, index: Tensor) -> CtfParameters:
+    def __getitem__(self, index: Tensor | slice) -> CtfParameters:
         return CtfParameters(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,50 @@ def test_an_array_comes_out_as_the_command_line_writes_it(tmp_path: Path) -> Non
     images = cryohush.read_images(STAR)
     denoised = cryohush.denoise(images, device="cpu", precision="fp32", batch_size=8)
     np.testing.assert_array_equal(denoised, written)
+
+
+@pytest.mark.parametrize("protein", ["white", "dark"])
+def test_a_hundred_images_help_each_other_as_on_the_command_line(tmp_path: Path, protein: Any) -> None:
+    """The shipped particles twice over: of a bare stack, and with the CTFs of their table."""
+    sign = 1 if protein == "white" else -1
+    images = sign * np.tile(cryohush.read_images(STAR), (2, 1, 1))
+    stack = tmp_path / "twice.mrcs"
+    write_stack(stack, images, 1.5)
+    text = STAR.read_text()
+    rows = re.findall(r"^\d+@.*$", text, re.MULTILINE)
+    head = text[: text.index(rows[0])]
+    names = (f"{n + 1:06d}@{stack} {row.split(maxsplit=1)[1]}" for n, row in enumerate(rows + rows))
+    (tmp_path / "twice.star").write_text(head + "\n".join(names) + "\n")
+    how: dict[str, Any] = {"device": "cpu", "precision": "fp32", "batch_size": 16, "protein": protein}
+    words = ["--device", "cpu", "--precision", "fp32", "--batch-size", "16", "--protein", protein]
+    single = cryohush.denoise(images, pixel_size=1.5, context="none", **how)
+    for source, settings in (
+        ("twice.mrcs", {}),
+        ("twice.star", {"ctf": cryohush.read_ctf(tmp_path / "twice.star")}),
+    ):
+        out = tmp_path / f"{source}.out"
+        assert main(["denoise", str(tmp_path / source), "--output", str(out), *words]) == 0
+        denoised = cryohush.denoise(images, pixel_size=1.5, **settings, **how)
+        np.testing.assert_array_equal(denoised, read_stack(next(out.rglob("twice.mrcs"))))
+        assert not np.allclose(denoised, single, atol=0.01)
+
+
+def test_ctfs_are_of_the_images_and_of_images_as_they_were() -> None:
+    images = cryohush.read_images(STAR, rows=[0, 1, 2])
+    for settings, message in (
+        ({"ctf": cryohush.read_ctf(STAR, rows=[0, 1]), "pixel_size": 1.5}, "of 3 images, found 2"),
+        ({"ctf": cryohush.read_ctf(STAR, rows=[0, 1, 2])}, "needs the pixel size"),
+        ({"context": "all"}, "expected 'stack' or 'none', found 'all'"),
+    ):
+        with pytest.raises(CryohushError, match=message):
+            cryohush.denoise(images, **settings)  # type: ignore[arg-type]
+
+
+def test_ctfs_of_premultiplied_images_are_refused(tmp_path: Path) -> None:
+    text = STAR.read_text().replace("_rlnImageDimensionality", "_rlnCtfDataAreCtfPremultiplied", 1)
+    (tmp_path / "x.star").write_text(text)
+    with pytest.raises(CryohushError, match="multiplied by their CTF"):
+        cryohush.read_ctf(tmp_path / "x.star", root=STAR.parent)
 
 
 def test_one_image_is_a_stack_of_one() -> None:
