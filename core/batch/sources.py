@@ -16,7 +16,7 @@ from ..config.evaluate import EvaluateConfig
 from ..errors import ConfigurationError, CryohushError, OutputError
 from ..inference.devices import LocalDevices, resolve_devices
 from ..io.inputs import item_names, matching
-from ..jobs.job import Job, JobSize
+from ..jobs.job import BatchJob, JobSize
 from ..jobs.kinds import Result, job_of, report_result
 from ..models.weights import list_models
 from .state import Item
@@ -131,7 +131,7 @@ class Forecast:
     seconds: float
 
 
-def job_of_item(item: Item) -> Job[Any]:
+def job_of_item(item: Item) -> BatchJob[Any]:
     """Return what is done to a source."""
     return job_of(item.source, item.options, root=item.root, passthrough=item.passthrough)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -187,6 +188,21 @@ def add_options(
 def given_options(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     """Return those of a parser's `values` that are fields of `model`."""
     return {name: values[name] for name in model.model_fields if name in values}
+
+
+def paths_in(section: BaseModel) -> Iterator[Path]:
+    """Yield all paths of a configuration."""
+    for _, value in section:
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, Path):
+                yield one
+            elif isinstance(one, BaseModel):
+                yield from paths_in(one)
+
+
+def files_in(section: BaseModel) -> list[Path]:
+    """Return those files that a configuration names and that are there, each once."""
+    return list(dict.fromkeys(path for path in paths_in(section) if path.is_file()))
 
 
 def type_text(field: FieldInfo) -> str:

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +202,14 @@ def file_state(path: Path) -> str:
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}.", path=path) from error
     return f"{path.absolute()}\0{status.st_size} {status.st_mtime_ns}"
+
+
+def state_of(paths: Iterable[Path]) -> str:
+    """Return a digest of the states of files; see `file_state`."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{file_state(path)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def sha256_of(*paths: Path, salt: str = "") -> str:

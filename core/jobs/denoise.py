@@ -31,13 +31,13 @@ from ..report import PDF_NAME
 from .denoise_files import undertaking_of
 from .denoise_plan import DenoisePlan, kind_of
 from .folder import Earlier
-from .job import Devices, Job, JobSize
+from .job import BatchJob, Devices, JobSize
 
 # Conspicuous images that are named one by one.
 WARNINGS = 8
 
 
-class DenoiseJob(Job[Summary]):
+class DenoiseJob(BatchJob[Summary]):
     """Denoising of a table of particles or micrographs, a bare stack, or a single micrograph.
 
     The folder gets one file per input file, under its own name; `particles.star`, `micrographs.star`, or

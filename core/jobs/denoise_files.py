@@ -23,13 +23,11 @@ from ..inference.plan import (
     source_files,
     written_image_names,
 )
-from ..inference.stream import n_safely_written
 from ..io.files import file_state, sha256_of
 from ..io.journal import RANGES_FOLDER, RECORD_NAME, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.particles import ParticleSet
 from ..report import PDF_NAME, PNG_NAME
-from .folder import JobFolder
 from .scores import Scores, keep_rows
 from .trust import error_name
 
@@ -134,18 +132,6 @@ def split_tables(images: ImageSet, options: DenoiseOptions, output_dir: Path) ->
     """Return the tables of trusted and suspicious particles that are there."""
     paths = [output_dir / name for name in split_files(images, options) if not name.endswith(".csg")]
     return [path for path in paths if path.exists()]
-
-
-def check_room(
-    folder: JobFolder, images: ImageSet, stacks: Sequence[StackPlan], options: DenoiseOptions
-) -> None:
-    """Raise when the disk cannot hold what is still to be written."""
-    journal, bytes_per_pixel = folder.journal, np.dtype(options.output_dtype).itemsize
-    needed = sum(path.stat().st_size for path in source_files(images)) if images.has_table else 0
-    for stack in stacks:
-        done = n_safely_written(stack, folder.path, journal, options.output_dtype)
-        needed += (len(stack.indices) - done) * stack.shape[0] * stack.shape[1] * bytes_per_pixel
-    folder.check_room(needed, "write float16 (half the size)")
 
 
 def write_table(

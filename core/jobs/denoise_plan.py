@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ..config.denoise import DenoiseOptions
@@ -18,7 +19,7 @@ from ..inference.devices import LocalDevices
 from ..inference.engine import Choices, Task, choose, tiling
 from ..inference.inputs import InputNotes
 from ..inference.plan import ImageSet, StackPlan, source_files
-from ..inference.stream import StreamResult
+from ..inference.stream import StreamResult, n_safely_written
 from ..inference.summary import ErrorOf, Summary, read_samples, write_record
 from ..io.journal import RECORD_NAME, Journal, Undertaking
 from ..io.micrographs import MicrographSet
@@ -30,7 +31,6 @@ from ..models.weights import LoadedModel, Weights
 from ..progress import counted
 from .contexts import contexts_of
 from .denoise_files import (
-    check_room,
     refuse_changed_inputs,
     split_files,
     split_tables,
@@ -109,10 +109,18 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
         rows, files = counted(len(self.images), "particle"), counted(len(self.stacks), "stack")
         return f"{rows}, {counted(self.n_images, 'image')} in {files}"
 
+    def bytes_left(self, folder: JobFolder) -> int:
+        """See `Plan`; of table and stacks."""
+        images, dtype = self.images, self.options.output_dtype
+        left = sum(path.stat().st_size for path in source_files(images)) if images.has_table else 0
+        for stack in self.stacks:
+            done = n_safely_written(stack, folder.path, folder.journal, dtype)
+            left += (len(stack.indices) - done) * stack.shape[0] * stack.shape[1] * np.dtype(dtype).itemsize
+        return left
+
     def begin(self, folder: JobFolder) -> DenoiseWork:
         """See `Plan`; what the stacks know of their particles is found first."""
         model, options = self.model, self.options
-        check_room(folder, self.images, self.stacks, options)
         choices = self._choose(folder.journal)
         known = contexts_of(
             self.images,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 
 from ... import __version__
+from ..config.base import files_in, paths_in
 from ..config.evaluate import EvaluateConfig
 from ..errors import Aborted, InputError
 from ..evaluation.comparison import Result, Sources, compare
@@ -23,7 +22,7 @@ from ..evaluation.sections import against_clean, against_twin, sample_section
 from ..evaluation.tasks import Found, clustering, half_maps, pose_accuracy
 from ..inference.devices import LocalDevices
 from ..inference.plan import source_files
-from ..io.files import file_state
+from ..io.files import state_of
 from ..io.journal import RANGES_FOLDER, Undertaking
 from ..job_context import QUIET, JobContext
 from ..models.weights import load_model
@@ -40,7 +39,7 @@ from .evaluation_files import (
     write_evaluation,
 )
 from .folder import Earlier, JobFolder
-from .job import Devices, Job, JobSize, Parts, Plan
+from .job import BatchJob, Devices, JobSize, Parts, Plan
 from .parts import do_in_folder, move_files, own_folder, read_notes
 
 # What an evaluation writes: figures, a page, a PDF.
@@ -49,7 +48,7 @@ _REPORT_BYTES = 2**22
 _TRIAL_SECONDS = 1.0
 
 
-class EvaluateJob(Job[Evaluation]):
+class EvaluateJob(BatchJob[Evaluation]):
     """All that applies is computed and written to the folder; nothing is written before all is computed.
 
     Parameters
@@ -146,6 +145,10 @@ class EvaluatePlan(Plan["EvaluateWork", Evaluation]):
     inputs: Sequence[Path]
     undertaking: Undertaking
     clock: tuple[float, float]
+
+    def bytes_left(self, folder: JobFolder) -> int:
+        """See `Plan`."""
+        return _REPORT_BYTES
 
     def begin(self, folder: JobFolder) -> EvaluateWork:
         """See `Plan`."""
@@ -255,27 +258,14 @@ def _files_of(sources: Sources) -> list[Path]:
 
 def _inputs(config: EvaluateConfig, sources: Sources | None) -> list[Path]:
     """Return all files that an evaluation reads."""
-    named = [path for path in paths_in(config) if path.is_file()]
-    return list(dict.fromkeys([*named, *(_files_of(sources) if sources else ())]))
+    return list(dict.fromkeys([*files_in(config), *(_files_of(sources) if sources else ())]))
 
 
 def _undertaking(config: EvaluateConfig, inputs: Sequence[Path]) -> Undertaking:
-    digest = hashlib.sha256()
-    for path in inputs:
-        digest.update(f"{file_state(path)}\n".encode(errors="surrogateescape"))
     options = config.model_dump(mode="json", exclude={"device", "threads"})
-    fingerprint = {"version": __version__, "inputs": digest.hexdigest(), **options}
+    fingerprint = {"version": __version__, "inputs": state_of(inputs), **options}
     files = (JSON_NAME, HTML_NAME, TABLE_NAME, PDF_NAME)
     return Undertaking("evaluate", fingerprint, {}, files, [RANGES_FOLDER])
-
-
-def paths_in(section: BaseModel) -> Iterator[Path]:
-    """Yield all paths of a configuration."""
-    for _, value in section:
-        if isinstance(value, Path):
-            yield value
-        elif isinstance(value, BaseModel):
-            yield from paths_in(value)
 
 
 def _compute(

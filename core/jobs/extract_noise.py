@@ -27,7 +27,7 @@ from ..noise.summary import NoiseSummary, explain
 from ..progress import counted
 from ..report import PDF_NAME
 from .folder import Earlier, JobFolder
-from .job import Devices, Job, JobSize, Plan
+from .job import BatchJob, Devices, JobSize, Plan
 from .noise_plan import label_name, plan_search, remedy
 from .noise_search import Search, SearchWork, choose
 
@@ -37,7 +37,7 @@ WARNINGS = 8
 _PRECISION = "precision"
 
 
-class ExtractNoiseJob(Job[NoiseSummary]):
+class ExtractNoiseJob(BatchJob[NoiseSummary]):
     """Blocks of pure noise, cut out of micrographs.
 
     The folder gets `noise.mrcs`, `noise.star` (micrograph, coordinates, statistics and method of each block;
@@ -170,11 +170,20 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
         """The files that it reads."""
         return [self.images.source, *self.images.stacks]
 
+    def bytes_left(self, folder: JobFolder) -> int:
+        """See `Plan`; of the labels alone: how many blocks there are is not known before."""
+        if not finder_of(self.options).makes_labels:
+            return 0
+        return sum(task.shape[0] * task.shape[1] for task in self._waiting(folder.journal))
+
+    def _waiting(self, journal: Journal) -> list[MicrographTask]:
+        return [task for task in self.tasks if not journal.is_finished(_part_name(task.index))]
+
     def begin(self, folder: JobFolder) -> SearchWork:
         """See `Plan`."""
         journal, tasks = folder.journal, self.tasks
         make_folder(folder.path / PARTS_FOLDER)
-        waiting = [task for task in tasks if not journal.is_finished(_part_name(task.index))]
+        waiting = self._waiting(journal)
         if folder.goes_on:
             self.context.log(f"done already: {counted(len(tasks) - len(waiting), 'micrograph')}")
         precision = self._precision(journal)

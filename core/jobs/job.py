@@ -1,9 +1,9 @@
 """What a job is, whoever runs it: a command line, RELION, cryoSPARC or a batch.
 
-A job reads and checks its source (`Job.plan`), does what its folder lacks (`Work`), and finishes with table
-and record (`Plan.finish`). A single command does the work whole, on the devices of its process, into the
-job's folder. A batch has it done in parts, each by a worker into a folder of the part's own, and takes them
-together: it is the same work, and the same files to the byte.
+A job reads and checks its source (`Job.plan`), does what its folder lacks (`Plan.begin`), and finishes with
+table and record (`Plan.finish`). A single command does the work whole, on the devices of its process, into
+the job's folder. A batch has it done in parts, each by a worker into a folder of the part's own, and takes
+them together: it is the same work, and the same files to the byte. What a batch can run is a `BatchJob`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import torch
 
 from ..inference.devices import DoneHere, LocalDevices
 from ..io.journal import Undertaking
@@ -71,7 +73,7 @@ class Parts(Generic[P]):
 
 
 class Work(DoneHere, Protocol):
-    """What is missing of a job, to be done whole (`do`) or in parts."""
+    """What is missing of a job of a batch, to be done whole (`do`) or in parts."""
 
     def in_parts(self, part_bytes: int) -> AbstractContextManager[Parts[Any]]:
         """Return the work in parts of about so many bytes of float32 pixels.
@@ -125,7 +127,7 @@ class JobSize:
     inputs: list[Path]
 
 
-W = TypeVar("W", bound=Work)
+W = TypeVar("W", bound=DoneHere)
 R = TypeVar("R")
 
 
@@ -138,10 +140,17 @@ class Plan(ABC, Generic[W, R]):
         What it is going to make.
     inputs
         The files that it reads.
+    smaller
+        What a user can do to need less room on the disk.
     """
 
     undertaking: Undertaking
     inputs: Sequence[Path]
+    smaller: ClassVar[str] = "do less at a time"
+
+    def bytes_left(self, folder: JobFolder) -> int:
+        """Return how much the folder lacks of the files whose size is known before they are made."""
+        return 0
 
     @abstractmethod
     def begin(self, folder: JobFolder) -> W:
@@ -161,21 +170,13 @@ class Job(ABC, Generic[R]):
     #: what hosts, whose users press the same button again, do with an earlier run in the folder
     earlier_in_hosts: ClassVar[Earlier] = "anew"
 
-    @abstractmethod
     def devices(self) -> LocalDevices:
         """Return where it calculates if nobody says."""
+        return LocalDevices([torch.device("cpu")])
 
     @abstractmethod
     def plan(self, devices: Devices, context: JobContext) -> Plan[Any, R]:
         """Read and check the source, and tell of it; nothing is written."""
-
-    @abstractmethod
-    def measure(self, output_dir: Path) -> JobSize:
-        """Check all that can be checked without a device, and return how large it is; nothing is written."""
-
-    @abstractmethod
-    def forecast(self, size: JobSize, devices: LocalDevices) -> tuple[JobSize, float]:
-        """Return the size as a trial shows it, and the seconds that the job takes on such devices."""
 
     def run(
         self,
@@ -213,6 +214,19 @@ class Job(ABC, Generic[R]):
         plan, work = self.plan(devices, context), None
         with JobFolder(output_dir, plan.undertaking, earlier, inputs=plan.inputs, log=context.log) as folder:
             if not folder.journal.is_complete:
+                folder.check_room(plan.bytes_left(folder), plan.smaller)
                 work = plan.begin(folder)
                 devices.do(work, context)
             return plan.finish(folder, work)
+
+
+class BatchJob(Job[R]):
+    """A job that batches run as well, whose work is a `Work`."""
+
+    @abstractmethod
+    def measure(self, output_dir: Path) -> JobSize:
+        """Check all that can be checked without a device, and return how large it is; nothing is written."""
+
+    @abstractmethod
+    def forecast(self, size: JobSize, devices: LocalDevices) -> tuple[JobSize, float]:
+        """Return the size as a trial shows it, and the seconds that the job takes on such devices."""

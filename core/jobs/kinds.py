@@ -18,7 +18,7 @@ from .denoise import DenoiseJob
 from .evaluate import EvaluateJob
 from .evaluation_files import Evaluation
 from .extract_noise import ExtractNoiseJob
-from .job import Job
+from .job import BatchJob
 
 # What the jobs come to.
 Result = Summary | NoiseSummary | Evaluation
@@ -26,7 +26,7 @@ Result = Summary | NoiseSummary | Evaluation
 
 def job_of(
     source: Path, options: Options, *, root: Path | None = None, passthrough: Sequence[Path] = ()
-) -> Job[Any]:
+) -> BatchJob[Any]:
     """Return the job whose options these are; those of an evaluation name the source themselves."""
     if isinstance(options, DenoiseOptions):
         return DenoiseJob(source, options, root=root, passthrough=passthrough)

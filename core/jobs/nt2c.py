@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import __version__
+from ..config.base import files_in
 from ..config.extract_noise import ExtractNoiseOptions
 from ..config.nt2c import Nt2cConfig, SessionConfig
 from ..config.training import PairsConfig, SimulationConfig, TrainingConfig
 from ..errors import ConfigurationError, StarError
 from ..imaging.ctf import read_ctf_table
 from ..imaging.structure import read_structure
-from ..io.files import write_json, writing
+from ..inference.devices import LocalDevices
+from ..io.files import state_of, write_json, writing
 from ..io.journal import RECORD_NAME, Undertaking
 from ..io.micrographs import MicrographSet
 from ..job_context import QUIET, JobContext
@@ -42,7 +44,8 @@ from ..training.nt2c import (
 )
 from ..training.session_patches import write_session_patches
 from .extract_noise import run_extract_noise
-from .folder import Earlier, JobFolder
+from .folder import JobFolder
+from .job import Plan
 
 _CTF_NAME = "ctf.npy"
 # The file that each stage ends with.
@@ -60,12 +63,10 @@ _SMALLEST_BOX = 2.1
 _DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 
 
-def train(
-    config: Nt2cConfig, output_dir: Path, context: JobContext = QUIET, *, earlier: Earlier = "refuse"
-) -> Path:
-    """Run the chain and return the path of the fine denoiser's weights.
+class Nt2cPlan(Plan["Chain", Path]):
+    """The chain, which comes to the fine denoiser's weights; see `Plan`.
 
-    `output_dir` gets `ctf.npy` (the session's CTF parameters), `cryohush.json`, and a folder for each stage,
+    The folder gets `ctf.npy` (the session's CTF parameters), `cryohush.json`, and a folder for each stage,
     each of which is skipped when the journal says that it was done:
 
     - `coarse/weights.safetensors`: a denoiser trained on simulated particles with the session's parameters,
@@ -82,44 +83,51 @@ def train(
     Differs from the paper [1]_: patches have the size of the particles' box; and, but for
     `nt2c_published`, the denoiser is this package's, particles are simulated one by one, and clean images
     keep (simulated) ice.
-
-    Raises
-    ------
-    OutputError
-        The directory holds another run that shall not be gone on with or replaced, or one of another
-        configuration.
-    InputError
-        The table of micrographs cannot be used, or too few blocks of noise were found.
-    CryohushError
-        As in `training.supervised.train`.
-    Aborted
-        `context.should_stop` said so; the chain can be resumed.
     """
-    fingerprint = {"version": __version__, "config": config.model_dump(mode="json")}
-    parts = dict.fromkeys(_STAGES, "")
-    undertaking = Undertaking("train", fingerprint, parts, [_CTF_NAME, RECORD_NAME, PDF_NAME], _FOLDERS)
-    inputs = [config.session.micrographs]
-    with JobFolder(output_dir, undertaking, earlier, inputs=inputs, log=context.log) as folder:
-        if not folder.journal.is_complete:
-            _Chain(config, folder, context).run()
-            record = {"version": __version__, "command": context.command, **fingerprint}
-            write_json(output_dir / RECORD_NAME, record)
+
+    def __init__(self, config: Nt2cConfig, context: JobContext) -> None:
+        self.config, self.context = config, context
+        self.inputs = files_in(config)
+        self._settings = {"version": __version__, "config": config.model_dump(mode="json")}
+        fingerprint = {**self._settings, "inputs": state_of(self.inputs)}
+        files = [_CTF_NAME, RECORD_NAME, PDF_NAME]
+        self.undertaking = Undertaking("train", fingerprint, dict.fromkeys(_STAGES, ""), files, _FOLDERS)
+
+    def begin(self, folder: JobFolder) -> Chain:
+        """See `Plan`."""
+        return Chain(self.config, folder)
+
+    def finish(self, folder: JobFolder, work: Chain | None) -> Path:
+        """See `Plan`."""
+        if work is not None:
+            record = {"version": __version__, "command": self.context.command, **self._settings}
+            write_json(folder.path / RECORD_NAME, record)
             folder.journal.complete([_FINE, RECORD_NAME])
-    return output_dir / _FINE
+        return folder.path / _FINE
 
 
-class _Chain:
-    """The stages, each of which begins where the one before has ended."""
+class Chain:
+    """The stages, each of which begins where the one before has ended; see `Work`."""
 
-    def __init__(self, config: Nt2cConfig, folder: JobFolder, context: JobContext) -> None:
+    def __init__(self, config: Nt2cConfig, folder: JobFolder) -> None:
         self._config, self._folder, self._output_dir = config, folder, folder.path
-        # the progress of single stages would go up and down
-        self._context = replace(context, progress=QUIET.progress)
+        self._context = QUIET
 
-    def run(self) -> None:
-        """Do what is missing."""
-        config, output_dir, context = self._config, self._output_dir, self._context
-        session = config.session
+    def do(self, devices: LocalDevices, context: JobContext) -> None:
+        """Do what is missing, on the devices of the configuration.
+
+        Raises
+        ------
+        InputError
+            If the table of micrographs cannot be used, or too few blocks of noise were found.
+        CryohushError
+            As in `training.supervised.train`.
+        Aborted
+            If `context.should_stop` said so; the chain can be resumed.
+        """
+        config, output_dir, session = self._config, self._output_dir, self._config.session
+        # the progress of single stages would go up and down
+        self._context = context = replace(context, progress=QUIET.progress)
         ctf_path, pixel_size = output_dir / _CTF_NAME, _pixel_size(session)
         tables: tuple[Path, ...] = ()
         if session.imaging.no_ctf_probability < 1 or session.whole is not None:

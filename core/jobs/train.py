@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ... import __version__
+from ..config.base import files_in
 from ..config.nt2c import Nt2cConfig
 from ..config.segmentation import SegmentationConfig
 from ..config.training import TrainingConfig
-from ..inference.devices import keep_freed_memory
-from ..io.files import sha256_of, write_json
+from ..inference.devices import LocalDevices
+from ..io.files import sha256_of, state_of, write_json
 from ..io.journal import RECORD_NAME, Undertaking
 from ..job_context import QUIET, JobContext
 from ..report import PDF_NAME
 from ..training.frame_halves import FOLDER as HALVES_FOLDER
 from ..training.run import train as run_loop
 from ..training.segmentation import train_segmentation
-from . import nt2c
 from .folder import Earlier, JobFolder
+from .job import Devices, Job, Plan
+from .nt2c import Nt2cPlan
 
 WEIGHTS_NAME = "weights.safetensors"
 # What the loops leave besides the weights.
@@ -40,6 +43,73 @@ EVENTS_FOLDER = "tensorboard"
 _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
 
+class TrainJob(Job[Path]):
+    """Trains a network; comes to the path of its weights.
+
+    Parameters
+    ----------
+    config
+        What to train, and by which loop; see `training` and `jobs.nt2c`.
+    """
+
+    def __init__(self, config: TrainingConfig | SegmentationConfig | Nt2cConfig) -> None:
+        self.config = config
+
+    def plan(self, devices: Devices, context: JobContext) -> TrainPlan | Nt2cPlan:
+        """See `Job`; Fabric finds the devices by itself."""
+        if isinstance(self.config, Nt2cConfig):
+            return Nt2cPlan(self.config, context)
+        return TrainPlan(self.config, context)
+
+
+class TrainPlan(Plan["Loop", Path]):
+    """A training in one loop; see `Plan`."""
+
+    def __init__(self, config: TrainingConfig | SegmentationConfig, context: JobContext) -> None:
+        self.config, self.context, self._clock = config, context, (time.time(), time.monotonic())
+        self.inputs = files_in(config)
+        fingerprint = {"config": config.model_dump(mode="json"), "inputs": state_of(self.inputs)}
+        files = (WEIGHTS_NAME, RECORD_NAME, PDF_NAME, *FILES)
+        self.undertaking = Undertaking("train", fingerprint, {}, files, [EVENTS_FOLDER, HALVES_FOLDER])
+
+    def begin(self, folder: JobFolder) -> Loop:
+        """See `Plan`."""
+        return Loop(self.config, folder.path, folder.goes_on)
+
+    def finish(self, folder: JobFolder, work: Loop | None) -> Path:
+        """See `Plan`."""
+        weights, (started, begin) = folder.path / WEIGHTS_NAME, self._clock
+        if work is not None:
+            record = {
+                "version": __version__,
+                "command": self.context.command,
+                "configuration": self.config.model_dump(mode="json"),
+                "weights": {"name": WEIGHTS_NAME, "sha256": sha256_of(weights)},
+                "torch": torch.__version__,
+                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+                "seconds": round(time.monotonic() - begin, 3),
+            }
+            write_json(folder.path / RECORD_NAME, record)
+            folder.journal.complete([WEIGHTS_NAME, RECORD_NAME])
+        return weights
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The steps that a training lacks: `last.pt` knows how many; see `Work`."""
+
+    config: TrainingConfig | SegmentationConfig
+    output_dir: Path
+    goes_on: bool
+
+    def do(self, devices: LocalDevices, context: JobContext) -> None:
+        """Train, on the devices of the configuration."""
+        if isinstance(self.config, SegmentationConfig):
+            train_segmentation(self.config, self.output_dir, resume=self.goes_on, context=context)
+        else:
+            run_loop(self.config, self.output_dir, resume=self.goes_on, context=context)
+
+
 def train(
     config: TrainingConfig | SegmentationConfig | Nt2cConfig,
     output_dir: Path,
@@ -47,60 +117,19 @@ def train(
     *,
     earlier: Earlier = "refuse",
 ) -> Path:
-    """Train a network and return the path of its weights.
+    """Train, as `TrainJob` does it, and return the path of the weights.
 
     Of several processes that train together, one has the folder, and the others nothing to do with it.
 
-    Parameters
-    ----------
-    config
-        What to train, and by which loop; see `training` and `jobs.nt2c`.
-    output_dir
-        Made if missing.
-    context
-        Whom to ask and tell.
-    earlier
-        What to do with an earlier training in the folder; see `jobs.folder`.
-
     Raises
     ------
-    OutputError
-        The folder is in use, holds another training or files of somebody else, or the disk is full.
     CryohushError
-        See the loops.
+        See `Job.run` and the loops.
     Aborted
-        `context.should_stop` said so; `last.pt` holds the state.
+        If `context.should_stop` said so; `last.pt` holds the state.
     """
-    keep_freed_memory()
-    weights = output_dir / WEIGHTS_NAME
-    if isinstance(config, Nt2cConfig):
-        return nt2c.train(config, output_dir, context, earlier=earlier)
-    if any(int(os.environ.get(name) or 0) for name in _RANKS):
-        return _loop(config, output_dir, context, resume=earlier in ("resume", "anew"))
-    started, begin = time.time(), time.monotonic()
-    fingerprint = {"config": config.model_dump(mode="json")}
-    files = (WEIGHTS_NAME, RECORD_NAME, PDF_NAME, *FILES)
-    undertaking = Undertaking("train", fingerprint, {}, files, [EVENTS_FOLDER, HALVES_FOLDER])
-    with JobFolder(output_dir, undertaking, earlier, log=context.log) as folder:
-        if not folder.journal.is_complete:
-            _loop(config, output_dir, context, resume=folder.goes_on)
-            record = {
-                "version": __version__,
-                "command": context.command,
-                "configuration": config.model_dump(mode="json"),
-                "weights": {"name": WEIGHTS_NAME, "sha256": sha256_of(weights)},
-                "torch": torch.__version__,
-                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-                "seconds": round(time.monotonic() - begin, 3),
-            }
-            write_json(output_dir / RECORD_NAME, record)
-            folder.journal.complete([WEIGHTS_NAME, RECORD_NAME])
-    return weights
-
-
-def _loop(
-    config: TrainingConfig | SegmentationConfig, output_dir: Path, context: JobContext, *, resume: bool
-) -> Path:
-    if isinstance(config, SegmentationConfig):
-        return train_segmentation(config, output_dir, resume=resume, context=context)
-    return run_loop(config, output_dir, resume=resume, context=context)
+    job = TrainJob(config)
+    if not isinstance(config, Nt2cConfig) and any(int(os.environ.get(name) or 0) for name in _RANKS):
+        Loop(config, output_dir, earlier in ("resume", "anew")).do(job.devices(), context)
+        return output_dir / WEIGHTS_NAME
+    return job.run(output_dir, context, earlier=earlier)

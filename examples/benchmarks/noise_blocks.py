@@ -43,7 +43,7 @@ from cryohush.core.io.micrographs import MicrographSet
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.extract_noise import run_extract_noise
-from cryohush.core.jobs.simulate import simulate_micrographs
+from cryohush.core.jobs.simulate import SimulateJob
 from cryohush.core.noise.patches import count_in_windows
 from cryohush.core.noise.segmentation import (
     CONTAMINATION,
@@ -180,7 +180,7 @@ def simulated_truth(arguments: argparse.Namespace) -> Truth:
     )
     table = folder / "micrographs.star"
     if not table.exists():
-        simulate_micrographs(config, folder)
+        SimulateJob(config).run(folder)
     micrographs = MicrographSet.read(table)
     labels = {
         name: torch.from_numpy(read(folder / "labels" / path.name)).to(torch.uint8)

@@ -21,7 +21,7 @@ import torch
 from cryohush.core.config.load import validate
 from cryohush.core.config.simulate import ParticlesConfig
 from cryohush.core.io.mrc import StackReader, StackWriter
-from cryohush.core.jobs.simulate import simulate_particles
+from cryohush.core.jobs.simulate import SimulateJob
 from cryohush.core.models import MODELS
 from cryohush.core.models.weights import save_model
 from cryohush.relion_external.cli import COMMANDS, parameters_of
@@ -135,7 +135,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "particles_per_micrograph": 8,
         "noise": {"components": [{"kind": "gaussian"}]},
     }
-    simulate_particles(validate(values, ParticlesConfig, "test"), folder / "Sim", device=torch.device("cpu"))
+    SimulateJob(validate(values, ParticlesConfig, "test"), "cpu").run(folder / "Sim")
     for name, kind in (("particles", "noisy"), ("twin", "ctf_only")):
         text = re.sub(rf"@\S*{kind}\.mrcs", f"@Sim/{kind}.mrcs", (folder / f"Sim/{kind}.star").read_text())
         (folder / f"{name}.star").write_text(text)

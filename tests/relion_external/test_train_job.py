@@ -24,7 +24,7 @@ from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import Aborted, ConfigurationError, DeviceError, InputError, ModelError
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.jobs.denoise import run_denoise
-from cryohush.core.jobs.simulate import simulate_particles
+from cryohush.core.jobs.simulate import SimulateJob
 from cryohush.core.models import MODELS
 from cryohush.core.models.weights import WEIGHTS_NAME, load_model, save_model
 from cryohush.relion_external import commands, train_inputs
@@ -62,7 +62,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "noise": {"components": [{"kind": "gaussian"}]},
     }
     config = validate(values, ParticlesConfig, "test")
-    simulate_particles(config, project / "Sim", device=torch.device("cpu"))
+    SimulateJob(config, "cpu").run(project / "Sim")
     folder = project / "Refine3D" / "job003"
     folder.mkdir(parents=True)
     for name in ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc"):

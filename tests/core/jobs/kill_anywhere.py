@@ -21,10 +21,11 @@ from cryohush.core.config.micrographs import MicrographsConfig
 from cryohush.core.config.simulate import ParticlesConfig
 from cryohush.core.config.training import TrainingConfig
 from cryohush.core.inference import stream
-from cryohush.core.jobs import simulate
+from cryohush.core.jobs import particle_stream
 from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.jobs.extract_noise import run_extract_noise
 from cryohush.core.jobs.folder import Earlier
+from cryohush.core.jobs.simulate import SimulateJob
 from cryohush.core.jobs.train import train
 
 OPERATIONS = ("fsync", "write", "replace", "ftruncate", "unlink", "mkdir")
@@ -32,7 +33,7 @@ OPERATIONS = ("fsync", "write", "replace", "ftruncate", "unlink", "mkdir")
 
 def main() -> None:
     """Do the tasks on the standard input, and print how many file operations each has as a whole."""
-    stream.CHECKPOINT_SECONDS = simulate.CHECKPOINT_SECONDS = 0.0
+    stream.CHECKPOINT_SECONDS = particle_stream.CHECKPOINT_SECONDS = 0.0
     for task in json.load(sys.stdin):
         print(do(task))
 
@@ -123,12 +124,11 @@ def extract_noise(task: dict[str, Any], folder: Path, earlier: Earlier) -> None:
 
 
 def simulate_particles(task: dict[str, Any], folder: Path, earlier: Earlier) -> None:
-    config = ParticlesConfig(**task["options"])
-    simulate.simulate_particles(config, folder, device=torch.device("cpu"), earlier=earlier)
+    SimulateJob(ParticlesConfig(**task["options"]), "cpu").run(folder, earlier=earlier)
 
 
 def simulate_micrographs(task: dict[str, Any], folder: Path, earlier: Earlier) -> None:
-    simulate.simulate_micrographs(MicrographsConfig(**task["options"]), folder, earlier=earlier)
+    SimulateJob(MicrographsConfig(**task["options"])).run(folder, earlier=earlier)
 
 
 def train_network(task: dict[str, Any], folder: Path, earlier: Earlier) -> None:

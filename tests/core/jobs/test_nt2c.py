@@ -13,7 +13,8 @@ from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import Aborted, ConfigurationError, OutputError, StarError
 from cryohush.core.imaging.ctf import read_ctf_table
 from cryohush.core.job_context import JobContext
-from cryohush.core.jobs.nt2c import session_ctf, train
+from cryohush.core.jobs.nt2c import session_ctf
+from cryohush.core.jobs.train import train
 from cryohush.core.models import MODELS
 from cryohush.core.models.weights import load_model
 

@@ -19,7 +19,7 @@ from cryohush.core.imaging.projection import Projector
 from cryohush.core.io.micrographs import MicrographSet
 from cryohush.core.io.star import read_tables
 from cryohush.core.job_context import JobContext
-from cryohush.core.jobs.simulate import simulate_micrographs
+from cryohush.core.jobs.simulate import SimulateJob
 from cryohush.core.metrics.fourier import radial_power_spectrum
 from cryohush.core.simulation.micrograph import (
     BACKGROUND,
@@ -232,7 +232,7 @@ def config(tmp_path: Path) -> Path:
 def test_written_set_is_what_was_simulated_with_dark_protein(config, tmp_path):
     settings = load_yaml(config, MicrographsConfig)
     folder, steps = tmp_path / "out", []
-    summary = simulate_micrographs(settings, folder, JobContext(lambda *step: steps.append(step)))
+    summary = SimulateJob(settings).run(folder, JobContext(lambda *step: steps.append(step)))
     assert steps == [(0, 2), (1, 2), (2, 2)]
     (table,) = summary.tables
     for written in folder.rglob("*.star"):
@@ -264,14 +264,14 @@ def test_written_set_is_what_was_simulated_with_dark_protein(config, tmp_path):
 def test_stopped_or_repeated_run_says_so(config, tmp_path):
     settings = load_yaml(config, MicrographsConfig)
     with pytest.raises(Aborted, match="after 0 of 2"):
-        simulate_micrographs(settings, tmp_path / "out", JobContext(should_stop=lambda: True))
+        SimulateJob(settings).run(tmp_path / "out", JobContext(should_stop=lambda: True))
     assert not (tmp_path / "out/micrographs.star").exists()
-    simulate_micrographs(settings, tmp_path / "out")
+    SimulateJob(settings).run(tmp_path / "out")
     with pytest.raises(OutputError, match="holds another run"):
-        simulate_micrographs(settings, tmp_path / "out")
+        SimulateJob(settings).run(tmp_path / "out")
 
 
 def test_particle_larger_than_the_micrograph_is_refused_by_name(config, tmp_path):
     settings = load_yaml(config, MicrographsConfig, ["settings.pixel_size_angstrom=0.4"])
     with pytest.raises(ConfigurationError, match="small needs"):
-        simulate_micrographs(settings, tmp_path / "out")
+        SimulateJob(settings).run(tmp_path / "out")

@@ -23,7 +23,7 @@ from cryohush.core.imaging.symmetry import symmetry_operators, to_asymmetric_uni
 from cryohush.core.io.particles import ParticleSet
 from cryohush.core.io.star import read_tables
 from cryohush.core.job_context import JobContext
-from cryohush.core.jobs.simulate import simulate_particles
+from cryohush.core.jobs.simulate import SimulateJob
 from cryohush.core.simulation.classes import read_classes
 from cryohush.core.simulation.draws import deal, draw_particles
 from cryohush.core.simulation.particle_images import ParticleImages
@@ -50,7 +50,7 @@ def configuration(structure: Path, **changes: Any) -> ParticlesConfig:
 
 
 def simulate(config: ParticlesConfig, folder: Path, **options: Any) -> dict[str, NDArray[np.float32]]:
-    simulate_particles(config, folder, device=CPU, **options)
+    SimulateJob(config, "cpu").run(folder, **options)
     return {output: read_stack(folder / f"{output}.mrcs") for output in config.outputs}
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import mrcfile
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from particle_files import read_stack
 
@@ -17,7 +16,7 @@ from cryohush.core.config.simulate import ParticlesConfig
 from cryohush.core.config.training import SimulationConfig
 from cryohush.core.errors import ConfigurationError
 from cryohush.core.imaging.structure import potential_map, read_structure
-from cryohush.core.jobs.simulate import simulate_particles
+from cryohush.core.jobs.simulate import SimulateJob
 from cryohush.core.training.data import SimulatedParticles
 
 BOX, SIZE_ANGSTROM = 48, 2.5
@@ -61,7 +60,7 @@ def simulated(folder: Path, entry: dict[str, Any]) -> dict[str, NDArray[np.float
         "normalise": False,
     }
     config = validate(settings, ParticlesConfig, "test")
-    simulate_particles(config, folder, device=torch.device("cpu"))
+    SimulateJob(config, "cpu").run(folder)
     return {output: read_stack(folder / f"{output}.mrcs") for output in config.outputs}
 
 
