@@ -284,6 +284,62 @@ def test_the_other_half_shows_the_particle_and_not_this_image_s_noise(
     assert abs(float(correlation(twin, noise).mean())) < 0.01
 
 
+def test_files_of_an_entry_are_found_or_named(
+    deposits: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = argparse.Namespace(entry="10028", folder=tmp_path)
+    with pytest.raises(SystemExit, match=r"0 of at least 1 files .*shiny_2sets\.star; .*/10028/data/"):
+        deposits.find_files(arguments)
+    (tmp_path / "Particles/MRC_0601").mkdir(parents=True)
+    for name in ("shiny_2sets.star", "MRC_0601/001.mrcs"):
+        (tmp_path / "Particles" / name).touch()
+    deposits.find_files(arguments)
+    said = capsys.readouterr().out
+    assert f"poses --particles {tmp_path}/Particles/shiny_2sets.star --symmetry C1" in said
+    assert "line 5476" in said
+
+
+def test_a_file_cut_short_is_named(deposits: ModuleType, tmp_path: Path) -> None:
+    # 131,899 images of 320 x 320 float32 values behind a header of 1,024 bytes
+    assert deposits.entries()["10076"]["bytes"] == {
+        "**/L17Combine_weight_local.mrc*": 131899 * 320**2 * 4 + 1024
+    }
+    # 4096 x 4096 float32 values
+    assert deposits.entries()["10017"]["bytes"] == {"**/Falcon_2012_*.mrc": 4096**2 * 4 + 1024}
+    (tmp_path / "L17Combine_weight_local.mrc").write_bytes(b"half")
+    with pytest.raises(SystemExit, match=r"L17Combine_weight_local\.mrc: 4 bytes, expected 54025831424"):
+        deposits.find_files(argparse.Namespace(entry="10076", folder=tmp_path))
+
+
+@pytest.mark.slow
+def test_a_stand_in_for_an_entry_goes_from_its_files_to_the_table(
+    benchmark: Any, deposits: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Simulated particles under the names of EMPIAR-10028; no filter changes the gain."""
+    generator = torch.Generator().manual_seed(9)
+    n, box = 120, 32
+    rotations = random_rotations(n, generator)
+    values = (torch.full((n,), value) for value in (12000.0, 12000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
+    optics = CtfParameters(*values)
+    transfer = benchmark("projection_matching").Optics(optics, 3.0).transfer(box)
+    clean = torch.fft.irfft2(torch.fft.rfft2(Projector(blobs(box))(rotations)) * transfer, s=(box, box))
+    noisy = clean / clean.std() + torch.randn(clean.shape, generator=generator)
+    angles = benchmark("reconstruction").euler(rotations)
+    columns = {
+        f"rlnAngle{name}": values.tolist()
+        for name, values in zip(("Rot", "Tilt", "Psi"), angles, strict=True)
+    }
+    columns |= {"rlnOriginXAngst": [0.0] * n, "rlnOriginYAngst": [0.0] * n}
+    benchmark("user_tasks").write_particles(tmp_path / "shiny_2sets.star", noisy, 3.0, optics, columns)
+    words = ["poses", "--particles", str(tmp_path / "shiny_2sets.star"), "--box", str(box), "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["", *words, "--output", str(tmp_path / "out")])
+    deposits.main()
+    found = json.loads((tmp_path / "out/deposits.json").read_text())
+    assert set(found) == {"general, each by itself", "general, with its stack"}
+    # the last band is the whole range; isolated particles without neighbours or ice gain there
+    assert all(gains[-1]["gain"] > 1.05 for gains in found.values())
+
+
 def correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     first, second = (images.flatten(1) - images.mean((1, 2))[:, None] for images in (first, second))
     return (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))

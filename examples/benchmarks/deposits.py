@@ -3,9 +3,13 @@
 Nothing is downloaded: fetch an entry with the archive's own means (Aspera, Globus, rsync), then
 
     python deposits.py list
+    python deposits.py find 10028 FOLDER
     python deposits.py check FOLDER --sums 10028.sha256
     python deposits.py poses --particles shiny.star --symmetry C1 --output OUT [--topaz-python PYTHON]
     python deposits.py frames MOVIES --pixel-size A --output SESSION [--gain GAIN.mrc] [--skip 0] [--bin 1]
+
+`find` looks for the files of an entry (`deposits.yaml`) in the folder where you put them, and says what to
+run.
 
 `check` writes the SHA-256 of every file, or compares with what an earlier run (or another laboratory) wrote:
 figures belong to files.
@@ -42,7 +46,7 @@ from pairs import read_particles
 from projection_matching import Optics, phases
 from stack_context import markdown
 from torch import Tensor
-from user_tasks import LOW_PASS, RAW, denoised_by_each, write_particles
+from user_tasks import LOW_PASS, METHODS, RAW, denoised_by_each, write_particles
 
 from cryohush.core.errors import InputError
 from cryohush.core.imaging.ctf import ctf_parameters_of
@@ -63,7 +67,10 @@ BLOCK_BYTES = 1 << 24
 def main() -> None:
     parser = argparse.ArgumentParser(description="The gain of denoising on data from EMPIAR.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="entries, and what each needs")
+    commands.add_parser("list", help="entries, and where their files are")
+    find = commands.add_parser("find", help="whether an entry's files are there, and what to run on them")
+    find.add_argument("entry", choices=entries(), help="number of the entry")
+    find.add_argument("folder", type=Path, help="where its files are")
     check = commands.add_parser("check", help="SHA-256 of all files of a folder: write, or compare")
     check.add_argument("folder", type=Path)
     check.add_argument("--sums", type=Path, required=True, help="written if it is not there")
@@ -78,6 +85,7 @@ def main() -> None:
     poses.add_argument("--dark", action="store_true", help="protein is dark in these particles")
     poses.add_argument("--model", default="general")
     poses.add_argument("--topaz-python", help="python of an environment with topaz-em 0.3.20")
+    poses.set_defaults(methods=METHODS)
     poses.add_argument("--threads", type=int, default=torch.get_num_threads())
     poses.add_argument("--output", type=Path, required=True)
     frames = commands.add_parser("frames", help="one frame and the sum of the others of each movie")
@@ -90,17 +98,58 @@ def main() -> None:
     frames.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     try:
-        {"list": show_list, "check": check_sums, "poses": judge_by_poses, "frames": split_movies}[
-            arguments.command
-        ](arguments)
+        {
+            "list": show_list,
+            "find": find_files,
+            "check": check_sums,
+            "poses": judge_by_poses,
+            "frames": split_movies,
+        }[arguments.command](arguments)
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
 
 
+ARCHIVE = "https://ftp.ebi.ac.uk/empiar/world_availability"
+
+
+def entries() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(
+        Path(__file__).with_name("deposits.yaml").read_text(encoding="utf-8")
+    )
+    return found
+
+
 def show_list(arguments: argparse.Namespace) -> None:
-    entries = yaml.safe_load(Path(__file__).with_name("deposits.yaml").read_text(encoding="utf-8"))
-    for name, entry in entries.items():
-        print(f"EMPIAR-{name}: {entry['specimen']}, {entry['symmetry']}; {entry['holds']}. {entry['run']}.")
+    for name, entry in entries().items():
+        print(f"EMPIAR-{name}: {entry['specimen']}, {entry['symmetry']}; {entry['holds']}")
+        print(f"  {ARCHIVE}/{name}/data/  {', '.join(entry['files'])}")
+
+
+# --- find
+
+
+def find_files(arguments: argparse.Namespace) -> None:
+    entry, folder = entries()[arguments.entry], arguments.folder
+    for pattern, least in entry["files"].items():
+        found = sorted(folder.glob(pattern))
+        if len(found) < least:
+            where = f"{ARCHIVE}/{arguments.entry}/data/"
+            raise SystemExit(
+                f"{folder}: {len(found)} of at least {least} files {pattern}; they are at {where}"
+            )
+        size = entry.get("bytes", {}).get(pattern)
+        wrong = [path for path in found if size is not None and path.stat().st_size != size]
+        if wrong:
+            raise SystemExit(f"{wrong[0]}: {wrong[0].stat().st_size} bytes, expected {size}: fetch it again")
+        print(f"{pattern}: {len(found)} files")
+    if "note" in entry:
+        print(f"note: {entry['note']}")
+    tables = sorted(folder.glob(entry["table"])) if "table" in entry else []
+    table = str(tables[0]) if tables else "TABLE"
+    if "refine" in entry or ("table" in entry and not tables):
+        print(f"first: {entry.get('refine', 'refine, for a table with poses')}")
+    command = entry.get("run", f"poses --particles {table} --symmetry {entry['symmetry']} --output OUT")
+    print(f"then: python deposits.py {command.replace('FOLDER', str(folder))}")
 
 
 # --- check
