@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import HostError
+from ..core.progress import counted
 from .command import Command, Given, Input, Prepared
 from .job import ExternalJob, find_job
 from .outputs import PARTICLES
@@ -49,7 +50,7 @@ def restoring(project: Project, raw: Sequence[str]) -> Command:
             job.save_output(PARTICLES.name, uids, found.fill)
 
         names = ", ".join(map(str, found.sources))
-        remarks = [f"{len(uids)} particles get their raw images from {names}"]
+        remarks = [f"{counted(len(uids), 'particle')}, with raw images from {names}"]
         return Prepared((), None, save, remarks=remarks, also=[(RAW, source) for source in found.sources])
 
     return Command(

@@ -19,6 +19,7 @@ from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.config.load import validate
 from ..core.config.training import TrainingConfig
 from ..core.errors import ConfigurationError, InputError, TableChanged, TooFewBlocks
+from ..core.progress import counted
 from ..core.report import PDF_NAME, quiet_matplotlib
 from .host import finish
 from .log import begin_log, say, warn
@@ -78,8 +79,10 @@ def denoise(request: Request) -> None:
     ):
         warn([f"{what}: {note.image}@{note.stack}: {note.problem}" for note in notes], in_all)
     way_back = finish(summary, request.directory, project, kind, request.command, request.warnings)
-    done_before = f", {summary.n_resumed} images done by an earlier run" if summary.n_resumed else ""
-    say(f"{summary.n_rows} {kind} in {summary.table}{done_before}\n{way_back}")
+    text = f"{counted(summary.n_rows, kind[:-1])} in {summary.table}"
+    if summary.n_resumed:
+        text += f", {counted(summary.n_resumed, 'image')} done by an earlier run"
+    say(f"{text}\n{way_back}")
 
 
 def _denoise_all(request: Request, source: str, kind: Kind, options: DenoiseOptions) -> Summary:
@@ -234,7 +237,8 @@ def extract_noise(request: Request) -> None:
         if count.remark:
             request.warn(f"{count.micrograph}: {count.remark}")
     finish(summary, request.directory, project, kind, request.command, request.warnings)
-    say(f"{summary.n_blocks} blocks of {summary.window_px} px in {summary.table}\n{summary.explanation}")
+    blocks = counted(summary.n_blocks, "block")
+    say(f"{blocks} of {summary.window_px} px in {summary.table}\n{summary.explanation}")
 
 
 def _explained(error: TooFewBlocks, request: Request) -> TooFewBlocks:

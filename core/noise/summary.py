@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..progress import counted
 from .micrograph import MicrographCounts
 
 
@@ -95,5 +96,6 @@ def explain(counts: Sequence[MicrographCounts]) -> str:
         text += f" The best similarity is {max(best):.2f}."
     left_out = [count for count in counts if not count.windows]
     if left_out:
-        text += f" {len(left_out)} micrographs were left out, {left_out[0].micrograph}: {left_out[0].remark}"
+        first = left_out[0]
+        text += f" Left out: {counted(len(left_out), 'micrograph')}, {first.micrograph}: {first.remark}"
     return text

@@ -1,17 +1,39 @@
-"""Running jobs in a RELION 3.1 project without a GUI, and reading its state."""
+"""Running jobs in a project of the RELION that is installed, without a GUI, and reading its state."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+
+def _major_version() -> int:
+    """Return the major version of the RELION on the PATH; without one, that of the tests' own set-up."""
+    if shutil.which("relion_pipeliner") is None:
+        return 3
+    told = subprocess.run(["relion_pipeliner", "--version"], capture_output=True, text=True, timeout=60)
+    found = re.search(r"version:? *(\d+)", told.stdout + told.stderr)
+    assert found is not None, told.stdout + told.stderr
+    return int(found[1])
+
+
+VERSION = _major_version()
 EMPTY_PIPELINE = (
-    "\n# version 30001\n\ndata_pipeline_general\n\n_rlnPipeLineJobCounter                       2\n \n"
+    f"\n# version {50001 if VERSION > 4 else 30001}\n\ndata_pipeline_general\n\n"
+    "_rlnPipeLineJobCounter                       2\n \n"
 )
-SUCCEEDED, FAILED = "2", "3"
+SCHEDULED, SUCCEEDED, FAILED = ("1", "2", "3") if VERSION == 3 else ("Scheduled", "Succeeded", "Failed")
+# Types of nodes.
+PARTICLES, MICROGRAPHS, REPORT = {
+    3: ("3", "1", "13"),
+    4: ("ParticlesData.star.relion", "MicrographsData.star.relion", "LogFile.pdf.relion"),
+    5: ("ParticleGroupMetadata.star.relion", "MicrographGroupMetadata.star.relion", "LogFile.pdf.relion"),
+}[VERSION]
+# The coordinates that AutoPick gives to the next job.
+PICKS = "coords_suffix_autopick.star" if VERSION == 3 else "autopick.star"
 
 
 def relion(project: Path, *arguments: str) -> None:
@@ -53,3 +75,8 @@ def rows(project: Path, table: str) -> list[list[str]]:
 def processes(project: Path) -> dict[str, str]:
     """Return name to status of the jobs of the project."""
     return {row[0]: row[3] for row in rows(project, "processes")}
+
+
+def nodes_of(project: Path) -> dict[str, str]:
+    """Return name to type of the files that the project knows."""
+    return {row[0]: row[1] for row in rows(project, "nodes")}

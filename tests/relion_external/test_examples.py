@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from relion_project import EMPTY_PIPELINE, processes, relion
+from relion_project import EMPTY_PIPELINE, SCHEDULED, VERSION, processes, relion
 
 from cryohush.core.io.star import read_tables, unquote
 from cryohush.relion_external.cli import parse
@@ -183,15 +183,16 @@ def test_a_form_holds_what_relion_asks_and_parameters_that_the_command_knows(pat
 
 
 @pytest.mark.relion
-@pytest.mark.skipif(shutil.which("relion_pipeliner") is None, reason="needs RELION 3.1 (Debian: relion)")
+@pytest.mark.skipif(shutil.which("relion_pipeliner") is None, reason="needs RELION (Debian: relion)")
 def test_relion_takes_each_form_with_its_input(tmp_path: Path) -> None:
     (tmp_path / "default_pipeline.star").write_text(EMPTY_PIPELINE)
-    for path in (path for path in FORMS if "relion31" in path.parts):
+    folder = "relion31" if VERSION == 3 else "relion4"
+    for path in (path for path in FORMS if folder in path.parts):
         before = set(processes(tmp_path))
         option = f"{FIELD[path.parent.name]} == Some/job001/table.star"
         relion(tmp_path, "relion_pipeliner", "--addJobFromStar", str(path), "--addJobOptions", option)
         (name,) = set(processes(tmp_path)) - before
         # added as a job that is to be run
-        assert processes(tmp_path)[name] == "1"
+        assert processes(tmp_path)[name] == SCHEDULED
         kept = form(tmp_path / name / "job.star")
         assert kept == {**form(path), FIELD[path.parent.name]: "Some/job001/table.star"}

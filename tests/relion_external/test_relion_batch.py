@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from relion_project import FAILED, SUCCEEDED, processes, relion, rows
+from relion_project import FAILED, SUCCEEDED, nodes_of, processes, relion, rows
 
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.errors import HostError
@@ -171,7 +171,7 @@ def test_ten_projects_with_one_broken(
             assert "NaN" in (project / job / "run.err").read_text()
             continue
         assert processes(project)[job] == SUCCEEDED
-        assert dict(rows(project, "nodes"))[f"{job}particles.star"] == "3"
+        assert nodes_of(project)[f"{job}particles.star"] == "3"
         assert [f"{job}particles.star"] == [
             name for edge, name in rows(project, "output_edges") if edge == job and name.endswith("star")
         ]
@@ -213,7 +213,7 @@ def test_without_relion_the_job_is_written_and_relion_takes_it_in_later(
     assert processes(tmp_path / "p")[job] == "0"
     relion(tmp_path / "p", "relion_pipeliner", "--check_job_completion")
     assert processes(tmp_path / "p")[job] == SUCCEEDED
-    assert dict(rows(tmp_path / "p", "nodes"))[f"{job}particles.star"] == "3"
+    assert nodes_of(tmp_path / "p")[f"{job}particles.star"] == "3"
     assert ["Extract/job001/particles.star", job] in rows(tmp_path / "p", "input_edges")
     # RELION reads its form: a copy of the job has the same command
     relion(tmp_path / "p", "relion_pipeliner", "--addJobFromStar", f"{job}job.star")
@@ -266,7 +266,7 @@ def test_noise_and_an_evaluation_are_jobs_of_the_project(
     if pipeliner != "relion_pipeliner":
         relion(project, "relion_pipeliner", "--check_job_completion")
     names = {row[1]: row[0] for row in rows(project, "processes")}
-    nodes, edges = dict(rows(project, "nodes")), rows(project, "output_edges")
+    nodes, edges = nodes_of(project), rows(project, "output_edges")
     for alias, outputs in (
         ("noise", {"noise.star": "3", "logfile.pdf": "13"}),
         ("quality", {"logfile.pdf": "13"}),

@@ -1,4 +1,4 @@
-"""Scores of particles in a real RELION 3.1.3 project: outputs of the job, and a subset by the score."""
+"""Scores of particles in a project of the real RELION: outputs of the job, and a subset by the score."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import starfile
-from relion_project import EMPTY_PIPELINE, SUCCEEDED, processes, rows, run_job
+from relion_project import EMPTY_PIPELINE, PARTICLES, SUCCEEDED, nodes_of, processes, run_job
 
 from cryohush.core.io.mrc import StackWriter
 from cryohush.core.io.particles import SCORE_LABEL
 
 pytestmark = [
     pytest.mark.relion,
-    pytest.mark.skipif(shutil.which("relion_pipeliner") is None, reason="needs RELION 3.1 (Debian: relion)"),
+    pytest.mark.skipif(shutil.which("relion_pipeliner") is None, reason="needs RELION (Debian: relion)"),
 ]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -60,9 +60,9 @@ def test_relion_selects_by_the_score_what_the_job_calls_trusted(project: Path) -
         },
     )
     assert processes(project)[job] == SUCCEEDED
-    nodes = dict(rows(project, "nodes"))
+    nodes = nodes_of(project)
     for part in ("", "_trusted", "_suspicious"):
-        assert nodes[f"{job}particles{part}.star"] == "3"
+        assert nodes[f"{job}particles{part}.star"] == PARTICLES
     trusted, suspicious = (
         starfile.read(project / job / f"particles_{part}.star")["particles"]
         for part in ("trusted", "suspicious")
