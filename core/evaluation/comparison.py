@@ -16,6 +16,7 @@ from ..errors import Aborted, ConfigurationError, InputError
 from ..imaging.filters import background_power
 from ..imaging.normalise import background_mask, default_radius_px
 from ..imaging.rings import hermitian_weight, ring_index
+from ..io.same_rows import was_made_from
 from ..metrics import image as image_figures
 from ..metrics.fourier import ring_frequencies, ring_products
 from ..metrics.independent import Score, align_twin, bootstrap_score, independent_correlation
@@ -75,6 +76,13 @@ class Sources:
         )
         if denoised.path in [rows.path for rows in (reference, twin) if rows is not None]:
             raise InputError("compared with itself.", path=denoised.path, remedy="Give other images.")
+        for rows in (reference, twin):
+            if rows is not None and was_made_from(denoised.table, rows.table):
+                raise InputError(
+                    "these are the raw images: their noise is what was to be removed.",
+                    path=rows.path,
+                    remedy="Give them as raw, and clean images (reference) or other frames (twin) beside.",
+                )
         given = {"reference": reference, "twin": twin, "raw": raw}
         names = [name for name, rows in given.items() if rows is not None]
         (denoised, *present), notes = bring_together(

@@ -83,6 +83,12 @@ class SameRows:
         return text
 
 
+def was_made_from(made: ImageSet, other: ImageSet) -> bool:
+    """Tell whether an image of a table, stack or micrograph was made from one of another, by their names."""
+    origins = {name for chain in _Identity(made).names(absolute=True) for name in chain[1:]}
+    return any(chain[0] in origins for chain in _Identity(other).names(absolute=True))
+
+
 def match_rows(first: ImageSet, other: ImageSet, *, by_order: bool = False) -> SameRows:
     """Pair the rows of two tables, stacks or micrographs.
 

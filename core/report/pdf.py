@@ -115,7 +115,9 @@ def write_report(
     else:
         _add_micrographs(paper, *parts, pixel_size_angstrom)
     if len(raw):
-        paper.heading(f"Power by resolution, mean of {len(raw)} {kind}", above=SPECTRA_HEIGHT)
+        paper.heading(
+            f"Power by resolution, mean of {counted(len(raw), kind.removesuffix('s'))}", above=SPECTRA_HEIGHT
+        )
         part = paper.picture(SPECTRA_HEIGHT)
         axes = part.add_axes((0.09, 0.16, 0.89, 0.7))
         draw_spectra(axes, raw, denoised, pixel_size_angstrom=pixel_size_angstrom)

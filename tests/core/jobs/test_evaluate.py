@@ -389,6 +389,28 @@ def test_images_are_no_twins_of_themselves(files: Files, tmp_path: Path, name: s
         compared(EvaluateConfig(**{"denoised": files["denoised"], "twin": copy, name: files["raw"]}))
 
 
+@pytest.mark.parametrize("name", ["reference", "twin"])
+def test_the_raw_images_are_neither_clean_nor_independent(files: Files, name: str) -> None:
+    """Denoised images keep some of the noise that they were made of, and would correlate with it."""
+    lines = (
+        files["denoised"].read_text().replace("_rlnClassNumber #4", "_rlnImageOriginalName #4").split("\n")
+    )
+    made = files.folder / "made.star"
+    # as `denoise` writes it: the raw image in place of the class
+    made.write_text(
+        "\n".join(
+            f"{line[:-1]}{line.split()[0].replace('denoised', 'raw')}" if "@" in line else line
+            for line in lines
+        )
+    )
+    with pytest.raises(InputError, match=r"raw\.star: these are the raw images"):
+        Sources.open(EvaluateConfig(**{"denoised": made, name: files["raw"]}))
+    # where they belong
+    Sources.open(
+        EvaluateConfig(denoised=made, raw=files["raw"], reference=files["clean"], pair_by_order=True)
+    )
+
+
 @pytest.mark.parametrize("name", ["raw", "twin"])
 def test_denoised_images_are_no_raw_ones(files: Files, tmp_path: Path, name: str) -> None:
     """Their figures would be those of a denoiser, and the gain over them another one's."""
