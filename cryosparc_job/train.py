@@ -90,7 +90,13 @@ def training(project: Project, values: Mapping[str, Any], half: Literal["A", "B"
         values, {"map": "map.mrc", "particles": "particles.cs"}, half
     )  # before anything is asked for
     title = f"Denoiser trained on {{source}}{f', half set {half}' if half else ''}"
-    return Command(title, DESCRIPTION, FOLDER, "steps", inputs, prepare, trust=DESCRIPTION)
+    description = DESCRIPTION + model_line(values)
+    return Command(title, description, FOLDER, "steps", inputs, prepare, trust=DESCRIPTION)
+
+
+def model_line(values: Mapping[str, Any]) -> str:
+    """Return what a description says of the model to begin with: no connection of the job shows it."""
+    return f"\n\nModel to begin with: {values['initial_weights']}" if values.get("initial_weights") else ""
 
 
 def with_weights(config: TrainingConfig, project: Project, place: Place) -> TrainingConfig:

@@ -1,8 +1,9 @@
 """`cryosparc_cryohush train --micrographs`: a model from the two sums of frames that Patch Motion leaves.
 
 With *Output denoiser training data* on, Patch Motion Correction gives its exposures a slot
-`micrograph_blob_non_dw_AB`. Its file is taken to hold both sums as its two images; cryoSPARC does not say so
-in public, and a file of one image is refused.
+`micrograph_blob_non_dw_AB`. The guide to jobs of cryosparc-tools 5 (docs/guides/jobs.ipynb) lists it with the
+type `micrograph_blob`: a path, an index, a shape. Nothing public says what lies in the file, and no public
+program was found that reads it. It is taken to hold both sums as its two images; a file of one is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .command import Command, Input, Prepared
 from .models import FOLDER
 from .place import Place
 from .project import Project
-from .train import refuse_several_devices, with_weights
+from .train import model_line, refuse_several_devices, with_weights
 
 SLOT = "micrograph_blob_non_dw_AB"
 DESCRIPTION = (
@@ -85,7 +86,8 @@ def training_on_frames(project: Project, values: Mapping[str, Any], box_px: int 
 
     _read_config(values, box_px)  # before anything is asked for
     title = "Denoiser trained on half exposures of {source}"
-    return Command(title, DESCRIPTION, FOLDER, "steps", inputs, prepare, trust=DESCRIPTION)
+    description = DESCRIPTION + model_line(values)
+    return Command(title, description, FOLDER, "steps", inputs, prepare, trust=DESCRIPTION)
 
 
 def _read_config(values: Mapping[str, Any], box_px: int | None) -> TrainingConfig:

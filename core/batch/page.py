@@ -14,6 +14,7 @@ from ..advice import USE
 from ..config.batch import Job
 from ..errors import InputError
 from ..io.files import write_text
+from ..progress import counted
 from ..report import PDF_NAME, PNG_NAME
 from .state import Item, is_running, log_path, read_state
 
@@ -92,8 +93,8 @@ def forecast_table(forecast: Forecast) -> str:
     total = sum(size.bytes for size in forecast.sizes)
     return (
         _table([("source", "job", "input", "kind", "images", "output", "goes to"), *rows], right=range(4, 6))
-        + f"\n{len(rows)} sources, {images} images, about {_bytes(total)} to be written, about "
-        f"{_duration(forecast.seconds)} on devices like those of this machine, by short trials"
+        + f"\n{counted(len(rows), 'source')}, {counted(images, 'image')}, about {_bytes(total)} to be "
+        f"written, about {_duration(forecast.seconds)} on devices like those of this machine, by short trials"
     )
 
 

@@ -21,6 +21,7 @@ from ..errors import ConfigurationError, CryohushError, HostError, missing_packa
 from ..inference.devices import LocalDevices, available_threads, resolve_devices
 from ..job_context import JobContext
 from ..jobs.job import Work
+from ..progress import counted
 from .retry import RangesFailed, describe_failed, do_parts, in_words, is_death
 
 # CPUs of a worker, where none says how many: enough for a batch each, few enough to share the machine.
@@ -62,7 +63,7 @@ class Pool:
         self._checked = self._seen = time.monotonic()
         self._n_out, self._free = 0, threading.Condition()
         names, self.types, threads = self.ask(_describe)
-        self.names = [f"{n_workers} workers, each {', '.join(names)}"]
+        self.names = [f"{counted(n_workers, 'worker')}, each {', '.join(names)}"]
         self.threads = threads * n_workers
 
     @property

@@ -146,11 +146,15 @@ def test_a_model_is_trained_and_denoises_by_the_name_of_its_job(
     child_does("copy")
     assert command("denoise", "--particles", "J42:particles", "--model", "J46") == 0
     assert f"model: {weights}" in store.jobs["J47"].texts()
+    # nothing connects the two jobs: what says it is the card
+    assert "\nModel: J46" in store.jobs["J47"].description
+    assert store.jobs["J47"].title.endswith("(J46)")
     # another training begins with them
     child_does("report")
     assert command("train", *words, *config, "--set", "initial_weights=J46") == 0
     task = json.loads((store.directory / "J48/training/task.json").read_text())
     assert task["options"]["initial_weights"] == str(weights)
+    assert "\nModel to begin with: J46" in store.jobs["J48"].description
 
 
 def test_a_model_learns_from_both_sums_of_the_frames_where_the_particles_are(
