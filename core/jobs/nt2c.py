@@ -143,7 +143,9 @@ class Chain:
         else:
             coarse = str(output_dir / _COARSE)
             if self._is_to_do(1, "coarse denoiser") and config.coarse is not None:
-                data = simulation if session.whole is None else PairsConfig(**self._patches(simulation))
+                data: SimulationConfig | PairsConfig = simulation
+                if session.whole is not None:
+                    data = PairsConfig(**self._patches(simulation), pair_by_order=True)
                 self._train(coarse_config(config, data, config.coarse), Path(coarse))
                 self._finish(1)
 

@@ -69,7 +69,7 @@ def fine_config(config: Nt2cConfig, noisy: Path, clean: Path, coarse: LoadedMode
         seed=config.seed,
         initial_weights=Path(coarse.name),
         network=NetworkConfig.model_validate(coarse.card["model"]),
-        pairs=PairsConfig(noisy=noisy, target=clean),
+        pairs=PairsConfig(noisy=noisy, target=clean, pair_by_order=True),
         loss=config.loss,
         optimisation=config.fine,
         validate_every=config.validate_every,

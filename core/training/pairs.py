@@ -71,7 +71,9 @@ class PairedParticles:
             _require_one_size(self._noisy, self._target)
             found = match_rows(self._noisy.table, self._target.table, by_order=config.pair_by_order)
             if not held_out:
-                context.log(f"{config.target}: {found.note}")
+                # whoever said that they are in order needs no warning
+                note = found.note.removeprefix("warning: ") if config.pair_by_order else found.note
+                context.log(f"{config.target}: {note}")
             self._partners = np.full(len(self._noisy), -1, dtype=np.intp)
             self._partners[found.first] = found.other
             self.rows = self.rows[self._partners[self.rows] >= 0]
