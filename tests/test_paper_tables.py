@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,3 +109,38 @@ def test_baselines_without_their_library_are_left_out_and_named(
     bench = rows.Bench(table, tables.SIZES["tiny"], None, {}, None)
     assert "bm3d" not in rows.reference_rows(bench)
     assert "covariance_wiener" in rows.reference_rows(bench)
+
+
+def test_the_tables_of_the_page_are_those_that_were_measured() -> None:
+    """`paper_document.py --write` changes nothing, and all that was kept has a place in the page."""
+    sys.path.insert(0, str(BENCHMARKS))
+    document = importlib.import_module("paper_document")
+    sys.path.remove(str(BENCHMARKS))
+    kept = json.loads(document.RESULTS.read_text(encoding="utf-8"))
+    page = (BENCHMARKS.parents[1] / "docs/papers.md").read_text(encoding="utf-8")
+    assert document.filled(page, kept) == page
+    for name in kept:
+        assert document.HEAD.format(name) in page
+
+
+def test_what_a_paper_prints_stands_beside_the_row_that_is_meant() -> None:
+    """Typed from the papers: tables 1 of [1] and [2], 2 of [3], 1, 2, 4, 5 and 6 of [5]."""
+    sys.path.insert(0, str(BENCHMARKS))
+    document = importlib.import_module("paper_document")
+    sys.path.remove(str(BENCHMARKS))
+    for table, row, figures in (
+        ("noise_blocks", "cGAN + perceptual, trained on real noise", "25.06, 0.96"),
+        ("noise_blocks", "cGAN + perceptual, trained on Gaussian noise", ""),
+        ("low_snr_6cvm", "sr3 + U-Net", "26.78, 0.93"),
+        ("low_snr_5vox_reassembled", "RobustGAN", "19.57, 0.90"),
+        ("sigma", "noisy", "13.08, 0.22"),
+        ("sigma", "WGAN + grey values, Adam 1e-5, critic ADAM 5e-5", "20.99, 0.46"),
+        ("sigma", "no critic", ""),
+        ("conformations_0.05", "(.5, .5)-GAN + l1", "24.07, 0.80"),
+        ("contamination", "WGANgp + l1, type 1, 0.3", "MSE 14.6e-3"),
+        ("contamination", "l2, type 3, 0.1", "MSE 3.36e-3"),
+        ("alpha_beta", "(-0.5, -0.5)-GAN + l1", "25.27, 0.80"),
+        ("no_residuals", "WGANgp + l1", "25.09"),
+        ("lambda", "lambda 500, l1 as sum", "25.01, 0.78"),
+    ):
+        assert document.printed(table, row) == figures, (table, row)

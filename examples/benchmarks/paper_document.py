@@ -1,0 +1,218 @@
+"""The tables of docs/papers.md, from what `papers.py` measured and what the papers print.
+
+    python paper_document.py [--collect DIR] [--write ../../docs/papers.md]
+
+`--collect` takes the rows below DIR, which was the --output of `papers.py`, into results/papers.json, in the
+place of what it had of these tables; `--write` puts every table into the page, between the two lines that
+name this script and the table. Otherwise they are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from paper_tables import PUBLISHED, SIZES, TABLES, Table
+
+RESULTS = Path(__file__).with_name("results") / "papers.json"
+HEAD, FOOT = "<!-- paper_document.py: begin {} -->", "<!-- paper_document.py: end {} -->"
+#: what is kept of each test set of a row
+FIGURES = (
+    "psnr",
+    "ssim",
+    "mse",
+    "affine_nmse",
+    "mae_8_bit",
+    "rmse_8_bit",
+    "map_angstrom",
+    "map_angstrom_0.143",
+)
+FILTERS = {"bm3d": "BM3D", "covariance_wiener": "CWF", "noisy": "Noisy"}
+_ON_NOISE = ", trained on real noise"
+#: of each table, the printed ones that stand beside it and, where they differ, the names that they have there
+PRINTED: dict[str, tuple[str, str, str | None, dict[str, str]]] = {
+    "noise_blocks": (
+        "tang2022",
+        "1",
+        None,
+        {
+            "mean": "Mean filter",
+            "gaussian": "Gaussian filter",
+            "bilateral": "Bilateral filtering",
+            "low_pass": "Low pass filter",
+            f"DnCNN{_ON_NOISE}": "DnCNN",
+            f"GAN (unsupervised){_ON_NOISE}": "GAN (unsupervised)",
+            f"cGAN + perceptual{_ON_NOISE}": "GAN",
+        },
+    ),
+    **{
+        f"low_snr_{molecule}": (
+            "zhang2024",
+            "1",
+            entry,
+            {"dictionary": "K-SVD", "noise2noise": "Noise2noise", "sr3 + U-Net": "SR3 and U-Net"},
+        )
+        for molecule, entry in (("6cvm", "EMD-8511"), ("5vox_reassembled", "EMD-24928"))
+    },
+    "sigma": ("ouyang2020", "1", None, {"gaussian": "Gaussian blur", "dictionary": "K-SVD"}),
+    **{
+        f"conformations_{snr}": ("gu", "1", snr, {"dictionary": "KSVD", "non_local_means": "Non-local means"})
+        for snr in ("0.1", "0.05")
+    },
+    "alpha_beta": ("gu", "4", "0.1", {}),
+    "no_residuals": ("gu", "5", "0.1", {}),
+    "lambda": ("gu", "6", None, {}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The tables of docs/papers.md.")
+    parser.add_argument("--collect", type=Path, help="folder of papers.py with new rows")
+    parser.add_argument("--write", type=Path, help="a page with lines that name this script")
+    arguments = parser.parse_args()
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    if arguments.collect:
+        kept |= collected(arguments.collect)
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    if arguments.write:
+        page = arguments.write.read_text(encoding="utf-8")
+        arguments.write.write_text(filled(page, kept), encoding="utf-8")
+    else:
+        print("\n".join(table_text(name, kept[name]) for name in kept))
+
+
+def filled(page: str, kept: dict[str, Any]) -> str:
+    """The page with each table that it has a place for."""
+    for name in kept:
+        head, foot = HEAD.format(name), FOOT.format(name)
+        if head in page:
+            before, rest = page.split(head)
+            page = f"{before}{head}\n{table_text(name, kept[name])}{foot}{rest.split(foot)[1]}"
+    return page
+
+
+def collected(folder: Path) -> dict[str, Any]:
+    """What is kept of each table whose rows lie below a folder of `papers.py`."""
+    found: dict[str, Any] = {}
+    for size in SIZES:
+        for name in TABLES:
+            files = sorted((folder / size / name / "rows").glob("*.json"))
+            rows = [kept_row(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+            if rows:
+                found[name] = {"size": size, "rows": rows}
+    return found
+
+
+def kept_row(result: dict[str, Any]) -> dict[str, Any]:
+    row = {
+        key: result[key] for key in ("row", "seed", "updates", "batch_size", "parameters") if key in result
+    }
+    row["cases"] = {}
+    for case, figures in result["cases"].items():
+        row["cases"][case] = {key: round(figures[key], 6) for key in FIGURES if key in figures}
+        if "told_apart" in figures:
+            row["cases"][case] |= {
+                "ceiling": round(figures["ceiling"], 2),
+                "told_apart": {
+                    key: round(statistics.fmean(n), 2) for key, n in figures["told_apart"].items()
+                },
+            }
+    return row
+
+
+def table_text(name: str, kept: dict[str, Any]) -> str:
+    table, size = TABLES[name], SIZES[kept["size"]]
+    by_row: dict[str, list[dict[str, Any]]] = {}
+    for one in kept["rows"]:
+        by_row.setdefault(one["row"], []).append(one)
+    order = [row for row in ordered(table) if row in by_row]
+    first = by_row[order[0]][0]["cases"]
+    told = [case for case, figures in first.items() if "told_apart" in figures]
+    mapped = [case for case, figures in first.items() if "map_angstrom" in figures]
+    heads = ["", "published", *(f"{case}: PSNR / dB, SSIM" for case in first)]
+    heads += (
+        ["told apart" for _ in told] + ["map / Å: FSC 0.5, 0.143" for _ in mapped] + ["parameters", "runs"]
+    )
+    lines = [terms(kept["rows"], size.box_px, kept["size"]), ""]
+    lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in order:
+        runs = by_row[row]
+        cells = [
+            row,
+            printed(name, row),
+            *(pair(runs, case, "psnr", "ssim", digits=(2, 3)) for case in first),
+        ]
+        for case in told:
+            cells.append(spread([run["cases"][case]["told_apart"]["isomap"] for run in runs], 1))
+        cells += [pair(runs, case, "map_angstrom", "map_angstrom_0.143", digits=(0, 0)) for case in mapped]
+        parameters = runs[0].get("parameters")
+        cells += ["" if parameters is None else f"{parameters:,}", str(len(runs))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def terms(rows: list[dict[str, Any]], box_px: int, size: str) -> str:
+    """How the networks of a table were trained."""
+    trained = [row for row in rows if "updates" in row]
+    updates, batches = (sorted({row[key] for row in trained}) for key in ("updates", "batch_size"))
+    return (
+        f"Size `{size}`, {box_px} px, {' and '.join(map(str, updates))} updates with batches of "
+        f"{' and '.join(map(str, batches))}:"
+    )
+
+
+def ordered(table: Table) -> list[str]:
+    """Names of the rows as `papers.py` has them."""
+    return ["noisy", *table.classical, *(row.name for row in table.rows), "best linear", "Bayes limit"]
+
+
+def printed(name: str, row: str) -> str:
+    """PSNR and SSIM that the paper has for a row, or MSE where it has no more."""
+    if name == "contamination":
+        return contaminated(row)
+    paper, number, case, names = PRINTED[name]
+    found = PUBLISHED[paper]["tables"][number]["rows"].get(names.get(row, FILTERS.get(row, row)))
+    if name == "alpha_beta":
+        found = PUBLISHED[paper]["tables"][number]["rows"].get(row.split("-GAN")[0].replace("0.", "."))
+    if name == "lambda" and row.startswith("lambda"):
+        found = PUBLISHED[paper]["tables"][number]["rows"].get(row.split()[1].rstrip(","))
+    if name == "sigma" and row.startswith("WGAN + grey values"):
+        # the first of table 2 is the row of table 1, where it has less
+        _, network, critic = row.replace("critic ", "").replace("ADAM", "Adam").split(", ")
+        found = PUBLISHED[paper]["tables"]["2"]["rows"].get(f"{network}, {critic}")
+    if found is not None and case is not None:
+        found = found.get(case)
+    if found is None:
+        return ""
+    figures = [found[name] for name in ("psnr", "ssim") if name in found]
+    # half a digit up, as one rounds by hand
+    return ", ".join(f"{figure + 1e-9:.2f}" for figure in figures)
+
+
+def contaminated(row: str) -> str:
+    """MSE / 1e-3 that the paper has for `NAME, type N, SHARE`."""
+    parts = row.split(", type ")
+    if len(parts) < 2 or parts[0] not in PUBLISHED["gu"]["tables"]["2"]["rows"]:
+        return ""
+    kind, share = parts[1].split(", ")
+    value = PUBLISHED["gu"]["tables"]["2"]["rows"][parts[0]][int(kind)][round(10 * float(share)) - 1]
+    return f"MSE {value:g}e-3"
+
+
+def pair(runs: list[dict[str, Any]], case: str, *names: str, digits: tuple[int, int]) -> str:
+    """Two figures of a test set."""
+    columns = [[run["cases"][case][name] for run in runs if name in run["cases"][case]] for name in names]
+    return ", ".join(spread(column, n) for column, n in zip(columns, digits, strict=True) if column)
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean ± standard deviation of runs."""
+    text = f"{statistics.fmean(values):.{digits}f}"
+    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()
