@@ -176,6 +176,22 @@ def test_templates_are_views_of_half_a_sphere(benchmark: Any) -> None:
     assert float(nearest.max()) < 60
 
 
+def test_flipped_phases_have_no_ring_of_the_wrong_sign(benchmark: Any) -> None:
+    values = (torch.full((3,), value) for value in (20000.0, 20000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
+    optics = CtfParameters(*values)
+    clean = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(10))
+    transfer = benchmark("projection_matching").Optics(optics, 4.0).transfer(64)
+    seen = torch.fft.irfft2(torch.fft.rfft2(clean) * transfer, s=(64, 64))
+
+    def share_of_wrong_sign(images: torch.Tensor) -> float:
+        product = (torch.fft.rfft2(images) * torch.fft.rfft2(clean).conj()).real
+        # the edge of the transform, where a value stands for itself and its conjugate, is left out
+        return float((product[:, 1:32, 1:32] < 0).float().mean())
+
+    assert share_of_wrong_sign(seen) > 0.3
+    assert share_of_wrong_sign(benchmark("heterogeneity").phases_flipped(seen, optics, 4.0)) == 0
+
+
 def test_a_gain_is_taken_within_cells(tasks: ModuleType) -> None:
     cells = [{"raw": {"x": 1.0}, "new": {"x": 1.5}}, {"raw": {"x": 3.0}, "new": {"x": 3.5}}]
     found = tasks.summary(cells, "x")

@@ -243,7 +243,7 @@ def judged(
     """Figures of all methods, those of more models too, and pickers; diameter in Å."""
     raw = torch.stack([one.image for one in micrographs])
     methods = {RAW: raw, TWENTY: low_pass(raw, LOW_PASS_ANGSTROM, pixel_size)}
-    if arguments.topaz_python:
+    if arguments.topaz_python and TOPAZ in arguments.methods:
         methods[TOPAZ] = topaz(arguments.topaz_python, raw, "unet", arguments.threads, whole=True)
     for name, model in {GENERAL: load_model(arguments.model), **(more or {})}.items():
         methods[name] = denoise(model, raw, "auto")

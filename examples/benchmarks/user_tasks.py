@@ -58,9 +58,7 @@ def task_parser(text: str | None, quick: str) -> argparse.ArgumentParser:
         "--topaz-python", help="python of an environment with topaz-em 0.3.20; None: no Topaz"
     )
     parser.add_argument("--model", default="general", help="name or .safetensors file (default: general)")
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="of particles (default: all)"
-    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument("--repeats", type=int, default=2, help="of each, by another seed")
     parser.add_argument("--quick", action="store_true", help=f"a try of about a minute: {quick}")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

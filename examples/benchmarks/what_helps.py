@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,12 @@ from user_tasks import ALONE, LOW_PASS, RAW, STACK, TOPAZ, Cell, mean_and_error,
 HEAD, FOOT = "<!-- what_helps.py: begin -->", "<!-- what_helps.py: end -->"
 COLUMNS = (RAW, LOW_PASS, TOPAZ, ALONE, STACK)
 CHANGES = {-1: "worse", 0: "no difference shown", 1: "better"}
+CLASSIFIED = {
+    "species: NMI": "nmi",
+    "spread of views, degrees": "spread",
+    "averages of raw images right to, 1/Å": "raw resolution",
+    "claimed, 1/Å": "claimed",
+}
 SORTED = {
     "kept": "kept",
     "of these particles": "purity",
@@ -129,20 +135,22 @@ def whole_table(results: Path) -> str:
         ]
         if cells:
             lines.append(line(row, cells))
-    text = "\n".join(lines) + "\n" + after_sorting(results / "sorted_maps.json")
+    text = "\n".join(lines) + "\n"
+    text += details(results / "classification.json", "Class2D", CLASSIFIED, RAW)
+    text += details(results / "sorted_maps.json", "Maps after sorting", SORTED, EVERYTHING)
     return text + dishonest(results / "reconstruction.json")
 
 
-def after_sorting(path: Path) -> str:
-    """What maps of the raw images gain from sorting, over the map of all images."""
+def details(path: Path, title: str, figures: Mapping[str, str], reference: str) -> str:
+    """A table of all methods of a task, for cells whose names begin alike; gains over the reference."""
     if not path.exists():
         return ""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    junk = sorted({name.split(",")[0] for name in cells})
     text = ""
-    for share in junk:
-        some = [cell for name, cell in cells.items() if name.startswith(f"{share},")]
-        text += f"\n{share}, {len(some)} stacks:\n\n" + table(some, SORTED, EVERYTHING)
+    for kind in sorted({name.split(",")[0] for name in cells}):
+        some = [cell for name, cell in cells.items() if name.startswith(f"{kind},")]
+        text += f"\n{title}, {kind}, {len(some)} sets, in brackets the difference to {reference}:\n\n"
+        text += table(some, figures, reference)
     return text
 
 
