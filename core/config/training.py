@@ -419,8 +419,8 @@ class TrainingConfig(Section):
     initial_weights: Path | None = Field(
         default=None,
         description=(
-            "A shipped model, the folder of a run or a `.safetensors` file to start from (fine- "
-            "tuning); its network need not be given. None starts at random."
+            "A shipped model, the folder of a run or a `.safetensors` file to start from "
+            "(fine-tuning); its network need not be given. None starts at random."
         ),
     )
     network: NetworkConfig = NetworkConfig()
