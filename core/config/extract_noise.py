@@ -54,7 +54,7 @@ class ExtractNoiseOptions(Section):
     )
     window_angstrom: float | None = option(
         None,
-        "side of a block, Å, instead of window_px",
+        "side of a block, Å, instead of pixels",
         flag="window-angstrom",
         metavar="L",
         gt=0,
@@ -237,8 +237,8 @@ class ExtractNoiseOptions(Section):
                 return otherwise if given is None else given
             if pixel_size_angstrom is None:
                 raise ConfigurationError(
-                    f"{name}_angstrom needs the pixel size, which the input does not say. Give "
-                    f"{name}_px, or pixel_size_angstrom."
+                    f"--{name}-angstrom needs the pixel size, which the input does not say. Give --{name}-px "
+                    "or --pixel-size."
                 )
             return max(1, round(length / pixel_size_angstrom))
 

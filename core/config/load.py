@@ -161,6 +161,8 @@ def validate(values: Mapping[str, Any], model: type[Model], source: str) -> Mode
         if source == COMMAND_LINE:  # its options are known by their flags
             for option in options_of(model):
                 text = re.sub(rf"(^|; ){option.name}: ", rf"\1--{option.flag}: ", text)
+                if "_" in option.name:  # is no other word
+                    text = re.sub(rf"(^| ){option.name}(?=[ ,.;]|$)", rf"\1--{option.flag}", text)
             raise ConfigurationError(text) from error
         raise ConfigurationError(f"{source}: {text}") from error
 

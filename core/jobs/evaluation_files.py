@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import time
@@ -22,12 +20,13 @@ from ..config.evaluate import EvaluateConfig
 from ..evaluation.comparison import Result, Sources
 from ..io.files import sha256_of
 from ..io.journal import RECORD_NAME
+from ..io.star import write_tables
 from ..report import PDF_NAME
 from ..report.html import Picture, Section, write_bytes, write_html
 from ..report.pages import write_pages
 from .folder import JobFolder
 
-JSON_NAME, HTML_NAME, TABLE_NAME = "evaluation.json", "evaluation.html", "evaluation_images.csv"
+JSON_NAME, HTML_NAME, TABLE_NAME = "evaluation.json", "evaluation.html", "evaluation_images.star"
 PNG_PREFIX = "evaluation_"
 HEADLINE = "Evaluation of denoised images"
 # Rows of each table of the report that a batch repeats.
@@ -127,7 +126,8 @@ def write_evaluation(
     folder.add_files(list(pictures))
     files = [write_bytes(folder.path / name, picture.png) for name, picture in pictures.items()]
     if sources is not None and result is not None and (result.reference or result.twin):
-        files.append(write_bytes(folder.path / TABLE_NAME, _image_table(result, sources.denoised.rows)))
+        _write_image_table(folder.path / TABLE_NAME, result, sources.denoised.rows)
+        files.append(folder.path / TABLE_NAME)
     files += [
         write_pages(folder.path / PDF_NAME, HEADLINE, TRUST, facts, sections),
         write_html(folder.path / HTML_NAME, HEADLINE, TRUST, facts, sections),
@@ -136,18 +136,14 @@ def write_evaluation(
     return [path.relative_to(folder.path).as_posix() for path in files]
 
 
-def _image_table(result: Result, rows: NDArray[np.intp]) -> bytes:
+def _write_image_table(path: Path, result: Result, rows: NDArray[np.intp]) -> None:
     """Figures of the single images, by row of the denoised table, so that the worst can be looked up."""
-    columns: dict[str, Any] = {"row": rows + 1}
+    columns: dict[str, list[str]] = {"row": [str(row + 1) for row in rows]}
     for target, comparisons in (("clean", result.reference), ("twin", result.twin)):
         for name, comparison in comparisons.items():
             for metric, values in comparison.values.items():
-                columns[f"{name} {metric} {target}"] = [f"{value:.7g}" for value in values]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue().encode()
+                columns[f"{name}_{metric}_{target}"] = [f"{value:.7g}" for value in values]
+    write_tables(path, [("images", list(columns), zip(*columns.values(), strict=True))])
 
 
 def _json(record: dict[str, Any]) -> bytes:

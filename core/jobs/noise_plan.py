@@ -54,7 +54,7 @@ def plan_search(
         if finder.needs_pixel_size and pixel_size is None:
             raise ConfigurationError(
                 f"method {options.method} needs the pixel size of {task.name}, which {images.source} does "
-                "not say. Give pixel_size_angstrom."
+                "not say. Give --pixel-size."
             )
         if window > min(shape):
             remark = (
@@ -65,14 +65,14 @@ def plan_search(
             tasks.append(task)
     if not tasks:
         raise ConfigurationError(
-            f"{next(iter(too_small.values())).remark} Give a smaller window_px or window_angstrom."
+            f"{next(iter(too_small.values())).remark} Give a smaller --window-px or --window-angstrom."
         )
     windows = sorted({task.window_px for task in tasks})
     if len(windows) > 1:
         raise ConfigurationError(
-            f"with the pixel sizes of these micrographs, window_angstrom {options.window_angstrom:g} is from "
-            f"{windows[0]} to {windows[-1]} px, and a stack has one size. Give window_px, or extract from "
-            "one pixel size at a time."
+            f"with the pixel sizes of these micrographs, --window-angstrom {options.window_angstrom:g} is "
+            f"from {windows[0]} to {windows[-1]} px, and a stack has one size. Give --window-px, or "
+            "extract from one pixel size at a time."
         )
     if windows[0] < finder.smallest_window_px(options):
         raise ConfigurationError(
@@ -89,14 +89,14 @@ def label_name(task: MicrographTask) -> str:
 
 def remedy(options: ExtractNoiseOptions, tasks: Sequence[MicrographTask], output_dir: Path) -> str:
     """Return what may find more blocks, by the label maps if there are any."""
-    ways = "Try a smaller window_px or stride_px, or wider limits"
+    ways = "Try a smaller --window-px or --stride-px, or wider limits"
     window = tasks[0].window_px // 2
     while window >= max(16, finder_of(options).smallest_window_px(options)):
         free = sum(_free_windows(output_dir / label_name(task), window) for task in tasks)
         if free:
             ways = (
-                f"With window_px {window}, {free} windows touch neither particles nor contamination. Try that"
-                ", or a smaller stride_px, or wider limits"
+                f"With --window-px {window}, {free} windows touch neither particles nor contamination. Try "
+                "that, or a smaller --stride-px, or wider limits"
             )
             break
         window //= 2

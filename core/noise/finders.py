@@ -116,7 +116,7 @@ class SegmentationFinder:
         if pixel_size_angstrom is None:
             raise ConfigurationError(
                 f"method {self._options.method} needs the pixel size, which the input does not say. Give "
-                "pixel_size_angstrom."
+                "--pixel-size."
             )
         factor = working_bin(pixel_size_angstrom)
         binned = normalise_robustly(bin_micrograph(image.to(self.device), factor))
@@ -316,5 +316,5 @@ SIMILARITY = NoiseFinder(
     model="general",
     networks=MODELS,
     smallest_window_px=lambda options: SSIM_WINDOW_PX * round(options.local_patches**0.5),
-    remedy="or a lower similarity_threshold",
+    remedy="or a lower --similarity-threshold",
 )

@@ -77,17 +77,17 @@ def explain(counts: Sequence[MicrographCounts]) -> str:
     meaning = {
         "contamination": "touch contamination",
         "particle": "touch particles",
-        "similarity": "are not alike all over (similarity_threshold)",
-        "noise": "have more energy than noise (min_noise_probability)",
-        "check": "are alike, but touch something or have more energy than noise (min_noise_probability)",
+        "similarity": "are not alike all over (--similarity-threshold)",
+        "noise": "have more energy than noise (--min-noise-probability)",
+        "check": "are alike, but touch something or have more energy than noise (--min-noise-probability)",
     }
     parts = [
         f"{number} {meaning.get(reason, f'are left out by the method ({reason})')}"
         for reason, number in excluded.items()
         if number
     ]
-    parts += [f"{number} exceed max_{name}" for name, number in rejected.items() if number]
-    parts += [f"{sum(c.beyond_cap for c in counts)} are beyond max_per_micrograph"] * any(
+    parts += [f"{number} exceed --max-{name}" for name, number in rejected.items() if number]
+    parts += [f"{sum(c.beyond_cap for c in counts)} are beyond --max-per-micrograph"] * any(
         c.beyond_cap for c in counts
     )
     text = f"Of {total} windows {', '.join(parts) or 'none was excluded'}."

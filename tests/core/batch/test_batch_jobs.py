@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from micrograph_files import empty_micrograph, table_of
-from particle_files import noise, read_stack, write_stack, write_table
+from particle_files import noise, read_alike, read_stack, write_stack, write_table
 
 from cryohush.core.cli import main
 from cryohush.core.config.evaluate import EvaluateConfig
@@ -168,6 +168,10 @@ def test_noise_and_figures_of_sound_sources_arrive_though_one_is_broken(
     assert said[0] == "denoised"
     assert float(said[1]) == pytest.approx(mean, abs=1e-4)
     assert (quality["n_done"], quality["n_images"]) == (12, 12)
+    tables = {path.name: path for path in batch.rglob("*.star")}
+    assert tables.keys() == {"noise.star", "evaluation_images.star"}
+    for table in tables.values():
+        read_alike(table)
     hidden = [path.name for path in (batch / "quality").iterdir() if path.name.startswith(".")]
     assert hidden == [JOURNAL_NAME]
 

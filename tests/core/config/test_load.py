@@ -9,7 +9,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from cryohush.core.config.denoise import DenoiseOptions
-from cryohush.core.config.load import find_preset, load_yaml, validate
+from cryohush.core.config.evaluate import EvaluateConfig
+from cryohush.core.config.extract_noise import ExtractNoiseOptions
+from cryohush.core.config.load import COMMAND_LINE, find_preset, load_yaml, validate
 from cryohush.core.config.preset_list import PRESET_FOLDER, preset_descriptions
 from cryohush.core.errors import ConfigurationError
 
@@ -115,3 +117,22 @@ def test_presets_are_described_as_their_yaml_says() -> None:
     assert preset_descriptions() == {
         name: yaml.safe_load(text)["description"] for name, text in texts.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "named"),
+    [
+        (ExtractNoiseOptions, {"ssim": "parts", "coarse_pixel_angstrom": 8.0}, "needs --coarse-pixel 0,"),
+        (ExtractNoiseOptions, {"window_px": 1}, "--window-px: "),
+        (EvaluateConfig, {"denoised": "a.star", "twin": "b.star", "align_twin": True}, "--align-twin needs"),
+    ],
+)
+def test_options_within_a_sentence_are_named_by_their_flags_as_well(
+    model: type[BaseModel], values: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        validate(values, model, COMMAND_LINE)
+    assert named in str(caught.value)
+    with pytest.raises(ConfigurationError) as caught:
+        validate(values, model, "options.yaml")
+    assert "--" not in str(caught.value)

@@ -11,8 +11,10 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import starfile
 import torch
 from evaluation_files import BOX, MICROGRAPHS, NOISE, PIXEL_SIZE, Files, N, write_files, write_particles
+from particle_files import read_alike
 
 from cryohush.core.classical import baselines
 from cryohush.core.cli import main
@@ -213,7 +215,7 @@ def test_the_report_is_one_well_formed_file_with_its_pictures_inside(evaluated: 
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
     written = {path.name for path in evaluated.iterdir()} - {JOURNAL_NAME}
     assert written == {
-        "evaluation.html", "evaluation.json", "evaluation_images.csv", "logfile.pdf",
+        "evaluation.html", "evaluation.json", "evaluation_images.star", "logfile.pdf",
         *(f"evaluation_{name}.png" for name in (
             "gallery", "spectra_raw", "frc_clean", "spectra_clean", "histograms_clean", "frc_twin",
             "spectra_twin", "histograms_twin", "clustering",
@@ -246,12 +248,12 @@ def test_each_picture_stands_in_the_report_once(tmp_path: Path) -> None:
 
 
 def test_the_table_of_images_has_a_row_for_each(evaluated: Path, files: Files) -> None:
-    header, *lines = (evaluated / "evaluation_images.csv").read_text().splitlines()
-    assert len(lines) == N
-    place = header.split(",").index("denoised mse clean")
+    read_alike(evaluated / "evaluation_images.star")
+    table = starfile.read(evaluated / "evaluation_images.star")
+    assert table["row"].tolist() == list(range(1, N + 1))
     expected = ((files.images["denoised"] - files.images["clean"]) ** 2).mean((1, 2))
     # written with seven digits
-    np.testing.assert_allclose([float(line.split(",")[place]) for line in lines], expected, rtol=1e-5)
+    np.testing.assert_allclose(table["denoised_mse_clean"], expected, rtol=1e-5)
 
 
 def test_discs_of_two_sizes_fall_into_their_classes(numbers: dict[str, Any]) -> None:
@@ -481,5 +483,5 @@ def test_rows_in_any_order_give_the_same_figures(files: Files, tmp_path: Path) -
     assert any("paired by image names" in line for line in lines)
     assert any("paired by micrograph and coordinates" in line for line in lines)
     assert any(f"{N - 4} of {N} rows, of {N - 4} on the other side" in line for line in lines)
-    rows = (tmp_path / "mixed/evaluation_images.csv").read_text().splitlines()[1:]
-    assert sorted(int(row.split(",")[0]) for row in rows) == list(range(1, N - 3))
+    rows = starfile.read(tmp_path / "mixed/evaluation_images.star")["row"]
+    assert sorted(rows) == list(range(1, N - 3))

@@ -159,7 +159,7 @@ def test_blocks_with_more_energy_than_noise_are_not_taken(tmp_path: Path) -> Non
     assert excluded is not None
     # 36 windows touch the corner by half and more; of the others, noise, few are lost
     assert 25 <= excluded["noise"] < 90
-    assert "have more energy than noise (min_noise_probability)" in noise.explanation
+    assert "have more energy than noise (--min-noise-probability)" in noise.explanation
 
 
 def test_what_was_normalised_can_be_brought_back(table: Path, tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_by_default_eight_windows_go_across_a_small_micrograph(tmp_path: Path) -
 
 
 def test_where_too_little_is_found_a_window_that_fits_is_named(table: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"With window_px {WINDOW // 2}, [1-9]\d* windows touch neither"):
+    with pytest.raises(InputError, match=rf"With --window-px {WINDOW // 2}, [1-9]\d* windows touch neither"):
         run_extract_noise(table, tmp_path / "out", options(min_blocks=10**6))
 
 
@@ -358,6 +358,6 @@ def test_sets_of_different_sizes_and_pixel_sizes(table: Path, tmp_path: Path) ->
 
 def test_an_unknown_pixel_size_is_asked_for(tmp_path: Path) -> None:
     write_stack(tmp_path / "a.mrc", with_objects()[None], None)
-    with pytest.raises(ConfigurationError, match="Give pixel_size_angstrom"):
+    with pytest.raises(ConfigurationError, match="Give --pixel-size"):
         run_extract_noise(tmp_path / "a.mrc", tmp_path / "out", options())
     assert run_extract_noise(tmp_path / "a.mrc", tmp_path / "out", options(pixel_size_angstrom=1.5)).n_blocks
