@@ -273,7 +273,7 @@ def last_row(table: str) -> str:
 
 
 def test_no_block_says_what_excluded_how_many(table: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"0 blocks .* 722 windows .*touch particles.*exceed max_streak"):
+    with pytest.raises(InputError, match=r"0 blocks .* 722 windows .*touch particles.*exceed --max-streak"):
         run_extract_noise(table, tmp_path / "out", options(max_streak=0.1))
     with pytest.raises(InputError, match=r"0 blocks .* 722 are not alike.*best similarity is 0\.\d\d"):
         run_extract_noise(table, tmp_path / "other", options(method="similarity", similarity_threshold=0.999))
