@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.errors import ConfigurationError
-from cryohush.relion_external.cli import main, parameters_of, parse
+from cryohush.relion_external.cli import COMMANDS, main, parameters_of, parse
 from cryohush.relion_external.log import PROGRESS_SECONDS, ProgressLine
 from cryohush.relion_external.request import read_options
 
@@ -180,3 +181,20 @@ print(chr(0x2026))
         check=True,
     )
     assert run.stdout.endswith(b"?\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_page_has_a_table_of_parameters_that_the_command_knows(command: str) -> None:
+    """By their labels in the first column; the sections of docs/relion.md name the executable."""
+    page = (Path(__file__).parents[2] / "docs/relion.md").read_text()
+    sections = [part for part in page.split("\n## ") if f"`relion_cryohush {command}`" in part]
+    tables = [table for part in sections for table in re.findall(r"^\| label \|.*?\n\n", part, re.M | re.S)]
+    labels = {
+        label
+        for table in tables
+        for row in table.split("\n\n")[0].splitlines()[2:]
+        for label in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    flags = {flag.lstrip("-") for flag, *_ in parameters_of(command)} | {"gpu", "device", "config"}
+    assert len(labels) > 8
+    assert labels <= flags
