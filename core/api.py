@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .context.contexts import context_of_images
-from .errors import ConfigurationError, ImageError
+from .errors import ConfigurationError, ImageError, missing_package
 from .imaging.ctf import CtfParameters, ctf_parameters_of
 from .inference.denoiser import Denoiser
 from .inference.devices import choose_precision, resolve_devices
@@ -326,12 +326,16 @@ def train(config: str | Path, output: str | Path, *, resume: bool = False, **set
     Raises
     ------
     CryohushError
-        If the configuration is wrong, or the data cannot be read.
+        If the configuration is wrong, the data cannot be read, or a package of the extra `train` is missing.
     """
     from .config.load import find_preset, load_yaml
     from .config.training import TrainingConfig
     from .job_context import JobContext
-    from .jobs.train import train as run_training
+
+    try:
+        from .jobs.train import train as run_training
+    except ModuleNotFoundError as error:
+        raise missing_package(error) from error
 
     overrides = [f"{name}={value}" for name, value in settings.items()]
     training = load_yaml(find_preset(str(config)), TrainingConfig, overrides)

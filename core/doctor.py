@@ -18,14 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 from .. import __version__
+from .errors import EXTRAS, missing_of
 
-# The packages that show whether an extra is installed.
-EXTRAS = {
-    "train": ("gemmi", "lightning-fabric"),
-    "evaluate": ("scikit-image", "scikit-learn"),
-    "batch": ("distributed", "dask-jobqueue", "cryptography"),
-    "cryosparc": ("cryosparc-tools",),
-}
 SECONDS = 10.0
 
 
@@ -134,7 +128,7 @@ def _weights() -> Finding:
 
 
 def _extras() -> Finding:
-    missing = {extra: [name for name in names if not _is_installed(name)] for extra, names in EXTRAS.items()}
+    missing = {extra: missing_of(extra) for extra in EXTRAS}
     lacking = [f"{extra} ({', '.join(names)})" for extra, names in missing.items() if names]
     if not lacking:
         return Finding("ok", "extras", f"all: {', '.join(EXTRAS)}")
@@ -144,14 +138,6 @@ def _extras() -> Finding:
         f"not installed: {'; '.join(lacking)}",
         f"For these commands: {Path(sys.executable).name} -m pip install the packages in brackets.",
     )
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _relion() -> Finding:
@@ -179,7 +165,7 @@ def _relion() -> Finding:
 
 
 def _cryosparc(url: str | None) -> Iterator[Finding]:
-    if _is_installed("cryosparc-tools"):
+    if not missing_of("cryosparc"):
         version = importlib.metadata.version("cryosparc-tools")
         yield Finding(
             "ok", "cryoSPARC", f"cryosparc-tools {version}, for instances {version.rsplit('.', 1)[0]}.*"

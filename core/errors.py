@@ -71,6 +71,7 @@ class InputError(CryohushError):
             where += f", line {line}"
         if image is not None:
             where += f", image {image}"
+        where = where.removeprefix(", ")
         text = f"{where}: {problem}" if where else problem
         if remedy:
             text += f" {remedy}"
@@ -147,7 +148,33 @@ class Aborted(CryohushError):
 
 
 # Packages whose name to install is not that to import; of the others it is the same with hyphens.
-_DISTRIBUTIONS = {"cryosparc": "cryosparc-tools", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+_DISTRIBUTIONS = {
+    "cryosparc": "cryosparc-tools",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "tensorboardX": "tensorboardX",
+}
+#: What each extra installs, by the names for pip.
+EXTRAS = {
+    "train": ("gemmi", "lightning-fabric", "tensorboardX"),
+    "evaluate": ("scikit-image", "scikit-learn"),
+    "batch": ("distributed", "dask-jobqueue", "cryptography"),
+    "cryosparc": ("cryosparc-tools",),
+}
+
+
+def missing_of(extra: str) -> list[str]:
+    """Return the packages of an extra that are not installed."""
+    import importlib.metadata
+
+    def is_installed(distribution: str) -> bool:
+        try:
+            importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return False
+        return True
+
+    return [name for name in EXTRAS[extra] if not is_installed(name)]
 
 
 def missing_package(error: ModuleNotFoundError) -> ConfigurationError:
@@ -162,7 +189,11 @@ def missing_package(error: ModuleNotFoundError) -> ConfigurationError:
     if module in ("", "cryohush"):
         raise error
     package = _DISTRIBUTIONS.get(module, module.replace("_", "-"))
+    extra = next((name for name, packages in EXTRAS.items() if package in packages), None)
+    # whoever lacks one of an extra would be told of the next one next
+    packages = list(dict.fromkeys([package, *(missing_of(extra) if extra else ())]))
+    names, several = ", ".join(packages), len(packages) > 1
+    what = f"packages {names}, which are" if several else f"package {names}, which is"
     return ConfigurationError(
-        f"this needs the Python package {package}, which is not installed: {sys.executable} -m pip install "
-        f"{package}"
+        f"this needs the Python {what} not installed: {sys.executable} -m pip install {' '.join(packages)}"
     )

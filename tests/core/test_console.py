@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from particle_files import noise, write_stack
 
 from cryohush.core.console import FAILED, exit_status, in_one_line
-from cryohush.core.errors import Aborted, InputError
+from cryohush.core.errors import EXTRAS, Aborted, ImageError, InputError
 
 WORDS = ["--device", "cpu", "--precision", "fp32", "--batch-size", "4", "--threads", "1"]
 
@@ -89,6 +91,32 @@ def test_an_error_is_one_line(error: BaseException, text: str, capsys: pytest.Ca
 
 def test_a_package_that_is_missing_is_named_as_pip_knows_it() -> None:
     assert "pip install scikit-image" in in_one_line(ModuleNotFoundError("no", name="skimage.feature"))
+
+
+def test_all_that_an_extra_lacks_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cryohush.core.errors.EXTRAS", {"train": ("gemmi", "no-such-1", "no-such-2")})
+    line = in_one_line(ModuleNotFoundError("no", name="no_such_1"))
+    assert line.endswith("-m pip install no-such-1 no-such-2")
+    assert "packages no-such-1, no-such-2, which are not installed" in line
+
+
+@pytest.mark.parametrize(
+    ("where", "text"),
+    [
+        ({}, "it is odd."),
+        ({"image": 3}, "image 3: it is odd."),
+        ({"path": "a.mrcs", "image": 3}, "a.mrcs, image 3: it is odd."),
+    ],
+)
+def test_an_error_says_where_as_far_as_that_is_known(where: dict[str, Any], text: str) -> None:
+    assert str(ImageError("it is odd.", **where)) == text
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[2] / "setup.cfg")
+    for extra, packages in EXTRAS.items():
+        assert set(packages) <= set(re.findall(r"^([\w-]+)", config["options.extras_require"][extra], re.M))
 
 
 def test_what_nobody_expected_leaves_its_traceback_in_a_file() -> None:
