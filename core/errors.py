@@ -92,7 +92,15 @@ class TableChanged(InputError):
 
 
 class TooFewBlocks(InputError):
-    """Micrographs in which fewer blocks of noise were found than are needed."""
+    """Micrographs in which fewer blocks of noise were found than are needed.
+
+    Attributes
+    ----------
+    smaller_px
+        A window that may find more, where the user has not said how large it has to be.
+    """
+
+    smaller_px: int | None = None
 
 
 class CsError(InputError):

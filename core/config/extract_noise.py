@@ -18,6 +18,9 @@ DEFAULT_WINDOW_PX = 320
 WINDOWS_ACROSS = 8
 """A window is by default at most the shorter side of a micrograph divided by this."""
 
+SMALLEST_WINDOW_PX = 64
+"""Where nothing is found, a window by default shrinks to this and no further."""
+
 DEFAULT_COARSE_PIXEL_ANGSTROM = 4.0
 
 METHODS: Registry[Any] = Registry(
@@ -49,7 +52,8 @@ class ExtractNoiseOptions(Section):
         None,
         "side of a block, pixels",
         metavar="N",
-        shown="320, in small micrographs an eighth of the shorter side",
+        shown="320, in small micrographs an eighth of the shorter side; where nothing is found, the largest "
+        "that fits, 64 at least",
         ge=16,
     )
     window_angstrom: float | None = option(
@@ -211,6 +215,11 @@ class ExtractNoiseOptions(Section):
             if getattr(self, f"{name}_px") is not None and getattr(self, f"{name}_angstrom") is not None:
                 raise ValueError(f"{name}_px and {name}_angstrom exclude each other: leave one of them out")
         return self
+
+    @property
+    def says_window(self) -> bool:
+        """Whether the side of a block is given."""
+        return self.window_px is not None or self.window_angstrom is not None
 
     def coarse_bin(self, pixel_size_angstrom: float | None, most: int) -> int:
         """How many pixels a side, at most `most`, become one before a micrograph is denoised."""

@@ -15,26 +15,26 @@ from ..config.extract_noise import ExtractNoiseOptions
 from ..errors import InputError, TooFewBlocks
 from ..inference.devices import LocalDevices, Precision, choose_precision, resolve_devices
 from ..io.files import file_state, make_folder, sha256_of, write_json
-from ..io.journal import RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
+from ..io.journal import JOURNAL_NAME, RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.mrc import WriterState
 from ..job_context import QUIET, JobContext
 from ..models.weights import LoadedModel, Weights
 from ..noise.finders import finder_of, load_noise_network
 from ..noise.micrograph import Draw, MicrographCounts, MicrographTask, extract_from, overlay_file, part_file
-from ..noise.output import PARTS_FOLDER, STACK_NAME, TABLE_NAME, write_noise
+from ..noise.output import PARTS_FOLDER, STACK_NAME, TABLE_NAME, split_noise, write_noise
 from ..noise.summary import NoiseSummary, explain
 from ..progress import counted
 from ..report import PDF_NAME
 from .folder import Earlier, JobFolder
 from .job import BatchJob, Devices, JobSize, Plan
-from .noise_plan import label_name, plan_search, remedy
+from .noise_plan import label_name, plan_search, remedy, smaller_window
 from .noise_search import Search, SearchWork, choose
 
 # Micrographs that are named one by one.
 WARNINGS = 8
-# The journal's entry for the number format; micrographs have numbers.
-_PRECISION = "precision"
+# The journal's entries for the number format, and for a window that is not the usual one.
+_PRECISION, _WINDOW = "precision", "window"
 
 
 class ExtractNoiseJob(BatchJob[NoiseSummary]):
@@ -65,6 +65,42 @@ class ExtractNoiseJob(BatchJob[NoiseSummary]):
         draw: Draw | None = None,
     ) -> None:
         self.source, self.options, self._root, self._draw = source, options, root, draw
+        self._window_px: int | None = None
+
+    def run(
+        self,
+        output_dir: str | Path,
+        context: JobContext = QUIET,
+        *,
+        earlier: Earlier = "refuse",
+        devices: Devices | None = None,
+    ) -> NoiseSummary:
+        """See `Job`.
+
+        Where too little is found, and nobody has said how large blocks have to be, smaller ones are taken, in
+        all micrographs; the journal keeps their size.
+        """
+        devices = self.devices() if devices is None else devices
+        if earlier in ("resume", "anew"):
+            self._window_px = self._window_as_begun(Path(output_dir), devices)
+        while True:
+            try:
+                return super().run(output_dir, context, earlier=earlier, devices=devices)
+            except TooFewBlocks as error:
+                if error.smaller_px is None:
+                    raise
+                context.log(f"warning: {error.problem} Trying smaller windows, of {error.smaller_px} px")
+                self._window_px, earlier = error.smaller_px, "resume"
+
+    def _window_as_begun(self, output_dir: Path, devices: Devices) -> int | None:
+        """The window that an earlier run with these options has come to, if it is not the usual one."""
+        if self.options.says_window or not (output_dir / JOURNAL_NAME).exists():
+            return None
+        with Journal(output_dir / JOURNAL_NAME) as journal:
+            window_px: int | None = journal.extras.get(_WINDOW)
+            if window_px is None or journal.differences(self.plan(devices, QUIET).undertaking):
+                return None
+        return window_px
 
     def devices(self) -> LocalDevices:
         """See `Job`."""
@@ -83,14 +119,24 @@ class ExtractNoiseJob(BatchJob[NoiseSummary]):
         begin, options = time.monotonic(), self.options
         model = load_noise_network(options)
         images = MicrographSet.read(self.source, root=self._root)
-        tasks, too_small = plan_search(images, options)
+        tasks, too_small = plan_search(images, options, self._window_px)
         context.log(
             f"{counted(len(images.stacks), 'micrograph')}, windows of {tasks[0].window_px} px every "
             f"{tasks[0].stride_px} px, model {model.name}, SHA-256 {model.sha256[:16]}…"
         )
         undertaking = _undertaking(images, tasks, model, options, devices.types, drawn=self._draw is not None)
         return NoisePlan(
-            options, model, images, tasks, too_small, self._draw, devices, context, undertaking, begin
+            options,
+            model,
+            images,
+            tasks,
+            too_small,
+            self._window_px is not None,
+            self._draw,
+            devices,
+            context,
+            undertaking,
+            begin,
         )
 
     def measure(self, output_dir: Path) -> JobSize:
@@ -144,6 +190,8 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
         The input, and the micrographs to search.
     too_small
         By their numbers those that the window does not fit into.
+    is_smaller
+        Whether the window is smaller than usual, where that found too little.
     draw
         Writes the picture of a micrograph; None draws none.
     devices, context
@@ -159,6 +207,7 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
     images: MicrographSet
     tasks: Sequence[MicrographTask]
     too_small: Mapping[int, MicrographCounts]
+    is_smaller: bool
     draw: Draw | None
     devices: Devices
     context: JobContext
@@ -177,25 +226,38 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
         return sum(task.shape[0] * task.shape[1] for task in self._waiting(folder.journal))
 
     def _waiting(self, journal: Journal) -> list[MicrographTask]:
-        return [task for task in self.tasks if not journal.is_finished(_part_name(task.index))]
+        return [task for task in self.tasks if not journal.is_finished(_part_name(task))]
 
     def begin(self, folder: JobFolder) -> SearchWork:
         """See `Plan`."""
         journal, tasks = folder.journal, self.tasks
         make_folder(folder.path / PARTS_FOLDER)
+        if self.is_smaller:
+            journal.record(_WINDOW, WriterState(), self.tasks[0].window_px)
+        self._bring_back(folder)
         waiting = self._waiting(journal)
         if folder.goes_on:
             self.context.log(f"done already: {counted(len(tasks) - len(waiting), 'micrograph')}")
         precision = self._precision(journal)
 
         def take(task: MicrographTask, counts: MicrographCounts) -> None:
-            key = _part_name(task.index)
+            key = _part_name(task)
             made = [key, label_name(task), _overlay_name(task)]
             journal.record(key, WriterState(), asdict(counts))
             journal.finish(key, [name for name in made if (folder.path / name).exists()])
 
         search = Search(waiting, Weights.of(self.model), precision, self.options, folder.path, self.draw)
         return SearchWork(search, len(tasks), take)
+
+    def _bring_back(self, folder: JobFolder) -> None:
+        """Have what a complete run has joined as parts again, for a table that has grown since."""
+        journal, lost = folder.journal, {}
+        for task in self.tasks:
+            name = _part_name(task)
+            if name in journal.finished.get(name, {}) and not journal.is_finished(name):
+                lost[task.name] = folder.path / name, MicrographCounts(**journal.extras[name]).kept
+        if lost:
+            split_noise(folder.path, lost, self.tasks[0].window_px)
 
     def _precision(self, journal: Journal) -> Precision:
         """The number format that the journal holds, or a new one, which it then holds."""
@@ -217,17 +279,19 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
             the text says what excluded how many.
         """
         output_dir, tasks, window_px = folder.path, self.tasks, self.tasks[0].window_px
-        counts = [
-            self.too_small.get(index) or MicrographCounts(**folder.journal.extras[_part_name(index)])
-            for index in range(len(self.images.stacks))
-        ]
+        extras = folder.journal.extras
+        searched = {task.index: MicrographCounts(**extras[_part_name(task)]) for task in tasks}
+        counts = [self.too_small.get(index) or searched[index] for index in range(len(self.images.stacks))]
         n_blocks = sum(count.kept for count in counts)
         if n_blocks < self.options.min_blocks:
-            raise TooFewBlocks(
+            error = TooFewBlocks(
                 f"{n_blocks} blocks of noise found, {self.options.min_blocks} are needed. {explain(counts)}",
                 path=self.images.source,
                 remedy=remedy(self.options, tasks, output_dir),
             )
+            if not self.options.says_window:
+                error.smaller_px = smaller_window(self.options, tasks, output_dir)
+            raise error
         with_blocks = [task for task in tasks if counts[task.index].kept]
         summary = NoiseSummary(
             stack=output_dir / STACK_NAME,
@@ -236,6 +300,7 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
             counts=counts,
             n_blocks=n_blocks,
             window_px=window_px,
+            is_smaller=self.is_smaller,
             overlays=[overlay_file(output_dir, task) for task in with_blocks if self.draw],
             n_resumed=len(tasks) - (0 if work is None else len(work.search.tasks)),
             seconds=time.monotonic() - self.started,
@@ -243,10 +308,11 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
         )
         if work is not None:
             _refuse_changed_micrographs(self.images, tasks, self.undertaking)
+            folder.remove(TABLE_NAME)  # that of an earlier run, whose stack goes now
             write_noise(
                 self.images,
                 output_dir,
-                [(task.index, part_file(output_dir, task.index)) for task in with_blocks],
+                [(task.index, part_file(output_dir, task)) for task in with_blocks],
                 n_blocks,
                 window_px,
                 self.options.method,
@@ -275,8 +341,8 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
         write_json(summary.record, record)
 
 
-def _part_name(index: int) -> str:
-    return part_file(Path(), index).as_posix()
+def _part_name(task: MicrographTask) -> str:
+    return part_file(Path(), task).as_posix()
 
 
 def _overlay_name(task: MicrographTask) -> str:
@@ -301,7 +367,7 @@ def _undertaking(
         "device": device_types,
         **chosen,
     }
-    files = [STACK_NAME, RECORD_NAME, PDF_NAME]
+    files = [STACK_NAME, TABLE_NAME, RECORD_NAME, PDF_NAME]
     if finder_of(options).makes_labels:
         files += map(label_name, tasks)
     if drawn:
@@ -311,7 +377,7 @@ def _undertaking(
 
 
 def _parts(images: MicrographSet, tasks: Sequence[MicrographTask]) -> dict[str, str]:
-    """What is made of each micrograph, and the table, with digests of what they are made of.
+    """What is made of each micrograph, and of the table, with digests of what they are made of.
 
     Raises
     ------
@@ -320,10 +386,11 @@ def _parts(images: MicrographSet, tasks: Sequence[MicrographTask]) -> dict[str, 
     """
     parts = {}
     for task in tasks:
-        made_of = f"{task}\0{file_state(task.path)}"
+        # not of its place in the table, which may grow
+        made_of = f"{replace(task, index=0)}\0{file_state(task.path)}"
         digest = hashlib.sha256(made_of.encode(errors="surrogateescape"))
-        parts[_part_name(task.index)] = digest.hexdigest()[:32]
-    parts[TABLE_NAME] = sha256_of(
+        parts[_part_name(task)] = digest.hexdigest()[:32]
+    parts[f"{PARTS_FOLDER}/table"] = sha256_of(
         *([images.source] if images.has_table else []), salt=str(images.root.absolute())
     )
     return parts
@@ -341,7 +408,7 @@ def _refuse_changed_micrographs(
     """
     now = _parts(images, tasks)
     for task in tasks:
-        name = _part_name(task.index)
+        name = _part_name(task)
         if now[name] != undertaking.parts[name]:
             raise InputError(
                 "the micrograph was changed while it was in use.",

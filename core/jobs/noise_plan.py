@@ -8,7 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ..config.extract_noise import DEFAULT_WINDOW_PX, WINDOWS_ACROSS, ExtractNoiseOptions
+from ..config.extract_noise import (
+    DEFAULT_WINDOW_PX,
+    SMALLEST_WINDOW_PX,
+    WINDOWS_ACROSS,
+    ExtractNoiseOptions,
+)
 from ..errors import ConfigurationError
 from ..inference.plan import output_names, refuse_denoised
 from ..io.micrographs import MicrographSet
@@ -19,11 +24,16 @@ from ..noise.output import LABELS_FOLDER
 from ..noise.patches import count_in_windows
 from ..noise.segmentation import BACKGROUND
 
+# Of more label maps, so many are looked at.
+_MOST_MAPS = 100
+
 
 def plan_search(
-    images: MicrographSet, options: ExtractNoiseOptions
+    images: MicrographSet, options: ExtractNoiseOptions, window_px: int | None = None
 ) -> tuple[list[MicrographTask], dict[int, MicrographCounts]]:
     """The micrographs to search, and those that the window does not fit into.
+
+    `window_px` takes the place of the default window.
 
     Raises
     ------
@@ -35,9 +45,7 @@ def plan_search(
     tasks, too_small, finder = [], {}, finder_of(options)
     names, shapes = output_names(images), images.check_images()
     refuse_denoised(images, images.examine())
-    # a few odd ones among them do not count
-    share = int(statistics.median(min(shape) for shape in shapes)) // WINDOWS_ACROSS
-    default = min(DEFAULT_WINDOW_PX, max(share, 16, finder.smallest_window_px(options)))
+    default = window_px or default_window_px(shapes, options)
     for index, shape in enumerate(shapes):
         pixel_size = options.pixel_size_angstrom or images.pixel_size_angstrom(index)
         window, stride = options.window_and_stride_px(pixel_size, default)
@@ -87,27 +95,76 @@ def label_name(task: MicrographTask) -> str:
     return f"{LABELS_FOLDER}/{task.short_name}"
 
 
+def default_window_px(shapes: Sequence[tuple[int, int]], options: ExtractNoiseOptions) -> int:
+    """Side of a window in micrographs of the shapes `(y, x)`."""
+    # a few odd ones among them do not count
+    share = int(statistics.median(min(shape) for shape in shapes)) // WINDOWS_ACROSS
+    return min(DEFAULT_WINDOW_PX, max(share, 16, finder_of(options).smallest_window_px(options)))
+
+
+def smaller_window(
+    options: ExtractNoiseOptions, tasks: Sequence[MicrographTask], output_dir: Path
+) -> int | None:
+    """The window to try where that of `tasks` has found too little; None where none is sensible.
+
+    By the label maps it is the largest that as many places are free for as there are micrographs, or, where
+    they are crowded, as many as are needed; without label maps one of two thirds.
+    """
+    smallest = max(SMALLEST_WINDOW_PX, finder_of(options).smallest_window_px(options))
+    windows = _smaller_windows(tasks[0].window_px, smallest)
+    some = _some(tasks)
+    free = _free_windows(options, some, output_dir, windows)
+    if free is None:
+        return next((window for window in windows if 3 * window <= 2 * tasks[0].window_px), None)
+    for enough in (max(len(tasks), options.min_blocks), options.min_blocks):
+        for window, number in zip(windows, free, strict=True):
+            if number * len(tasks) >= enough * len(some):
+                return window
+    return None
+
+
 def remedy(options: ExtractNoiseOptions, tasks: Sequence[MicrographTask], output_dir: Path) -> str:
     """Return what may find more blocks, by the label maps if there are any."""
     ways = "Try a smaller --window-px or --stride-px, or wider limits"
-    window = tasks[0].window_px // 2
-    while window >= max(16, finder_of(options).smallest_window_px(options)):
-        free = sum(_free_windows(output_dir / label_name(task), window) for task in tasks)
-        if free:
+    windows = _smaller_windows(tasks[0].window_px, max(16, finder_of(options).smallest_window_px(options)))
+    free = _free_windows(options, _some(tasks), output_dir, windows) or []
+    for window, number in zip(windows, free, strict=False):
+        if number:
             ways = (
-                f"With --window-px {window}, {free} windows touch neither particles nor contamination. Try "
+                f"With --window-px {window}, {number} windows touch neither particles nor contamination. Try "
                 "that, or a smaller --stride-px, or wider limits"
             )
             break
-        window //= 2
     return f"{ways}, {finder_of(options).remedy}."
 
 
-def _free_windows(label_map: Path, window_px: int) -> int:
-    """Return how many windows, half of one apart, touch nothing but background; 0 without a label map."""
-    if not label_map.exists():
-        return 0
-    with StackReader(label_map) as reader:
-        labels = torch.from_numpy(reader.read([0])[0])
-    touched = count_in_windows(labels != BACKGROUND, window_px, max(1, window_px // 2))
-    return int((touched == 0).sum())
+def _some(tasks: Sequence[MicrographTask]) -> Sequence[MicrographTask]:
+    """Micrographs whose label maps tell of the others."""
+    return tasks[:: -(-len(tasks) // _MOST_MAPS)]
+
+
+def _smaller_windows(window_px: int, smallest_px: int) -> list[int]:
+    """Each an eighth smaller than the last and even, and at last `smallest_px`."""
+    windows = []
+    while window_px > smallest_px:
+        window_px = max(smallest_px, window_px * 7 // 8 // 2 * 2)
+        windows.append(window_px)
+    return windows
+
+
+def _free_windows(
+    options: ExtractNoiseOptions, tasks: Sequence[MicrographTask], output_dir: Path, windows: Sequence[int]
+) -> list[int] | None:
+    """How many windows of each size touch nothing but background; None without label maps."""
+    free, known = [0] * len(windows), False
+    for task in tasks:
+        path = output_dir / label_name(task)
+        if not path.exists():
+            continue
+        known = True
+        with StackReader(path) as reader:
+            touched = torch.from_numpy(reader.read([0])[0]) != BACKGROUND
+        for number, window in enumerate(windows):
+            stride = options.window_and_stride_px(task.pixel_size_angstrom, window)[1]
+            free[number] += int((count_in_windows(touched, window, stride) == 0).sum())
+    return free if known else None

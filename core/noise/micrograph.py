@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -141,7 +143,7 @@ def extract_from(
         statistics = block_statistics(blocks)
         exceeded = excesses(statistics, _limits(options))
         good = ~torch.stack(list(exceeded.values())).any(0)
-        kept = _chosen(good.cpu(), options, task.index)
+        kept = _chosen(good.cpu(), options, task.short_name)
         counts = replace(
             counts,
             rejected={name: int(which.sum()) for name, which in exceeded.items()},
@@ -150,7 +152,7 @@ def extract_from(
         )
         if counts.kept:
             part = _part_of(blocks, candidates, statistics, windows.similarity, kept, options)
-            part.save(part_file(output_dir, task.index))
+            part.save(part_file(output_dir, task))
     labels = None if windows.labels is None else windows.labels.cpu().numpy()
     if labels is not None and task.pixel_size_angstrom is not None:
         write_labels(output_dir / LABELS_FOLDER / task.short_name, labels, task.pixel_size_angstrom)
@@ -188,13 +190,15 @@ def _limits(options: ExtractNoiseOptions) -> BlockLimits:
     return BlockLimits(**{name: getattr(options, f"max_{name}") for name in _LIMITS})
 
 
-def _chosen(good: Tensor, options: ExtractNoiseOptions, index: int) -> Tensor:
-    """`(n,)` the good ones, or as many of them as are allowed, drawn at random."""
+def _chosen(good: Tensor, options: ExtractNoiseOptions, name: str) -> Tensor:
+    """`(n,)` the good ones, or as many of them as are allowed, drawn at random by the micrograph's name."""
     most = options.max_per_micrograph
     if most is None or int(good.sum()) <= most:
         return good
     places = good.nonzero()[:, 0]
-    order = torch.randperm(len(places), generator=image_generator(options.seed, index, "blocks"))
+    order = torch.randperm(
+        len(places), generator=image_generator(options.seed, zlib.crc32(os.fsencode(name)), "blocks")
+    )
     kept = torch.zeros_like(good)
     kept[places[order[:most]]] = True
     return kept
@@ -229,9 +233,9 @@ def _part_of(
     )
 
 
-def part_file(output_dir: Path, index: int) -> Path:
+def part_file(output_dir: Path, task: MicrographTask) -> Path:
     """Where the blocks of a micrograph wait until all are found."""
-    return output_dir / PARTS_FOLDER / f"{index:06d}.npz"
+    return (output_dir / PARTS_FOLDER / task.short_name).with_suffix(".npz")
 
 
 def overlay_file(output_dir: Path, task: MicrographTask) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import __version__
-from ..errors import OutputError
+from ..errors import InputError, OutputError
 from ..inference.plan import path_below
 from ..io.files import make_folder, writing
 from ..io.micrographs import MicrographSet
-from ..io.mrc import StackWriter, write_mrc
-from ..io.star import write_tables
+from ..io.mrc import StackReader, StackWriter, write_mrc
+from ..io.star import read_tables, unquote, write_tables
 
 STACK_NAME, TABLE_NAME = "noise.mrcs", "noise.star"
 PARTS_FOLDER, LABELS_FOLDER, OVERLAYS_FOLDER = ".noise-parts", "labels", "overlays"
@@ -49,6 +50,7 @@ class NoisePart:
 
     def save(self, path: Path) -> None:
         """Write the part, all or nothing."""
+        make_folder(path.parent)
         with writing(path, self.blocks.nbytes) as part, part.open("wb") as file:
             np.savez(file, allow_pickle=False, **vars(self))
 
@@ -153,7 +155,7 @@ def write_noise(
         "rlnCoordinateY",
         "rlnOpticsGroup",
         "rlnCryohushNoiseMethod",
-        *(f"rlnCryohushNoise{name.capitalize()}" for name in STATISTICS),
+        *map(_column, STATISTICS),
     )
     optics_labels, optics_rows = _optics(images, window_px, pixel_size_angstrom)
     tables: list[tuple[str, Sequence[str], Sequence[Sequence[str | float | int]]]] = [
@@ -165,6 +167,65 @@ def write_noise(
         tables.append(("whitening", columns, whitening))
     write_tables(table, tables)
     return stack, table
+
+
+def split_noise(output_dir: Path, parts: Mapping[str, tuple[Path, int]], window_px: int) -> None:
+    """Undo `write_noise` for some micrographs, so that others can be added.
+
+    Parameters
+    ----------
+    output_dir
+        Where the stack and the table are. A part of which they do not hold all is not written, nor is any if
+        they cannot be read or are of another window.
+    parts
+        By the name of a micrograph where its part goes, and how many blocks it has.
+    window_px
+        Side of a block.
+
+    Raises
+    ------
+    OutputError
+        If a part cannot be written.
+    """
+    # whoever has edited the table has them searched again
+    with (
+        contextlib.suppress(InputError, KeyError, ValueError),
+        StackReader(output_dir / STACK_NAME) as reader,
+    ):
+        rows, amplitudes = _read_rows(output_dir / TABLE_NAME)
+        if reader.shape != (sum(map(len, rows.values())), window_px, window_px):
+            return
+        for name, (path, n_blocks) in parts.items():
+            of_this = np.array(rows.get(name, []), np.float64).reshape(-1, 3 + len(STATISTICS))
+            if len(of_this) != n_blocks:
+                continue
+            NoisePart(
+                of_this[:, 2:0:-1].astype(np.int64) - window_px // 2,
+                reader.read(of_this[:, 0].astype(np.int64) - 1),
+                of_this[:, 3:],
+                np.array(amplitudes.get(name, []), np.float32),
+            ).save(path)
+
+
+def _read_rows(table: Path) -> tuple[dict[str, list[list[float]]], dict[str, list[float]]]:
+    """By micrograph its rows (number of the block, x, y, statistics), and the amplitudes of its whitening."""
+    columns = ("rlnCoordinateX", "rlnCoordinateY", *map(_column, STATISTICS))
+    rows: dict[str, list[list[float]]] = {}
+    amplitudes: dict[str, list[float]] = {}
+    for found in read_tables(table):
+        for _, _, tokens in found.rows():
+            row = dict(zip(found.labels, map(unquote, tokens), strict=True)) if tokens else {}
+            name = row.get("rlnMicrographName", "")
+            if found.name == "particles" and row:
+                number = float(row["rlnImageName"].partition("@")[0])
+                rows.setdefault(name, []).append([number, *(float(row[column]) for column in columns)])
+            elif found.name == "whitening" and row:
+                amplitudes.setdefault(name, []).append(float(row["rlnCryohushAmplitude"]))
+    return rows, amplitudes
+
+
+def _column(statistic: str) -> str:
+    return f"rlnCryohushNoise{statistic.capitalize()}"
 
 
 def _exact(value: float) -> str:

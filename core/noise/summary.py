@@ -23,6 +23,8 @@ class NoiseSummary:
         Of each micrograph, in their order.
     n_blocks, window_px
         Of the stack.
+    is_smaller
+        Whether the window is smaller than usual, where that found too little.
     overlays
         The pictures of the micrographs that have blocks.
     n_resumed
@@ -39,6 +41,7 @@ class NoiseSummary:
     counts: list[MicrographCounts]
     n_blocks: int
     window_px: int
+    is_smaller: bool
     overlays: list[Path]
     n_resumed: int
     seconds: float
@@ -62,8 +65,14 @@ class NoiseSummary:
 
     @property
     def explanation(self) -> str:
-        """What became of all windows, in one line."""
-        return explain(self.counts)
+        """What became of all windows, in one line, and why the blocks are small if they are."""
+        text = explain(self.counts)
+        if self.is_smaller:
+            text += (
+                f" The blocks are smaller than usual, {self.window_px} px, as too few larger windows hold "
+                "nothing but noise; --window-px sets their size."
+            )
+        return text
 
 
 def explain(counts: Sequence[MicrographCounts]) -> str:

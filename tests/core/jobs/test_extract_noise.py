@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,10 @@ from cryohush.core.io.mrc import StackWriter
 from cryohush.core.io.mrc_header import label_of_denoised
 from cryohush.core.io.star import read_tables, unquote
 from cryohush.core.job_context import JobContext
+from cryohush.core.jobs import noise_search
 from cryohush.core.jobs.extract_noise import plan_search, run_extract_noise
+from cryohush.core.noise.micrograph import MicrographCounts, MicrographTask
+from cryohush.core.noise.output import PARTS_FOLDER
 from cryohush.core.noise.patches import whiten
 from cryohush.core.noise.summary import NoiseSummary
 from cryohush.core.report.overlays import write_overlay
@@ -250,6 +254,59 @@ def test_a_table_may_grow_meanwhile(table: Path, tmp_path: Path) -> None:
     assert (len(again.counts), again.counts[:2]) == (3, whole.counts)
 
 
+@pytest.mark.parametrize("normalisation", ["none", "whiten"])
+@pytest.mark.parametrize("where", ["last", "first"])
+def test_a_table_that_has_grown_costs_only_what_is_new(
+    table: Path, tmp_path: Path, where: str, normalisation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = {"normalisation": normalisation, "max_per_micrograph": 9}
+    run_extract_noise(table, tmp_path / "out", options(**how), draw=write_overlay)
+    write_stack(tmp_path / "mics/c.mrc", with_objects(3)[None], 1.5)
+    names = ["mics/a.mrc", "mics/b.mrc"]
+    names.insert(0 if where == "first" else 2, "mics/c.mrc")
+    table.write_text(table_of(names))
+    whole = run_extract_noise(table, tmp_path / "whole", options(**how), draw=write_overlay)
+    searched: list[str] = []
+    search = noise_search.extract_from
+
+    def spy(task: MicrographTask, *rest: Any) -> MicrographCounts:
+        searched.append(task.name)
+        return search(task, *rest)
+
+    monkeypatch.setattr(noise_search, "extract_from", spy)
+    grown = run_extract_noise(table, tmp_path / "out", options(**how), earlier="resume", draw=write_overlay)
+    assert searched == ["mics/c.mrc"]
+    assert (grown.counts, grown.n_resumed) == (whole.counts, 2)
+    assert grown.stack.read_bytes() == whole.stack.read_bytes()
+    assert grown.table.read_text().replace("@out/", "@whole/") == whole.table.read_text()
+    assert not (tmp_path / "out" / PARTS_FOLDER).exists()
+    # one that was taken out takes its blocks with it, and nothing is searched
+    table.write_text(table_of(["mics/c.mrc", "mics/b.mrc"]))
+    fewer = run_extract_noise(table, tmp_path / "out", options(**how), earlier="resume", draw=write_overlay)
+    assert searched == ["mics/c.mrc"]
+    assert [row["rlnMicrographName"] for row in rows_of(fewer)] == 9 * ["mics/c.mrc"] + 9 * ["mics/b.mrc"]
+
+
+@pytest.mark.parametrize("damage", ["no stack", "no table", "a row less", "nonsense"])
+def test_blocks_that_were_damaged_are_searched_again_when_a_table_grows(
+    table: Path, tmp_path: Path, damage: str
+) -> None:
+    first = run_extract_noise(table, tmp_path / "out", options())
+    write_stack(tmp_path / "mics/c.mrc", with_objects(3)[None], 1.5)
+    table.write_text(table_of(["mics/a.mrc", "mics/b.mrc", "mics/c.mrc"]))
+    whole = run_extract_noise(table, tmp_path / "whole", options())
+    if damage.startswith("no "):
+        (first.stack if damage == "no stack" else first.table).unlink()
+    else:
+        lines = first.table.read_text().splitlines(keepends=True)
+        last = max(number for number, line in enumerate(lines) if "@out/noise" in line)
+        lines[last] = "" if damage == "a row less" else lines[last].replace("@out", "@x").replace(".", "x")
+        first.table.write_text("".join(lines))
+    grown = run_extract_noise(table, tmp_path / "out", options(), earlier="resume")
+    assert grown.stack.read_bytes() == whole.stack.read_bytes()
+    assert grown.table.read_text().replace("@out/", "@whole/") == whole.table.read_text()
+
+
 def test_a_micrograph_may_not_change_meanwhile(table: Path, tmp_path: Path) -> None:
     def change(*_: object) -> None:
         write_stack(tmp_path / "mics/b.mrc", with_objects(3)[None], 1.5)
@@ -328,8 +385,91 @@ def test_by_default_eight_windows_go_across_a_small_micrograph(tmp_path: Path) -
 
 
 def test_where_too_little_is_found_a_window_that_fits_is_named(table: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"With --window-px {WINDOW // 2}, [1-9]\d* windows touch neither"):
+    with pytest.raises(
+        InputError, match=rf"With --window-px {WINDOW * 7 // 8}, [1-9]\d* windows touch neither"
+    ):
         run_extract_noise(table, tmp_path / "out", options(min_blocks=10**6))
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> Path:
+    """Particles in a lattice that leaves gaps of 120 px, where a usual window has 160."""
+    for seed in (1, 2, 3):
+        image = np.random.default_rng(seed).normal(0, 1, (1280, 1280))
+        rows, columns = np.ogrid[:1280, :1280]
+        for y in range(40 + 10 * seed, 1280, 150):
+            for x in range(40 + 20 * seed, 1280, 210):
+                distance = np.hypot(rows - y, columns - x)
+                image -= 1.2 * np.clip((45 - distance) / 4 + 0.5, 0, 1)
+        write_stack(tmp_path / f"mics/{seed}.mrc", (3 * image + 100).astype(np.float32)[None], 1.5)
+    path = tmp_path / "crowded.star"
+    path.write_text(table_of([f"mics/{seed}.mrc" for seed in (1, 2)]))
+    return path
+
+
+def test_between_crowded_particles_the_largest_window_that_fits_is_taken(
+    crowded: Path, tmp_path: Path
+) -> None:
+    default = options(window_px=None, stride_px=None)
+    lines: list[str] = []
+    summary = run_extract_noise(crowded, tmp_path / "out", default, JobContext(log=lines.append))
+    assert 64 <= summary.window_px < 1280 // 8
+    assert summary.n_blocks >= 2
+    assert any(line.startswith("warning: 0 blocks") and "Trying smaller windows" in line for line in lines)
+    assert f"smaller than usual, {summary.window_px} px" in summary.explanation
+    assert read_stack(summary.stack).shape == (summary.n_blocks, summary.window_px, summary.window_px)
+    # what is larger by two steps is nowhere free, or hardly
+    larger = options(window_px=summary.window_px * 8 // 7 * 8 // 7, stride_px=None, min_blocks=2)
+    with pytest.raises(InputError, match="blocks of noise found"):
+        run_extract_noise(crowded, tmp_path / "larger", larger)
+    # the same as if the user had said so
+    told = options(window_px=summary.window_px, stride_px=None)
+    same = run_extract_noise(crowded, tmp_path / "told", told)
+    assert same.stack.read_bytes() == summary.stack.read_bytes()
+    assert "smaller than usual" not in same.explanation
+
+
+def test_the_window_that_was_found_is_kept(crowded: Path, tmp_path: Path) -> None:
+    default = options(window_px=None, stride_px=None)
+    first = run_extract_noise(crowded, tmp_path / "out", default)
+    again = run_extract_noise(crowded, tmp_path / "out", default, earlier="resume")
+    assert again.was_complete
+    crowded.write_text(table_of([f"mics/{seed}.mrc" for seed in (1, 2, 3)]))
+    grown = run_extract_noise(crowded, tmp_path / "out", default, earlier="anew")
+    assert (grown.n_resumed, grown.window_px) == (2, first.window_px)
+    assert grown.is_smaller
+    assert grown.counts[:2] == first.counts
+    other = run_extract_noise(crowded, tmp_path / "out", options(window_px=48), earlier="anew")
+    assert other.window_px == 48
+
+
+def test_a_stop_between_two_windows_is_resumed(crowded: Path, tmp_path: Path) -> None:
+    default = options(window_px=None, stride_px=None)
+    whole = run_extract_noise(crowded, tmp_path / "whole", default)
+    calls = iter([False, False, False, True])
+    with pytest.raises(Aborted, match="--resume"):
+        run_extract_noise(crowded, tmp_path / "torn", default, JobContext(should_stop=lambda: next(calls)))
+    resumed = run_extract_noise(crowded, tmp_path / "torn", default, earlier="resume")
+    assert resumed.stack.read_bytes() == whole.stack.read_bytes()
+    assert resumed.counts == whole.counts
+
+
+@pytest.mark.parametrize("given", [{"window_px": 160}, {"window_angstrom": 240.0}])
+def test_a_window_that_was_asked_for_is_obeyed(given: dict[str, Any], crowded: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="0 blocks of noise found"):
+        run_extract_noise(
+            crowded, tmp_path / "out", options(**{"window_px": None, "stride_px": None, **given})
+        )
+
+
+def test_where_nothing_fits_the_search_ends_at_the_smallest_window(crowded: Path, tmp_path: Path) -> None:
+    default = options(window_px=None, stride_px=None, max_streak=0.1)
+    lines: list[str] = []
+    with pytest.raises(InputError, match="0 blocks of noise found"):
+        run_extract_noise(crowded, tmp_path / "out", default, JobContext(log=lines.append))
+    tried = [int(line.split()[-2]) for line in lines if "Trying smaller windows" in line]
+    assert tried == sorted(set(tried), reverse=True)
+    assert tried[-1] == 64
 
 
 def test_windows_have_to_suit_the_micrographs(table: Path, tmp_path: Path) -> None:
