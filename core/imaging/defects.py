@@ -44,6 +44,8 @@ _CANDIDATE = 6.0
 _RING_PX = 5
 # So many of the 40 pixels there may be outliers, too: a line of up to three pixels' width crosses it twice.
 _RING_OUTLIERS = 6
+# The rim of what is outlying is so sharp, as a share of its height.
+_SHARP = 0.75
 # What is outlying is narrower.
 _NARROW_PX, _TIP_PX = 6, 24
 _CHUNK = 1 << 17
@@ -87,7 +89,8 @@ def find_defects(images: Tensor) -> Defects | None:
     An area is without noise where at least a few neighbours along a row or a column lie on a straight line:
     masks, filled borders and gradients are, and so are borders that repeat the last row or column. Counts
     with few different values need longer lines. Where a mask has a soft edge, the edge belongs to the area.
-    Contamination, carbon and gold beads are no outliers: what is larger than 5 px has its like around it.
+    Contamination, carbon and gold beads are no outliers: what is larger than 5 px has its like around it, and
+    smaller signal has no sharp rim.
 
     Images with NaN or infinite pixels are left alone.
 
@@ -260,6 +263,7 @@ def find_outliers(images: Tensor, noise_free: Tensor | None = None) -> Tensor | 
     if not bool(beyond.any()):
         return None
     found = _stand_out(images, beyond, scale, _OUTLIER)
+    _leave_signal(images, found, level)
     found &= (found.float().mean((1, 2)) < _MAX_OUTLIER_SHARE)[:, None, None]
     if not bool(found.any()):
         return None
@@ -319,6 +323,31 @@ def _stand_out(images: Tensor, candidates: Tensor, scale: Tensor, limit: float) 
         low, high = around[:, _RING_OUTLIERS], around[:, -1 - _RING_OUTLIERS]
         found[n, y, x] = (values > high + margin) | (values < low - margin)
     return found
+
+
+def _leave_signal(images: Tensor, found: Tensor, level: Tensor) -> None:
+    """Take out of bool `(n, y, x)`, outlying pixels, those of compact strong signal, such as gold.
+
+    What comes through lenses and a detector has no sharp rim: of the step over half of its height a pixel
+    makes up half. A hot pixel, or a cluster of them, makes it at once, interpolated as well.
+    """
+    offsets = torch.arange(-_RING_PX, _RING_PX + 1, device=images.device)
+    last_row, last_column = images.shape[1] - 1, images.shape[2] - 1
+    for n, y, x in _in_chunks(found):
+        rows = last_row - (last_row - (y[:, None] + offsets).abs()).abs()
+        columns = last_column - (last_column - (x[:, None] + offsets).abs()).abs()
+        height = (
+            images[n[:, None, None], rows[:, :, None], columns[:, None, :]] - level[n, y, x][:, None, None]
+        )
+        height *= height[:, _RING_PX, _RING_PX].sign()[:, None, None]
+        top = height.amax((1, 2))
+        above = height > top[:, None, None] / 2
+        step, number = torch.zeros_like(top), torch.zeros_like(top)
+        for axis in (1, 2):
+            crossing = above.diff(dim=axis)
+            step += (height.diff(dim=axis).abs() * crossing).sum((1, 2))
+            number += crossing.sum((1, 2))
+        found[n, y, x] = step >= _SHARP * top * number
 
 
 def fill_defects(images: Tensor, defects: Defects, radius_px: float | None = None) -> Tensor:

@@ -161,6 +161,51 @@ def test_gold_beads_carbon_and_contamination_are_no_outliers() -> None:
     assert find_defects(image[None]) is None
 
 
+def spots(radius_px: float, blur_px: float, height: float) -> Tensor:
+    """An image `(1, y, x)` with thirty dark discs as lenses and a detector show them."""
+    generator = torch.Generator().manual_seed(3)
+    axis = torch.arange(512.0)
+    signal = torch.zeros(1, 512, 512)
+    for y, x in (30 + 450 * torch.rand(30, 2, generator=generator)).tolist():
+        away = torch.hypot(axis[:, None] - y, axis - x)
+        signal = torch.maximum(signal, (radius_px + 0.5 - away).clamp(0, 1)[None])
+    signal = gaussian_filter(signal, blur_px)
+    signal *= height / signal.max()
+    return torch.randn(1, 512, 512, generator=generator) - signal
+
+
+@pytest.mark.parametrize("height", [8.0, 12.0, 30.0, 100.0])
+@pytest.mark.parametrize(
+    ("radius_px", "blur_px"), [(0.5, 0.7), (0.5, 1.5), (1.0, 0.7), (1.5, 1.0), (2.0, 0.7), (2.5, 1.5)]
+)
+def test_small_strong_signal_is_no_outlier(radius_px: float, blur_px: float, height: float) -> None:
+    defects = find_defects(spots(radius_px, blur_px, height))
+    assert defects is None or not defects.outlying.any()
+
+
+@pytest.mark.parametrize("rate", [1e-6, 1e-5, 1e-4, 1e-3])
+@pytest.mark.parametrize("height", [12.0, 30.0, 1000.0, -50.0])
+@pytest.mark.parametrize("kind", ["pixel", "pair", "square", "shifted by half a pixel"])
+def test_hot_pixels_are_found_however_many_and_however_interpolated(
+    rate: float, height: float, kind: str
+) -> None:
+    side, generator = 1024, torch.Generator().manual_seed(5)
+    hot = torch.zeros(side, side)
+    # a few at least, so that the lowest rates have some
+    y, x = torch.randint(20, side - 20, (2, max(4, int(rate * side**2))), generator=generator)
+    members = {"pair": [(0, 0), (0, 1)], "square": [(0, 0), (0, 1), (1, 0), (1, 1)]}.get(kind, [(0, 0)])
+    for down, right in members:
+        hot[y + down, x + right] = height
+    if kind.startswith("shifted"):  # in Fourier space, as movies are aligned; two pixels then share it
+        phase = torch.exp(-1j * torch.pi * torch.fft.fftfreq(side))[:, None]
+        hot = 1.6 * torch.fft.irfft2(torch.fft.rfft2(hot) * phase, s=(side, side))
+    defects = find_defects((torch.randn(side, side, generator=generator) + hot)[None])
+    assert defects is not None
+    there = hot.abs() > 0.9 * abs(height)
+    # where two clusters are by chance beside each other, one may hide the other's rim
+    assert defects.outlying[0][there].float().mean() > 0.99
+
+
 @pytest.mark.parametrize("mean", [0.05, 0.3, 1.0, 4.0, 40.0])
 def test_counts_with_few_values_hold_no_defects(mean: float) -> None:
     counts = torch.from_numpy(np.random.default_rng(5).poisson(mean, (4, 256, 256)).astype(np.float32))
