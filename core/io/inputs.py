@@ -14,6 +14,7 @@ from ..errors import InputError
 
 # RELION's own tables, which lie in the folders of its jobs and name no images.
 _NO_IMAGES = ("job.star", "_pipeline.star")
+_TABLES = (".star", ".cs")
 # cryoSPARC's files that complete the rows of others.
 _PASSTHROUGH = "passthrough"
 
@@ -44,7 +45,8 @@ def find_inputs(words: Sequence[str], suffixes: Collection[str]) -> Inputs:
     ----------
     words
         Each a file, a folder or a pattern (`*`, `?`, `**`, `[...]`). A folder stands for its files with one
-        of the suffixes, but for hidden ones, cryoSPARC's passthrough files and RELION's tables of jobs.
+        of the suffixes, but for hidden ones, cryoSPARC's passthrough files, RELION's tables of jobs, and
+        stacks beside a table of the same name.
     suffixes
         In lower case, with the dot.
     """
@@ -102,6 +104,9 @@ def _files_of(word: str, suffixes: Collection[str]) -> list[Path]:
         and not (path.suffix == ".cs" and _PASSTHROUGH in path.name)
         and path.is_file()
     ]
+    # what a table lists is denoised by it: with its pixel size and CTF, and once
+    tables = {path.stem for path in files if path.suffix in _TABLES}
+    files = [path for path in files if path.suffix != ".mrcs" or path.stem not in tables]
     if not files:
         kinds = ", ".join(sorted(suffixes))
         raise InputError(f"the folder holds no file with the suffix {kinds}.", path=folder)

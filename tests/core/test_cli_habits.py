@@ -42,6 +42,17 @@ def test_folders_and_patterns_stand_for_files_each_once(folder: Path) -> None:
     assert {path.name for path in find_inputs(["M/"], (".star",)).paths} == {"p.star"}
 
 
+def test_in_a_folder_a_table_stands_for_the_stack_of_its_name(folder: Path) -> None:
+    Path("M/p.mrcs").touch()
+    names = {path.name for path in find_inputs(["M"], SUFFIXES).paths}
+    assert names == {"a.mrc", "b.mrc", "b.mrcs", "p.star"}
+    # whoever names the stack means it
+    assert [path.name for path in find_inputs(["M/p.mrcs", "M/p.star"], SUFFIXES).paths] == [
+        "p.mrcs",
+        "p.star",
+    ]
+
+
 def test_one_file_alone_is_single_whatever_its_name(folder: Path) -> None:
     for word in ("M/a.mrc", "N/c[1].mrc", "gone.star"):
         inputs = find_inputs([word], SUFFIXES)
