@@ -144,7 +144,7 @@ def denoise(
     loaded = _loaded(model)
     denoiser = _denoiser(loaded, device, precision)
     channels = None
-    if context == "stack" and getattr(loaded.module, "context_channels", 0):
+    if context == "stack" and bool(getattr(loaded.module, "context_channels", None)):
         channels = _context(stack, ctf, pixel_size, particle_diameter, dark=protein == "dark")
     finer = finer_grid(pixel_size, loaded.trained_pixel_sizes_angstrom)
     size = batch_size or max(1, _BATCH_PX // (stack.shape[1] * stack.shape[2]))
