@@ -3,9 +3,14 @@
 import os
 import shutil
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Modules that benchmarks share are tested, too; their names give way to all others.
+sys.path.append(str(Path(__file__).parents[1] / "examples/benchmarks"))
 
 # The same examples in each run, and no stopwatch. Others: --hypothesis-profile=further --hypothesis-seed=1
 settings.register_profile(

@@ -143,8 +143,8 @@ def pose_accuracy(section: PoseSection, sources: Sources, check: Check) -> Found
     read_map = _map_reader()
     from ..imaging.ctf import ctf, ctf_parameters_of
     from ..imaging.maps import resampled
-    from ..metrics.bayes import PoseGrid
     from ..metrics.pose import PoseMatcher, Poses, pose_errors
+    from ..metrics.pose_grid import PoseGrid
 
     pixel_size, box = sources.pixel_size_angstrom, sources.denoised.shape[-1]
     particles = sources.denoised.table

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..imaging.projection import Projector
 from ..imaging.rings import frequency_grid, hermitian_weight
 from ..imaging.symmetry import rotations_from_vectors
-from .bayes import PoseGrid
+from .pose_grid import PoseGrid
 
 _ORIENTATIONS_AT_ONCE = 512
 

@@ -30,6 +30,7 @@ from typing import Any
 import mrcfile
 import numpy as np
 import torch
+from bayes_denoiser import BayesDenoiser
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pairs import denoise
@@ -40,13 +41,13 @@ from cryohush.core.classical.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.filters import gaussian_filter
 from cryohush.core.imaging.projection import Projector
 from cryohush.core.imaging.structure import potential_map, read_structure
-from cryohush.core.metrics.bayes import BayesDenoiser, PoseGrid
 from cryohush.core.metrics.hallucination import pure_noise_figures
 from cryohush.core.metrics.image import (
     affine_normalised_mean_squared_error,
     correlation,
     mean_squared_error,
 )
+from cryohush.core.metrics.pose_grid import PoseGrid
 from cryohush.core.models.weights import LoadedModel, load_model
 
 GAUSSIAN_SIGMAS_PX = [0.3 * 1.15**step for step in range(20)]

@@ -41,6 +41,7 @@ import mrcfile
 import numpy as np
 import torch
 import yaml
+from direct_inversion import Reconstruction
 from numpy.typing import NDArray
 from pairs import read_particles
 from projection_matching import Optics, phases
@@ -53,7 +54,6 @@ from cryohush.core.imaging.ctf import ctf_parameters_of
 from cryohush.core.imaging.normalise import default_radius_px, normalise
 from cryohush.core.imaging.poses import poses_of
 from cryohush.core.imaging.projection import Projector
-from cryohush.core.imaging.reconstruction import Reconstruction
 from cryohush.core.imaging.resample import fourier_resample
 from cryohush.core.imaging.symmetry import symmetry_operators
 from cryohush.core.io.particles import ParticleSet

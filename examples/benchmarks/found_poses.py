@@ -24,6 +24,7 @@ from pathlib import Path
 
 import mrcfile
 import torch
+from direct_inversion import Reconstruction
 from projection_matching import Optics
 from reconstruction import resolution
 from torch import Tensor
@@ -42,7 +43,6 @@ from user_tasks import (
 )
 
 from cryohush.core.imaging.projection import rotations_from_euler
-from cryohush.core.imaging.reconstruction import Reconstruction
 from cryohush.core.imaging.structure import potential_map, read_structure
 from cryohush.core.metrics.fourier import fourier_shell_correlation
 from cryohush.core.metrics.pose import Poses, pose_errors

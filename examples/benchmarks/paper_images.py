@@ -13,6 +13,8 @@ from pathlib import Path
 import gemmi
 import test_set
 import torch
+from bayes_denoiser import BayesDenoiser
+from direct_inversion import reconstruct
 from pairs import write_stack
 from paper_tables import Case, Row, Size, Table
 from reconstruction import resolution, soft_sphere
@@ -23,12 +25,11 @@ from cryohush.core.classical.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.morph import conformational_series
 from cryohush.core.imaging.noise import random_patch
 from cryohush.core.imaging.projection import Projector, random_rotations
-from cryohush.core.imaging.reconstruction import reconstruct
 from cryohush.core.imaging.structure import Structure, potential_map, read_structure
 from cryohush.core.io.mrc import StackReader
-from cryohush.core.metrics.bayes import BayesDenoiser, PoseGrid
 from cryohush.core.metrics.fourier import fourier_shell_correlation
 from cryohush.core.metrics.image import grey_value_span
+from cryohush.core.metrics.pose_grid import PoseGrid
 
 PARTICLE_SHARE = 0.6  # of the box, as the presets have it
 # the B of the training data, 0 to 120 Å² beside what the grid needs, on average

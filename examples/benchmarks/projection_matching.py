@@ -11,7 +11,7 @@ from torch import Tensor
 from cryohush.core.imaging.ctf import CtfParameters, ctf
 from cryohush.core.imaging.projection import Projector
 from cryohush.core.imaging.rings import frequency_grid, hermitian_weight
-from cryohush.core.metrics.bayes import PoseGrid
+from cryohush.core.metrics.pose_grid import PoseGrid
 
 CANDIDATES = 8
 """Poses of each image whose neighbourhood the next finer search looks into."""

@@ -43,6 +43,7 @@ from typing import Any
 
 import mrcfile
 import torch
+from direct_inversion import Reconstruction
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pairs import denoise
@@ -53,7 +54,6 @@ from cryohush.core.classical.covariance import estimate_covariance
 from cryohush.core.classical.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.ctf import read_ctf_table
 from cryohush.core.imaging.projection import Projector, random_rotations
-from cryohush.core.imaging.reconstruction import Reconstruction
 from cryohush.core.imaging.rings import frequency_grid, hermitian_weight
 from cryohush.core.imaging.structure import potential_map, read_structure
 from cryohush.core.metrics.fourier import fourier_shell_correlation, resolution_angstrom, ring_frequencies

@@ -31,6 +31,7 @@ from pathlib import Path
 import starfile
 import torch
 from classification import classify
+from direct_inversion import Reconstruction
 from projection_matching import Optics, Poses, Reference
 from reconstruction import LARGEST_SHIFT_PX, resolution, soft_sphere
 from sorting import BOX_PX, DIAMETER_SHARE, SHARES, image_scores, mixed_stack
@@ -48,7 +49,6 @@ from user_tasks import (
 
 from cryohush.core.config.denoise import SUSPICIOUS_BELOW
 from cryohush.core.imaging.ctf import CtfParameters
-from cryohush.core.imaging.reconstruction import Reconstruction
 from cryohush.core.imaging.rings import ring_index
 from cryohush.core.imaging.structure import potential_map, read_structure
 from cryohush.core.metrics.fourier import fourier_shell_correlation

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import starfile
 import torch
+from simulated_stacks import StackRanges, simulate_stack
 from torch import Tensor
 
 from cryohush.core.context.stack_context import StackContext, fit_context
@@ -44,7 +45,6 @@ from cryohush.core.io.particles import ParticleSet
 from cryohush.core.metrics.gain import BandGain, RingGain, recorrupted, verdict
 from cryohush.core.models.weights import load_model
 from cryohush.core.simulation.image_formation import ProjectionBank, make_projection_bank
-from cryohush.core.simulation.stacks import StackRanges, simulate_stack
 
 BATCH = 64
 _OF_VIEWS = ("images", "pixel_size_angstrom", "diameter_px", "volume")

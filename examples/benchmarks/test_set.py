@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bayes_denoiser import BayesDenoiser
 from pairs import denoise
 from torch import Tensor
 
@@ -58,7 +59,6 @@ from cryohush.core.imaging.noise import coloured
 from cryohush.core.imaging.projection import Projector
 from cryohush.core.imaging.rings import frequency_grid, ring_mean
 from cryohush.core.imaging.structure import potential_map, read_structure
-from cryohush.core.metrics.bayes import BayesDenoiser, PoseGrid
 from cryohush.core.metrics.image import (
     affine_fit,
     affine_normalised_mean_squared_error,
@@ -67,6 +67,7 @@ from cryohush.core.metrics.image import (
     peak_signal_to_noise_ratio,
     structural_similarity,
 )
+from cryohush.core.metrics.pose_grid import PoseGrid
 from cryohush.core.models.weights import LoadedModel, load_model
 
 #: held out from the training of the shipped weights, by the names of their files

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from simulated_stacks import StackRanges, simulate_stack
 from stack_context import BATCH, channels_of
 from torch import Tensor
 from user_tasks import HELD_OUT, structure_file
@@ -34,7 +35,6 @@ from cryohush.core.imaging.ctf import read_ctf_table
 from cryohush.core.imaging.normalise import default_radius_px
 from cryohush.core.models.weights import load_model
 from cryohush.core.simulation.image_formation import make_projection_bank
-from cryohush.core.simulation.stacks import StackRanges, simulate_stack
 
 SNRS, BOXES = (0.03, 0.1, 0.3), (64, 128)
 IMAGES, SCORED = 1000, 200

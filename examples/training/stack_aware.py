@@ -25,6 +25,7 @@ import copy
 import itertools
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ from cryohush.core.imaging.symmetry import symmetry_operators
 from cryohush.core.models.context_unet import ContextAverage, ContextUNet
 from cryohush.core.models.weights import WEIGHTS_FOLDER, save_model
 from cryohush.core.simulation.image_formation import ProjectionBank
-from cryohush.core.simulation.stacks import StackRanges, simulate_stack
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from simulated_stacks import StackRanges, simulate_stack
 
 Network = ContextUNet | ContextAverage
 HELD_OUT = ("1bxn", "2cg9", "4zxb", "6cvm", "6xlu", "pdb7pbl")

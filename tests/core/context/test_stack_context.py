@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from particle_files import write_stack
+from simulated_stacks import SimulatedStack, StackRanges, simulate_stack
 
 from cryohush.core.context.contexts import find_contexts, load_contexts
 from cryohush.core.context.stack_context import FEWEST_IMAGES, StackContext, circle, fit_context
@@ -20,7 +21,6 @@ from cryohush.core.imaging.projection import Projector, random_rotations
 from cryohush.core.imaging.rings import ring_mean
 from cryohush.core.io.particles import ParticleSet
 from cryohush.core.simulation.image_formation import ProjectionBank
-from cryohush.core.simulation.stacks import SimulatedStack, StackRanges, simulate_stack
 
 BOX, PIXEL_SIZE = 64, 3.0
 QUIET = StackRanges(

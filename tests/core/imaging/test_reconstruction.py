@@ -4,11 +4,11 @@ import mrcfile
 import numpy as np
 import pytest
 import torch
+from direct_inversion import Reconstruction, reconstruct
 from torch_fourier_shell_correlation import fsc
 
 from cryohush.core.imaging.ctf import CtfParameters, ctf
 from cryohush.core.imaging.projection import Projector, random_rotations, rotations_from_euler
-from cryohush.core.imaging.reconstruction import Reconstruction, reconstruct
 
 BOX = 32
 

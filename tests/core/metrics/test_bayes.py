@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from bayes_denoiser import BayesDenoiser, Posterior
 
 from cryohush.core.imaging.projection import Projector
 from cryohush.core.imaging.rings import hermitian_weight
-from cryohush.core.metrics.bayes import BayesDenoiser, PoseGrid, Posterior, _healpix_centre
+from cryohush.core.metrics.pose_grid import PoseGrid, _healpix_centre
 
 BOX = 32
 

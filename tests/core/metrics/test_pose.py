@@ -10,8 +10,8 @@ from cryohush.core.errors import InputError
 from cryohush.core.imaging.filters import gaussian_filter
 from cryohush.core.imaging.projection import Projector, random_rotations, rotations_from_euler
 from cryohush.core.imaging.symmetry import symmetry_operators
-from cryohush.core.metrics.bayes import PoseGrid
 from cryohush.core.metrics.pose import PoseErrors, PoseMatcher, Poses, pose_errors
+from cryohush.core.metrics.pose_grid import PoseGrid
 
 BOX = 32
 

@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..imaging.ctf import CtfParameters, ctf
-from ..imaging.noise import (
+from cryohush.core.imaging.ctf import CtfParameters, ctf
+from cryohush.core.imaging.noise import (
     gaussian,
     log_uniform,
     noise_of_ice_and_detector,
     smooth_background,
     uniform,
 )
-from ..imaging.normalise import background_statistics, default_radius_px
-from ..imaging.resample import fourier_resample
-from ..imaging.rings import frequency_grid
-from .image_formation import (
+from cryohush.core.imaging.normalise import background_statistics, default_radius_px
+from cryohush.core.imaging.resample import fourier_resample
+from cryohush.core.imaging.rings import frequency_grid
+from cryohush.core.simulation.image_formation import (
     ImagingRanges,
     ProjectionBank,
     place_particles,
