@@ -1,0 +1,156 @@
+"""Error on stacks of structures never trained on, by the number of their images.
+
+    python held_out_stacks.py --structures FOLDER --ctf-tables TABLE.npy ... --output DIR [--names 1bxn ...]
+
+For each condition, box and number of images: mean squared error inside the particle's circle over the power
+of the clean image there, of the network alone, of the model as it is used (with what the stack says), and of
+the covariance Wiener filter (through the CTF where there is one), fitted to the same stack. The geometric
+mean over the structures is printed. A context is found from 2,048 images at most: larger stacks give what
+2,048 give. Goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from stack_context import channels_of, run
+from torch import Tensor
+
+from cryohush.core.context.stack_context import MOST_IMAGES, circle, fit_context
+from cryohush.core.imaging.ctf import CtfParameters, read_ctf_table
+from cryohush.core.imaging.normalise import default_radius_px, normalise
+from cryohush.core.models.weights import load_model
+from cryohush.core.simulation.image_formation import ProjectionBank, make_projection_bank
+from cryohush.core.simulation.stacks import SimulatedStack, StackRanges, simulate_stack
+
+HELD_OUT = ("1bxn", "4zxb", "6cvm", "6xlu")
+SIZES = (300, 1000, MOST_IMAGES)
+BOXES_PX = (64, 128)
+JUDGED = 200
+_VIEWS = 2048
+_PLAIN: dict[str, Any] = {
+    "envelope_b_factor": 0.0,
+    "ice_share": 0.0,
+    "background_share": 0.0,
+    "noise_tilt": 0.0,
+    "crowded_probability": 0.0,
+    "empty_share": 0.0,
+    "other_share": 0.0,
+    "no_ctf_probability": 1.0,
+    "unknown_ctf_probability": 0.0,
+}
+_CTF = {"no_ctf_probability": 0.0}
+#: name, signal-to-noise ratio per pixel, and what differs from white noise without CTF
+CONDITIONS: tuple[tuple[str, float, dict[str, Any]], ...] = (
+    ("white, no CTF", 0.1, {}),
+    ("white, no CTF", 0.05, {}),
+    ("white, no CTF", 0.02, {}),
+    ("white, CTF", 0.05, _CTF),
+    ("coloured, CTF", 0.05, {**_CTF, "noise_tilt": 0.3}),
+    ("coloured, CTF, neighbours, ice", 0.05, {**_CTF, "noise_tilt": 0.3, "crowded_probability": 1.0,
+                                              "ice_share": 0.2, "background_share": 0.1}),
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--structures", type=Path, required=True, help="folder of PDB or mmCIF files")
+    parser.add_argument("--ctf-tables", type=Path, nargs="+", required=True)
+    parser.add_argument("--names", nargs="+", default=HELD_OUT)
+    parser.add_argument("--model", default="general")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / "held_out_stacks.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else []
+    tables = [read_ctf_table(table) for table in arguments.ctf_tables]
+    network = load_model(arguments.model).module.bfloat16().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for name in arguments.names:
+        done = {(row["condition"], row["snr"], row["box_px"]) for row in rows if row["structure"] == name}
+        if len(done) == len(CONDITIONS) * len(BOXES_PX):
+            continue
+        bank = views_of(arguments.structures, name)
+        for box, (condition, snr, differs) in ((b, c) for b in BOXES_PX for c in CONDITIONS):
+            if (condition, snr, box) in done:
+                continue
+            ranges = StackRanges(**{**_PLAIN, **differs, "snr": (snr, snr)})
+            stack = simulate_stack([bank], tables, ranges, torch.Generator().manual_seed(7), box, MOST_IMAGES)
+            for size, errors in errors_of(network, stack, box):
+                rows.append(
+                    {"structure": name, "condition": condition, "snr": snr, "box_px": box, "images": size}
+                    | errors
+                )
+            path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            print(name, box, condition, snr, errors, flush=True)
+    table = markdown(rows)
+    print(table)
+    (arguments.output / "held_out_stacks.md").write_text(table, encoding="utf-8")
+
+
+def views_of(folder: Path, name: str) -> ProjectionBank:
+    (path,) = (file for file in sorted(folder.iterdir()) if file.name.split(".")[0].lower() == name)
+    return make_projection_bank(
+        [path],
+        box_px=max(BOXES_PX),
+        volumes_per_structure=1,
+        projections_per_volume=_VIEWS,
+        diameter_share=(0.6, 0.6),
+        pixel_size_angstrom=(0.8, 6.0),
+        generator=torch.Generator().manual_seed(1),
+    )
+
+
+def errors_of(network: Any, stack: SimulatedStack, box: int) -> Iterator[tuple[int, dict[str, float]]]:
+    """NMSE of the first images, by how many images of the stack there are."""
+    radius = default_radius_px((box, box))
+    noisy, mean, std = normalise(stack.noisy, radius)
+    clean = ((stack.clean - mean[:, None, None]) / std[:, None, None])[:JUDGED]
+    judged = noisy[:JUDGED]
+    alone = run(network, judged, None)
+    for size in SIZES:
+        context = fit_context(
+            noisy[:size],
+            first(stack.optics, size),
+            pixel_size_angstrom=stack.pixel_size_angstrom,
+            radius_px=radius,
+        )
+        channels = channels_of(context, judged, first(stack.optics, JUDGED))
+        images = {
+            "network alone": alone,
+            "with the stack": run(network, judged, channels),
+            "covariance Wiener filter": channels[:, 0],
+        }
+        yield size, {name: nmse(some, clean, circle(box, radius)) for name, some in images.items()}
+
+
+def first(optics: CtfParameters | None, n: int) -> CtfParameters | None:
+    return None if optics is None else optics[:n]
+
+
+def nmse(images: Tensor, clean: Tensor, mask: Tensor) -> float:
+    error = ((images - clean) * mask).square().sum() / (clean * mask).square().sum()
+    return round(float(error), 4)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    methods = ("network alone", "with the stack", "covariance Wiener filter")
+    lines = ["| condition | SNR | box / px | images | " + " | ".join(methods) + " |", "|---" * 7 + "|"]
+    keys = dict.fromkeys((row["condition"], row["snr"], row["box_px"], row["images"]) for row in rows)
+    for key in keys:
+        same = [row for row in rows if (row["condition"], row["snr"], row["box_px"], row["images"]) == key]
+        means = [math.exp(sum(math.log(row[method]) for row in same) / len(same)) for method in methods]
+        cells = [f"**{mean:.3f}**" if mean == min(means) else f"{mean:.3f}" for mean in means]
+        lines.append(f"| {key[0]} | {key[1]:g} | {key[2]} | {key[3]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
