@@ -28,6 +28,7 @@ from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
 from ..io.poses import PREMULTIPLIED, changed_ctf
 from .stack_context import (
+    CHANNELS,
     FEWEST_IMAGES,
     MOST_IMAGES,
     StackContext,
@@ -84,7 +85,7 @@ class StackContexts:
         found = [self._look_up(path, index) for path, index in places]
         of_image = torch.cat([context for context, _ in found])
         optics = CtfParameters(*(torch.cat([getattr(part, name) for _, part in found]) for name in _OPTICS))
-        channels = images.new_zeros(len(images), 3, *images.shape[-2:])
+        channels = images.new_zeros(len(images), CHANNELS, *images.shape[-2:])
         for number, context in enumerate(self.contexts):
             members = (of_image == number).nonzero().squeeze(1)
             if len(members):
@@ -118,6 +119,7 @@ class StackContexts:
                     "radius_px": context.radius_px,
                     "pixel_size_angstrom": context.pixel_size_angstrom,
                     "noise_variance": context.noise_variance,
+                    "unevenness": context.unevenness,
                     "n_images": context.n_images,
                     "working_box_px": context.working_box_px,
                     "basis_radius_px": context.covariance.basis.radius_px,
@@ -185,6 +187,7 @@ def _context(tensors: Mapping[str, Tensor], number: int, entry: Mapping[str, Any
             [tensors[f"{number}.vectors.{order}"] for order in orders],
             [tensors[f"{number}.eigenvalues.{order}"] for order in orders],
         ),
+        entry["unevenness"],
         None if optics is None else CtfParameters(*optics),
         entry["n_images"],
     )

@@ -31,6 +31,8 @@ from ..imaging.resample import fourier_resample
 from ..imaging.rings import ring_index, ring_mean
 
 WORKING_BOX_PX = 64
+#: of `StackContext.channels`
+CHANNELS = 4
 #: cycles per working pixel, of the covariance
 BAND_LIMIT = 0.35
 #: below it a covariance is mostly noise
@@ -39,6 +41,9 @@ MOST_IMAGES = 2048
 _MOST_GROUPS, _FEWEST_OF_GROUP = 100, 20
 #: rings, as shares of the working grid's Nyquist frequency, whose power is that of the noise alone
 _NOISE_RINGS = (0.7, 0.95)
+#: rings in which the background's power beyond white noise is that of ice and neighbours, and how much of it,
+#: over that of the noise, is plenty
+_ICE_RINGS, _MUCH_ICE = (0.2, 0.55), 0.2
 _EDGE_PX = 6.0
 _SMALLEST_BOX_PX = 32
 
@@ -72,6 +77,9 @@ class StackContext:
         `(rings,)` of the particles and the ice without CTF, working grid.
     covariance
         Of the images without CTF, particle masked, in units of `noise_variance`.
+    unevenness
+        How much the background holds beside white noise, such as the structure of the ice and neighbours, 0
+        (nothing) to 1 (a fifth of the noise's power and more, as real images have).
     group_optics
         CTF of each group of like defocus and phase shift; None where the CTF is not known, which then counts
         as the particles' own.
@@ -85,6 +93,7 @@ class StackContext:
     noise_variance: float
     signal_power: Tensor
     covariance: ImageCovariance
+    unevenness: float
     group_optics: CtfParameters | None
     n_images: int
 
@@ -102,9 +111,10 @@ class StackContext:
 
         Returns
         -------
-        `(n, 3, y, x)`: the covariance Wiener filter's image, which shows the particle alone; the image
-        filtered by its own CTF and the stack's signal-to-noise ratio; and, inside the particle's circle, the
-        share of the particle's variance that the first explains. Both images are seen through the CTF.
+        `(n, 4, y, x)`: the covariance Wiener filter's image, which shows the particle alone; the image
+        filtered by its own CTF and the stack's signal-to-noise ratio; inside the particle's circle, the share
+        of the particle's variance that the first explains; and `unevenness`, everywhere. Both images are seen
+        through the CTF.
         """
         n, box, working = len(images), self.box_px, self.working_box_px
         transform = _cropped(torch.fft.rfft2(images.float()), working) * (working / box) ** 2
@@ -125,7 +135,8 @@ class StackContext:
         both = _padded(torch.stack([restored, wiener], 1), box) * (box / working) ** 2
         shown: Tensor = torch.fft.irfft2(both, s=(box, box))
         trusted = self.explained[group, None, None] * circle(box, self.radius_px)
-        return torch.cat([shown, trusted[:, None]], 1)
+        uneven = torch.full((n, 1, box, box), self.unevenness)
+        return torch.cat([shown, trusted[:, None], uneven], 1)
 
     @property
     def working_pixel_size_angstrom(self) -> float:
@@ -243,7 +254,11 @@ def fit_context(
     # as a file of it is read again: products depend on the layout in their last bits
     covariance = replace(covariance, vectors=[vectors.contiguous() for vectors in covariance.vectors])
     signal = _signal_power(small, noise, optics, working_size)
-    return StackContext(box, radius_px, pixel_size_angstrom, noise, signal, covariance, group_optics, n)
+    beyond = power[int(_ICE_RINGS[0] * nyquist) : int(_ICE_RINGS[1] * nyquist)] / noise - 1
+    uneven = min(1.0, float(beyond.clamp_min(0).mean()) / _MUCH_ICE)
+    return StackContext(
+        box, radius_px, pixel_size_angstrom, noise, signal, covariance, uneven, group_optics, n
+    )
 
 
 def to_working_grid(images: Tensor) -> Tensor:

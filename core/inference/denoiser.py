@@ -17,6 +17,7 @@ from ..imaging.finer_grid import from_finer_grid, to_finer_grid, without_noise
 from ..imaging.normalise import default_radius_px, denormalise, normalise
 from ..imaging.rings import frequency_grid
 from ..models.base import DenoisingNetwork
+from ..models.context_unet import ESTIMATES
 from .devices import DTYPES, Precision, download, prepare, run_network, upload
 
 EDGE_FOURIER_PX = 4
@@ -230,7 +231,9 @@ class Denoiser:
             some = images[first : first + at_once]
             fine = to_finer_grid(some[:, 0], factor)[:, None]
             if some.shape[1] > 1:  # MKL refuses to transform nothing
-                fine = torch.cat([fine, without_noise(some[:, 1:], factor)], 1)
+                estimates, shares = some[:, 1 : 1 + ESTIMATES], some[:, 1 + ESTIMATES :]
+                on_grid = without_noise(estimates, factor), factor * without_noise(shares, factor)
+                fine = torch.cat([fine, *on_grid], 1)
             parts.append(from_finer_grid(self._mirrored_to_stride(fine, network), factor))
         return torch.cat(parts)
 

@@ -11,7 +11,8 @@ from .unet import ShuffleUNet, from_cells, join
 
 #: natural logarithms of the smallest and the largest predicted variance; the background of an image has 1
 LOG_VARIANCE = (-12.0, 4.0)
-_ESTIMATES = 2
+#: so many channels of context, the first, are estimates of the image; the others are shares
+ESTIMATES = 2
 
 
 class ContextUNet(ShuffleUNet):
@@ -27,7 +28,8 @@ class ContextUNet(ShuffleUNet):
     Parameters
     ----------
     context_channels
-        Beside the image, see `context.stack_context.StackContext.channels`. Without any context they are 0.
+        Beside the image, the first of `context.stack_context.StackContext.channels`. Without any context
+        they are 0.
     widths, blocks, unshuffle
         As of `ShuffleUNet`.
     """
@@ -45,7 +47,7 @@ class ContextUNet(ShuffleUNet):
         self.context_stem = nn.Conv2d(context_channels * cell, widths[0], 3, padding=1, bias=False)
         nn.init.zeros_(self.context_stem.weight)
         # shares of the estimates, for each pixel
-        self.shares = nn.Conv2d(widths[0], min(context_channels, _ESTIMATES) * cell, 1)
+        self.shares = nn.Conv2d(widths[0], min(context_channels, ESTIMATES) * cell, 1)
         nn.init.zeros_(self.shares.weight)
         nn.init.zeros_(self.shares.bias)  # type: ignore[arg-type]
         self.error_head = nn.Sequential(
@@ -54,7 +56,7 @@ class ContextUNet(ShuffleUNet):
 
     def features(self, x: Tensor) -> Tensor:
         """`(n, 1 or 1 + context_channels, y, x)` to the features of the finest level."""
-        image, context = x[:, :1], x[:, 1:]
+        image, context = x[:, :1], x[:, 1 : 1 + self.context_channels]
         h = self.stem(nn.functional.pixel_unshuffle(image, self._side))
         if context.shape[1]:
             h = h + self.context_stem(nn.functional.pixel_unshuffle(context, self._side))
@@ -95,15 +97,17 @@ class ContextAverage(ShuffleUNet):
     (second channel of `context.stack_context.StackContext.channels`) knows the CTF and the stack's spectrum,
     the covariance filter (its first) what this stack's particles have in common. Their errors have little in
     common, so that a mean is better than any of them. The covariance filter shows the particle alone: it
-    takes part inside the particle's circle, by the share of the variance that it explains. Without context
-    this is the network alone.
+    takes part inside the particle's circle, by the share of the variance that it explains. The Wiener filter
+    keeps the ice, which the network smooths: it takes part as the background is uneven. Without context this
+    is the network alone.
 
     Parameters
     ----------
     share
-        Of the Wiener filter in its mean with the network, 0 to 1.
-    covariance_share
-        Of the covariance filter beside that mean, where it explains everything; 0 to 1.
+        Of the Wiener filter in its mean with the network where the background is uneven, 0 to 1.
+    covariance_share, even_covariance_share
+        Of the covariance filter beside that mean, where it explains everything, 0 to 1: with an uneven
+        background, and with one of white noise.
     widths, blocks, unshuffle
         As of `ShuffleUNet`.
     """
@@ -112,16 +116,18 @@ class ContextAverage(ShuffleUNet):
         self,
         share: float = 0.5,
         covariance_share: float = 0.3,
+        even_covariance_share: float = 1.0,
         widths: Sequence[int] = (48, 96, 160, 160),
         blocks: Sequence[int] = (1, 1, 1, 2),
         unshuffle: int = 4,
     ) -> None:
         super().__init__(widths, blocks, unshuffle)
-        for value in (share, covariance_share):
+        for value in (share, covariance_share, even_covariance_share):
             if not 0 <= value <= 1:
                 raise ValueError(f"a share lies between 0 and 1, found {value}")
-        self.context_channels = 3
-        self._share, self._covariance_share = share, covariance_share
+        self.context_channels = 4
+        self._share = share
+        self._covariance_shares = even_covariance_share, covariance_share
         cell = unshuffle**2
         self.error_head = nn.Sequential(
             nn.Conv2d(widths[0] + 4 * cell, 64, 3, padding=1),
@@ -132,18 +138,19 @@ class ContextAverage(ShuffleUNet):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(n, 1 or 4, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
+        """`(n, 1 or 5, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
         return self._mean(x, super().forward(x[:, :1]))
 
     def _mean(self, x: Tensor, image: Tensor) -> Tensor:
         """The mean of the network's image and the estimates of the context."""
         if x.shape[1] == 1:
             return image
-        covariance, wiener, explained = x[:, 1:2], x[:, 2:3], x[:, 3:4]
         # images without context have zeros in all of its channels
-        share = self._share * (explained.amax((2, 3), keepdim=True) > 0).to(image.dtype)
-        mean = image + share * (wiener - image)
-        estimate: Tensor = mean + self._covariance_share * explained * (covariance - mean)
+        covariance, wiener, explained, uneven = x[:, 1:].split(1, 1)
+        even_share, uneven_share = self._covariance_shares
+        mean = image + self._share * uneven * (wiener - image)
+        share = even_share + (uneven_share - even_share) * uneven
+        estimate: Tensor = mean + share * explained * (covariance - mean)
         return estimate
 
     def with_error(self, x: Tensor) -> tuple[Tensor, Tensor]:

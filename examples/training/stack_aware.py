@@ -285,6 +285,7 @@ def make_stack(
         "covariance": channels[:, 0].half(),
         "wiener": channels[:, 1].half(),
         "explained": channels[:, 2, box // 2, box // 2].contiguous(),
+        "uneven": torch.tensor([context.unevenness]),
         "signal": power(clean),
         "noise": power(noisy - clean),
         "radius": torch.tensor([radius]),
@@ -381,6 +382,7 @@ def shown_and_target(stack: dict[str, Tensor], members: Tensor) -> tuple[Tensor,
     channels = [stack[name][members].float() for name in ("noisy", "covariance", "wiener")]
     inside = circle(box, float(stack["radius"]))
     channels.append(stack["explained"][members, None, None] * inside)
+    channels.append(stack["uneven"].expand_as(channels[0]))
     return torch.stack(channels, 1), stack["clean"][members, None].float()
 
 
@@ -388,7 +390,7 @@ def turned(shown: Tensor, target: Tensor, way: int) -> tuple[Tensor, Tensor]:
     """One of eight ways to turn and mirror; clones, so that they may be changed."""
     both = torch.cat([shown, target], 1)
     both = torch.rot90(both.flip(-1) if way & 4 else both, way & 3, (-2, -1)).contiguous()
-    return both[:, :4].clone(), both[:, 4:].clone()
+    return both[:, :-1].clone(), both[:, -1:].clone()
 
 
 def losses(

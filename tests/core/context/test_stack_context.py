@@ -100,6 +100,12 @@ def test_the_noise_is_that_of_the_background_and_ice_counts_as_signal() -> None:
     assert quiet.noise_variance == pytest.approx(1.0, rel=0.03)
     icy = fitted(stack(300, replace(QUIET, ice_share=0.5)))
     assert icy.noise_variance < 0.95
+    assert quiet.unevenness < 0.1
+    assert icy.unevenness == 1.0
+    channels = quiet.channels(
+        torch.zeros(1, BOX, BOX), None if quiet.group_optics is None else quiet.group_optics[:1]
+    )
+    assert channels[:, 3].unique().tolist() == pytest.approx([quiet.unevenness])
     assert float(icy.signal_power[3:8].mean()) > float(quiet.signal_power[3:8].mean())
 
 

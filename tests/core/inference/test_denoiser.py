@@ -10,6 +10,7 @@ from particle_files import noise
 
 from cryohush.core.errors import ImageError
 from cryohush.core.inference.denoiser import EDGE_FOURIER_PX, Denoiser
+from cryohush.core.models.base import DenoisingNetwork
 from cryohush.core.models.weights import LoadedModel, load_model
 
 
@@ -321,8 +322,28 @@ def test_an_image_of_which_hardly_anything_is_left_is_a_problem(denoiser: Denois
 def test_coarse_pixels_are_denoised_with_and_without_context(with_context: bool) -> None:
     """The network sees them on a grid twice as fine; without context there is nothing beside the image."""
     images = noise(3, 32, 32)
-    context = (lambda shown: shown.new_zeros(len(shown), 3, 32, 32)) if with_context else None
+    context = (lambda shown: shown.new_zeros(len(shown), 4, 32, 32)) if with_context else None
     denoised, problems, _ = Denoiser(load_model("general").module).denoise(images, finer=2, context=context)
     assert not problems
     assert denoised.shape == images.shape
     assert 0 < denoised.std() < 0.5 * images.std()
+
+
+def test_shares_stay_what_they_are_on_a_finer_grid() -> None:
+    """Estimates get smaller on a finer grid, as the image does there; shares are numbers from 0 to 1."""
+    seen: list[torch.Tensor] = []
+
+    class Watching(DenoisingNetwork):
+        stride = 1
+        receptive_field_px = 1
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return x[:, :1]
+
+    channels = torch.tensor([1.0, 1.0, 0.4, 0.7])
+    Denoiser(Watching()).denoise(
+        noise(3, 32, 32), finer=2, context=lambda shown: channels[:, None, None].expand(len(shown), 4, 32, 32)
+    )
+    found = torch.cat(seen)[:, 1:].amax((0, 2, 3))
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.5, 0.4, 0.7]))

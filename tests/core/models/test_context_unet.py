@@ -52,22 +52,31 @@ def test_the_error_learns_without_touching_the_image() -> None:
 
 
 @torch.inference_mode()
-def test_the_average_takes_the_estimates_where_there_is_a_context() -> None:
+@pytest.mark.parametrize(
+    ("uneven", "wiener", "covariance"), [(1.0, 0.5, 0.4), (0.0, 0.0, 0.8), (0.5, 0.25, 0.6)]
+)
+def test_the_average_takes_the_estimates_where_there_is_a_context(
+    uneven: float, wiener: float, covariance: float
+) -> None:
     torch.manual_seed(0)
-    ours = ContextAverage(share=0.5, covariance_share=0.4, **SMALL).eval()  # type: ignore[arg-type]
-    x = torch.randn(3, 4, 16, 16)
+    ours = ContextAverage(0.5, 0.4, 0.8, **SMALL).eval()  # type: ignore[arg-type]
+    x = torch.randn(3, 5, 16, 16)
     x[1, 1:] = 0  # an image without
     x[[0, 2], 3] = 0.0
     x[[0, 2], 3, 4:12, 4:12] = 0.5  # half explained, within the particle
+    x[[0, 2], 4] = uneven
     found, alone = ours(x), ours(x[:, :1])
     torch.testing.assert_close(found[1], alone[1])
-    half = (alone + x[:, 2:3]) / 2
-    torch.testing.assert_close(found[[0, 2], :, :4], half[[0, 2], :, :4])
+    mean = (1 - wiener) * alone + wiener * x[:, 2:3]
+    torch.testing.assert_close(found[[0, 2], :, :4], mean[[0, 2], :, :4])
     within = (slice(None, None, 2), slice(None), slice(4, 12), slice(4, 12))
-    torch.testing.assert_close(found[within], (0.8 * half + 0.2 * x[:, 1:2])[within])
+    part = covariance / 2
+    torch.testing.assert_close(found[within], ((1 - part) * mean + part * x[:, 1:2])[within])
 
 
-@pytest.mark.parametrize("shares", [{"share": 1.1}, {"covariance_share": -0.1}])
+@pytest.mark.parametrize(
+    "shares", [{"share": 1.1}, {"covariance_share": -0.1}, {"even_covariance_share": 2.0}]
+)
 def test_shares_lie_between_0_and_1(shares: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="a share lies between 0 and 1"):
         ContextAverage(**shares, **SMALL)  # type: ignore[arg-type]
@@ -75,7 +84,7 @@ def test_shares_lie_between_0_and_1(shares: dict[str, float]) -> None:
 
 def test_the_error_of_the_average_is_told_without_touching_it() -> None:
     ours = disturbed(ContextAverage(**SMALL))  # type: ignore[arg-type]
-    for channels in (1, 4):
+    for channels in (1, 5):
         x = torch.randn(2, channels, 16, 16)
         ours.zero_grad()
         image, log_variance = ours.with_error(x)
