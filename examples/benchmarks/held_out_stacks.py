@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from simulated_stacks import SimulatedStack, StackRanges, simulate_stack
 from stack_context import channels_of, run
 from torch import Tensor
 
@@ -27,7 +28,6 @@ from cryohush.core.imaging.ctf import CtfParameters, read_ctf_table
 from cryohush.core.imaging.normalise import default_radius_px, normalise
 from cryohush.core.models.weights import load_model
 from cryohush.core.simulation.image_formation import ProjectionBank, make_projection_bank
-from cryohush.core.simulation.stacks import SimulatedStack, StackRanges, simulate_stack
 
 HELD_OUT = ("1bxn", "4zxb", "6cvm", "6xlu")
 SIZES = (300, 1000, MOST_IMAGES)
