@@ -59,8 +59,10 @@ def measure_gain(
     sizes = {stack.pixel_size_angstrom for stack in stacks}
     pixel_size_angstrom = sizes.pop() if len(sizes) == 1 else None
     dark_stacks = frozenset(number for number, stack in enumerate(stacks) if stack.protein_dark)
-    if pixel_size_angstrom is None or len(particles) < _FEWEST:
-        return _not_measured(f"that needs a pixel size and at least {_FEWEST} particles of one kind")
+    if len(particles) < _FEWEST:
+        return _not_measured(f"that needs at least {_FEWEST} particles, and there are {len(particles)}")
+    if pixel_size_angstrom is None:
+        return _not_measured("that needs a pixel size, the same one for all particles")
     if isinstance(model.module, DiffusionDenoiser):
         return _not_measured("that would take as long as the run itself")
     sample = read_sample(particles, contexts, dark_stacks, SAMPLE)
