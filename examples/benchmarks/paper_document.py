@@ -95,13 +95,13 @@ def filled(page: str, kept: dict[str, Any]) -> str:
 
 
 def collected(folder: Path) -> dict[str, Any]:
-    """What is kept of each table whose rows lie below a folder of `papers.py`."""
+    """What is kept of each table with trained rows below a folder of `papers.py`."""
     found: dict[str, Any] = {}
     for size in SIZES:
         for name in TABLES:
             files = sorted((folder / size / name / "rows").glob("*.json"))
             rows = [kept_row(json.loads(file.read_text(encoding="utf-8"))) for file in files]
-            if rows:
+            if any("updates" in row for row in rows):
                 found[name] = {"size": size, "rows": rows}
     return found
 
