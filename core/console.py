@@ -105,7 +105,7 @@ def prepare_streams() -> None:
 def say(line: str) -> None:
     """Print a line at once. A reader that has gone (`| head -1`) or a full disk does not end the work."""
     if _manner.quiet:
-        complain(line) if line.startswith(WARNING) else note(line)
+        complain(line) if line.lower().startswith(WARNING) else note(line)
         return
     note(line)
     show(line)

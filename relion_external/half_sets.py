@@ -13,7 +13,7 @@ from ..core.io.files import writing
 from ..core.io.star import Table, read_tables, unquote
 from ..core.models.weights import WEIGHTS_NAME, load_model
 
-SUBSET, _IMAGE, _ORIGINAL = "rlnRandomSubset", "rlnImageName", "rlnImageOriginalName"
+SUBSET, _IMAGE = "rlnRandomSubset", "rlnImageName"
 HALVES = (1, 2)
 
 
