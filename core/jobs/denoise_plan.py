@@ -75,6 +75,8 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
         When it began: seconds since 1970, and of the monotonic clock.
     """
 
+    smaller = "write float16 (half the size)"
+
     options: DenoiseOptions
     model: LoadedModel
     images: ImageSet
