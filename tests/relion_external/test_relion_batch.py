@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from relion_project import FAILED, SUCCEEDED, nodes_of, processes, relion, rows
+from relion_project import FAILED, SUCCEEDED, VERSION, nodes_of, processes, relion, rows
 
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.errors import HostError
@@ -27,6 +27,7 @@ pytest.importorskip("distributed")
 
 ROOT = Path(__file__).parents[2]
 N_PROJECTS, N_IMAGES, BROKEN = 9, 12, 4
+of_31 = pytest.mark.skipif(VERSION != 3, reason="the projects of these tests are of RELION 3.1")
 LOCAL = {
     "device": "cpu",
     "workers": 2,
@@ -118,6 +119,7 @@ def write_plan(path: Path, sources: list[dict[str, object]], engine: Mapping[str
 
 
 @pytest.mark.relion
+@of_31
 @pytest.mark.parametrize(
     "engine", [LOCAL, pytest.param(SLURM, marks=pytest.mark.slurm)], ids=["local", "slurm"]
 )
@@ -202,6 +204,7 @@ def test_ten_projects_with_one_broken(
 
 
 @pytest.mark.relion
+@of_31
 def test_without_relion_the_job_is_written_and_relion_takes_it_in_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +248,7 @@ def make_micrographs(folder: Path) -> None:
 
 
 @pytest.mark.relion
+@of_31
 @pytest.mark.parametrize("pipeliner", ["relion_pipeliner", "no_such_program"])
 def test_noise_and_an_evaluation_are_jobs_of_the_project(
     pipeliner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -354,5 +358,5 @@ def test_a_locked_or_busy_project_is_refused_before_anything_runs(
     for name, problem in zip(
         names, ("pipeline is locked", "scheduled jobs", "has not finished", PIPELINE), strict=True
     ):
-        assert any(line.strip().startswith(f"{name}: ") and problem in line for line in message.splitlines())
+        assert any(f"{name}: " in part and problem in part for part in message.split("; ")), message
     assert not (tmp_path / "batch" / "batch.json").exists()
