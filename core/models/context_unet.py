@@ -146,7 +146,7 @@ class ContextAverage(ShuffleUNet):
         if x.shape[1] == 1:
             return image
         # images without context have zeros in all of its channels
-        covariance, wiener, explained, uneven = x[:, 1:].split(1, 1)
+        covariance, wiener, explained, uneven = x[:, 1:].chunk(4, 1)
         even_share, uneven_share = self._covariance_shares
         mean = image + self._share * uneven * (wiener - image)
         share = even_share + (uneven_share - even_share) * uneven
