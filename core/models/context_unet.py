@@ -105,9 +105,12 @@ class ContextAverage(ShuffleUNet):
     ----------
     share
         Of the Wiener filter in its mean with the network where the background is uneven, 0 to 1.
-    covariance_share, even_covariance_share
-        Of the covariance filter beside that mean, where it explains everything, 0 to 1: with an uneven
-        background, and with one of white noise.
+    covariance_share
+        Of the covariance filter beside that mean where it explains everything, with an uneven background, 0
+        to 1.
+    even_covariance_share
+        What the covariance filter has at most, 0 to 1, where the background is white noise: beside the
+        network alone its share is that of the variance which it explains.
     widths, blocks, unshuffle
         As of `ShuffleUNet`.
     """
@@ -116,7 +119,7 @@ class ContextAverage(ShuffleUNet):
         self,
         share: float = 0.5,
         covariance_share: float = 0.3,
-        even_covariance_share: float = 1.0,
+        even_covariance_share: float = 0.5,
         widths: Sequence[int] = (48, 96, 160, 160),
         blocks: Sequence[int] = (1, 1, 1, 2),
         unshuffle: int = 4,
@@ -126,8 +129,8 @@ class ContextAverage(ShuffleUNet):
             if not 0 <= value <= 1:
                 raise ValueError(f"a share lies between 0 and 1, found {value}")
         self.context_channels = 4
-        self._share = share
-        self._covariance_shares = even_covariance_share, covariance_share
+        self._share, self._covariance_share = share, covariance_share
+        self._even_covariance_share = even_covariance_share
         cell = unshuffle**2
         self.error_head = nn.Sequential(
             nn.Conv2d(widths[0] + 4 * cell, 64, 3, padding=1),
@@ -147,10 +150,11 @@ class ContextAverage(ShuffleUNet):
             return image
         # images without context have zeros in all of its channels
         covariance, wiener, explained, uneven = x[:, 1:].chunk(4, 1)
-        even_share, uneven_share = self._covariance_shares
         mean = image + self._share * uneven * (wiener - image)
-        share = even_share + (uneven_share - even_share) * uneven
-        estimate: Tensor = mean + share * explained * (covariance - mean)
+        share = torch.lerp(
+            explained.clamp_max(self._even_covariance_share), self._covariance_share * explained, uneven
+        )
+        estimate: Tensor = mean + share * (covariance - mean)
         return estimate
 
     def with_error(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,7 @@ HELD_OUT = ("1bxn", "4zxb", "6cvm", "6xlu")
 SIZES = (300, 1000, MOST_IMAGES)
 BOXES_PX = (64, 128)
 JUDGED = 200
+ALONE, OF_STACK = "network alone", ("with the stack", "covariance Wiener filter")
 _VIEWS = 2048
 _PLAIN: dict[str, Any] = {
     "envelope_b_factor": 0.0,
@@ -124,9 +125,9 @@ def errors_of(network: Any, stack: SimulatedStack, box: int) -> Iterator[tuple[i
         )
         channels = channels_of(context, judged, first(stack.optics, JUDGED))
         images = {
-            "network alone": alone,
-            "with the stack": run(network, judged, channels),
-            "covariance Wiener filter": channels[:, 0],
+            ALONE: alone,
+            OF_STACK[0]: run(network, judged, channels),
+            OF_STACK[1]: channels[:, 0],
         }
         yield size, {name: nmse(some, clean, circle(box, radius)) for name, some in images.items()}
 
@@ -141,15 +142,27 @@ def nmse(images: Tensor, clean: Tensor, mask: Tensor) -> float:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    methods = ("network alone", "with the stack", "covariance Wiener filter")
-    lines = ["| condition | SNR | box / px | images | " + " | ".join(methods) + " |", "|---" * 7 + "|"]
-    keys = dict.fromkeys((row["condition"], row["snr"], row["box_px"], row["images"]) for row in rows)
-    for key in keys:
-        same = [row for row in rows if (row["condition"], row["snr"], row["box_px"], row["images"]) == key]
-        means = [math.exp(sum(math.log(row[method]) for row in same) / len(same)) for method in methods]
-        cells = [f"**{mean:.3f}**" if mean == min(means) else f"{mean:.3f}" for mean in means]
-        lines.append(f"| {key[0]} | {key[1]:g} | {key[2]} | {key[3]} | " + " | ".join(cells) + " |")
+    """A line for each condition: geometric means over the structures, the smallest of each size in bold."""
+
+    def mean(key: tuple[Any, ...], method: str, size: int) -> float:
+        same = [row for row in rows if key_of(row) == key and row["images"] == size]
+        return math.exp(sum(math.log(row[method]) for row in same) / len(same))
+
+    sizes = [f"{method}, {size:,}" for method in OF_STACK for size in SIZES]
+    lines = [f"| | SNR | box / px | {ALONE} | " + " | ".join(sizes) + " |", "|---" * (4 + len(sizes)) + "|"]
+    for key in dict.fromkeys(map(key_of, rows)):
+        least = {size: min(mean(key, method, size) for method in (ALONE, *OF_STACK)) for size in SIZES}
+        cells = [f"{mean(key, ALONE, SIZES[0]):.3f}"]
+        for method in OF_STACK:
+            for size in SIZES:
+                value = mean(key, method, size)
+                cells.append(f"**{value:.3f}**" if value == least[size] else f"{value:.3f}")
+        lines.append(f"| {key[0]} | {key[1]:g} | {key[2]} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["condition"], row["snr"], row["box_px"]
 
 
 if __name__ == "__main__":

@@ -53,24 +53,24 @@ def test_the_error_learns_without_touching_the_image() -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    ("uneven", "wiener", "covariance"), [(1.0, 0.5, 0.4), (0.0, 0.0, 0.8), (0.5, 0.25, 0.6)]
+    ("uneven", "explained", "wiener", "part"),
+    [(1.0, 0.5, 0.5, 0.2), (0.0, 0.5, 0.0, 0.5), (0.0, 0.9, 0.0, 0.6), (0.5, 0.5, 0.25, 0.35)],
 )
 def test_the_average_takes_the_estimates_where_there_is_a_context(
-    uneven: float, wiener: float, covariance: float
+    uneven: float, explained: float, wiener: float, part: float
 ) -> None:
     torch.manual_seed(0)
-    ours = ContextAverage(0.5, 0.4, 0.8, **SMALL).eval()  # type: ignore[arg-type]
+    ours = ContextAverage(0.5, 0.4, 0.6, **SMALL).eval()  # type: ignore[arg-type]
     x = torch.randn(3, 5, 16, 16)
     x[1, 1:] = 0  # an image without
     x[[0, 2], 3] = 0.0
-    x[[0, 2], 3, 4:12, 4:12] = 0.5  # half explained, within the particle
+    x[[0, 2], 3, 4:12, 4:12] = explained  # within the particle
     x[[0, 2], 4] = uneven
     found, alone = ours(x), ours(x[:, :1])
     torch.testing.assert_close(found[1], alone[1])
     mean = (1 - wiener) * alone + wiener * x[:, 2:3]
     torch.testing.assert_close(found[[0, 2], :, :4], mean[[0, 2], :, :4])
     within = (slice(None, None, 2), slice(None), slice(4, 12), slice(4, 12))
-    part = covariance / 2
     torch.testing.assert_close(found[within], ((1 - part) * mean + part * x[:, 1:2])[within])
 
 
