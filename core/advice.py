@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 USE = (
-    "Look at denoised images, pick and sort with them. Classify, refine, reconstruct, compute the FSC and "
-    "deposit with the raw ones."
+    "Look at denoised images, pick blobs and sort with them. Classify, refine, reconstruct, compute the FSC "
+    "and deposit with the raw ones."
 )
-PICKING = "Pick on denoised micrographs; extract particles from the raw ones."
+PICKING = (
+    "Pick blobs (LoG) on denoised micrographs; match RELION's templates on the raw ones, on which they find "
+    "more. Extract particles from the raw micrographs."
+)
 #: with the reason
 TRUST = (
     f"{USE} A denoiser adds what it has learnt, the same to both half sets, so a resolution measured on "

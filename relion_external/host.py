@@ -60,10 +60,10 @@ def way_back(kind: Kind, version: str | None) -> str:
     if kind == "particles":
         return (
             f"{USE} 2D classes of denoised particles look better than those of raw ones, but where it was "
-            "measured they were no better, at times far worse (docs/relion.md). Back to the raw images: "
-            "job type Particle subtraction, 'OR revert to original particles?' Yes, with the selected "
-            "denoised particles as 'revert this particle star file'. Particles that are extracted again "
-            "after that are raw already: do not revert those."
+            "measured they were worse, and with the E-step limited to 25 Å no better (docs/relion.md). "
+            "Back to the raw images: job type Particle subtraction, 'OR revert to original particles?' Yes, "
+            "with the selected denoised particles as 'revert this particle star file'. Particles that are "
+            "extracted again after that are raw already: do not revert those."
         )
     in_31 = "The extraction job takes the raw micrographs and the picked coordinates as they are."
     since_4 = (
