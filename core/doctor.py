@@ -183,7 +183,8 @@ def _cryosparc(url: str | None) -> Iterator[Finding]:
         with urllib.request.urlopen(url, timeout=SECONDS) as answer:
             yield Finding("ok", "instance", f"{url} answers ({answer.status})")
     except urllib.error.HTTPError as error:
-        yield Finding("ok", "instance", f"{url} answers ({error.code})")
+        with error:
+            yield Finding("ok", "instance", f"{url} answers ({error.code})")
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         yield Finding(

@@ -478,9 +478,9 @@ def test_a_portion_waits_for_the_one_before_it(
     time.sleep(1.0)
     assert [job.status for job in store.external] == ["running", "building"]
     quick.setenv("CRYOHUSH_FAKE_WORK", "copy")
-    for watcher in watchers:
+    for watcher in watchers:  # both, before the one that waits sees that the other's job has ended
         watcher.terminate()
-        assert watcher.wait(60) == 0
+    assert [watcher.wait(60) for watcher in watchers] == [0, 0]
     # the first was stopped with its watcher; taken up again it finds all that is there by now, and the
     # second, which has waited for it, nothing
     watch_until(done(store, 2))
