@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import stat
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,9 @@ def _open(path: Path) -> NDArray[Any]:
                 rows = read_csdat(path)
             elif magic == _MAGIC:
                 file.seek(0)
-                rows = np.lib.format.read_array(_Stream(file.read), max_header_size=_LARGEST_HEADER)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # numpy's, of odd headers: they are read, or an error
+                    rows = np.lib.format.read_array(_Stream(file.read), max_header_size=_LARGEST_HEADER)
             else:
                 raise CsError(f"is no .cs file: it begins with {magic!r}, expected {_MAGIC!r}.", path=path)
         if file_state(path) != state:
