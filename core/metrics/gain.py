@@ -18,6 +18,7 @@ References
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -104,7 +105,7 @@ class RingGain:
         change = self._correlation(denoised, twin, members) - before
         mean, root = float(before.mean()), len(before) ** 0.5
         gain = error = float("nan")
-        if mean > _SIGNIFICANT * float(before.std()) / root:
+        if len(before) > 1 and mean > _SIGNIFICANT * float(before.std()) / root:
             gain, error = 1 + float(change.mean()) / mean, float(change.std()) / root / mean
         return BandGain(*band, mean, gain, error)
 
@@ -164,7 +165,7 @@ class Verdict(NamedTuple):
 
 def verdict(gains: Sequence[BandGain]) -> Verdict:
     """What a denoiser adds, in one sentence for the head of a report, and whether that is good."""
-    sure = [band for band in gains if band.gain == band.gain]
+    sure = [band for band in gains if math.isfinite(band.gain) and math.isfinite(band.standard_error)]
     if not sure:
         text = "The images are too noisy, or too few, to tell whether denoising adds anything."
         return Verdict(text, "note")
@@ -174,10 +175,14 @@ def verdict(gains: Sequence[BandGain]) -> Verdict:
     tail = f"; nothing finer than {finest:g} Å could be measured."
     if worse:
         band = min(worse, key=lambda one: one.gain)
-        text = (
-            f"Denoising loses {100 * (1 - band.gain):.0f} % of the correlation between "
-            f"{band.coarsest_angstrom:g} and {band.finest_angstrom:g} Å: prefer a low-pass filter{tail}"
-        )
+        where = f"between {band.coarsest_angstrom:g} and {band.finest_angstrom:g} Å"
+        lost = f"loses {100 * (1 - band.gain):.0f} %" if band.gain > _WORTH_NAMING else "loses all"
+        text = f"Denoising {lost} of the correlation {where}: prefer a low-pass filter{tail}"
+        if band.gain < -max(2 * band.standard_error, _WORTH_NAMING):
+            text = (
+                f"What is denoised {where} is the opposite of what the images show there: do not use it, and "
+                f"see whether the contrast is right (--protein){tail}"
+            )
         return Verdict(text, "bad")
     if not better:
         return Verdict(f"Denoising adds nothing over a low-pass filter that could be measured{tail}", "note")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import log
+from math import inf, log
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from ..metrics.fourier import ring_frequencies, ring_products
 COARSEST_SHARE, STEP = 0.25, 1.03
 # Images that correlate better than this are called nearly the same.
 ALIKE = 0.97
+# And than this hardly.
+UNLIKE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +59,20 @@ class Filtered:
     @property
     def verdict(self) -> str:
         """What it says of the denoised images, in a sentence or two."""
+        percent = f"{100 * self.kept:.2g}" if self.kept < 0.095 else f"{100 * self.kept:.0f}"
+        kept = (
+            f"Denoising kept {percent} % of the variance of the raw images."
+            if self.kept <= 1
+            else f"The denoised images have {percent} % of the variance of the raw ones: more, which is odd."
+        )
+        if self.correlation < UNLIKE:
+            return (
+                f"{kept} The result is like no plain low-pass of the raw images (it correlates to "
+                f"{self.correlation:.2f} at best): look at the images before you use them."
+            )
         most_like = (
-            f"Denoising kept {100 * self.kept:.2g} % of the variance of the raw images. The result is most "
-            f"like a plain low-pass at {self.name}, with which it correlates to {self.correlation:.2f}"
+            f"{kept} The result is most like a plain low-pass at {self.name}, with which it correlates to "
+            f"{self.correlation:.2f}"
         )
         if self.correlation >= ALIKE:
             return f"{most_like}: by that measure the two are nearly the same."
@@ -82,7 +95,7 @@ def like_low_pass(
     # sums over the images; a ring holds coefficients in proportion to its radius
     number = torch.arange(products[0].shape[-1], dtype=torch.float64)
     cross, raw_power, power = (number * product.double().sum(0) for product in products)
-    if raw_power.sum() <= 0 or power.sum() <= 0:
+    if not (0 < raw_power.sum() < inf and 0 < power.sum() < inf):
         return None
     frequency = ring_frequencies(shape, 1.0).double()
     steps = int(log(COARSEST_SHARE * min(shape) / 2) / log(STEP)) + 1

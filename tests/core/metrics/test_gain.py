@@ -99,6 +99,39 @@ def test_the_verdict_says_what_was_found() -> None:
     assert [one.judgement for one in found] == ["good", "bad", "note", "note"]
 
 
+@pytest.mark.parametrize(
+    ("gain", "error", "begin", "judgement"),
+    [
+        (-0.11, 0.02, "What is denoised between 28 and 24 Å is the opposite", "bad"),
+        (-3.0, 0.1, "What is denoised between 28 and 24 Å is the opposite", "bad"),
+        (-0.01, 0.05, "Denoising loses all of the correlation between 28 and 24 Å", "bad"),
+        (0.0, 0.0, "Denoising loses all of the correlation", "bad"),
+        (0.02, 0.0, "Denoising loses 98 % of the correlation", "bad"),
+        (0.985, 0.001, "Denoising loses 2 % of the correlation", "bad"),
+        (0.995, 0.001, "Denoising adds nothing over a low-pass filter", "note"),
+        (-0.5, 2.0, "Denoising adds nothing over a low-pass filter", "note"),
+        (1.0, 0.0, "Denoising adds nothing over a low-pass filter", "note"),
+        (51.0, 1.0, "By an estimate from these images alone, denoising adds 5000 %", "good"),
+        (1.1, math.nan, "The images are too noisy, or too few", "note"),
+        (math.inf, 0.1, "The images are too noisy, or too few", "note"),
+        (math.nan, math.nan, "The images are too noisy, or too few", "note"),
+    ],
+)
+def test_odd_gains_are_put_in_words_that_are_true(
+    gain: float, error: float, begin: str, judgement: str
+) -> None:
+    found = verdict([BandGain(28, 24, 0.2, gain, error)])
+    assert found.text.startswith(begin)
+    assert found.judgement == judgement
+
+
+def test_without_bands_and_of_one_image_nothing_is_told() -> None:
+    assert "too few" in verdict([]).text
+    raw, twin = torch.randn(2, 1, BOX, BOX, generator=torch.Generator().manual_seed(1))
+    judge = gains(raw, twin)
+    assert "too few" in verdict(judge.bands(raw)).text
+
+
 def test_stacks_of_two_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="two stacks of one shape"):
         gains(torch.zeros(2, BOX, BOX), torch.zeros(3, BOX, BOX))

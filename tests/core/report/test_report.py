@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from cryohush.core.report.pages import write_pages
 from cryohush.core.report.paper import PAGE_HEIGHT, PAGE_WIDTH, Paper
 from cryohush.core.report.pdf import write_report
 from cryohush.core.report.text import width
-from cryohush.core.report.verdict import like_low_pass
+from cryohush.core.report.verdict import like_low_pass, low_pass
 
 
 def particles(n: int = 4, side: int = 32) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -66,6 +67,33 @@ def gaussian(images: NDArray[np.float32], half_at: float) -> NDArray[np.float32]
     squared = np.fft.fftfreq(y)[:, None] ** 2 + np.fft.fftfreq(x)[None] ** 2
     passed = 2.0 ** -(squared / half_at**2)
     return np.fft.ifft2(np.fft.fft2(images) * passed).real.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda raw, smooth: 0.999 * raw, "kept 100 % of the variance"),
+        (lambda raw, smooth: 0.01 * raw, "kept 0.01 % of the variance"),
+        (lambda raw, smooth: 5 * raw, "have 2500 % of the variance of the raw ones: more, which is odd"),
+        (lambda raw, smooth: -smooth, r"like no plain low-pass .*\(it correlates to -\d\.\d\d at best\)"),
+        (lambda raw, smooth: smooth, "most like a plain low-pass at "),
+    ],
+)
+@pytest.mark.parametrize("n", [1, 4])
+def test_the_low_pass_that_is_named_is_true_of_odd_images(made: Any, words: str, n: int) -> None:
+    raw = np.random.default_rng(1).normal(size=(n, 32, 32)).astype(np.float32)
+    smooth = low_pass(raw, 0.2)
+    found = like_low_pass(raw, made(raw, smooth), 2.0)
+    assert found is not None
+    assert re.search(words, found.verdict)
+    assert "e+" not in found.verdict
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_of_images_that_show_nothing_no_low_pass_is_named(value: float) -> None:
+    raw = np.random.default_rng(1).normal(size=(2, 32, 32)).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        assert like_low_pass(raw, np.full_like(raw, value), 2.0) is None
 
 
 def test_each_column_holds_raw_low_pass_denoised_and_their_difference() -> None:
