@@ -51,8 +51,8 @@ class Request:
 
     def log(self, line: str) -> None:
         """Say a line; a warning goes to `run.err`, which RELION's GUI shows in red, and into the report."""
-        if line.startswith(WARNING):
-            self.warn(line.removeprefix(WARNING))
+        if line.upper().startswith(WARNING):
+            self.warn(line[len(WARNING) :])
         else:
             say(line)
 
