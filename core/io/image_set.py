@@ -22,6 +22,28 @@ from .star import Table, decode, encode, free_label, quote, rewrite, unquote
 _PREVIOUS = "rlnCryohushPreviousOriginalName"
 
 
+def refuse_tomography(table: Table) -> None:
+    """Raise for a table of tilt series, tomograms or subtomograms, by RELION 4's and 5's columns of these.
+
+    Raises
+    ------
+    StarError
+        Names the column.
+    """
+    labels = [*table.labels, *table.values]
+    found = next((label for label in labels if label.startswith("rlnTomo")), None)
+    # single particles may have a table that says that they are none
+    if found is None or unquote(table.values.get(found, b"1")) in ("0", ""):
+        return
+    raise StarError(
+        f"tomography ({found}) is not supported: tilt images and subtomograms are noisier than what the "
+        "models know.",
+        path=table.path,
+        line=table.line,
+        remedy="Give micrographs or particles of single-particle data.",
+    )
+
+
 @dataclass(frozen=True)
 class Examined:
     """What a look at the files of a set has found, by position in `ImageSet.stacks`.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigurationError, CsError, ImageError, MrcError, StarError
 from .cs import CS_SUFFIX, CsTable, read_images
 from .cs import rewrite as rewrite_cs
-from .image_set import ImageSet, Rows, header_pixel_size
+from .image_set import ImageSet, Rows, header_pixel_size, refuse_tomography
 from .mrc import StackReader
 from .optics import LARGEST_INDEX, OpticsGroup, check_groups, grouping, read_optics
 from .roots import find_root
@@ -389,7 +389,7 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
     met = []
     for table in read_tables(path):
         met += [f"data_{table.name}"] if table.line else []
-        _refuse_tomography(table)
+        refuse_tomography(table)
         if table.name == "optics":
             optics = read_optics(table)
         elif ParticleSet._is_own(table):
@@ -413,16 +413,6 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
         return rows, row_optics
     check_groups(path, rows.optics_group, rows.line, optics)
     return rows, optics
-
-
-def _refuse_tomography(table: Table) -> None:
-    two_d_stacks = table.values.get("rlnTomoSubTomosAre2DStacks", b"0")
-    if unquote(two_d_stacks) not in ("0", "") or "rlnTomoVisibleFrames" in table.labels:
-        raise StarError(
-            "subtomograms as stacks of 2D tilt images (RELION 5 tomography) are not supported.",
-            path=table.path,
-            line=table.line,
-        )
 
 
 def _read_rows(table: Table) -> tuple[Rows, dict[int, OpticsGroup]]:

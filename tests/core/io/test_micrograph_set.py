@@ -96,6 +96,22 @@ def test_a_bare_micrograph_has_its_headers_pixel_size(project: Path) -> None:
         (table_of([]), "has no rows"),
         ("data_movies\n\nloop_\n_rlnMicrographMovieName #1\na.tif\n", "lists movies"),
         ("data_particles\n\nloop_\n_rlnImageName #1\n1@a.mrcs\n", "no table of micrographs"),
+        *(
+            (
+                f"data_{block}\n\nloop_\n_rlnMicrographName #1\n_{label} #2\n{NAMES[0]} 3.0\n",
+                f"tomography .{label}",
+            )
+            for block, label in (
+                ("TS_01", "rlnTomoNominalStageTiltAngle"),
+                ("TS_01", "rlnTomoYTilt"),
+                ("global", "rlnTomoTiltSeriesStarFile"),
+                ("tomograms", "rlnTomoReconstructedTomogram"),
+            )
+        ),
+        (
+            "data_optimisation_set\n\n_rlnTomoParticlesFile particles.star\n",
+            "tomography .rlnTomoParticlesFile",
+        ),
     ],
 )
 def test_what_is_no_table_of_micrographs_is_refused(project: Path, text: str, problem: str) -> None:
