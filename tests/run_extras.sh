@@ -55,8 +55,12 @@ for extra in "${@:-train evaluate batch cryosparc baselines}"; do
         echo "$name: $(($(megabytes "$folder/$name") - before)) MB more"
         case $name in
             train) try train cryohush simulate examples/simulate.yaml --output "$work/simulated" --set n_images=8 ;;
-            evaluate) try evaluate cryohush evaluate --pairs "$work/denoised/particles.star" "$particles" \
-                --output "$work/report" ;;
+            evaluate)
+                # a copy stands for other frames: nothing says that the denoised ones were made from it
+                cp -r "$(dirname "$particles")" "$work/frames"
+                try evaluate cryohush evaluate --pairs "$work/denoised/particles.star" \
+                    "$work/frames/particles.star" --output "$work/report"
+                ;;
             batch) try batch cryohush batch "$work/plan.yaml" ;;
             cryosparc) try cryosparc cryosparc_cryohush denoise --help ;;
             baselines) try baselines python -c 'import bm3d' ;;

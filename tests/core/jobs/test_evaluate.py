@@ -349,7 +349,7 @@ def test_bad_input_is_one_clear_error(
         (("--denoised", denoised, "--reference", denoised), "compared with itself"),
         (("--denoised", denoised, "--reference", clean, "--metrics", "pnsr"), "did you mean 'psnr'?"),
         (("--denoised", denoised, "--raw", files["raw"], "--metrics", "psnr"), "give reference"),
-        (("--pairs", denoised, files["twin"], "--align-twin"), "align_twin needs twin and raw"),
+        (("--pairs", denoised, files["twin"], "--align-twin"), "--align-twin needs twin and raw"),
         (("--pairs", denoised, files["twin"], "--mask", clean), "--mask goes with"),
         (("--pairs", denoised, files["twin"], "--baselines", "gausian"), "did you mean 'gaussian'?"),
         (("--denoised", denoised), "needs something to be compared with"),
