@@ -235,8 +235,7 @@ def read_images(
         If images were denoised by cryohush, or extracted from micrographs that were: the array does not
         show it, and denoised again, or taken for raw, they mislead.
     """
-    particles = _particles(source, root)
-    chosen = np.arange(len(particles))[slice(None) if rows is None else np.asarray(rows, dtype=np.int64)]
+    particles, chosen = _particles(source, rows, root)
     result: NDArray[np.float32] | None = None
     denoised = particles.denoised_micrographs()
     for stack in np.unique(particles.stack[chosen]):
@@ -273,12 +272,11 @@ def read_ctf(
     CryohushError
         If the table cannot be read, does not hold them, or its images were multiplied by them.
     """
-    particles = _particles(source, root)
+    particles, chosen = _particles(source, rows, root)
     if changed_ctf(particles, [PREMULTIPLIED]) is not None:
         raise ConfigurationError(
             f"{source}: its images were multiplied by their CTF. Denoise them with context='none'."
         )
-    chosen = np.arange(len(particles))[slice(None) if rows is None else np.asarray(rows, dtype=np.int64)]
     return ctf_parameters_of(particles)[torch.from_numpy(chosen)]
 
 
@@ -343,11 +341,15 @@ def train(config: str | Path, output: str | Path, *, resume: bool = False, **set
     return run_training(training, Path(output), JobContext(log=print), earlier=earlier)
 
 
-def _particles(source: str | Path, root: str | Path | None) -> ParticleSet:
+def _particles(
+    source: str | Path, rows: Sequence[int] | None, root: str | Path | None
+) -> tuple[ParticleSet, NDArray[np.int64]]:
+    """A set of particles, and the numbers of those of its rows that are wanted."""
     particles = read_image_set(source, root=None if root is None else Path(root))
     if not isinstance(particles, ParticleSet):
         raise ConfigurationError(f"{source} lists micrographs, not particles: read them one by one.")
-    return particles
+    every = np.arange(len(particles))
+    return particles, every if rows is None else every[np.asarray(rows, dtype=np.int64)]
 
 
 def _context(
@@ -359,9 +361,12 @@ def _context(
     dark: bool,
 ) -> Callable[[slice, torch.Tensor], torch.Tensor] | None:
     """What makes the channels of context of some of the images; None where they have none."""
-    white = torch.from_numpy(-images if dark else images)
     found, _ = context_of_images(
-        white, ctf, pixel_size_angstrom=pixel_size, diameter_angstrom=particle_diameter
+        torch.from_numpy(images),
+        ctf,
+        protein_dark=dark,
+        pixel_size_angstrom=pixel_size,
+        diameter_angstrom=particle_diameter,
     )
     if found is None:
         return None

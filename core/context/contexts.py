@@ -336,6 +336,7 @@ def context_of_images(
     images: Tensor,
     optics: CtfParameters | None,
     *,
+    protein_dark: bool = False,
     pixel_size_angstrom: float | None = None,
     diameter_angstrom: float | None = None,
 ) -> tuple[StackContext | None, str]:
@@ -344,7 +345,7 @@ def context_of_images(
     Parameters
     ----------
     images
-        `(n, y, x)` as they are, on any grey scale, protein white.
+        `(n, y, x)` on any grey scale.
     optics
         Their CTFs; None where they are not known.
     """
@@ -352,9 +353,10 @@ def context_of_images(
     if n < FEWEST_IMAGES:
         return None, f"none: {n} images, at least {FEWEST_IMAGES} are needed"
     chosen = torch.from_numpy(_sampled(np.arange(n), MOST_IMAGES))
+    blocks = (images[some] for some in torch.split(chosen, _BLOCK))
     with _one_thread():
         return _from_blocks(
-            (images[some] for some in torch.split(chosen, _BLOCK)),
+            (-block if protein_dark else block for block in blocks),
             (images.shape[-2], images.shape[-1]),
             None if optics is None or not pixel_size_angstrom else optics[chosen],
             pixel_size_angstrom,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class Examined:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(ABC):
     """A table of images, in the order of its rows.
 
     Attributes
@@ -166,6 +167,7 @@ class ImageSet:
                 found.damaged[number] = error
         return found
 
+    @abstractmethod
     def _check_file(self, number: int, reader: StackReader) -> None:
         """Raise when an open file is not what the rows that name it need."""
 
@@ -216,9 +218,9 @@ class ImageSet:
         return None if values is None else np.array(values, dtype=np.str_)
 
     @staticmethod
+    @abstractmethod
     def _is_own(table: Table) -> bool:
         """Tell the table whose rows the set has from the others of a STAR file."""
-        raise NotImplementedError
 
     def _rename(
         self,

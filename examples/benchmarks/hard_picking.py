@@ -33,7 +33,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mrcfile
 import numpy as np
 import starfile
 import torch
@@ -43,7 +42,7 @@ from pairs import write_stack
 from processes import CRYOHUSH
 from realism import Exposure, read_exposures
 from sorting import of_atoms
-from topaz_detector import detector_picks
+from topaz_detector import detector_picks, write_numbered
 from torch import Tensor
 from user_tasks import RAW, TOPAZ, Cell, Cells, centres_of, run, structure_file, table, task_parser
 
@@ -268,10 +267,7 @@ def picked(
     found = {"LoG": [pick_blobs(-image, diameter / pixel_size, threshold=0.0) for image in images]}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for number, image in enumerate(images):
-            with mrcfile.new(folder / f"{number}.mrc") as file:
-                file.set_data(image.numpy())
-                file.voxel_size = pixel_size
+        write_numbered(folder, images, pixel_size)
         write_micrographs(folder / "micrographs.star", optics, pixel_size)
         ways = {"RELION LoG": blob_options(diameter)}
         if references is not None:

@@ -20,11 +20,16 @@ def detect(images: Tensor, pixel_size: float, diameter: float, python: str, thre
     """Picks on micrographs `(n, y, x)`; `python` is that of Topaz's environment."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for number, image in enumerate(images):
-            with mrcfile.new(folder / f"{number}.mrc") as file:
-                file.set_data(image.numpy())
-                file.voxel_size = pixel_size
+        write_numbered(folder, images, pixel_size)
         return detector_picks(folder, len(images), pixel_size, diameter, python, threads)
+
+
+def write_numbered(folder: Path, images: Tensor, pixel_size: float) -> None:
+    """Write micrographs `(n, y, x)` as 0.mrc, 1.mrc, ..."""
+    for number, image in enumerate(images):
+        with mrcfile.new(folder / f"{number}.mrc") as file:
+            file.set_data(image.numpy())
+            file.voxel_size = pixel_size
 
 
 def detector_picks(

@@ -221,6 +221,14 @@ def test_a_training_learns_from_even_and_odd_frames(ran: dict[str, Any]) -> None
     )
 
 
+def said_by(code: str) -> str:
+    """What code prints in the pipeliner's environment."""
+    assert PYTHON is not None
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @with_pipeliner
 def test_a_training_without_anything_to_learn_from_is_refused_in_the_form() -> None:
     code = (
@@ -228,9 +236,7 @@ def test_a_training_without_anything_to_learn_from_is_refused_in_the_form() -> N
         "print([found.message for found in job.additional_joboption_validation()]); "
         "job.joboptions['in_mics'].value = 'm.star'; print(job.additional_joboption_validation())"
     )
-    assert PYTHON is not None
-    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines() == ["['Particles or micrographs are needed.']", "[]"], done.stderr
+    assert said_by(code).splitlines() == ["['Particles or micrographs are needed.']", "[]"]
 
 
 @with_pipeliner
@@ -270,10 +276,7 @@ def forms() -> dict[str, list[str]]:
         "made = [c() for c in vars(jobs).values() if hasattr(c, 'PROCESS_NAME') and hasattr(c, 'TITLE')]; "
         "print(json.dumps({job.COMMAND: list(job._defaults) for job in made}))"
     )
-    assert PYTHON is not None
-    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
+    return dict(json.loads(said_by(code)))
 
 
 @with_pipeliner
