@@ -52,7 +52,6 @@ class MicrographsPlan(SimulationPlan["MicrographStream"]):
             config,
             config.micrographs,
             "micrographs",
-            inputs=list(dict.fromkeys(entry.structure for entry in config.species)),
             parts=[name for of_one in self.names for name in of_one],
             tables=[TABLE_NAME],
             files=[COORDINATES_TABLE_NAME],

@@ -59,7 +59,6 @@ class ParticlesPlan(SimulationPlan["ParticleStream"]):
             config,
             config.n_images,
             "images",
-            inputs=_input_files(config),
             parts=[stack_name(output) for output in config.outputs],
             tables=[f"{output}.star" for output in config.outputs],
             files=[volume_name(number) for number in range(len(self.classes))],
@@ -97,13 +96,6 @@ class ParticlesPlan(SimulationPlan["ParticleStream"]):
             ],
             "tables": [f"{output}.star" for output in config.outputs],
         }
-
-
-def _input_files(config: ParticlesConfig) -> list[Path]:
-    files = [path for entry in config.structures for path in (entry.path, entry.model, entry.to)]
-    files += [*(config.ctf.tables if config.ctf else ())]
-    files += [path for kind in config.noise.components for path in (kind.spectrum, kind.images)]
-    return list(dict.fromkeys(path for path in files if path is not None))
 
 
 class ParticleStream:

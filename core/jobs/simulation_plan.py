@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel
 
 from ... import __version__
+from ..config.base import files_in
 from ..inference.devices import DoneHere
 from ..io.files import sha256_of, write_json
 from ..io.journal import RECORD_NAME, Undertaking
@@ -77,8 +78,6 @@ class SimulationPlan(Plan[W, SimulationSummary]):
         What is simulated.
     n_images, noun
         How much of what.
-    inputs
-        The files that it reads.
     parts, tables, files
         What it makes piece by piece, the tables, and other files.
     device
@@ -95,7 +94,6 @@ class SimulationPlan(Plan[W, SimulationSummary]):
         n_images: int,
         noun: str,
         *,
-        inputs: Sequence[Path],
         parts: Sequence[str],
         tables: Sequence[str],
         files: Sequence[str] = (),
@@ -103,11 +101,11 @@ class SimulationPlan(Plan[W, SimulationSummary]):
         context: JobContext,
         clock: tuple[float, float],
     ) -> None:
-        self.inputs, self.context = inputs, context
+        self.inputs, self.context = files_in(config), context
         self._n_images, self._noun, self._tables, self._clock = n_images, noun, tables, clock
         self._results = [*parts, *tables, *files, RECORD_NAME]
         self._settings = config.model_dump(mode="json")
-        self._digests = {str(path): sha256_of(path) for path in inputs}
+        self._digests = {str(path): sha256_of(path) for path in self.inputs}
         fingerprint = {
             "version": __version__,
             "config": self._settings,

@@ -310,6 +310,24 @@ def test_dqe_that_falls_to_nothing_or_for_noise_that_has_one_is_refused(
         configuration(structure, detector={"mtf": mtf, "dqe": dqe}, noise={"components": [component]})
 
 
+@pytest.mark.parametrize("changed", ["mtf", "dqe", "poses"])
+def test_a_run_does_not_go_on_with_other_input_files(structure: Path, tmp_path: Path, changed: str) -> None:
+    write_curve(tmp_path / "mtf.star", [(0, 1), (0.5, 0.4)])
+    write_curve(tmp_path / "dqe.star", [(0, 0.8), (0.75, 0.8)])
+    simulate(configuration(structure, outputs=["clean"], ctf=None), tmp_path / "poses")
+    table = tmp_path / "poses" / "clean.star"
+    files = {"mtf": tmp_path / "mtf.star", "dqe": tmp_path / "dqe.star", "poses": table}
+    values = settings(structure, ctf=None, detector={name: str(files[name]) for name in ("mtf", "dqe")})
+    del values["max_shift_angstrom"]
+    config = validate({**values, "poses": table}, ParticlesConfig, "test")
+    answers = itertools.chain([False], itertools.repeat(True))
+    with pytest.raises(Aborted):
+        simulate(config, tmp_path / "out", context=JobContext(should_stop=answers.__next__))
+    files[changed].write_text(files[changed].read_text() + "\n")
+    with pytest.raises(OutputError, match="other settings"):
+        simulate(config, tmp_path / "out", earlier="resume")
+
+
 def test_a_ctf_finer_than_the_pixels_is_refused(structure: Path, tmp_path: Path) -> None:
     config = configuration(structure, pixel_size_angstrom=2.0, ctf={"defocus_angstrom": [20000, 20000]})
     with pytest.raises(ConfigurationError, match="oscillates faster than a box of 32 px can hold"):
