@@ -1,4 +1,4 @@
-"""What can be denoised: particles, and the micrographs of exposures."""
+"""Outputs of jobs: which can be denoised, and the columns of what is made of them."""
 
 from __future__ import annotations
 
