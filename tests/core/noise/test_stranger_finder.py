@@ -69,5 +69,5 @@ def test_what_it_needs_and_advises_is_said(stranger: Path) -> None:
 def test_what_is_no_finder_is_refused(stranger: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"something is no .*\.NoiseFinder but a int"):
         run_extract_noise(stranger / "micrographs.star", stranger / "c", options(method="something"))
-    with pytest.raises(ConfigurationError, match=r"method: expected one of segmentation, .*similarity, .*corners"):
+    with pytest.raises(ConfigurationError, match=r"expected one of segmentation, .*similarity, .*corners"):
         options(method="edges")
