@@ -78,8 +78,8 @@ def _epilog(prog: str, command: str, more: str | None) -> str:
 def _add_manner(parser: argparse.ArgumentParser) -> None:
     """How much is said, and where; the same for all commands."""
     much = parser.add_mutually_exclusive_group()
-    much.add_argument("--quiet", action="store_true", help="say warnings and errors only (default: off)")
-    much.add_argument("--verbose", action="store_true", help="of an error, show the traceback (default: off)")
+    much.add_argument("--quiet", action="store_true", help="print warnings and errors only (default: off)")
+    much.add_argument("--verbose", action="store_true", help="show the traceback of an error (default: off)")
     parser.add_argument(
         "--log-file",
         type=Path,
@@ -299,7 +299,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
-    parser.description = "List the shipped models, or tell all that is known of one."
+    parser.description = "List the shipped models, or show all that is known of one."
     parser.set_defaults(work=models_command)
     parser.add_argument(
         "action",
@@ -318,7 +318,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    parser.description = "See what this machine has of what cryohush needs, and what to mend."
+    parser.description = "Check whether this machine has what cryohush needs, and say what to fix."
     parser.set_defaults(work=doctor_command)
     parser.add_argument(
         "--url", help="a cryoSPARC instance to reach, as in http://host:39000 (default: none)"
@@ -327,8 +327,8 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 
 def _add_restore(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Give the rows of a table of denoised images their raw images back: of a selection, re-sorted or "
-        "joined with others. All other columns keep their text."
+        "Give the rows of a table of denoised images their raw images back: also of a selection, of a "
+        "re-sorted table, or of several joined. All other columns keep their text."
     )
     parser.set_defaults(work=restore_command)
     parser.add_argument(
@@ -346,7 +346,7 @@ def _add_restore(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_completion(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Print what makes a shell complete the words of cryohush."
+    parser.description = "Print the script that lets a shell complete commands and options of cryohush."
     parser.set_defaults(work=_completion)
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
 
@@ -357,11 +357,11 @@ COMMANDS: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = 
     "extract-noise": ("cut blocks of pure noise out of micrographs", _add_extract_noise),
     "train": ("train a network", _add_train),
     "evaluate": ("measure how good denoised images are", _add_evaluate),
-    "restore": ("give denoised images of a table their raw ones back", _add_restore),
-    "batch": ("do one of these to many sources, on many workers", add_batch),
-    "models": ("list the shipped models, or tell about one", _add_models),
-    "doctor": ("see what this machine lacks", _add_doctor),
-    "completion": ("let a shell complete the words of commands", _add_completion),
+    "restore": ("bring a table of denoised images back to the raw ones", _add_restore),
+    "batch": ("run denoise, extract-noise or evaluate on many sources", add_batch),
+    "models": ("list the shipped models, or describe one", _add_models),
+    "doctor": ("check what this machine lacks", _add_doctor),
+    "completion": ("let a shell complete commands and options", _add_completion),
 }
 
 EXAMPLES: Mapping[str, Sequence[str]] = {

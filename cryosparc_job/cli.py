@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train a model on particles with poses and their map"))
     _add_evaluate(commands.add_parser("evaluate", help="measure how good denoised particles are"))
     _add_restore(commands.add_parser("restore", help="give a selection of denoised particles its raw images"))
-    _add_watch(commands.add_parser("watch", help="do what is asked for in cryoSPARC's own pages"))
+    _add_watch(commands.add_parser("watch", help="run what users ask for in the browser"))
     batch = commands.add_parser("batch", help="run a plan of many sources")
     add_batch(batch)
     _add_signing_in(batch)
@@ -119,7 +119,7 @@ def _with_jobs(option: Option) -> str:
 
 def _add_denoise(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Denoise the particles or micrographs of a job's output. The result is an external job's."
+        "Denoise the particles or micrographs of a job's output. The result is the output of an External job."
     )
     parser.set_defaults(work=run_in_job, make=make_denoise)
     _add_job(parser)
@@ -248,7 +248,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Watch projects of cryoSPARC 5, until stopped, and do what is asked for in its own pages: External "
+        "Watch projects of cryoSPARC 5, until stopped, and run what users ask for in the browser: External "
         "jobs of cryohush that were cloned and connected, and completed jobs with a tag such as "
         "`cryohush: model=J60`."
     )

@@ -169,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=f"{sentence}\n{form}")
         _add_arguments(command, options)
     commands.add_parser("batch", help="run a plan of many sources: relion_cryohush batch --help")
-    follow = commands.add_parser("follow", help="the job of a source of a batch; the batch makes it")
+    follow = commands.add_parser("follow", help="follow one source of a batch; the batch makes this job")
     _add_arguments(follow, [THREADS])
     return parser
 

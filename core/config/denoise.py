@@ -84,7 +84,7 @@ class DenoiseOptions(Section):
     )
     context: Literal["auto", "none"] = option(
         "auto",
-        "auto: the rest of the stack helps with each image where it is large enough; none: each by itself",
+        "auto: the rest of the stack helps with each image, if it is large enough; none: each by itself",
         metavar="USE",
     )
     score: bool = option(
