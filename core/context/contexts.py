@@ -88,8 +88,10 @@ class StackContexts:
         channels = images.new_zeros(len(images), CHANNELS, *images.shape[-2:])
         for number, context in enumerate(self.contexts):
             members = (of_image == number).nonzero().squeeze(1)
+            known = optics[members] if context.group_optics is not None else None
+            if len(members) == len(images):  # as nearly always
+                return context.channels(images, known)
             if len(members):
-                known = optics[members] if context.group_optics is not None else None
                 channels[members] = context.channels(images[members], known)
         return channels
 
@@ -396,13 +398,12 @@ def _from_blocks(
     if optics is not None and _differ(optics):
         return None, "none: the images differ in more than defocus and phase shift"
     radius = min(circle_radius_px(shape, diameter_angstrom, pixel_size), 0.47 * box)
-    small, usable = _on_working_grid(blocks, radius)
-    chosen = usable.nonzero().squeeze(1)
+    small, chosen = _on_working_grid(blocks, radius)
     if len(chosen) < FEWEST_IMAGES:
         return None, f"none: {len(chosen)} usable images, at least {FEWEST_IMAGES} are needed"
     try:
         context = fit_context(
-            small[chosen],
+            small,
             None if optics is None else optics[chosen],
             pixel_size_angstrom=pixel_size or 1.0,
             radius_px=radius,
@@ -475,10 +476,10 @@ def _blocks(particles: ParticleSet, rows: NDArray[np.int64], dark_stacks: frozen
 
 
 def _on_working_grid(blocks: Iterable[Tensor], radius_px: float) -> tuple[Tensor, Tensor]:
-    """Normalised images on the working grid, defects filled, and which of them can be used."""
+    """Usable images, normalised, defects filled, on the working grid; and their numbers among all."""
     small, usable = [], []
     for images in blocks:
         normalised, _, std = normalise(filled(images, radius_px), radius_px)
         usable.append(torch.isfinite(normalised.sum((1, 2))) & (std > 0))
-        small.append(to_working_grid(normalised))
-    return torch.cat(small), torch.cat(usable)
+        small.append(to_working_grid(normalised)[usable[-1]])
+    return torch.cat(small), torch.cat(usable).nonzero().squeeze(1)

@@ -233,7 +233,9 @@ def fit_context(
             f"expected {FEWEST_IMAGES} square images or more, of an even side of at least "
             f"{_SMALLEST_BOX_PX} px, found {tuple(images.shape)}"
         )
-    small = torch.cat([to_working_grid(block) for block in torch.split(images.float(), 256)])
+    small = images.float()
+    if images.shape[-1] > WORKING_BOX_PX:
+        small = torch.cat([to_working_grid(block) for block in torch.split(small, 256)])
     working = small.shape[-1]
     ratio = working / box
     power = background_power(small, radius_px * ratio)
@@ -249,8 +251,8 @@ def fit_context(
         group, group_optics = defocus_groups(optics, max(1, min(_MOST_GROUPS, n // _FEWEST_OF_GROUP)))
         transfer = ctf(group_optics, torch.full((len(group_optics),), working_size), working)
     basis = working_basis(working, radius_px * ratio + _EDGE_PX / 2 + 1)
-    masked = small * (circle(working, radius_px * ratio) / noise**0.5)
-    covariance = estimate_covariance_through_ctf(masked, 1.0, basis, transfer, group)
+    mask = circle(working, radius_px * ratio) / noise**0.5
+    covariance = estimate_covariance_through_ctf(small * mask, 1.0, basis, transfer, group)
     # as a file of it is read again: products depend on the layout in their last bits
     covariance = replace(covariance, vectors=[vectors.contiguous() for vectors in covariance.vectors])
     signal = _signal_power(small, noise, optics, working_size)

@@ -16,6 +16,9 @@ from torch.nn import functional
 from .normalise import background_mask, background_statistics
 from .rings import frequency_grid, ring_index, ring_mean
 
+# images that are transformed at a time
+_BLOCK = 64
+
 
 def mean_filter(images: Tensor, width_px: int) -> Tensor:
     """Average `(..., y, x)` images over squares of odd side `width_px`.
@@ -88,10 +91,12 @@ def background_power(images: Tensor, radius_px: float) -> Tensor:
     """
     shape = (images.shape[-2], images.shape[-1])
     mask = background_mask(shape, radius_px, images.device)
-    mean, _ = background_statistics(images, radius_px)
-    background = (images - mean[:, None, None]) * mask
-    power = torch.fft.rfft2(background, norm="ortho").abs().square().mean(0)
-    rings = ring_mean(power, shape) / mask.float().mean()
+    power = images.new_zeros(shape[0], shape[1] // 2 + 1)
+    for block in torch.split(images, _BLOCK):
+        mean, _ = background_statistics(block, radius_px)
+        background = (block - mean[:, None, None]) * mask
+        power += torch.fft.rfft2(background, norm="ortho").abs().square().sum(0)
+    rings = ring_mean(power / len(images), shape) / mask.float().mean()
     rings[0] = rings[1]  # the mean was taken away
     return rings
 

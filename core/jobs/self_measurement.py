@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config.denoise import DenoiseOptions
@@ -18,21 +16,18 @@ from ..imaging.defects import filled
 from ..imaging.filters import background_power
 from ..imaging.noise import image_generator
 from ..imaging.normalise import circle_radius_px, normalise
-from ..imaging.resample import fourier_resample
 from ..inference.denoiser import Denoiser
 from ..inference.devices import Precision
 from ..inference.plan import StackPlan
 from ..io.particles import ParticleSet
-from ..metrics.gain import RingGain, recorrupted, verdict
+from ..metrics.gain import RingGain, Spectra, recorrupted, spectra, verdict
 from ..models.diffusion import DiffusionDenoiser
 from ..models.weights import LoadedModel
 
 #: images of a sample: their gains have standard errors of a few per cent
 SAMPLE = 300
 _FEWEST = 100
-_BATCH = 32
-#: a box of 500 Å has its Nyquist frequency at 8 Å there
-_JUDGES_BOX_PX = 128
+_BATCH = 16
 #: shares of Nyquist's frequency between which the background is taken for white noise
 _NOISE_RINGS = (0.35, 0.6)
 
@@ -100,23 +95,26 @@ def measure_gain(
         except ValueError as error:
             return _not_measured(str(error))
     denoiser = Denoiser(model.module, "cpu", "fp32" if precision == "fp16" else precision)
-    parts = []
+    parts: list[list[Spectra]] = []
     for number, members in enumerate(torch.split(torch.arange(len(normalised)), _BATCH)):
         first, second = pair(number)
         channels = None
         if context is not None:
             channels = context.channels(first, None if known is None else known[members])
-        denoised = torch.from_numpy(_denoised(denoiser, first, radius, channels))
-        parts.append([_on_judges_grid(images) for images in (first, second, denoised)])
-    raw, twin, denoised = (torch.cat(some) for some in zip(*parts, strict=True))
-    ratio = raw.shape[-1] / normalised.shape[-1]
-    judge = RingGain(raw, twin, radius_px=radius * ratio, pixel_size_angstrom=pixel_size_angstrom / ratio)
-    bands = judge.bands(denoised)
+        denoised = _denoised(denoiser, first, radius, channels)
+        parts.append(
+            [
+                spectra(images, radius_px=radius, pixel_size_angstrom=pixel_size_angstrom)
+                for images in (first, second, denoised)
+            ]
+        )
+    raw, twin, ours = (Spectra.joined(some) for some in zip(*parts, strict=True))
+    bands = RingGain(raw, twin).bands(ours)
     text, judgement = verdict(bands)
     return {
         "verdict": text,
         "judgement": judgement,
-        "images": len(raw),
+        "images": len(raw.values),
         "bands": [
             {name: None if math.isnan(value) else round(value, 4) for name, value in vars(band).items()}
             for band in bands
@@ -126,26 +124,16 @@ def measure_gain(
 
 def _white_floor(images: Tensor, radius_px: float) -> Tensor:
     """`(rings,)` power of the noise of `(n, y, x)` images, taken for white: that of the outer rings."""
-    powers = [len(block) * background_power(block, radius_px) for block in torch.split(images, _BATCH)]
-    power = torch.stack(powers).sum(0) / len(images)
+    power = background_power(images, radius_px)
     nyquist = min(images.shape[-2:]) // 2
     floor = power[int(_NOISE_RINGS[0] * nyquist) : int(_NOISE_RINGS[1] * nyquist)].median()
     return floor.expand(len(power))
-
-
-def _on_judges_grid(images: Tensor) -> Tensor:
-    """Square images on a grid that is fine enough for the bands that are measured."""
-    y, x = images.shape[-2:]
-    return fourier_resample(images, _JUDGES_BOX_PX) if y == x > _JUDGES_BOX_PX else images
 
 
 def _not_measured(why: str) -> dict[str, Any]:
     return {"verdict": f"What denoising adds to a low-pass filter was not measured: {why}."}
 
 
-def _denoised(
-    denoiser: Denoiser, images: Tensor, radius_px: float, channels: Tensor | None
-) -> NDArray[np.float32]:
+def _denoised(denoiser: Denoiser, images: Tensor, radius_px: float, channels: Tensor | None) -> Tensor:
     context = None if channels is None else lambda shown: channels
-    denoised: NDArray[np.float32] = denoiser.denoise(images.numpy(), radius_px=radius_px, context=context)[0]
-    return denoised
+    return torch.from_numpy(denoiser.denoise(images.numpy(), radius_px=radius_px, context=context)[0])

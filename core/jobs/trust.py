@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..io.mrc import StackReader, StackWriter
 from ..io.mrc_header import label_of_denoised
 from ..job_context import JobContext
 
-_BATCH = 32
+_BATCH = 16
 
 
 def error_teller(
@@ -32,16 +33,19 @@ def error_teller(
     def error_of(
         images: NDArray[np.float32], stack: StackPlan, positions: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        places = [(stack.source, stack.indices[positions])]
-        return denoiser.error(
-            images,
-            radius_px=circle_radius_px(
-                stack.shape, options.particle_diameter_angstrom, stack.pixel_size_angstrom
-            ),
-            protein_dark=stack.protein_dark,
-            context=None if contexts is None else lambda shown: contexts.channels(shown, places),
-            finer=stack.finer,
-        )
+        radius = circle_radius_px(stack.shape, options.particle_diameter_angstrom, stack.pixel_size_angstrom)
+        errors = np.empty_like(images)
+        for begin in range(0, len(images), _BATCH):
+            some = slice(begin, begin + _BATCH)
+            places = [(stack.source, stack.indices[positions[some]])]
+            errors[some] = denoiser.error(
+                images[some],
+                radius_px=radius,
+                protein_dark=stack.protein_dark,
+                context=None if contexts is None else partial(contexts.channels, places=places),
+                finer=stack.finer,
+            )
+        return errors
 
     return error_of
 

@@ -20,19 +20,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..imaging.noise import gaussian
-from ..imaging.rings import hermitian_weight, ring_index, ring_mean
+from ..imaging.rings import hermitian_weight, ring_index
 
 BANDS_ANGSTROM = ((65.0, 47.0), (39.0, 32.0), (28.0, 24.0), (21.5, 19.0), (17.5, 14.7), (14.0, 11.0))
 #: all of what single particles usually show
 WHOLE_BAND_ANGSTROM = (32.0, 11.0)
+#: no band is finer
+_FINEST_ANGSTROM = 11.0
 _EDGE_SHARE = 0.047
+#: images that are transformed at a time
+_BLOCK = 32
 #: a raw correlation has to be so many standard errors away from 0 for a gain over it
 _SIGNIFICANT = 3.0
 #: a gain or loss of less is none
@@ -66,71 +70,114 @@ class RingGain:
     Parameters
     ----------
     raw, twin
-        `(n, y, x)`: images and independent ones of the same particles.
-    radius_px
-        Of the particle: the rest is masked, with a soft edge of 5 % of the box.
-    pixel_size_angstrom
-        Of both.
+        `spectra` of images and of independent ones of the same particles.
     """
 
-    def __init__(self, raw: Tensor, twin: Tensor, *, radius_px: float, pixel_size_angstrom: float) -> None:
-        if raw.shape != twin.shape or raw.ndim != 3:
-            raise ValueError(f"expected two stacks of one shape, found {raw.shape} and {twin.shape}")
-        self._shape = (raw.shape[-2], raw.shape[-1])
-        self._length = min(self._shape) * pixel_size_angstrom
-        self._mask = _soft_disc(self._shape, radius_px)
-        self._ring = ring_index(self._shape)
-        self._weight = hermitian_weight(self._shape).expand(self._shape[0], -1)
-        self._twin = self._transform(twin)
-        self._raw = self._transform(raw)
+    def __init__(self, raw: Spectra, twin: Spectra) -> None:
+        if raw.values.shape != twin.values.shape:
+            shapes = tuple(raw.values.shape), tuple(twin.values.shape)
+            raise ValueError(
+                f"expected the spectra of two stacks of one shape, found {shapes[0]} and {shapes[1]}"
+            )
+        self._raw, self._twin = raw, twin
 
     def bands(
-        self, denoised: Tensor, bands: Sequence[tuple[float, float]] = BANDS_ANGSTROM
+        self, denoised: Spectra, bands: Sequence[tuple[float, float]] = BANDS_ANGSTROM
     ) -> list[BandGain]:
         """The gain in each band, Å."""
-        transform = self._transform(denoised)
-        return [self._gain(transform, self._raw, self._twin, band) for band in bands if self._rings(band)]
+        return [
+            _gain(denoised, self._raw, self._twin, band)
+            for band in bands
+            if bool(denoised.members(band).any())
+        ]
 
-    def whole(self, denoised: Tensor, band: tuple[float, float] = WHOLE_BAND_ANGSTROM) -> BandGain:
+    def whole(self, denoised: Spectra, band: tuple[float, float] = WHOLE_BAND_ANGSTROM) -> BandGain:
         """The gain over one wide band, with every ring brought to equal power first.
 
         So that the power of its rings, which a filter may change, does not matter.
         """
-        ours, raw, twin = map(self._whitened, (self._transform(denoised), self._raw, self._twin))
-        return self._gain(ours, raw, twin, band)
+        return _gain(denoised.whitened(), self._raw.whitened(), self._twin.whitened(), band)
 
-    def _gain(self, denoised: Tensor, raw: Tensor, twin: Tensor, band: tuple[float, float]) -> BandGain:
-        members = self._rings(band)
-        before = self._correlation(raw, twin, members)
-        change = self._correlation(denoised, twin, members) - before
-        mean, root = float(before.mean()), len(before) ** 0.5
-        gain = error = float("nan")
-        if len(before) > 1 and mean > _SIGNIFICANT * float(before.std()) / root:
-            gain, error = 1 + float(change.mean()) / mean, float(change.std()) / root / mean
-        return BandGain(*band, mean, gain, error)
 
-    def _rings(self, band: tuple[float, float]) -> list[int]:
-        rings = range(1, min(self._shape) // 2)
-        return [ring for ring in rings if band[1] <= self._length / ring <= band[0]]
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """What `RingGain` needs of images: a few hundred coefficients of each, however large they are.
 
-    def _correlation(self, first: Tensor, second: Tensor, rings: list[int]) -> Tensor:
-        """`(n,)` correlation of each pair of images over some rings."""
-        chosen = torch.isin(self._ring, torch.tensor(rings))
-        weight = self._weight[chosen]
-        a, b = first[:, chosen], second[:, chosen]
-        cross = ((a * b.conj()).real * weight).sum(1)
-        power = (a.abs().square() * weight).sum(1) * (b.abs().square() * weight).sum(1)
-        correlation: Tensor = cross / power.clamp_min(1e-30).sqrt()
-        return correlation
+    Attributes
+    ----------
+    values
+        `(n, k)` coefficients of `rfft2`, of the particle's disc.
+    weight
+        `(k,)` how often each occurs in the full transform.
+    ring
+        `(k,)` Fourier ring of each, from 1.
+    length_angstrom
+        Of the shorter side of the box: ring r is at `length / r`.
+    """
 
-    def _transform(self, images: Tensor) -> Tensor:
-        centred = images.float() - images.float().mean((1, 2), keepdim=True)
-        transform: Tensor = torch.fft.rfft2(centred * self._mask, norm="ortho")
-        return transform
+    values: Tensor
+    weight: Tensor
+    ring: Tensor
+    length_angstrom: float
 
-    def _whitened(self, transform: Tensor) -> Tensor:
-        power = ring_mean(transform.abs().square().mean(0), self._shape)
-        return transform * power.clamp_min(1e-30).rsqrt()[self._ring]
+    def members(self, band: tuple[float, float]) -> Tensor:
+        """`(k,)` whether each coefficient lies in a band, Å."""
+        angstrom = self.length_angstrom / self.ring
+        return (band[1] <= angstrom) & (angstrom <= band[0])
+
+    @staticmethod
+    def joined(parts: Sequence[Spectra]) -> Spectra:
+        """Those of images of one kind, one after the other."""
+        return replace(parts[0], values=torch.cat([part.values for part in parts]))
+
+    def whitened(self) -> Spectra:
+        """The same with equal power in all rings."""
+        power = self.values.abs().square().mean(0) * self.weight
+        n_rings = int(self.ring.max()) + 1 if len(self.ring) else 0
+        sums, counts = (torch.zeros(n_rings).index_add_(0, self.ring, each) for each in (power, self.weight))
+        mean = (sums / counts.clamp_min(1))[self.ring]
+        return replace(self, values=self.values * mean.clamp_min(1e-30).rsqrt())
+
+
+def spectra(images: Tensor, *, radius_px: float, pixel_size_angstrom: float) -> Spectra:
+    """Transform `(n, y, x)` images, for `RingGain`.
+
+    Parameters
+    ----------
+    radius_px
+        Of the particle: the rest is masked, with a soft edge of 5 % of the box.
+    """
+    shape = (images.shape[-2], images.shape[-1])
+    length = min(shape) * pixel_size_angstrom
+    ring = ring_index(shape)
+    kept = (ring >= 1) & (ring < min(shape) // 2) & (ring <= length / _FINEST_ANGSTROM)
+    mask = _soft_disc(shape, radius_px)
+    parts = []
+    for block in torch.split(images, _BLOCK):
+        centred = block.float() - block.float().mean((1, 2), keepdim=True)
+        parts.append(torch.fft.rfft2(centred * mask, norm="ortho")[:, kept])
+    weight = hermitian_weight(shape).expand(shape[0], -1)[kept]
+    return Spectra(torch.cat(parts), weight, ring[kept], length)
+
+
+def _gain(denoised: Spectra, raw: Spectra, twin: Spectra, band: tuple[float, float]) -> BandGain:
+    before = _correlation(raw, twin, band)
+    change = _correlation(denoised, twin, band) - before
+    mean, root = float(before.mean()), len(before) ** 0.5
+    gain = error = float("nan")
+    if len(before) > 1 and mean > _SIGNIFICANT * float(before.std()) / root:
+        gain, error = 1 + float(change.mean()) / mean, float(change.std()) / root / mean
+    return BandGain(*band, mean, gain, error)
+
+
+def _correlation(first: Spectra, second: Spectra, band: tuple[float, float]) -> Tensor:
+    """`(n,)` correlation of each pair of images over the rings of a band."""
+    chosen = first.members(band)
+    a, b, weight = first.values[:, chosen], second.values[:, chosen], first.weight[chosen]
+    cross = ((a * b.conj()).real * weight).sum(1)
+    power = (a.abs().square() * weight).sum(1) * (b.abs().square() * weight).sum(1)
+    correlation: Tensor = cross / power.clamp_min(1e-30).sqrt()
+    return correlation
 
 
 def recorrupted(

@@ -34,6 +34,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ from cryohush.core.imaging.resample import fourier_resample
 from cryohush.core.imaging.symmetry import symmetry_operators
 from cryohush.core.io.particles import ParticleSet
 from cryohush.core.io.star import write_tables
-from cryohush.core.metrics.gain import RingGain
+from cryohush.core.metrics.gain import RingGain, spectra
 
 MOVIE_SUFFIXES = (".mrc", ".mrcs", ".tif", ".tiff")
 BLOCK_BYTES = 1 << 24
@@ -218,11 +219,12 @@ def judge_by_poses(arguments: argparse.Namespace) -> None:
         optics,
         {"rlnRandomSubset": (half + 1).tolist()},
     )
-    judge = RingGain(images, twin, radius_px=radius, pixel_size_angstrom=pixel_size)
+    transform = partial(spectra, radius_px=radius, pixel_size_angstrom=pixel_size)
+    judge = RingGain(transform(images), transform(twin))
     shown_by = denoised_by_each(arguments.output / "particles.star", arguments)
     # a filter has the gain of the raw images, 1, where it leaves anything
     rows = {
-        name: [*judge.bands(shown), judge.whole(shown)]
+        name: [*judge.bands(transform(shown)), judge.whole(transform(shown))]
         for name, shown in shown_by.items()
         if name not in (RAW, LOW_PASS)
     }

@@ -26,6 +26,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from cryohush.core.imaging.noise import image_generator
 from cryohush.core.imaging.normalise import default_radius_px, normalise
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.io.particles import ParticleSet
-from cryohush.core.metrics.gain import BandGain, RingGain, recorrupted, verdict
+from cryohush.core.metrics.gain import BandGain, RingGain, recorrupted, spectra, verdict
 from cryohush.core.models.weights import load_model
 from cryohush.core.simulation.image_formation import ProjectionBank, make_projection_bank
 
@@ -131,10 +132,12 @@ def measure_real(arguments: argparse.Namespace) -> None:
         denoised[f"{label}, no context"] = run(network, raw, None)
         denoised[label] = run(network, raw, channels)
         verdicts[label] = without_twin(network, raw, optics, pixel_size, radius, arguments.radius_angstrom)
-    judge = RingGain(
-        raw, twin, radius_px=arguments.radius_angstrom / pixel_size, pixel_size_angstrom=pixel_size
+    transform = partial(
+        spectra, radius_px=arguments.radius_angstrom / pixel_size, pixel_size_angstrom=pixel_size
     )
-    rows = {name: [*judge.bands(images), judge.whole(images)] for name, images in denoised.items()}
+    judge = RingGain(transform(raw), transform(twin))
+    shown = {name: transform(images) for name, images in denoised.items()}
+    rows = {name: [*judge.bands(ours), judge.whole(ours)] for name, ours in shown.items()}
     table = markdown(rows, len(raw))
     for label, gains in verdicts.items():
         table += f"\n{label}, measured without the twin: {verdict(gains).text}\n\n"
@@ -162,8 +165,9 @@ def without_twin(
     scale = normalise(first, radius)
     context = fit_context(scale[0], optics, pixel_size_angstrom=pixel_size, radius_px=radius)
     denoised = run(network, scale[0], channels_of(context, scale[0], optics))
-    judge = RingGain(first, second, radius_px=radius_angstrom / pixel_size, pixel_size_angstrom=pixel_size)
-    return [*judge.bands(denoised), judge.whole(denoised)]
+    transform = partial(spectra, radius_px=radius_angstrom / pixel_size, pixel_size_angstrom=pixel_size)
+    judge, ours = RingGain(transform(first), transform(second)), transform(denoised)
+    return [*judge.bands(ours), judge.whole(ours)]
 
 
 def markdown(rows: dict[str, list[BandGain]], n: int) -> str:

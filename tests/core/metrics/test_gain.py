@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cryohush.core.imaging.filters import gaussian_filter, low_pass
-from cryohush.core.metrics.gain import BandGain, RingGain, recorrupted, verdict
+from cryohush.core.metrics.gain import BandGain, RingGain, Spectra, recorrupted, spectra, verdict
 
 BOX, PIXEL_SIZE = 64, 3.0
 RADIUS = 22.0
@@ -23,20 +23,24 @@ def pair(n: int = 600, snr: float = 0.5) -> tuple[torch.Tensor, torch.Tensor, to
     return signal, first, second
 
 
+def shown(images: torch.Tensor) -> Spectra:
+    return spectra(images, radius_px=RADIUS, pixel_size_angstrom=PIXEL_SIZE)
+
+
 def gains(first: torch.Tensor, second: torch.Tensor) -> RingGain:
-    return RingGain(first, second, radius_px=RADIUS, pixel_size_angstrom=PIXEL_SIZE)
+    return RingGain(shown(first), shown(second))
 
 
 def test_a_radial_filter_gains_nothing_in_any_ring() -> None:
     _, first, second = pair()
     judge = gains(first, second)
     for filtered in (gaussian_filter(first, 1.0), low_pass(first, 10.0, PIXEL_SIZE)):
-        assert [gain.gain for gain in judge.bands(filtered)] == pytest.approx([1.0] * 6, abs=0.02)
-        assert judge.whole(filtered).gain == pytest.approx(1.0, abs=0.01)
+        assert [gain.gain for gain in judge.bands(shown(filtered))] == pytest.approx([1.0] * 6, abs=0.02)
+        assert judge.whole(shown(filtered)).gain == pytest.approx(1.0, abs=0.01)
     # the particle's disc mixes neighbouring rings, which a steep filter weights anew: a loss, never a gain
     steep = gaussian_filter(first, 1.5)
-    assert all(0.85 < gain.gain < 1.0 for gain in judge.bands(steep))
-    assert 0.9 < judge.whole(steep).gain < 1.0
+    assert all(0.85 < gain.gain < 1.0 for gain in judge.bands(shown(steep)))
+    assert 0.9 < judge.whole(shown(steep)).gain < 1.0
 
 
 def test_half_of_the_noise_gains_what_the_ratio_of_signal_to_noise_says() -> None:
@@ -45,7 +49,7 @@ def test_half_of_the_noise_gains_what_the_ratio_of_signal_to_noise_says() -> Non
     # SSNR s of the band; the correlation with the twin goes with 1 / sqrt(1 + 1 / s)
     power = 0.5 * BOX**2 / float((torch.fft.fft2(signal).abs() ** 2 > 1).sum() / len(signal))
     expected = math.sqrt((1 + 1 / power) / (1 + 0.5 / power))
-    found = gains(first, second).bands(better)[2:5]
+    found = gains(first, second).bands(shown(better))[2:5]
     for gain in found:
         assert gain.gain == pytest.approx(expected, abs=4 * gain.standard_error + 0.02)
 
@@ -77,7 +81,7 @@ def test_the_gain_without_a_twin_is_that_with_one() -> None:
 
     ours = gains(*recorrupted(first, torch.ones(BOX // 2 + 1), torch.Generator().manual_seed(4), 0.3))
     one, _ = recorrupted(first, torch.ones(BOX // 2 + 1), torch.Generator().manual_seed(4), 0.3)
-    alone, true = ours.bands(denoise(one)), gains(first, second).bands(denoise(first))
+    alone, true = ours.bands(shown(denoise(one))), gains(first, second).bands(shown(denoise(first)))
     for a, b in zip(alone[2:5], true[2:5], strict=True):
         # the recorrupted image is noisier by 9 %, which raises what the truth adds to it
         assert a.gain == pytest.approx(b.gain, abs=3 * math.hypot(a.standard_error, b.standard_error) + 0.03)
@@ -129,7 +133,7 @@ def test_without_bands_and_of_one_image_nothing_is_told() -> None:
     assert "too few" in verdict([]).text
     raw, twin = torch.randn(2, 1, BOX, BOX, generator=torch.Generator().manual_seed(1))
     judge = gains(raw, twin)
-    assert "too few" in verdict(judge.bands(raw)).text
+    assert "too few" in verdict(judge.bands(shown(raw))).text
 
 
 def test_stacks_of_two_shapes_are_refused() -> None:
