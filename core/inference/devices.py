@@ -220,9 +220,13 @@ def _multiple(side: int, module: DenoisingNetwork) -> int:
 
 
 def run_network(network: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """`(n, 1, y, x)` float32 through a network that `prepare` gave, back to float32."""
+    """`(n, channels, y, x)` float32 through a network that `prepare` gave, back to float32.
+
+    Images with context stay planes, one after the other in memory, which are mixed pixel by pixel.
+    """
+    layout = torch.channels_last if images.shape[1] == 1 else torch.contiguous_format
     with torch.inference_mode():
-        out: Tensor = network(images.to(dtype, memory_format=torch.channels_last))
+        out: Tensor = network(images.to(dtype, memory_format=layout))
         return out.float()
 
 

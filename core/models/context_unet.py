@@ -142,7 +142,7 @@ class ContextAverage(ShuffleUNet):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, 1 or 5, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
-        return self._mean(x, super().forward(x[:, :1]))
+        return self._mean(x, super().forward(_image(x)))
 
     def _mean(self, x: Tensor, image: Tensor) -> Tensor:
         """The mean of the network's image and the estimates of the context."""
@@ -163,7 +163,7 @@ class ContextAverage(ShuffleUNet):
         The error is told from the features of the network, its image, and how far the estimates of the
         context differ from that. None of it has an influence on the image.
         """
-        features = self.features(x[:, :1])
+        features = self.features(_image(x))
         image = from_cells(self.head(features), self._side)
         if x.shape[1] == 1:
             differ = image.new_zeros(len(image), 3, *image.shape[-2:])
@@ -174,3 +174,8 @@ class ContextAverage(ShuffleUNet):
         seen = torch.cat([features, cues], 1).detach()
         log_variance = from_cells(self.error_head(seen), self._side)
         return self._mean(x, image), log_variance.clamp(*LOG_VARIANCE)
+
+
+def _image(x: Tensor) -> Tensor:
+    """The image without its context, laid out as convolutions want it."""
+    return x[:, :1].contiguous(memory_format=torch.channels_last)
