@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from ..io.same_rows import was_made_from
 from ..metrics import image as image_figures
 from ..metrics.fourier import ring_frequencies, ring_products
 from ..metrics.independent import Score, align_twin, bootstrap_score, independent_correlation
+from ..progress import counted
 from .image_rows import ImageRows, batches, bring_together
 
 DENOISED, RAW = "denoised", "raw"
@@ -216,6 +218,8 @@ class Result:
         `(rings,)` of the twins, from their background; None for micrographs, which have none.
     drift_px
         (y, x) by which each micrograph's twin was displaced, when that was taken back.
+    constant
+        How many images of each kind have one grey value all over, for the kinds that have any.
     """
 
     frequency: Tensor
@@ -223,6 +227,16 @@ class Result:
     twin: dict[str, Comparison]
     noise_power: Tensor | None = None
     drift_px: dict[str, tuple[float, float]] = field(default_factory=dict)
+    constant: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be said of images that correlate with nothing, a sentence for each kind."""
+        return [
+            f"{counted(n, f'{name} image')} without any contrast: a correlation of 0 is counted. See whether "
+            "this is the right file."
+            for name, n in self.constant.items()
+        ]
 
 
 def compare(
@@ -268,16 +282,20 @@ def compare(
         images = {DENOISED: denoised.read(rows)}
         if sources.raw:
             images[RAW] = sources.raw.read(rows)
+        for name, read in images.items():
+            result.constant += _constant(name, read)
         for name in config.baselines:
             images[name] = BASELINES[name].denoise(images[RAW], BASELINES[name].default)
             check()
         if sources.reference:
             clean = sources.reference.read(rows)
+            result.constant += _constant("clean", clean)
             for name, comparison in result.reference.items():
                 _against_clean(comparison, images[name], clean, rows, sources, config, mask)
                 check()
         if sources.twin:
             twin = sources.twin.read(rows)
+            result.constant += _constant("twin", twin)
             if config.align_twin and sources.micrographs:
                 twin, drift = align_twin(images[RAW], twin, [sources.micrographs[row] for row in rows])
                 result.drift_px.update(drift)
@@ -290,6 +308,13 @@ def compare(
     if sources.twin and denoised.kind == "particles":
         result.noise_power = noise[: len(result.frequency)]
     return result
+
+
+def _constant(name: str, images: Tensor) -> Counter[str]:
+    """How many of `(k, y, x)` images have one grey value all over, by the name of their kind."""
+    flat = images.flatten(1)
+    n = int((flat.amax(1) == flat.amin(1)).sum())
+    return Counter({name: n} if n else {})
 
 
 def _circle(sources: Sources, config: EvaluateConfig) -> Tensor | None:

@@ -120,7 +120,8 @@ def correlation_curves(
         )
     axes.axhline(0.0, color="0.7", linewidth=0.8)
     lowest = min(float(value[1:].min()) for value, _ in curves.values())
-    highest = max(float(value[1:].max()) for value, _ in curves.values())
+    # above 0, also where all correlations are below it, or none
+    highest = max(1e-3, *(float(value[1:].max()) for value, _ in curves.values()))
     # noisy twins agree by a few hundredths at most: an axis up to 1 would show nothing
     axes.set_ylim(min(-0.05 * highest, 1.1 * lowest), 1.03 if thresholds else 1.1 * highest)
     axes.set_ylabel(label, fontsize=8)

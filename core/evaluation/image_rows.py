@@ -18,6 +18,8 @@ from ..io.mrc import StackReader
 from ..io.same_rows import match_rows
 
 _MICROGRAPH, _MICROGRAPH_UID = "rlnMicrographName", "location/micrograph_uid"
+# squares of what spans more, or less than its inverse, and their sums over an image leave single precision
+_LARGEST_SPAN = 1e15
 
 
 class ImageRows:
@@ -101,7 +103,7 @@ class ImageRows:
         MrcError
             If a stack cannot be read.
         ImageError
-            If a pixel is NaN or infinite.
+            If a pixel is NaN or infinite, or the grey values are too large or too small to calculate with.
         """
         rows = self.rows[rows]
         images = np.empty((len(rows), *self.shape), dtype=np.float32)
@@ -117,6 +119,16 @@ class ImageRows:
                 row = int(rows[here][bad]) + 1
                 raise ImageError(
                     f"the image holds NaN or infinite pixels (row {row} of {self.path}).",
+                    path=self.table.stacks[stack],
+                    image=int(indices[bad]) + 1,
+                )
+            spans = np.ptp(images[here].reshape(len(here), -1), axis=1)
+            odd = (spans > _LARGEST_SPAN) | ((spans > 0) & (spans < 1 / _LARGEST_SPAN))
+            if odd.any():
+                bad = int(np.argmax(odd))
+                raise ImageError(
+                    f"the grey values span {spans[bad]:g}: their squares cannot be told in single precision "
+                    f"(row {int(rows[here][bad]) + 1} of {self.path}).",
                     path=self.table.stacks[stack],
                     image=int(indices[bad]) + 1,
                 )

@@ -80,6 +80,7 @@ def against_clean(result: Result, sources: Sources, config: EvaluateConfig) -> F
     circle = config.particle_diameter_angstrom
     within = f" Only pixels within a circle of {circle:g} Å count." if circle else ""
     notes = [
+        *result.remarks,
         f"Mean over {len(sources.denoised)} images ± standard error over {_parts(sources)}; {scale}.{within}",
         "The affine figures are free of contrast and brightness: compare by them when methods scale "
         "differently. Mean squared error and what derives from it (PMSE, NMSE, PSNR) reward blur at low "
@@ -120,6 +121,7 @@ def against_twin(result: Result, sources: Sources, config: EvaluateConfig) -> Fo
     pixel_size = sources.pixel_size_angstrom
     kinds = {"correlation": "all detail", FINE: f"detail finer than {config.coarsest_angstrom:g} Å only"}
     notes = [
+        *result.remarks,
         f"Mean over {len(sources.denoised)} images ± standard error over {_parts(sources)}. "
         + "; ".join(f"{figure_name(name)}: {kinds[name]}" for name in metrics)
         + ". No clean image is needed: the noise of the twin is independent of all that was denoised, so it "
@@ -180,6 +182,8 @@ def verdict_of(
     found = {name: score(of, groups) for name, of in values.items()}
     cell = {name: _cell(of.mean, of.standard_error) for name, of in found.items()}
     text = f"Denoised images correlate with the {target} ones to {cell[DENOISED]}"
+    if found[DENOISED].mean < -2 * found[DENOISED].standard_error:
+        return Verdict(f"{text}: they show the opposite. Is the contrast of both the same?", "bad")
     if RAW not in values:
         return Verdict(f"{text}. Give the raw images as well, to see the gain.", "note")
     text += f", raw ones to {cell[RAW]}"

@@ -287,12 +287,16 @@ def _compute(
             for note in sources.notes:
                 context.log(note)
             result = compare(sources, config, progress=context.progress, should_stop=context.should_stop)
+            for remark in result.remarks:
+                context.log(f"warning: {remark}")
             numbers["frequency"] = result.frequency.tolist()
             sections.append(sample_section(sources))
         for name, work in _tasks(config, sources, result, check).items():
             check()
             context.log(f"{name.replace('_', ' ')} …")
             numbers[name], section = work()
+            if section.verdict is not None:
+                context.log(section.verdict.text)
             sections.append(section)
         check()
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +20,7 @@ from particle_files import read_alike
 from cryohush.core.classical import baselines
 from cryohush.core.cli import main
 from cryohush.core.config.evaluate import BASELINES, IMAGE_METRICS, ClusteringSection, EvaluateConfig
-from cryohush.core.errors import Aborted, CryohushError, InputError, OutputError
+from cryohush.core.errors import Aborted, CryohushError, ImageError, InputError, OutputError
 from cryohush.core.evaluation import comparison
 from cryohush.core.evaluation.comparison import RingSums, Sources, compare
 from cryohush.core.evaluation.image_rows import batches
@@ -485,3 +486,49 @@ def test_rows_in_any_order_give_the_same_figures(files: Files, tmp_path: Path) -
     assert any(f"{N - 4} of {N} rows, of {N - 4} on the other side" in line for line in lines)
     rows = starfile.read(tmp_path / "mixed/evaluation_images.star")["row"]
     assert sorted(rows) == list(range(1, N - 3))
+
+
+@pytest.fixture
+def odd(files: Files, tmp_path: Path) -> Callable[..., Path]:
+    """Writes the denoised images anew, by what is done to them."""
+
+    def write(change: Callable[[np.ndarray], np.ndarray]) -> Path:
+        images = change(files.images["denoised"].copy()).astype(np.float32)
+        return write_particles(tmp_path, "odd", images)
+
+    return write
+
+
+def told(denoised: Path, files: Files, folder: Path) -> str:
+    """What the log says of an evaluation against the twin."""
+    said: list[str] = []
+    config = EvaluateConfig(denoised=denoised, twin=files["twin"], threads=1, pair_by_order=True)
+    run_evaluate(config, folder, JobContext(log=said.append))
+    return "\n".join(said)
+
+
+def test_images_without_contrast_are_named(odd: Callable[..., Path], files: Files, tmp_path: Path) -> None:
+    def one_empty(images: np.ndarray) -> np.ndarray:
+        images[3] = 7.0
+        return images
+
+    text = told(odd(one_empty), files, tmp_path / "one")
+    assert "warning: 1 denoised image without any contrast" in text
+    assert "1 denoised image without any contrast" in (tmp_path / "one/evaluation.html").read_text()
+    assert f"{N} denoised images without any contrast" in told(odd(np.zeros_like), files, tmp_path / "all")
+
+
+def test_images_of_the_other_contrast_are_told_from_lost_signal(
+    odd: Callable[..., Path], files: Files, tmp_path: Path
+) -> None:
+    assert "they show the opposite" in told(odd(np.negative), files, tmp_path / "found")
+    assert "opposite" not in told(odd(np.positive), files, tmp_path / "right")
+
+
+@pytest.mark.parametrize("factor", [1e20, 1e-20])
+def test_grey_values_whose_squares_leave_single_precision_are_refused(
+    odd: Callable[..., Path], files: Files, tmp_path: Path, factor: float
+) -> None:
+    """Their correlation came out as 0, whatever they showed."""
+    with pytest.raises(ImageError, match=r"cannot be told in single precision \(row 1 of"):
+        told(odd(lambda images: images * factor), files, tmp_path / "found")
