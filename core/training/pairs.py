@@ -17,8 +17,12 @@ from ..errors import InputError
 from ..imaging.noise import gaussian, image_generator
 from ..io.same_rows import match_rows
 from ..job_context import QUIET, JobContext
+from ..metrics.image import correlation
 from ..metrics.independent import white_noise_power
 from .stored import StoredImages, augmented, choose_rows, mirrored_to
+
+# Pairs that are compared before a training, and standard errors by which their correlation has to be below 0.
+_COMPARED, _CERTAIN = 64, 4.0
 
 
 class PairedParticles:
@@ -42,7 +46,10 @@ class PairedParticles:
     Raises
     ------
     InputError
-        Tables of different box size, rows that do not belong together (`io.same_rows`), or no particle left.
+        Tables of different box size, rows that do not belong together (`io.same_rows`), or no particle left;
+        targets that are the images themselves, or of the other contrast.
+    ImageError
+        No image can be learnt from.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class PairedParticles:
             half_set=config.half_set,
             validation_share=config.validation_share,
             held_out=held_out,
+            context=context,
         )
         if self._target is not None:
             _require_one_size(self._noisy, self._target)
@@ -77,7 +85,10 @@ class PairedParticles:
             self._partners = np.full(len(self._noisy), -1, dtype=np.intp)
             self._partners[found.first] = found.other
             self.rows = self.rows[self._partners[self.rows] >= 0]
-            self._refuse_the_same(config)
+            if not config.target_is_clean:
+                partners = self._target.usable(self._partners[self.rows], context)
+                self.rows = self.rows[np.isin(self._partners[self.rows], partners)]
+            self._refuse_unsuitable(config)
             if not len(self.rows):
                 purpose = "validation" if held_out else "training"
                 raise InputError(
@@ -87,22 +98,31 @@ class PairedParticles:
         self.pixel_size_angstrom = self._noisy.pixel_size_angstrom
         self.target = "target (noisy)" if config.target is None or not config.target_is_clean else "clean"
 
-    def _refuse_the_same(self, config: PairsConfig) -> None:
-        """Raise when both are the same images: a model would learn to change nothing.
+    def _refuse_unsuitable(self, config: PairsConfig) -> None:
+        """Raise when both are the same images, of which a model would learn to change nothing, or opposites.
 
         Raises
         ------
         InputError
             They are.
         """
-        rows = self.rows[:1]
+        rows = self.rows[np.linspace(0, len(self.rows) - 1, min(len(self.rows), _COMPARED)).astype(np.intp)]
         if self._target is None or not len(rows):
             return
-        if torch.equal(self._noisy.read(rows), self._target.read(self._partners[rows])):
+        noisy, target = self._noisy.read(rows), self._target.read(self._partners[rows])
+        if torch.equal(noisy[0], target[0]):
             raise InputError(
                 f"the images are those of {config.noisy} themselves, and their noise is the same.",
                 path=config.target,
                 remedy="Give clean images, or others of the same particles whose noise is independent.",
+            )
+        found = correlation(noisy, target)
+        if len(found) > 1 and float(found.mean()) < -_CERTAIN * float(found.std()) / len(found) ** 0.5:
+            raise InputError(
+                f"the images show the opposite of those of {config.noisy}: a correlation of "
+                f"{float(found.mean()):.3f}. In one of the two protein is dark.",
+                path=config.target,
+                remedy="Invert one of them, for instance by relion_image_handler --multiply_constant -1.",
             )
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -125,6 +125,7 @@ def open_reference(
             half_set=config.half_set,
             validation_share=config.validation_share,
             held_out=held_out,
+            context=context,
         )
         for held_out in (False, True)
     ]

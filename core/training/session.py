@@ -65,7 +65,7 @@ def open_data(
             pairs = cut_pairs(pairs, output_dir / FOLDER, seed=config.seed, context=context)
         return (
             PairedParticles(pairs, held_out=False, seed=config.seed, stride=stride, context=context),
-            PairedParticles(pairs, held_out=True, seed=config.seed + 1, stride=stride),
+            PairedParticles(pairs, held_out=True, seed=config.seed + 1, stride=stride, context=context),
         )
     if config.data is None:  # refused by the configuration
         raise ConfigurationError("one of the sections data, pairs and reference is needed.")

@@ -17,10 +17,15 @@ from ..imaging.normalise import background_statistics, default_radius_px
 from ..inference.plan import refuse_denoised
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
+from ..job_context import QUIET, JobContext
+from ..progress import counted
 
 # Half sets and micrographs in RELION's tables and in cryoSPARC's, whose halves are counted from 0.
 _HALF_SET, _SPLIT = "rlnRandomSubset", "alignments3D/split"
 _MICROGRAPH, _CS_MICROGRAPHS = "rlnMicrographName", ("location/micrograph_uid", "location/micrograph_path")
+
+# Images that are looked at at a time before a training.
+_BLOCK = 256
 
 
 class StoredImages:
@@ -75,25 +80,54 @@ class StoredImages:
         ImageError
             An image holds NaN or Inf, or its background is constant; names the first.
         """
+        images, mean, std, usable = self._with_background(rows)
+        if not usable.all():
+            raise self._unusable(int(rows[int(usable.argmin())]))
+        return (images - mean) / std, mean, std
+
+    def _with_background(self, rows: NDArray[np.intp]) -> tuple[Tensor, Tensor, Tensor, NDArray[np.bool_]]:
+        """`(n, y, x)` without gaps, mean and sd of their background `(n, 1, 1)`, and which can be used."""
         images = self.read(rows)
         noise_free = find_noise_free(images)
         if noise_free is not None:
             defects = Defects(noise_free, torch.zeros_like(noise_free))
             images = fill_defects(images, defects, self.radius_px)
-        mean, std = (values[:, None, None] for values in background_statistics(images, self.radius_px))
-        usable = (
-            torch.isfinite(images.sum((1, 2))) & torch.isfinite(std[:, 0, 0]) & (std[:, 0, 0] > 0)
-        ).numpy()
-        if not usable.all():
-            row = rows[int(usable.argmin())]
-            raise ImageError(
-                f"the image holds NaN or infinite pixels, or a constant background (row {row + 1} of "
-                f"{self.table.source}).",
-                path=self.table.stacks[self.table.stack[row]],
-                image=int(self.table.image[row]) + 1,
-                remedy="Take the row out of the table.",
-            )
-        return (images - mean) / std, mean, std
+        mean, std = background_statistics(images, self.radius_px)
+        return images, mean[:, None, None], std[:, None, None], _usable(images, std)
+
+    def _unusable(self, row: int) -> ImageError:
+        return ImageError(
+            f"the image holds NaN or infinite pixels, or a constant background (row {row + 1} of "
+            f"{self.table.source}).",
+            path=self.table.stacks[self.table.stack[row]],
+            image=int(self.table.image[row]) + 1,
+            remedy="Take the row out of the table.",
+        )
+
+    def usable(self, rows: NDArray[np.intp], context: JobContext = QUIET) -> NDArray[np.intp]:
+        """Those of the rows whose images can be learnt from. All are read, once: hours later is too late.
+
+        Raises
+        ------
+        ImageError
+            None can; names the first.
+        """
+        parts = []
+        for begin in range(0, len(rows), _BLOCK):
+            context.stop_if_asked("stopped while the images were checked; nothing was written")
+            some = rows[begin : begin + _BLOCK]
+            images = self.read(some)
+            good = _usable(images, background_statistics(images, self.radius_px)[1])
+            if not good.all():  # what has no background may have one once its gaps are filled
+                good[~good] = self._with_background(some[~good])[3]
+            parts.append(some[good])
+        found = np.concatenate(parts) if parts else rows
+        if len(found) < len(rows):
+            error = self._unusable(int(np.setdiff1d(rows, found)[0]))
+            if not len(found):
+                raise error
+            context.warn(f"{counted(len(rows) - len(found), 'image')} left out. The first: {error}")
+        return found
 
     @property
     def pixel_size_angstrom(self) -> float | None:
@@ -139,10 +173,23 @@ class StoredImages:
         return None
 
 
+def _usable(images: Tensor, std: Tensor) -> NDArray[np.bool_]:
+    """`(n,)` whether all pixels of `(n, y, x)` are numbers, and their background, of `std`, not constant."""
+    usable: NDArray[np.bool_] = (torch.isfinite(images.sum((1, 2)) + std) & (std > 0)).numpy()
+    return usable
+
+
 def choose_rows(
-    images: StoredImages, *, half_set: int | None, validation_share: float, held_out: bool
+    images: StoredImages,
+    *,
+    half_set: int | None,
+    validation_share: float,
+    held_out: bool,
+    context: JobContext = QUIET,
 ) -> NDArray[np.intp]:
     """Rows for training or validation: whole micrographs are kept back, whatever the order of the rows.
+
+    Images that cannot be learnt from are left out, and the context is warned.
 
     Raises
     ------
@@ -150,6 +197,10 @@ def choose_rows(
         A half set is asked for and the table has none.
     InputError
         No particle is left.
+    ImageError
+        None of their images can be learnt from.
+    Aborted
+        If the context said so.
     """
     rows: NDArray[np.intp] = np.arange(len(images))
     if half_set is not None:
@@ -172,7 +223,7 @@ def choose_rows(
             + (f" in half set {half_set}." if half_set else "."),
             path=images.table.source,
         )
-    return rows
+    return images.usable(rows, context)
 
 
 def augmented(noisy: Tensor, target: Tensor, section: StoredSection, generator: torch.Generator) -> Tensor:

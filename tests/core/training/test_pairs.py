@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cryohush.core.config.training import PairsConfig, TrainingConfig
-from cryohush.core.errors import ConfigurationError, InputError
+from cryohush.core.errors import ConfigurationError, ImageError, InputError
 from cryohush.core.io.mrc import StackWriter
 from cryohush.core.io.mrc_header import label_of_denoised
 from cryohush.core.job_context import JobContext
@@ -294,3 +294,41 @@ def test_targets_of_other_particles_are_refused(tmp_path, images):
     other.write_text(other.read_text().replace("mic", "session2_mic").replace(" 2980\n", " 1980\n"))
     with pytest.raises(InputError, match=r"other\.star: its rows are not those of .* row 2 "):
         PairedParticles(PairsConfig(noisy=noisy, target=other), held_out=False, seed=3)
+
+
+def test_images_that_cannot_be_learnt_from_are_found_before_the_training(tmp_path, images):
+    """Hours into it the first would end the training."""
+    images[3, 5, 5], images[9] = np.nan, 0.0
+    noisy = tmp_path / "noisy.mrcs"
+    with StackWriter(noisy, images.shape, pixel_size_angstrom=2.0, label="test") as writer:
+        writer.write(images, unchecked=range(N))
+    said: list[str] = []
+    context = JobContext(log=said.append)
+    config = PairsConfig(noisy=noisy)
+    parts = [
+        PairedParticles(config, held_out=held_out, seed=3, context=context) for held_out in (False, True)
+    ]
+    rows = np.concatenate([part.rows for part in parts])
+    assert sorted(rows) == [row for row in range(N) if row not in (3, 9)]
+    assert any("left out. The first:" in line and "image 4:" in line for line in said)
+    for number in range(8):
+        assert torch.isfinite(parts[0].batch(number, 16)[0]).all()
+    images[:] = np.nan
+    with StackWriter(noisy, images.shape, pixel_size_angstrom=2.0, label="test") as writer:
+        writer.write(images, unchecked=range(N))
+    with pytest.raises(ImageError, match="NaN or infinite"):
+        PairedParticles(config, held_out=False, seed=3)
+
+
+@pytest.mark.parametrize("is_clean", [False, True])
+def test_targets_of_the_other_contrast_are_refused(tmp_path, images, is_clean):
+    """A model would learn to show the opposite, with a loss that falls."""
+    rng = np.random.default_rng(2)
+    other = images + rng.normal(size=images.shape).astype(np.float32)
+    noisy = write_set(tmp_path, "noisy", images)
+    target = write_set(tmp_path, "dark", -other)
+    config = PairsConfig(noisy=noisy, target=target, target_is_clean=is_clean)
+    with pytest.raises(InputError, match=r"dark\.star: the images show the opposite"):
+        PairedParticles(config, held_out=False, seed=3)
+    light = write_set(tmp_path, "light", other)
+    PairedParticles(config.model_copy(update={"target": light}), held_out=False, seed=3)

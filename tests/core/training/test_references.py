@@ -6,6 +6,7 @@ Euler angles and shifts are written out in numpy.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -343,11 +344,19 @@ def test_orientations_of_other_particles_are_warned_of(project):
     assert not any("look no more like" in line for line in lines)
 
 
-def test_an_image_that_is_no_image_is_named(tmp_path):
+def test_an_image_that_is_no_image_is_named_and_left_out(tmp_path):
     project = Project(tmp_path)
     with mrcfile.open(tmp_path / "particles.mrcs", "r+") as file:
         file.data[6, 3, 3] = np.nan
-    with pytest.raises(ImageError, match=r"particles\.mrcs, image 7: the image holds NaN .*row 7"):
+    lines: list[str] = []
+    parts = open_reference(project.config(), seed=1, context=JobContext(log=lines.append))
+    assert sorted(np.concatenate([part.rows for part in parts])) == [row for row in range(N) if row != 6]
+    found = [line for line in lines if "1 image left out" in line]
+    assert len(found) == 1
+    assert re.search(r"particles\.mrcs, image 7: the image holds NaN .*row 7", found[0])
+    with mrcfile.open(tmp_path / "particles.mrcs", "r+") as file:
+        file.data[:] = np.nan
+    with pytest.raises(ImageError, match=r"particles\.mrcs, image \d+: the image holds NaN"):
         open_reference(project.config(), seed=1)
 
 
