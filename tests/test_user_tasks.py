@@ -210,6 +210,19 @@ def test_a_finished_cell_is_not_made_again(tasks: ModuleType, tmp_path: Path) ->
         tasks.Cells("task", {"n": 2}, tmp_path)
 
 
+def test_methods_of_an_unfinished_cell_are_not_made_again(tasks: ModuleType, tmp_path: Path) -> None:
+    tasks.Cells("task", {"n": 1}, tmp_path).method("a", "raw", lambda: {"x": 1.0})
+    again = tasks.Cells("task", {"n": 1}, tmp_path)
+    assert again.method("a", "raw", lambda: pytest.fail("made again")) == {"x": 1.0}
+    again("a", lambda: {"raw": {"x": 1.0}})
+    assert "unfinished" not in json.loads((tmp_path / "task.json").read_text())
+
+
+def test_a_figure_of_one_set_has_no_error(tasks: ModuleType) -> None:
+    shown = tasks.table([{"raw": {"x": 1.0}, "new": {"x": 1.5}}], {"figure": "x"})
+    assert shown.splitlines()[2:] == ["| raw | 1.000 |", "| new | 1.500 (+0.500) |"]
+
+
 def test_cells_of_another_model_of_that_name_are_not_gone_on_with(tasks: ModuleType, tmp_path: Path) -> None:
     tasks.Cells("task", {"model": "general"}, tmp_path)("a", lambda: {"raw": {"x": 1.0}})
     path = tmp_path / "task.json"

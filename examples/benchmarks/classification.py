@@ -36,7 +36,8 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import starfile
@@ -110,19 +111,34 @@ def main() -> None:
     for mixture in arguments.mixtures:
         found = []
         for repeat in range(arguments.repeats):
-            found.append(cells(f"{mixture}, {repeat + 1}", lambda: cell(mixture, repeat, arguments)))  # noqa: B023
+            key = f"{mixture}, {repeat + 1}"
+            keep = partial(cells.method, key)
+            found.append(cells(key, lambda: cell(mixture, repeat, arguments, keep)))  # noqa: B023
         text += f"\n{mixture}, {CLASSES[mixture]} classes, {len(found)} cells\n\n" + table(found, FIGURES)
     (arguments.output / "classification.md").write_text(text, encoding="utf-8")
     print(text)
 
 
-def cell(mixture: str, repeat: int, arguments: argparse.Namespace) -> Cell:
+def cell(
+    mixture: str,
+    repeat: int,
+    arguments: argparse.Namespace,
+    keep: Callable[[str, Callable[[], Mapping[str, float]]], dict[str, float]],
+) -> Cell:
+    """Figures of each method; `keep` gives those that were found before the last run was stopped."""
     names = MIXTURES[mixture][repeat % len(MIXTURES[mixture])]
     files = [structure_file(arguments.structures, name) for name in names]
     particles, _, pixel_size = simulate_particles(
         files, arguments.particles, BOX_PX, DIAMETER_SHARE, 100 + repeat
     )
     projections = projected(files, particles, pixel_size)
+
+    def figures(place: Path, shown: Tensor, limit: float | None) -> dict[str, float]:
+        place.mkdir()
+        write_particles(place / "in.star", shown, pixel_size, particles.optics)
+        rows, told = classify(place, pixel_size, CLASSES[mixture], repeat, limit, arguments)
+        return scores(rows, particles, projections, pixel_size) | told
+
     found: Cell = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -132,10 +148,7 @@ def cell(mixture: str, repeat: int, arguments: argparse.Namespace) -> Cell:
             if method in set(VARIANTS) - set(arguments.variants):
                 continue
             place = folder / f"class{number}"
-            place.mkdir()
-            write_particles(place / "in.star", shown, pixel_size, particles.optics)
-            rows, told = classify(place, pixel_size, CLASSES[mixture], repeat, limit, arguments)
-            found[method] = scores(rows, particles, projections, pixel_size) | told
+            found[method] = keep(method, partial(figures, place, shown, limit))
     return found
 
 

@@ -46,10 +46,10 @@ import torch
 from direct_inversion import Reconstruction
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from pairs import denoise
 from projection_matching import Optics, Poses, Reference, phases
 from torch import Tensor
 
+from cryohush.core.api import denoise
 from cryohush.core.classical.covariance import estimate_covariance
 from cryohush.core.classical.fourier_bessel import FourierBesselBasis
 from cryohush.core.imaging.ctf import read_ctf_table
@@ -92,7 +92,7 @@ def main() -> None:
     true, clean = clean_images(truth, optics, generator)
     raw = arguments.snr**0.5 * clean + coloured_noise(len(clean), arguments.box, generator)
     noise = coloured_noise(len(clean), arguments.box, generator)
-    denoised, denoised_noise = (run_model(model, images, arguments) for images in (raw, noise))
+    denoised, denoised_noise = (run_model(model, images, optics, arguments) for images in (raw, noise))
     log("simulated and denoised")
     reference = Reference(truth, arguments.search_box, arguments.order, LARGEST_SHIFT_PX)
     of_raw, of_denoised, of_noise, of_denoised_noise = (
@@ -223,8 +223,17 @@ def coloured_noise(n: int, box_px: int, generator: torch.Generator) -> Tensor:
     return noise / hermitian_mean(noise_power(box_px)).sqrt()
 
 
-def run_model(model: LoadedModel, images: Tensor, arguments: argparse.Namespace) -> Tensor:
-    return denoise(model, images, arguments.device, arguments.precision)
+def run_model(model: LoadedModel, images: Tensor, optics: Optics, arguments: argparse.Namespace) -> Tensor:
+    """What `cryohush denoise` makes of images by default: with the rest of the stack, and its CTF."""
+    denoised = denoise(
+        images.numpy(),
+        pixel_size=optics.pixel_size_angstrom,
+        model=model,
+        ctf=optics.parameters,
+        device=arguments.device,
+        precision=arguments.precision,
+    )
+    return torch.from_numpy(denoised)
 
 
 def find_poses(images: Tensor, optics: Optics, reference: Reference) -> Poses:
@@ -365,7 +374,7 @@ def tell_classes_apart(model: LoadedModel, arguments: argparse.Namespace) -> dic
     (_, first), (_, second) = (clean_images(volume, optics, generator) for volume in volumes)
     clean = torch.where(of_second[:, None, None], second, first)
     raw = arguments.snr**0.5 * clean + coloured_noise(len(clean), arguments.box, generator)
-    denoised = run_model(model, raw, arguments)
+    denoised = run_model(model, raw, optics, arguments)
     scores_raw, scores_denoised = [], []
     for volume in volumes:
         reference = Reference(volume, arguments.search_box, arguments.order, LARGEST_SHIFT_PX)

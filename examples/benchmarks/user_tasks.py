@@ -104,12 +104,31 @@ class Cells:
         if key not in cells:
             begin = time.monotonic()
             cells[key] = {method: rounded(figures) for method, figures in make().items()}
-            part = self.path.with_suffix(".part")
-            part.write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
-            part.replace(self.path)
+            self.unfinished.pop(key, None)
+            self._write()
             now = time.monotonic()
             print(f"{now - self.begin:.0f} s: {key} in {now - begin:.0f} s", flush=True)
         return cells[key]
+
+    @property
+    def unfinished(self) -> dict[str, Cell]:
+        """Of cells that were not finished: what their methods gave."""
+        found: dict[str, Cell] = self.record.setdefault("unfinished", {})
+        return found
+
+    def method(self, key: str, method: str, make: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        """A method's figures of an unfinished cell: the kept ones, or made now. For cells that take long."""
+        figures = self.unfinished.setdefault(key, {})
+        if method not in figures:
+            figures[method] = rounded(make())
+            self._write()
+        return figures[method]
+
+    def _write(self) -> None:
+        record = {name: value for name, value in self.record.items() if name != "unfinished" or value}
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        part.replace(self.path)
 
 
 def rounded(figures: Mapping[str, float]) -> dict[str, float]:
@@ -158,14 +177,19 @@ def table(cells: Iterable[Cell], figures: Mapping[str, str], reference: str = RA
             if row is None:
                 entries.append("")
                 continue
-            text = f"{row['mean']:.3f} ± {row['error']:.3f}"
+            text = f"{row['mean']:.3f}{plus_minus(row['error'])}"
             if method != reference and not math.isnan(row["gain"]):
-                text += f" ({row['gain']:+.3f} ± {row['gain_error']:.3f})"
+                text += f" ({row['gain']:+.3f}{plus_minus(row['gain_error'])})"
             if row["sets"] < len(cells):
                 text += f", {row['sets']} sets"
             entries.append(text)
         lines.append(f"| {method} | " + " | ".join(entries) + " |")
     return "\n".join(lines) + "\n"
+
+
+def plus_minus(error: float, digits: int = 3) -> str:
+    """What follows a figure: its error, and of one set nothing."""
+    return "" if math.isnan(error) else f" ± {error:.{digits}f}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,10 +2,11 @@
 
     python what_helps.py [--results results] [--write ../../docs/evidence.md]
 
-Reads <task>.json of each benchmark, and reconstruction.json for the uses that are not honest, and prints the
-tables; --write puts them into a page, between the two lines that name this script. The verdict is on what
-`cryohush denoise` does by default, by a rule and nothing else: a gain or loss counts when it exceeds its own
-error times Student's t (two-sided, 5 %), with as many sets as were made.
+Reads <task>.json of each benchmark, also of larger sets (classification_large.json,
+heterogeneity_large.json), and reconstruction.json for the uses that are not honest, and prints the tables;
+--write puts them into a page, between the two lines that name this script. The verdict is on what `cryohush
+denoise` does by default, by a rule and nothing else: a gain or loss counts when it exceeds its own error
+times Student's t (two-sided, 5 %), with as many sets as were made.
 
 - use it: better than raw images and than the low-pass filter;
 - use it or a low-pass filter: better than raw images, and not than the filter;
@@ -28,7 +29,7 @@ from pathlib import Path
 from hard_picking import GENERAL, PICKERS, SESSION, TWENTY
 from scipy.stats import t as student
 from sorted_maps import EVERYTHING
-from user_tasks import ALONE, LOW_PASS, RAW, STACK, TOPAZ, Cell, mean_and_error, table
+from user_tasks import ALONE, LOW_PASS, RAW, STACK, TOPAZ, Cell, mean_and_error, plus_minus, table
 
 HEAD, FOOT = "<!-- what_helps.py: begin -->", "<!-- what_helps.py: end -->"
 COLUMNS = (RAW, LOW_PASS, TOPAZ, ALONE, STACK)
@@ -38,6 +39,12 @@ CLASSIFIED = {
     "spread of views, degrees": "spread",
     "averages of raw images right to, 1/Å": "raw resolution",
     "claimed, 1/Å": "claimed",
+}
+SETTLING = {
+    "species: purity": "purity",
+    **CLASSIFIED,
+    "angle in the plane, degrees": "plane",
+    "change class in the last iteration": "moving",
 }
 SORTED = {
     "kept": "kept",
@@ -92,6 +99,8 @@ ROWS = (
     Row("Looking: blobs, AP", "looking", "picker", micrographs=True),
     Row("Two conformations, one view: components, accuracy", "heterogeneity", "pca"),
     Row("the same: best line, accuracy", "heterogeneity", "line"),
+    Row("the same of 10,000 images: components, accuracy", "heterogeneity_large", "pca"),
+    Row("of 10,000 images: best line, accuracy", "heterogeneity_large", "line"),
 )
 
 
@@ -136,20 +145,25 @@ def whole_table(results: Path) -> str:
         if cells:
             lines.append(line(row, cells))
     text = "\n".join(lines) + "\n"
-    text += details(results / "classification.json", "Class2D", CLASSIFIED, RAW)
+    for name, figures in ((CLASSES, CLASSIFIED), (f"{CLASSES}_large", SETTLING)):
+        text += details(results / f"{name}.json", "Class2D of {particles:,} particles", figures, RAW)
     text += details(results / "sorted_maps.json", "Maps after sorting", SORTED, EVERYTHING)
     return text + dishonest(results / "reconstruction.json")
 
 
 def details(path: Path, title: str, figures: Mapping[str, str], reference: str) -> str:
-    """A table of all methods of a task, for cells whose names begin alike; gains over the reference."""
+    """A table of all methods of a task, for cells whose names begin alike; gains over the reference.
+
+    The title may name settings that the cells were made with.
+    """
     if not path.exists():
         return ""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    text = ""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    cells, title, text = record["cells"], title.format(**record["settings"]), ""
     for kind in sorted({name.split(",")[0] for name in cells}):
         some = [cell for name, cell in cells.items() if name.startswith(f"{kind},")]
-        text += f"\n{title}, {kind}, {len(some)} sets, in brackets the difference to {reference}:\n\n"
+        sets = f"{len(some)} set{'s' if len(some) > 1 else ''}"
+        text += f"\n{title}, {kind}, {sets}, in brackets the difference to {reference}:\n\n"
         text += table(some, figures, reference)
     return text
 
@@ -202,7 +216,7 @@ def line(row: Row, cells: Sequence[Cell]) -> str:
             entries.append("")
             continue
         mean, error = mean_and_error([cell[name][row.figure] for cell in having])
-        text = f"{mean:.{row.digits}f}" + ("" if math.isnan(error) else f" ± {error:.{row.digits}f}")
+        text = f"{mean:.{row.digits}f}{plus_minus(error, row.digits)}"
         if len(having) < len(cells):
             text += f" ({len(having)} set{'s' if len(having) > 1 else ''})"
         entries.append(text)
