@@ -221,7 +221,8 @@ def line(row: Row, cells: Sequence[Cell]) -> str:
             text += f" ({len(having)} set{'s' if len(having) > 1 else ''})"
         entries.append(text)
     said = verdict(row, cells, low_pass=TWENTY if row.micrographs else LOW_PASS, ours=names[4] or GENERAL)
-    of_stack = "" if row.micrographs else CHANGES[difference(row, cells, STACK, ALONE)]
+    alone = any(row.figure in cell.get(ALONE, {}) for cell in cells)
+    of_stack = CHANGES[difference(row, cells, STACK, ALONE)] if alone else ""
     return f"| {row.title} | " + " | ".join([*entries, str(len(cells)), f"**{said}**", of_stack]) + " |"
 
 
