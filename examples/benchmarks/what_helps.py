@@ -69,16 +69,26 @@ class Row:
 
 
 CLASSES, PICKS, POSES = "classification", "hard_picking", "found_poses"
+TWO = "two species"
 AP, RELION_AP, TEMPLATE_AP, DETECTOR_AP = (f"{picker} average precision" for picker in PICKERS)
 ROWS = (
     Row("Sorting out junk, simulated: AUC", "sorting", "ordinary auc", "!real"),
     Row("the same: purity where 95 % are kept", "sorting", "ordinary purity", "!real"),
     Row("Sorting out empty places, real: AUC", "sorting", "ordinary auc", "real"),
-    Row("2D classes: species apart (NMI)", CLASSES, "nmi"),
-    Row("2D classes: views apart (spread, degrees, less is better)", CLASSES, "spread", better=-1, digits=1),
-    Row("2D classes: angle in the plane, degrees, less is better", CLASSES, "plane", better=-1, digits=1),
-    Row("2D classes: averages right to, 1/Å", CLASSES, "resolution", digits=4),
-    Row("2D classes: averages of the raw images right to, 1/Å", CLASSES, "raw resolution", digits=4),
+    Row("2D classes: species apart (NMI)", CLASSES, "nmi", TWO),
+    Row(
+        "2D classes: views apart (spread, degrees, less is better)",
+        CLASSES,
+        "spread",
+        TWO,
+        better=-1,
+        digits=1,
+    ),
+    Row(
+        "2D classes: angle in the plane, degrees, less is better", CLASSES, "plane", TWO, better=-1, digits=1
+    ),
+    Row("2D classes: averages right to, 1/Å", CLASSES, "resolution", TWO, digits=4),
+    Row("2D classes: averages of the raw images right to, 1/Å", CLASSES, "raw resolution", TWO, digits=4),
     Row("Picking blobs, simulated: AP", PICKS, AP, "!real", micrographs=True),
     Row(
         "the same: false picks at the best F1, less is better",
