@@ -22,7 +22,7 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -211,6 +211,24 @@ def estimate_covariance_through_ctf(
         eigenvalues.append(values.clamp_min(0).float())
         vectors.append(columns.float())
     return ImageCovariance(basis, _whole(mean, basis), vectors, eigenvalues)
+
+
+def covariance_of_backprojected(
+    coefficients: Sequence[Tensor], squared: Sequence[Tensor], group: Tensor
+) -> list[Tensor]:
+    """Covariance by angular frequency from coefficients `(n, q)` through their own CTF, mean 0, noise 1.
+
+    As of `estimate_covariance_through_ctf`: `A_g y` in place of y, and `A_g²` `(g, q, q)`.
+    """
+    counts = torch.bincount(group, minlength=len(squared[0])).double()
+    covariances = []
+    for order, (some, double) in enumerate(zip(coefficients, squared, strict=True)):
+        ratio = _ratio(order, some.shape[1], len(some))
+        outer = _second_moment(some) / len(some)
+        right = _shrunk_right_hand_side(outer, double.double(), counts, 1.0, ratio)
+        values, columns = torch.linalg.eigh(_least_squares_covariance(double.double(), counts, right))
+        covariances.append(((columns * values.clamp_min(0)) @ columns.T).float())
+    return covariances
 
 
 def _least_squares_mean(operators: Tensor, sums: Tensor, counts: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..io.files import writing
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
 from ..io.poses import PREMULTIPLIED, changed_ctf
+from .like_views import LikeViews
 from .stack_context import (
     CHANNELS,
     FEWEST_IMAGES,
@@ -42,6 +43,8 @@ _METADATA_KEY = "cryohush_context"
 _SEED = 0
 #: images of the sample that are in memory at their full size at once
 _BLOCK = 128
+#: images of all samples whose like views are looked at: 7 kB of memory and of the file each, twice in memory
+MOST_VIEWS = 16 * MOST_IMAGES
 #: what has to be equal within a context; its images may differ in the rest
 _COMMON = ("voltage_kv", "cs_mm", "amplitude_contrast")
 _OPTICS = tuple(field.name for field in fields(CtfParameters))
@@ -106,6 +109,7 @@ class StackContexts:
         entries = []
         for number, context in enumerate(self.contexts):
             tensors[f"{number}.signal_power"] = context.signal_power
+            tensors[f"{number}.noise_power"] = context.noise_power
             tensors[f"{number}.mean"] = torch.view_as_real(context.covariance.mean).contiguous()
             for order, (vectors, values) in enumerate(
                 zip(context.covariance.vectors, context.covariance.eigenvalues, strict=True)
@@ -114,6 +118,8 @@ class StackContexts:
                 tensors[f"{number}.eigenvalues.{order}"] = values.contiguous()
             if context.group_optics is not None:
                 tensors[f"{number}.optics"] = _stacked(context.group_optics)
+            if context.views is not None:
+                tensors |= _tensors_of_views(context.views, number)
             entries.append(
                 {
                     "name": self.names[number],
@@ -126,6 +132,7 @@ class StackContexts:
                     "working_box_px": context.working_box_px,
                     "basis_radius_px": context.covariance.basis.radius_px,
                     "orders": len(context.covariance.vectors),
+                    "views": None if context.views is None else [context.views.share, context.views.error],
                 }
             )
         for number, of_stack in enumerate(self.images.values()):
@@ -177,11 +184,12 @@ def _context(tensors: Mapping[str, Tensor], number: int, entry: Mapping[str, Any
     basis = working_basis(entry["working_box_px"], entry["basis_radius_px"])
     orders = range(entry["orders"])
     optics = tensors.get(f"{number}.optics")
-    return StackContext(
+    context = StackContext(
         entry["box_px"],
         entry["radius_px"],
         entry["pixel_size_angstrom"],
         entry["noise_variance"],
+        tensors[f"{number}.noise_power"],
         tensors[f"{number}.signal_power"],
         ImageCovariance(
             basis,
@@ -193,6 +201,27 @@ def _context(tensors: Mapping[str, Tensor], number: int, entry: Mapping[str, Any
         None if optics is None else CtfParameters(*optics),
         entry["n_images"],
     )
+    if entry["views"] is None:
+        return context
+    views = context.like_views(
+        torch.view_as_complex(tensors[f"{number}.views.sample"]),
+        tensors[f"{number}.views.group"],
+        [tensors[f"{number}.views.weights.{order}"] for order in orders],
+        [tensors[f"{number}.views.residual.{order}"] for order in orders],
+        *entry["views"],
+    )
+    return replace(context, views=views)
+
+
+def _tensors_of_views(views: LikeViews, number: int) -> dict[str, Tensor]:
+    tensors = {
+        f"{number}.views.sample": torch.view_as_real(views.sample).contiguous(),
+        f"{number}.views.group": views.group,
+    }
+    for order, (weights, residual) in enumerate(zip(views.weights, views.residual, strict=True)):
+        tensors[f"{number}.views.weights.{order}"] = weights.contiguous()
+        tensors[f"{number}.views.residual.{order}"] = residual.contiguous()
+    return tensors
 
 
 def _stacked(optics: CtfParameters) -> Tensor:
@@ -275,7 +304,8 @@ def _find(
             if premultiplied:  # their noise is as coloured as their signal
                 context, note = None, "none: the images were multiplied by their CTF"
             else:
-                context, note = _fit(particles, rows, optics, wanted)
+                looked_at = sum(context.n_images for context in contexts)
+                context, note = _fit(particles, rows, optics, wanted, with_views=looked_at < MOST_VIEWS)
             notes[name] = f"{name}: {note}"
             log(f"context of {notes[name]}")
         if context is not None:
@@ -315,6 +345,8 @@ def _fit(
     rows: NDArray[np.int64],
     optics: CtfParameters | None,
     wanted: _Wanted,
+    *,
+    with_views: bool,
 ) -> tuple[StackContext | None, str]:
     """The context of some rows, and a line about it."""
     if len(rows) < FEWEST_IMAGES:
@@ -331,6 +363,7 @@ def _fit(
         None if optics is None or not pixel_size else optics[torch.from_numpy(rows)],
         pixel_size,
         wanted.diameter_angstrom,
+        with_views=with_views,
     )
 
 
@@ -390,6 +423,8 @@ def _from_blocks(
     optics: CtfParameters | None,
     pixel_size: float | None,
     diameter_angstrom: float | None,
+    *,
+    with_views: bool = True,
 ) -> tuple[StackContext | None, str]:
     """The context of images `(n, y, x)` that come some at a time, protein white, and a line about it."""
     y, box = shape
@@ -408,14 +443,18 @@ def _from_blocks(
             pixel_size_angstrom=pixel_size or 1.0,
             radius_px=radius,
             box_px=box,
+            with_views=with_views,
         )
     except ValueError as error:
         return None, f"none: {error}"
     groups = "CTF not known" if optics is None else f"{len(context.group_optics or ())} groups of CTF"
-    return context, (
+    note = (
         f"{len(chosen)} images, {groups}, {100 * float(context.explained.mean()):.0f} % of the particles' "
         "variance explained"
     )
+    if context.views is not None:
+        note += f", like views take part by {100 * context.views.share:.0f} %"
+    return context, note
 
 
 def read_sample(

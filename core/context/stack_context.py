@@ -27,8 +27,10 @@ from ..classical.covariance import ImageCovariance, estimate_covariance_through_
 from ..classical.fourier_bessel import FourierBesselBasis
 from ..imaging.ctf import CtfParameters, ctf, defocus_groups, nearest_group
 from ..imaging.filters import background_power
+from ..imaging.noise import image_generator
 from ..imaging.resample import fourier_resample
 from ..imaging.rings import ring_index, ring_mean
+from .like_views import MEASURED, LikeViews, find_like_views, times
 
 WORKING_BOX_PX = 64
 #: of `StackContext.channels`
@@ -44,6 +46,8 @@ _NOISE_RINGS = (0.7, 0.95)
 #: rings in which the background's power beyond white noise is that of ice and neighbours, and how much of it,
 #: over that of the noise, is plenty
 _ICE_RINGS, _MUCH_ICE = (0.2, 0.55), 0.2
+#: relative to the floor; a ring with less was filtered away
+_LEAST_NOISE = 0.1
 _EDGE_PX = 6.0
 _SMALLEST_BOX_PX = 32
 
@@ -73,6 +77,8 @@ class StackContext:
     noise_variance
         Per pixel of the working grid: the white floor of the background, so that whatever else is uneven in
         it (the structure of the ice) counts as signal.
+    noise_power
+        `(rings,)` of the working grid: the floor, or the background's power where that is less.
     signal_power
         `(rings,)` of the particles and the ice without CTF, working grid.
     covariance
@@ -85,17 +91,21 @@ class StackContext:
         as the particles' own.
     n_images
         Images of the sample.
+    views
+        What like views of the sample add to the covariance filter; None where that is nothing.
     """
 
     box_px: int
     radius_px: float
     pixel_size_angstrom: float
     noise_variance: float
+    noise_power: Tensor
     signal_power: Tensor
     covariance: ImageCovariance
     unevenness: float
     group_optics: CtfParameters | None
     n_images: int
+    views: LikeViews | None = None
 
     @property
     def working_box_px(self) -> int:
@@ -111,7 +121,8 @@ class StackContext:
 
         Returns
         -------
-        `(n, 4, y, x)`: the covariance Wiener filter's image, which shows the particle alone; the image
+        `(n, 4, y, x)`: the covariance Wiener filter's image, with like views of other images where they add
+        to it, which shows the particle alone; the image
         filtered by its own CTF and the stack's signal-to-noise ratio; inside the particle's circle, the share
         of the particle's variance that the first explains; and `unevenness`, everywhere. Both images are seen
         through the CTF.
@@ -126,8 +137,8 @@ class StackContext:
             assert self.group_optics is not None
             group = nearest_group(optics, self.group_optics)
         squared = own.square() * self.signal_power[ring_index((working, working))]
-        wiener = transform * (squared / (squared + self.noise_variance))
-        small = torch.fft.irfft2(transform, s=(working, working)) * (
+        wiener = transform * (squared / (squared + self.noise_power[ring_index((working, working))]))
+        small = torch.fft.irfft2(transform * self.whitening, s=(working, working)) * (
             circle(working, self.working_radius_px) / self.noise_variance**0.5
         )
         restored = self._restored(small, group) * self.noise_variance**0.5
@@ -158,6 +169,9 @@ class StackContext:
             values = torch.view_as_real(coefficients[:, first:last])
             product = gain[group].mT @ values
             filtered[:, first:last] = torch.view_as_complex(product.contiguous())
+        if self.views is not None:
+            through = times(self._operators, self.views.places, coefficients, group)
+            filtered += self.views.share * (self.views.restored(through, group) - filtered)
         return basis.synthesise(filtered + covariance.mean)
 
     @property
@@ -168,7 +182,7 @@ class StackContext:
     @cached_property
     def _filters(self) -> _Filters:
         covariance, basis = self.covariance, self.covariance.basis
-        operators = basis.radial_operators(self.group_transfer())
+        operators = self._operators
         seen_means = operators[0] @ covariance.mean[basis.angular == 0].real
         gains = []
         total = torch.zeros(len(operators[0]))
@@ -189,15 +203,62 @@ class StackContext:
             total += times * prior.diagonal(dim1=-2, dim2=-1).sum(-1)
             left += times * (prior * torch.linalg.solve(seen, prior)).sum((-2, -1))
             first = last
-        return _Filters(gains, seen_means, (left / total.clamp_min(1e-6)).clamp(0, 1))
+        explained = (left / total.clamp_min(1e-6)).clamp(0, 1)
+        if self.views is not None:
+            explained = 1 - self.views.error * (1 - explained)
+        return _Filters(gains, seen_means, explained)
+
+    @cached_property
+    def _operators(self) -> list[Tensor]:
+        return self.covariance.basis.radial_operators(self.group_transfer())
+
+    def like_views(
+        self,
+        sample: Tensor,
+        group: Tensor,
+        weights: list[Tensor] | None = None,
+        residual: list[Tensor] | None = None,
+        share: float = 0.0,
+        error: float = 1.0,
+    ) -> LikeViews:
+        """`LikeViews` of this context's covariance and CTFs."""
+        covariance = self.covariance
+        prior = [(v * e) @ v.T for v, e in zip(covariance.vectors, covariance.eigenvalues, strict=True)]
+        squared = [operator @ operator for operator in self._operators]
+        return LikeViews(
+            covariance.basis, prior, squared, sample, group, weights or [], residual or [], share, error
+        )
+
+    def with_views(self, images: Tensor, group: Tensor) -> StackContext:
+        """Look for like views among `(n, y, x)` images of noise 1 on the working grid."""
+        basis = self.covariance.basis
+        first_order = basis.angular == 0
+        coefficients = torch.cat([basis.analyse(block) for block in torch.split(images, 256)])
+        coefficients[:, first_order] -= self._filters.seen_means[group]
+        n_measured = min(MEASURED, len(images))
+        noise = torch.randn(n_measured, len(basis), 2, generator=image_generator(0, 0, "like views"))
+        noise[:, first_order] *= torch.tensor([2**0.5, 0.0])
+        noise = torch.view_as_complex(noise / 2**0.5)
+        nothing = self.like_views(coefficients[:0], group[:0])
+        places = nothing.places
+        views = find_like_views(
+            replace(nothing, sample=times(self._operators, places, coefficients, group), group=group),
+            times(self._operators, places, noise, group[:n_measured]),
+        )
+        return self if views is None else replace(self, views=views)
 
     def group_transfer(self) -> Tensor:
-        """`(g, y, x // 2 + 1)` CTF of each group on the working grid."""
+        """`(g, y, x // 2 + 1)` CTF of each group on the working grid, where the noise was made white."""
         working = self.working_box_px
         if self.group_optics is None:
-            return torch.ones(1, working, working // 2 + 1)
+            return self.whitening[None]
         size = torch.full((len(self.group_optics),), self.working_pixel_size_angstrom)
-        return ctf(self.group_optics, size, working)
+        return ctf(self.group_optics, size, working) * self.whitening
+
+    @cached_property
+    def whitening(self) -> Tensor:
+        """`(y, x // 2 + 1)` what makes the noise of `noise_power` white, on the working grid."""
+        return _whitening(self.noise_power, self.noise_variance, self.working_box_px)
 
 
 def fit_context(
@@ -207,6 +268,7 @@ def fit_context(
     pixel_size_angstrom: float,
     radius_px: float,
     box_px: int | None = None,
+    with_views: bool = True,
 ) -> StackContext:
     """First pass: what a sample of a stack says.
 
@@ -221,6 +283,8 @@ def fit_context(
         Of the particle.
     box_px
         Side of the images, where these are on their working grid already (`to_working_grid`).
+    with_views
+        Whether to look for like views, which takes most of the time.
 
     Raises
     ------
@@ -243,24 +307,29 @@ def fit_context(
     noise = float(power[int(_NOISE_RINGS[0] * nyquist) : int(_NOISE_RINGS[1] * nyquist)].median())
     if not noise > 0:
         raise ValueError("the images' background holds no noise")
+    noise_power = _noise_power(power, noise, nyquist)
+    whitening = _whitening(noise_power, noise, working)
     working_size = pixel_size_angstrom / ratio
     if optics is None:
         group, group_optics = torch.zeros(n, dtype=torch.int64), None
-        transfer = torch.ones(1, working, working // 2 + 1)
+        transfer = whitening[None]
     else:
         group, group_optics = defocus_groups(optics, max(1, min(_MOST_GROUPS, n // _FEWEST_OF_GROUP)))
         transfer = ctf(group_optics, torch.full((len(group_optics),), working_size), working)
+        transfer = transfer * whitening
     basis = working_basis(working, radius_px * ratio + _EDGE_PX / 2 + 1)
     mask = circle(working, radius_px * ratio) / noise**0.5
-    covariance = estimate_covariance_through_ctf(small * mask, 1.0, basis, transfer, group)
+    masked = torch.cat([_filtered(block, whitening) * mask for block in torch.split(small, 256)])
+    covariance = estimate_covariance_through_ctf(masked, 1.0, basis, transfer, group)
     # as a file of it is read again: products depend on the layout in their last bits
     covariance = replace(covariance, vectors=[vectors.contiguous() for vectors in covariance.vectors])
-    signal = _signal_power(small, noise, optics, working_size)
+    signal = _signal_power(small, noise_power, optics, working_size)
     beyond = power[int(_ICE_RINGS[0] * nyquist) : int(_ICE_RINGS[1] * nyquist)] / noise - 1
     uneven = min(1.0, float(beyond.clamp_min(0).mean()) / _MUCH_ICE)
-    return StackContext(
-        box, radius_px, pixel_size_angstrom, noise, signal, covariance, uneven, group_optics, n
+    context = StackContext(
+        box, radius_px, pixel_size_angstrom, noise, noise_power, signal, covariance, uneven, group_optics, n
     )
+    return context.with_views(masked, group) if with_views else context
 
 
 def to_working_grid(images: Tensor) -> Tensor:
@@ -269,11 +338,12 @@ def to_working_grid(images: Tensor) -> Tensor:
 
 
 def _signal_power(
-    images: Tensor, noise: float, optics: CtfParameters | None, pixel_size_angstrom: float
+    images: Tensor, noise: Tensor, optics: CtfParameters | None, pixel_size_angstrom: float
 ) -> Tensor:
     """`(rings,)` power without CTF, by least squares over the images: power = CTF² signal + noise."""
     shape = (images.shape[-2], images.shape[-1])
     top = bottom = torch.zeros(())
+    noise = noise[ring_index(shape)]
     for members in torch.split(torch.arange(len(images)), 256):
         power = torch.fft.rfft2(images[members], norm="ortho").abs().square()
         if optics is None:
@@ -284,6 +354,26 @@ def _signal_power(
         top = top + ring_mean((squared * (power - noise)).sum(0), shape)
         bottom = bottom + ring_mean(squared.square().sum(0), shape)
     return (top / bottom.clamp_min(1e-6)).clamp_min(0.0)
+
+
+def _filtered(images: Tensor, factors: Tensor) -> Tensor:
+    filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * factors, s=images.shape[-2:])
+    return filtered
+
+
+def _noise_power(background: Tensor, floor: float, nyquist: int) -> Tensor:
+    """`(rings,)` of the noise, from that of the background: what rises above the floor is not noise alone.
+
+    From where the floor is measured on it is the floor.
+    """
+    around = torch.nn.functional.pad(background[None], (2, 2), "replicate")
+    smooth = around.unfold(1, 5, 1).mean(-1)[0].clamp(_LEAST_NOISE * floor, floor)
+    smooth[int(_NOISE_RINGS[0] * nyquist) :] = floor
+    return smooth
+
+
+def _whitening(noise_power: Tensor, floor: float, box_px: int) -> Tensor:
+    return (floor / noise_power).sqrt()[ring_index((box_px, box_px))]
 
 
 @lru_cache(maxsize=4)

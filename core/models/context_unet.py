@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ from .unet import ShuffleUNet, from_cells, join
 LOG_VARIANCE = (-12.0, 4.0)
 #: so many channels of context, the first, are estimates of the image; the others are shares
 ESTIMATES = 2
+#: factors of the expected variance that a calibration stays between
+ALONE_FACTORS = (0.75, 1.43)
 
 
 class ContextUNet(ShuffleUNet):
@@ -113,16 +116,20 @@ class ContextAverage(ShuffleUNet):
         network alone its share is that of the variance which it explains.
     widths, blocks, unshuffle
         As of `ShuffleUNet`.
+    alone_error
+        Offset and slope of a line in the logarithm of the expected variance of images without context that is
+        added to it, within `ALONE_FACTORS`: a calibration of these weights.
     """
 
     def __init__(
         self,
         share: float = 0.5,
         covariance_share: float = 0.3,
-        even_covariance_share: float = 0.5,
+        even_covariance_share: float = 0.6,
         widths: Sequence[int] = (48, 96, 160, 160),
         blocks: Sequence[int] = (1, 1, 1, 2),
         unshuffle: int = 4,
+        alone_error: Sequence[float] = (0.0, 0.0),
     ) -> None:
         super().__init__(widths, blocks, unshuffle)
         for value in (share, covariance_share, even_covariance_share):
@@ -131,6 +138,7 @@ class ContextAverage(ShuffleUNet):
         self.context_channels = 4
         self._share, self._covariance_share = share, covariance_share
         self._even_covariance_share = even_covariance_share
+        self._alone_error = tuple(alone_error)
         cell = unshuffle**2
         self.error_head = nn.Sequential(
             nn.Conv2d(widths[0] + 4 * cell, 64, 3, padding=1),
@@ -166,6 +174,7 @@ class ContextAverage(ShuffleUNet):
         features = self.features(_image(x))
         image = from_cells(self.head(features), self._side)
         if x.shape[1] == 1:
+            known = image.new_zeros(len(image), 1, 1, 1)
             differ = image.new_zeros(len(image), 3, *image.shape[-2:])
         else:
             known = (x[:, 3:4].amax((2, 3), keepdim=True) > 0).to(image.dtype)
@@ -173,9 +182,17 @@ class ContextAverage(ShuffleUNet):
         cues = nn.functional.pixel_unshuffle(torch.cat([image, differ], 1), self._side)
         seen = torch.cat([features, cues], 1).detach()
         log_variance = from_cells(self.error_head(seen), self._side)
+        alone = calibrated(log_variance, *self._alone_error)
+        log_variance = alone + known * (log_variance - alone)
         return self._mean(x, image), log_variance.clamp(*LOG_VARIANCE)
 
 
 def _image(x: Tensor) -> Tensor:
     """The image without its context, laid out as convolutions want it."""
     return x[:, :1].contiguous(memory_format=torch.channels_last)
+
+
+def calibrated(log_variance: Tensor, offset: float, slope: float) -> Tensor:
+    """Expected log variance with a line in it added, within the logarithms of `ALONE_FACTORS`."""
+    low, high = map(math.log, ALONE_FACTORS)
+    return log_variance + (offset + slope * log_variance).clamp(low, high)

@@ -418,7 +418,8 @@ def covariance_scores(
     covariance, basis = context.covariance, context.covariance.basis
     working = context.working_box_px
     mask = circle(working, context.working_radius_px)
-    small = fourier_resample(images, working) * (mask / context.noise_variance**0.5)
+    small = torch.fft.rfft2(fourier_resample(images, working)) * context.whitening
+    small = torch.fft.irfft2(small, s=(working, working)) * (mask / context.noise_variance**0.5)
     group = torch.zeros(len(images), dtype=torch.int64)
     if optics is not None:
         assert context.group_optics is not None

@@ -1,6 +1,7 @@
 """How far the expected errors of a model can be trusted: beside the true ones, on structures held out.
 
-    python trust.py --structures DIR --ctf-tables TABLE.npy ... --output OUT [--model general] [--quick]
+    python trust.py --structures DIR --ctf-tables TABLE.npy ... --output OUT [--model general] [--names ...]
+        [--context none] [--quick]
 
 Stacks of simulated particles (real CTFs, crowding, uneven noise, empty images, as in the training of the
 stack-aware networks), of each of the six held-out structures at three signal-to-noise ratios and two box
@@ -9,6 +10,7 @@ the variance of its error.
 
 - `true over expected`: mean squared error over the mean expected one, by cell;
 - tenths: of all pixels sorted by the expected variance, mean squared error over the expected one in each;
+- the line through the logarithms of both in the tenths: a calibration, if of other structures (`--names`);
 - `images`: rank correlation of the expected with the true squared error of whole images of a cell.
 
 Writes trust.json and trust.md to OUT.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,18 +50,23 @@ def main() -> None:
     parser.add_argument("--ctf-tables", type=Path, nargs="+", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--model", default="general")
+    parser.add_argument(
+        "--names", nargs="+", default=HELD_OUT, help="structures, by the names of their files"
+    )
+    parser.add_argument("--context", choices=("auto", "none"), default="auto", help="none: without alone")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="one structure, one ratio, one box, 200 images")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    names, snrs, boxes, n, scored = HELD_OUT, SNRS, BOXES, IMAGES, SCORED
+    names, snrs, boxes, n, scored = arguments.names, SNRS, BOXES, IMAGES, SCORED
     if arguments.quick:
         names, snrs, boxes, n, scored = names[:1], snrs[1:2], boxes[:1], 200, FEWEST_SCORED
     tables = [read_ctf_table(path) for path in arguments.ctf_tables]
     network = load_model(arguments.model).module.bfloat16().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    kinds = ("context", "no context") if arguments.context == "auto" else ("no context",)
     cells: dict[str, dict[str, Any]] = {}
-    pools: dict[str, list[tuple[Tensor, Tensor]]] = {"context": [], "no context": []}
+    pools: dict[str, list[tuple[Tensor, Tensor]]] = {kind: [] for kind in kinds}
     for number, name in enumerate(names):
         bank = make_projection_bank(
             [structure_file(arguments.structures, name)],
@@ -74,7 +82,7 @@ def main() -> None:
                 ranges = replace(StackRanges(), snr=(snr, snr), no_ctf_probability=0.0)
                 generator = torch.Generator().manual_seed(1000 * number + box + round(100 * snr))
                 stack = simulate_stack([bank], tables, ranges, generator, box, n)
-                found = judge(network, stack, scored)
+                found = judge(network, stack, scored, kinds)
                 for kind, (expected, true) in found.items():
                     key = f"{name}, {box} px, SNR {snr:g}, {kind}"
                     of_images = spearmanr(expected.mean(1), true.mean(1)).statistic
@@ -92,17 +100,19 @@ def main() -> None:
     print(text)
 
 
-def judge(network: Any, stack: Any, n: int) -> dict[str, tuple[Tensor, Tensor]]:
+def judge(network: Any, stack: Any, n: int, kinds: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """Expected and true squared errors, `(n, pixels)` within the circle, with and without context."""
     box = stack.noisy.shape[-1]
     radius = default_radius_px((box, box))
-    context = fit_context(
-        stack.noisy, stack.optics, pixel_size_angstrom=stack.pixel_size_angstrom, radius_px=radius
-    )
     noisy, optics = stack.noisy[:n], None if stack.optics is None else stack.optics[:n]
     inside = circle(box, radius) > 0.5
     found = {}
-    for kind, channels in (("context", channels_of(context, noisy, optics)), ("no context", None)):
+    for kind in kinds:
+        channels = None
+        if kind == "context":
+            size = stack.pixel_size_angstrom
+            context = fit_context(stack.noisy, stack.optics, pixel_size_angstrom=size, radius_px=radius)
+            channels = channels_of(context, noisy, optics)
         expected, true = [], []
         for members in torch.arange(len(noisy)).split(BATCH):
             shown = noisy[members, None]
@@ -137,6 +147,10 @@ def markdown(cells: dict[str, dict[str, Any]], deciles: dict[str, list[dict[str,
     for kind, tenths in deciles.items():
         values = " | ".join(f"{tenth['true over expected']:.2f}" for tenth in tenths)
         lines.append(f"| {kind} | {values} |")
+    for kind, tenths in deciles.items():
+        expected, true = (np.log([tenth[name] for tenth in tenths]) for name in ("expected", "true"))
+        slope, offset = np.polyfit(expected, true, 1)
+        lines += ["", f"{kind}: log true = {offset:.2f} + {slope:.2f} log expected"]
     lines += ["", "By cell: median, and the middle four fifths of the cells.", ""]
     for kind in deciles:
         some = [cell for key, cell in cells.items() if key.endswith(f", {kind}")]

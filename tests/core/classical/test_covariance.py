@@ -11,6 +11,7 @@ import torch
 from cryohush.core.classical.covariance import (
     ImageCovariance,
     _shrunk,
+    covariance_of_backprojected,
     estimate_covariance,
     estimate_covariance_through_ctf,
 )
@@ -254,6 +255,27 @@ def test_groups_are_of_like_defocus_and_size() -> None:
         defocus_groups(mixed, 10)
     with pytest.raises(ValueError, match="104 groups"):
         defocus_groups(parameters, 104)
+
+
+def test_coefficients_through_their_own_ctf_are_enough() -> None:
+    basis = FourierBesselBasis(BOX, BOX / 3, 0.3)
+    optics_of_images = optics(400)
+    group, of_groups = defocus_groups(optics_of_images, 10)
+    transfer = ctf(of_groups, torch.full((10,), 3.0), BOX)
+    images = apply_transfer(projections(400), transfer[group]) + white(400, BOX, BOX)
+    expected = estimate_covariance_through_ctf(images, 1.0, basis, transfer, group)
+    operators = basis.radial_operators(transfer)
+    coefficients = basis.analyse(images)
+    through, squared = [], []
+    for order, operator in enumerate(operators):
+        some = torch.view_as_real(coefficients[:, basis.angular == order])
+        through.append(torch.view_as_complex((operator[group] @ some).contiguous()))
+        squared.append(operator @ operator)
+    found = covariance_of_backprojected(through, squared, group)
+    # angular frequency 0 has a mean
+    for one, vectors, values in zip(found[1:], expected.vectors[1:], expected.eigenvalues[1:], strict=True):
+        there = (vectors * values) @ vectors.T
+        torch.testing.assert_close(one, there, atol=1e-3 * float(there.abs().max()) + 1e-6, rtol=0)
 
 
 def test_what_cannot_be_estimated_is_refused() -> None:

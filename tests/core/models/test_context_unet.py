@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cryohush.core.models.context_unet import LOG_VARIANCE, ContextAverage, ContextUNet
+from cryohush.core.models.context_unet import (
+    ALONE_FACTORS,
+    LOG_VARIANCE,
+    ContextAverage,
+    ContextUNet,
+    calibrated,
+)
 from cryohush.core.models.unet import ShuffleUNet
 
 SMALL = {"widths": (8, 8), "blocks": (1, 1), "unshuffle": 2}
@@ -94,3 +100,19 @@ def test_the_error_of_the_average_is_told_without_touching_it() -> None:
         learnt = [name for name, value in ours.named_parameters() if value.grad is not None]
         assert learnt
         assert all(name.startswith("error_head") for name in learnt)
+
+
+def test_images_without_context_have_the_same_error_beside_others_that_have_one() -> None:
+    ours = disturbed(ContextAverage(**SMALL, alone_error=(-0.64, -0.26))).eval()  # type: ignore[arg-type]
+    x = torch.randn(3, 5, 16, 16)
+    x[1, 1:] = 0
+    torch.testing.assert_close(ours.with_error(x)[1][1], ours.with_error(x[:, :1])[1][1])
+
+
+def test_the_calibration_keeps_the_order_and_stays_within_what_was_measured() -> None:
+    told = torch.linspace(*LOG_VARIANCE, 500)
+    found = calibrated(told, -0.64, -0.26)
+    assert bool((found.diff() > 0).all())
+    factor = (found - told).exp()
+    assert float(factor.min()) == pytest.approx(min(ALONE_FACTORS))
+    assert float(factor.max()) == pytest.approx(max(ALONE_FACTORS))
