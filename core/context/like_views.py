@@ -57,8 +57,8 @@ class LikeViews:
     ----------
     basis
         Of all coefficients, which are relative to the mean image in units of the noise.
-    prior
-        `(q, q)` covariance of the images, of each angular frequency.
+    vectors, prior
+        `(q, q)` eigenvectors and covariance of the images, of each angular frequency.
     squared
         `(g, q, q)` squares of the CTF groups' operators, of each angular frequency.
     sample
@@ -66,7 +66,7 @@ class LikeViews:
     group
         `(n,)` CTF group of each.
     weights
-        `(2, q)` of each mean in the eigenvectors of the prior, of each angular frequency.
+        `(2, q)` of each mean along the eigenvectors, of each angular frequency.
     residual
         `(q, q)` covariance of what the prediction leaves.
     share
@@ -76,6 +76,7 @@ class LikeViews:
     """
 
     basis: FourierBesselBasis
+    vectors: list[Tensor]
     prior: list[Tensor]
     squared: list[Tensor]
     sample: Tensor
@@ -231,10 +232,6 @@ class LikeViews:
         traces = [squared.diagonal(dim1=-2, dim2=-1).sum(-1) for squared in self.squared]
         return traces[0] + 2 * torch.stack(traces[1:]).sum(0)
 
-    @cached_property
-    def vectors(self) -> list[Tensor]:
-        return [torch.linalg.eigh(prior).eigenvectors for prior in self.prior]
-
 
 def _product(matrices: Tensor, coefficients: Tensor) -> Tensor:
     """`(n or nothing, q, q)` real matrices times `(n, q)`."""
@@ -244,6 +241,7 @@ def _product(matrices: Tensor, coefficients: Tensor) -> Tensor:
 def times(
     matrices: Sequence[Tensor], places: Sequence[Tensor], coefficients: Tensor, group: Tensor
 ) -> Tensor:
+    """`(n, functions)` coefficients, multiplied by the `(g, q, q)` matrices of their groups."""
     out = torch.zeros_like(coefficients)
     for place, of_groups in zip(places, matrices, strict=True):
         out[:, place] = _product(of_groups[group], coefficients[:, place])
@@ -299,7 +297,7 @@ def _measured(views: LikeViews, noise: Tensor) -> LikeViews:
     missing = second - times(views.squared, views.places, linear, group)
     of_images = (step.conj() * missing).real @ views.pair
     explained = float(of_images.sum())
-    if explained < _SIGNIFICANT * float(of_images.std()) * len(of_images) ** 0.5:
+    if explained <= _SIGNIFICANT * float(of_images.std()) * len(of_images) ** 0.5:
         return views
     power = float(((step.conj() * seen).real @ views.pair).sum())
     share = min(1.0, explained / power)

@@ -226,7 +226,16 @@ class StackContext:
         prior = [(v * e) @ v.T for v, e in zip(covariance.vectors, covariance.eigenvalues, strict=True)]
         squared = [operator @ operator for operator in self._operators]
         return LikeViews(
-            covariance.basis, prior, squared, sample, group, weights or [], residual or [], share, error
+            covariance.basis,
+            covariance.vectors,
+            prior,
+            squared,
+            sample,
+            group,
+            weights or [],
+            residual or [],
+            share,
+            error,
         )
 
     def with_views(self, images: Tensor, group: Tensor) -> StackContext:
