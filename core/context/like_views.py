@@ -43,6 +43,8 @@ _RIDGE = 1e-3
 _TAU, MEASURED = 0.5, 512
 #: relative to the covariance filter's; hardly less is not worth its time
 _LARGEST_ERROR = 0.97
+#: of a trial on few images, which predict a little worse than all do
+_HOPELESS_ERROR = 0.99
 #: standard errors
 _SIGNIFICANT = 4.0
 #: with fewer, the neighbours of the larger mean are more than a quarter of all
@@ -248,19 +250,33 @@ def times(
     return out
 
 
-def find_like_views(views: LikeViews, noise: Tensor) -> LikeViews | None:
+def find_like_views(views: LikeViews, rows: Tensor, noise: Tensor) -> LikeViews | None:
     """How the images of a sample predict each other; None where they do not.
+
+    Half of `rows` are looked at first, and tried on the other half: where they show nothing, the others are
+    not looked at.
 
     Parameters
     ----------
     views
         The sample, without weights and residual.
-    noise
-        `(m, functions)` b of white noise like that of the first m images, independent of it, to measure with.
+    rows, noise
+        `(m,)` images to measure with, and `(m, functions)` b of white noise like theirs, independent of it.
     """
-    sample, group = views.sample, views.group
-    if len(sample) < _FEWEST:
+    n = len(views.sample)
+    if n < _FEWEST:
         return None
+    if n > 2 * len(rows):
+        trial = _measured(_fitted(views, rows[::2]), rows[1::2], noise[1::2])
+        if trial.error > _HOPELESS_ERROR:
+            return None
+    views = _measured(_fitted(views, torch.arange(n)), rows, noise)
+    return views if views.error < _LARGEST_ERROR else None
+
+
+def _fitted(views: LikeViews, rows: Tensor) -> LikeViews:
+    """With the weights by which means predict the images in `rows`, and the covariance of what they leave."""
+    sample, group = views.sample[rows], views.group[rows]
     means = views.means(sample, group)
     weights = []
     for place, vectors, double in zip(views.places, views.vectors, views.squared, strict=True):
@@ -277,20 +293,18 @@ def find_like_views(views: LikeViews, noise: Tensor) -> LikeViews | None:
     views = replace(views, weights=weights)
     left = sample - times(views.squared, views.places, views.predicted(means), group)
     residual = covariance_of_backprojected([left[:, place] for place in views.places], views.squared, group)
-    views = replace(views, residual=residual)
-    views = _measured(views, noise)
-    return views if views.error < _LARGEST_ERROR else None
+    return replace(views, residual=residual)
 
 
-def _measured(views: LikeViews, noise: Tensor) -> LikeViews:
-    """With the share that explains images best, and the error that it leaves.
+def _measured(views: LikeViews, rows: Tensor, noise: Tensor) -> LikeViews:
+    """With the share that explains the images in `rows` best, and the error that it leaves.
 
-    Noise is added to some images and subtracted, scaled: what is made of the one is compared with the other,
-    whose noise is independent.
+    Noise is added to them and subtracted, scaled: what is made of the one is compared with the other, whose
+    noise is independent.
     """
-    group = views.group[: len(noise)]
-    first = views.sample[: len(noise)] + _TAU * noise
-    second = views.sample[: len(noise)] - noise / _TAU
+    group = views.group[rows]
+    first = views.sample[rows] + _TAU * noise
+    second = views.sample[rows] - noise / _TAU
     linear = views.wiener(first, group)
     step = views.restored(first, group) - linear
     seen = times(views.squared, views.places, step, group)

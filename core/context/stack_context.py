@@ -244,15 +244,16 @@ class StackContext:
         first_order = basis.angular == 0
         coefficients = torch.cat([basis.analyse(block) for block in torch.split(images, 256)])
         coefficients[:, first_order] -= self._filters.seen_means[group]
-        n_measured = min(MEASURED, len(images))
-        noise = torch.randn(n_measured, len(basis), 2, generator=image_generator(0, 0, "like views"))
+        rows = torch.linspace(0, len(images) - 1, min(MEASURED, len(images))).round().long()
+        noise = torch.randn(len(rows), len(basis), 2, generator=image_generator(0, 0, "like views"))
         noise[:, first_order] *= torch.tensor([2**0.5, 0.0])
         noise = torch.view_as_complex(noise / 2**0.5)
         nothing = self.like_views(coefficients[:0], group[:0])
         places = nothing.places
         views = find_like_views(
             replace(nothing, sample=times(self._operators, places, coefficients, group), group=group),
-            times(self._operators, places, noise, group[:n_measured]),
+            rows,
+            times(self._operators, places, noise, group[rows]),
         )
         return self if views is None else replace(self, views=views)
 

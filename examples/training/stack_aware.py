@@ -84,7 +84,7 @@ NETWORK: dict[str, Any] = {
 AVERAGE: dict[str, Any] = {
     "share": 0.5,
     "covariance_share": 0.3,
-    "even_covariance_share": 0.5,
+    "even_covariance_share": 0.6,
     **{name: value for name, value in NETWORK.items() if name != "context_channels"},
 }
 BATCH, POOL, KEPT_OF_STACK = 32, 44, 384
