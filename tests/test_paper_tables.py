@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gemmi
 import pytest
 
 from cryohush.core.config.load import find_preset, read_yaml, validate
@@ -144,3 +146,52 @@ def test_what_a_paper_prints_stands_beside_the_row_that_is_meant() -> None:
         ("lambda", "lambda 500, l1 as sum", "25.01, 0.78"),
     ):
         assert document.printed(table, row) == figures, (table, row)
+
+
+def test_rows_of_another_run_stand_beside_those_that_were_kept() -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    document = importlib.import_module("paper_document")
+    sys.path.remove(str(BENCHMARKS))
+
+    def table(size: str, *rows: tuple[str, int, int]) -> dict[str, Any]:
+        return {"size": size, "rows": [{"row": name, "seed": seed, "updates": n} for name, seed, n in rows]}
+
+    kept = table("tiny", ("l1", 1, 100), ("l2", 1, 100))
+    found = table("tiny", ("l2", 1, 200), ("l2", 2, 200))
+    assert document.joined(kept, found) == table("tiny", ("l1", 1, 100), ("l2", 1, 200), ("l2", 2, 200))
+    assert document.joined(kept, table("small", ("l2", 1, 100))) == table("small", ("l2", 1, 100))
+    assert document.joined(None, found) == found
+
+
+def test_the_clamp_opens_as_a_rigid_body_away_from_the_cleft() -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    clamp = importlib.import_module("open_clamp")
+    sys.path.remove(str(BENCHMARKS))
+    model = gemmi.Model("1")
+    # base at the origin, the clamp at x > 0, the other side of the cleft at y > 0
+    for name, residues in (
+        ("A", {10: (9, 1, 0), 200: (9, -1, 2), 340: (0, 0, 0), 1390: (0, 0, 0)}),
+        ("B", {100: (0, 9, 0), 1110: (0, 0, 0), 1155: (0, 0, 0)}),
+    ):
+        chain = gemmi.Chain(name)
+        for number, place in residues.items():
+            residue = gemmi.Residue()
+            residue.name, residue.seqid = "GLY", gemmi.SeqId(number, " ")
+            atom = gemmi.Atom()
+            atom.name, atom.pos = "CA", gemmi.Position(*place)
+            residue.add_atom(atom)
+            chain.add_residue(residue)
+        model.add_chain(chain)
+
+    def places() -> list[list[float]]:
+        return [atom.pos.tolist() for chain in model for residue in chain for atom in residue]
+
+    def gap() -> float:
+        return (model["A"][1][0].pos - model["B"][0][0].pos).length()
+
+    before, closed = places(), gap()
+    clamp.opened(model, 20.0)
+    after = places()
+    assert gap() > closed
+    assert after[4] == before[4]
+    assert math.dist(after[0], after[1]) == pytest.approx(math.dist(before[0], before[1]))

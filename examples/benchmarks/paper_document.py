@@ -2,9 +2,10 @@
 
     python paper_document.py [--collect DIR] [--write ../../docs/papers.md]
 
-`--collect` takes the rows below DIR, which was the --output of `papers.py`, into results/papers.json, in the
-place of what it had of these tables; `--write` puts every table into the page, between the two lines that
-name this script and the table. Otherwise they are printed.
+`--collect` takes the rows below DIR, which was the --output of `papers.py`, into results/papers.json: beside
+those that it has of a table and in the place of the same row and seed, or of the whole table where its size
+is another. `--write` puts every table into the page, between the two lines that name this script and the
+table. Otherwise they are printed.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def main() -> None:
     arguments = parser.parse_args()
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     if arguments.collect:
-        kept |= collected(arguments.collect)
+        for name, found in collected(arguments.collect).items():
+            kept[name] = joined(kept.get(name), found)
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     if arguments.write:
         page = arguments.write.read_text(encoding="utf-8")
@@ -104,6 +106,14 @@ def collected(folder: Path) -> dict[str, Any]:
             if any("updates" in row for row in rows):
                 found[name] = {"size": size, "rows": rows}
     return found
+
+
+def joined(kept: dict[str, Any] | None, found: dict[str, Any]) -> dict[str, Any]:
+    """A table with the rows that were found, in the place of the same rows and seeds."""
+    if kept is None or kept["size"] != found["size"]:
+        return found
+    rows = {(row["row"], row["seed"]): row for row in (*kept["rows"], *found["rows"])}
+    return {**found, "rows": [rows[key] for key in sorted(rows)]}
 
 
 def kept_row(result: dict[str, Any]) -> dict[str, Any]:
@@ -136,6 +146,8 @@ def table_text(name: str, kept: dict[str, Any]) -> str:
     heads += (
         ["told apart" for _ in told] + ["map / Å: FSC 0.5, 0.143" for _ in mapped] + ["parameters", "runs"]
     )
+    differ = len({one["updates"] for one in kept["rows"] if "updates" in one}) > 1
+    heads += ["updates"] if differ else []
     lines = [terms(kept["rows"], size.box_px, kept["size"]), ""]
     lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in order:
@@ -150,6 +162,7 @@ def table_text(name: str, kept: dict[str, Any]) -> str:
         cells += [pair(runs, case, "map_angstrom", "map_angstrom_0.143", digits=(0, 0)) for case in mapped]
         parameters = runs[0].get("parameters")
         cells += ["" if parameters is None else f"{parameters:,}", str(len(runs))]
+        cells += [" and ".join(map(str, sorted({run.get("updates", "") for run in runs})))] if differ else []
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
