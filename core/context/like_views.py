@@ -43,8 +43,8 @@ _RIDGE = 1e-3
 _TAU, MEASURED = 0.5, 512
 #: relative to the covariance filter's; hardly less is not worth its time
 _LARGEST_ERROR = 0.97
-#: of a trial on few images, which predict a little worse than all do
-_HOPELESS_ERROR = 0.99
+#: images of the trial, and its error, which is a little larger than that of all
+_TRIED, _HOPELESS_ERROR = 64, 0.99
 #: standard errors
 _SIGNIFICANT = 4.0
 #: with fewer, the neighbours of the larger mean are more than a quarter of all
@@ -253,8 +253,7 @@ def times(
 def find_like_views(views: LikeViews, rows: Tensor, noise: Tensor) -> LikeViews | None:
     """How the images of a sample predict each other; None where they do not.
 
-    Half of `rows` are looked at first, and tried on the other half: where they show nothing, the others are
-    not looked at.
+    A few of `rows` are looked at first, and tried on a few others: where they show nothing, that is all.
 
     Parameters
     ----------
@@ -266,10 +265,10 @@ def find_like_views(views: LikeViews, rows: Tensor, noise: Tensor) -> LikeViews 
     n = len(views.sample)
     if n < _FEWEST:
         return None
-    if n > 2 * len(rows):
-        trial = _measured(_fitted(views, rows[::2]), rows[1::2], noise[1::2])
-        if trial.error > _HOPELESS_ERROR:
-            return None
+    step = max(2, len(rows) // _TRIED)
+    others = slice(step // 2, None, step)
+    if _measured(_fitted(views, rows[::step]), rows[others], noise[others]).error > _HOPELESS_ERROR:
+        return None
     views = _measured(_fitted(views, torch.arange(n)), rows, noise)
     return views if views.error < _LARGEST_ERROR else None
 

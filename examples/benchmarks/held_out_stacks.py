@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,11 @@ def errors_of(network: Any, stack: SimulatedStack, box: int) -> Iterator[tuple[i
             pixel_size_angstrom=stack.pixel_size_angstrom,
             radius_px=radius,
         )
-        channels = channels_of(context, judged, first(stack.optics, JUDGED))
+        optics = first(stack.optics, JUDGED)
         images = {
             ALONE: alone,
-            OF_STACK[0]: run(network, judged, channels),
-            OF_STACK[1]: channels[:, 0],
+            OF_STACK[0]: run(network, judged, channels_of(context, judged, optics)),
+            OF_STACK[1]: channels_of(replace(context, views=None), judged, optics)[:, 0],
         }
         yield size, {name: nmse(some, clean, circle(box, radius)) for name, some in images.items()}
 
