@@ -114,7 +114,8 @@ class StoredImages:
         """
         parts = []
         for begin in range(0, len(rows), _BLOCK):
-            context.stop_if_asked("stopped while the images were checked; nothing was written")
+            if begin:
+                context.stop_if_asked("stopped while the images were checked; nothing was written")
             some = rows[begin : begin + _BLOCK]
             images = self.read(some)
             good = _usable(images, background_statistics(images, self.radius_px)[1])
