@@ -126,7 +126,7 @@ def estimate_covariance(
         When there are fewer than two images or the variance is negative.
     """
     _check(images, noise_variance)
-    places = _places(basis)
+    places = angular_places(basis)
     sums = [torch.zeros(len(place), len(place), dtype=torch.float64) for place in places]
     total = torch.zeros(len(places[0]), dtype=torch.float64)
     for batch in torch.split(images, batch_size):
@@ -186,7 +186,7 @@ def estimate_covariance_through_ctf(
             f"expected noise, and for each of {len(images)} images one of {len(transfer)} groups; found a "
             f"variance of {noise_variance} and {len(group)} groups up to {int(group.max())}"
         )
-    places, operators = _places(basis), basis.radial_operators(transfer)
+    places, operators = angular_places(basis), basis.radial_operators(transfer)
     counts = torch.bincount(group, minlength=len(transfer)).double()
     filtered = [torch.zeros(len(place), len(place), dtype=torch.float64) for place in places]
     group_sums = torch.zeros(len(transfer), len(places[0]), dtype=torch.float64)
@@ -295,7 +295,7 @@ def _check(images: Tensor, noise_variance: float) -> None:
         )
 
 
-def _places(basis: FourierBesselBasis) -> list[Tensor]:
+def angular_places(basis: FourierBesselBasis) -> list[Tensor]:
     """For each angular frequency the numbers of its functions."""
     orders = int(basis.angular.max()) + 1
     return [(basis.angular == order).nonzero().squeeze(1) for order in range(orders)]

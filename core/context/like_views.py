@@ -25,7 +25,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..classical.covariance import covariance_of_backprojected
+from ..classical.covariance import angular_places, covariance_of_backprojected
 from ..classical.fourier_bessel import FourierBesselBasis
 
 #: neighbours whose weights fall to 0 with their distance, of each mean
@@ -92,7 +92,7 @@ class LikeViews:
         """`(n, functions)` b of images to their coefficients without CTF."""
         predicted = self.predicted(self.means(b, group))
         left = b - times(self.squared, self.places, predicted, group)
-        return predicted + times(self._posteriors(self.residual), self.places, left, group)
+        return predicted + times(self._of_residual, self.places, left, group)
 
     def wiener(self, b: Tensor, group: Tensor) -> Tensor:
         """The covariance Wiener filter."""
@@ -192,8 +192,7 @@ class LikeViews:
 
     @cached_property
     def places(self) -> list[Tensor]:
-        orders = range(int(self.basis.angular.max()) + 1)
-        return [(self.basis.angular == order).nonzero().squeeze(1) for order in orders]
+        return angular_places(self.basis)
 
     @cached_property
     def pair(self) -> Tensor:
@@ -202,6 +201,10 @@ class LikeViews:
     @cached_property
     def _of_prior(self) -> list[Tensor]:
         return self._posteriors(self.prior)
+
+    @cached_property
+    def _of_residual(self) -> list[Tensor]:
+        return self._posteriors(self.residual)
 
     @cached_property
     def _restored_sample(self) -> Tensor:

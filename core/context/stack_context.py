@@ -26,7 +26,7 @@ from torch import Tensor
 from ..classical.covariance import ImageCovariance, estimate_covariance_through_ctf
 from ..classical.fourier_bessel import FourierBesselBasis
 from ..imaging.ctf import CtfParameters, ctf, defocus_groups, nearest_group
-from ..imaging.filters import background_power
+from ..imaging.filters import apply_transfer, background_power
 from ..imaging.noise import image_generator
 from ..imaging.resample import fourier_resample
 from ..imaging.rings import ring_index, ring_mean
@@ -329,7 +329,7 @@ def fit_context(
         transfer = transfer * whitening
     basis = working_basis(working, radius_px * ratio + _EDGE_PX / 2 + 1)
     mask = circle(working, radius_px * ratio) / noise**0.5
-    masked = torch.cat([_filtered(block, whitening) * mask for block in torch.split(small, 256)])
+    masked = torch.cat([apply_transfer(block, whitening) * mask for block in torch.split(small, 256)])
     covariance = estimate_covariance_through_ctf(masked, 1.0, basis, transfer, group)
     # as a file of it is read again: products depend on the layout in their last bits
     covariance = replace(covariance, vectors=[vectors.contiguous() for vectors in covariance.vectors])
@@ -364,11 +364,6 @@ def _signal_power(
         top = top + ring_mean((squared * (power - noise)).sum(0), shape)
         bottom = bottom + ring_mean(squared.square().sum(0), shape)
     return (top / bottom.clamp_min(1e-6)).clamp_min(0.0)
-
-
-def _filtered(images: Tensor, factors: Tensor) -> Tensor:
-    filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * factors, s=images.shape[-2:])
-    return filtered
 
 
 def _noise_power(background: Tensor, floor: float, nyquist: int) -> Tensor:
