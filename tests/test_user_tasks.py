@@ -210,6 +210,16 @@ def test_a_finished_cell_is_not_made_again(tasks: ModuleType, tmp_path: Path) ->
         tasks.Cells("task", {"n": 2}, tmp_path)
 
 
+def test_a_finished_cell_that_lacks_a_method_gets_it(tasks: ModuleType, tmp_path: Path) -> None:
+    tasks.Cells("task", {"n": 1}, tmp_path, ["raw"])("a", lambda: {"raw": {"x": 1.0}})
+    again = tasks.Cells("task", {"n": 1}, tmp_path, ["raw", "new"])
+    assert again.method("a", "raw", lambda: pytest.fail("made again")) == {"x": 1.0}
+    both = {"raw": {"x": 1.0}, "new": {"x": 2.0}}
+    assert again("a", lambda: {"new": {"x": 2.0}}) == both
+    assert json.loads((tmp_path / "task.json").read_text())["cells"] == {"a": both}
+    assert tasks.Cells("task", {"n": 1}, tmp_path, ["raw"])("a", lambda: pytest.fail("made again")) == both
+
+
 def test_methods_of_an_unfinished_cell_are_not_made_again(tasks: ModuleType, tmp_path: Path) -> None:
     tasks.Cells("task", {"n": 1}, tmp_path).method("a", "raw", lambda: {"x": 1.0})
     again = tasks.Cells("task", {"n": 1}, tmp_path)
@@ -247,6 +257,67 @@ def test_methods_that_were_not_asked_for_are_not_made(
     assert list(found) == asked.methods
     assert len(ran) == 1
     torch.testing.assert_close(found["raw"], images)
+
+
+def test_raw_images_are_among_the_methods_and_alone_need_no_denoising(
+    tasks: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images = torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(8))
+    values = (torch.full((4,), value) for value in (9000.0, 9000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
+    tasks.write_particles(tmp_path / "p.star", images, 3.0, CtfParameters(*values))
+    monkeypatch.setattr(tasks, "cryohush_denoise", lambda *words: pytest.fail("denoised"))
+    # Topaz's network only where an environment with it was named
+    asked = argparse.Namespace(methods=["Topaz"], topaz_python=None)
+    assert list(tasks.denoised_by_each(tmp_path / "p.star", asked)) == ["raw"]
+    assert tasks.asked_methods(argparse.Namespace(methods=["Topaz"], topaz_python="x")) == ["raw", "Topaz"]
+
+
+def test_variants_are_made_of_methods_that_are_not_asked_for_themselves(
+    classification: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    n = 6
+    images = torch.randn(n, 64, 64, generator=torch.Generator().manual_seed(8))
+    values = (torch.full((n,), value) for value in (9000.0, 9000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
+    zeros = torch.zeros(n, dtype=torch.int64)
+    turns = random_rotations(n, torch.Generator().manual_seed(1))
+    particles = classification.SimulatedParticles(
+        images, CtfParameters(*values), zeros, turns, torch.zeros(n, 2)
+    )
+    monkeypatch.setattr(classification, "simulate_particles", lambda *_: (particles, [], 3.0))
+    monkeypatch.setattr(classification, "structure_file", lambda *_: tmp_path)
+    monkeypatch.setattr(classification, "projected", lambda *_: images)
+    monkeypatch.setattr(importlib.import_module("user_tasks"), "cryohush_denoise", lambda *_: images / 2)
+
+    def methods(methods: list[str], variants: list[str]) -> list[str]:
+        asked = argparse.Namespace(
+            methods=methods, variants=variants, particles=n, structures=tmp_path, topaz_python=None
+        )
+        return list(classification.cell("two species", 0, asked, lambda *_: {"purity": 1.0}))
+
+    limited = "general, with its stack, limited"
+    assert methods(["raw"], [limited]) == ["raw", limited]
+    assert methods(["raw"], ["raw, limited"]) == ["raw", "raw, limited"]
+    assert methods(["general, with its stack"], []) == ["raw", "general, with its stack"]
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "2.5"])
+def test_a_number_of_sets_below_one_is_refused(
+    classification: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    number: str,
+) -> None:
+    words = ["", "--structures", str(tmp_path), "--output", str(tmp_path), "--repeats", number]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        classification.main()
+    assert f"argument --repeats: '{number}' is not a whole number from 1 on" in capsys.readouterr().err
+
+
+def test_a_program_that_is_not_there_is_named(tasks: ModuleType) -> None:
+    with pytest.raises(SystemExit, match=r"^no_such_program: no such program"):
+        tasks.run(["no_such_program"])
 
 
 def test_the_low_pass_keeps_as_much_variance_as_what_it_is_compared_with(tasks: ModuleType) -> None:

@@ -32,6 +32,8 @@ from user_tasks import (
     Cell,
     Cells,
     SimulatedParticles,
+    asked_methods,
+    count,
     denoised_by_each,
     relion_refine,
     shifts_of,
@@ -60,8 +62,8 @@ FIGURES = {
 
 def main() -> None:
     parser = task_parser(__doc__, "one structure, 60 particles, two iterations")
-    parser.add_argument("--particles", type=int, default=250, help="of a stack (default: 250)")
-    parser.add_argument("--iterations", type=int, default=4, help="of RELION (default: 4)")
+    parser.add_argument("--particles", type=count, default=250, help="of a stack (default: 250)")
+    parser.add_argument("--iterations", type=count, default=4, help="of RELION (default: 4)")
     parser.add_argument("--structure-names", nargs="+", default=list(STRUCTURES))
     parser.set_defaults(repeats=1)
     arguments = parser.parse_args()
@@ -71,7 +73,7 @@ def main() -> None:
         arguments.particles, arguments.iterations = 60, 2
     names = ("particles", "iterations", "model")
     settings = {"box_px": BOX_PX, **{name: getattr(arguments, name) for name in names}}
-    cells = Cells("found_poses", settings, arguments.output)
+    cells = Cells("found_poses", settings, arguments.output, asked_methods(arguments))
     found = [
         cells(f"{name}, {repeat + 1}", lambda: cell(name, repeat, arguments))  # noqa: B023
         for name in arguments.structure_names
