@@ -469,6 +469,65 @@ def test_the_published_table_is_that_of_the_published_figures(benchmark: Any) ->
     assert shown.strip() == table.whole_table(BENCHMARKS / "results").strip()
 
 
+def test_tables_are_written_from_results_and_between_their_lines_only(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table, page = benchmark("what_helps"), tmp_path / "page.md"
+    page.write_text(f"before\n{table.HEAD}\nold\n{table.FOOT}\nafter")
+    words = ["", "--results", str(tmp_path), "--write", str(page)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match=r"has no results of a task, such as sorting\.json"):
+        table.main()
+    assert "old" in page.read_text()
+    monkeypatch.setattr(sys, "argv", ["", "--write", str(page)])
+    table.main()
+    before, *_, after = page.read_text().splitlines()
+    assert (before, after) == ("before", "after")
+    assert table.whole_table(BENCHMARKS / "results") in page.read_text()
+    page.write_text("no such lines")
+    with pytest.raises(SystemExit, match="nothing was written"):
+        table.main()
+
+
+def test_poses_that_were_found_are_not_found_again(
+    benchmark: Any, tasks: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = benchmark("found_poses")
+    n = 6
+    images = torch.randn(n, 64, 64, generator=torch.Generator().manual_seed(8))
+    values = (torch.full((n,), value) for value in (9000.0, 9000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
+    particles = script.SimulatedParticles(
+        images,
+        CtfParameters(*values),
+        torch.zeros(n, dtype=torch.int64),
+        random_rotations(n, torch.Generator().manual_seed(1)),
+        torch.randn(n, 2, generator=torch.Generator().manual_seed(2)),
+    )
+    monkeypatch.setattr(script, "simulate_particles", lambda *_: (particles, [], 3.0))
+    monkeypatch.setattr(script, "structure_file", lambda *_: tmp_path)
+    monkeypatch.setattr(script, "read_structure", lambda *_: None)
+    monkeypatch.setattr(script, "potential_map", lambda *_: blobs(64))
+    monkeypatch.setattr(tasks, "cryohush_denoise", lambda *_: images / 2)
+    ran = []
+
+    def refined(place: Path, *_: Any) -> Any:
+        assert {path.name for path in place.iterdir()} == {"in.star", "in.mrcs", "start.mrc"}
+        ran.append(place.name)
+        return script.Poses(particles.rotations, particles.shifts_px, torch.ones(n))
+
+    monkeypatch.setattr(script, "refined", refined)
+    asked = ["raw", "general, with its stack"]
+    arguments = argparse.Namespace(methods=asked, particles=n, structures=tmp_path, topaz_python=None)
+    cells = tasks.Cells("found_poses", {}, tmp_path, asked)
+    cells.method("4zxb, 1", "raw", lambda: {"median": 9.0})
+    found = script.cell("4zxb", 0, arguments, lambda *words: cells.method("4zxb, 1", *words))
+    assert ran == ["refine1"]
+    assert found["raw"] == {"median": 9.0}
+    # those were the true poses
+    assert found[asked[1]]["median"] == pytest.approx(0, abs=0.1)
+    assert found[asked[1]]["within 15"] == 1.0
+
+
 def run_quickly(monkeypatch: pytest.MonkeyPatch, script: ModuleType, output: Path, *more: str) -> Any:
     """What a script's --quick run on the structure of the examples writes."""
     structures = BENCHMARKS.parent / "data"

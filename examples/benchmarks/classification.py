@@ -36,7 +36,7 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +49,7 @@ from user_tasks import (
     STACK,
     Cell,
     Cells,
+    Keep,
     SimulatedParticles,
     asked_methods,
     count,
@@ -122,12 +123,7 @@ def main() -> None:
     print(text)
 
 
-def cell(
-    mixture: str,
-    repeat: int,
-    arguments: argparse.Namespace,
-    keep: Callable[[str, Callable[[], Mapping[str, float]]], dict[str, float]],
-) -> Cell:
+def cell(mixture: str, repeat: int, arguments: argparse.Namespace, keep: Keep) -> Cell:
     """Figures of each method; `keep` gives those that were found before the last run was stopped."""
     names = MIXTURES[mixture][repeat % len(MIXTURES[mixture])]
     files = [structure_file(arguments.structures, name) for name in names]

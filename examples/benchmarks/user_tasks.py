@@ -49,6 +49,8 @@ METHODS = (RAW, LOW_PASS, TOPAZ, ALONE, STACK)
 
 Cell = dict[str, dict[str, float]]
 """Figures by method and name."""
+Keep = Callable[[str, Callable[[], Mapping[str, float]]], dict[str, float]]
+"""`Cells.method` of a cell: a method's figures that an earlier run found, or made now."""
 
 
 def task_parser(text: str | None, quick: str) -> argparse.ArgumentParser:

@@ -119,13 +119,22 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
     parser.add_argument("--write", type=Path, help="a page with the two lines that name this script")
     arguments = parser.parse_args()
+    if not any((arguments.results / f"{row.task}.json").exists() for row in ROWS):
+        raise SystemExit(f"{arguments.results} has no results of a task, such as {ROWS[0].task}.json")
     text = whole_table(arguments.results)
     print(text)
     if arguments.write:
         page = arguments.write.read_text(encoding="utf-8")
-        before, rest = page.split(HEAD)
-        after = rest.split(FOOT)[1]
-        arguments.write.write_text(f"{before}{HEAD}\n{text}{FOOT}{after}", encoding="utf-8")
+        arguments.write.write_text(with_tables(page, text, arguments.write), encoding="utf-8")
+
+
+def with_tables(page: str, text: str, path: Path) -> str:
+    """A page with the tables between its two lines that name this script."""
+    before, head, rest = page.partition(HEAD)
+    _, foot, after = rest.partition(FOOT)
+    if not (head and foot):
+        raise SystemExit(f"{path} has no lines {HEAD} and {FOOT}: nothing was written")
+    return f"{before}{HEAD}\n{text}{FOOT}{after}"
 
 
 def whole_table(results: Path) -> str:
