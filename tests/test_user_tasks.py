@@ -489,6 +489,18 @@ def test_tables_are_written_from_results_and_between_their_lines_only(
         table.main()
 
 
+def test_classes_of_more_particles_have_tables_of_their_own(benchmark: Any, tmp_path: Path) -> None:
+    script = benchmark("what_helps")
+    for number in (1000, 10000, 3000):
+        record = {"settings": {"particles": number}, "cells": {"two species, 1": {"raw": {"nmi": 0.5}}}}
+        name = "classification" if number == 1000 else f"classification_{number}"
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    shown = [line for line in script.whole_table(tmp_path).splitlines() if line.startswith("Class2D")]
+    assert [line.split(" particles")[0] for line in shown] == [
+        f"Class2D of {number}" for number in ("1,000", "3,000", "10,000")
+    ]
+
+
 def test_poses_that_were_found_are_not_found_again(
     benchmark: Any, tasks: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -2,7 +2,7 @@
 
     python what_helps.py [--results results] [--write ../../docs/evidence.md]
 
-Reads <task>.json of each benchmark, also of larger sets (classification_large.json,
+Reads <task>.json of each benchmark, also of larger sets (classification_<particles>.json,
 heterogeneity_large.json), and reconstruction.json for the uses that are not honest, and prints the tables;
 --write puts them into a page, between the two lines that name this script. The verdict is on what `cryohush
 denoise` does by default, by a rule and nothing else: a gain or loss counts when it exceeds its own error
@@ -164,8 +164,9 @@ def whole_table(results: Path) -> str:
         if cells:
             lines.append(line(row, cells))
     text = "\n".join(lines) + "\n"
-    for name, figures in ((CLASSES, CLASSIFIED), (f"{CLASSES}_large", SETTLING)):
-        text += details(results / f"{name}.json", "Class2D of {particles:,} particles", figures, RAW)
+    larger = sorted(results.glob(f"{CLASSES}_*.json"), key=lambda path: int(path.stem.split("_")[-1]))
+    for path, figures in ((results / f"{CLASSES}.json", CLASSIFIED), *((path, SETTLING) for path in larger)):
+        text += details(path, "Class2D of {particles:,} particles", figures, RAW)
     text += details(results / "sorted_maps.json", "Maps after sorting", SORTED, EVERYTHING)
     return text + dishonest(results / "reconstruction.json")
 
