@@ -211,7 +211,7 @@ def table(cells: Iterable[Cell], figures: Mapping[str, str], reference: str = RA
             if method != reference and not math.isnan(row["gain"]):
                 text += f" ({row['gain']:+.3f}{plus_minus(row['gain_error'])})"
             if row["sets"] < len(cells):
-                text += f", {row['sets']} sets"
+                text += f", {row['sets']} set{'s' if row['sets'] > 1 else ''}"
             entries.append(text)
         lines.append(f"| {method} | " + " | ".join(entries) + " |")
     return "\n".join(lines) + "\n"
