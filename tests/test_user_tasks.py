@@ -210,6 +210,16 @@ def test_a_finished_cell_is_not_made_again(tasks: ModuleType, tmp_path: Path) ->
         tasks.Cells("task", {"n": 2}, tmp_path)
 
 
+def test_a_finished_cell_that_lacks_a_method_gets_it(tasks: ModuleType, tmp_path: Path) -> None:
+    tasks.Cells("task", {"n": 1}, tmp_path, ["raw"])("a", lambda: {"raw": {"x": 1.0}})
+    again = tasks.Cells("task", {"n": 1}, tmp_path, ["raw", "new"])
+    assert again.method("a", "raw", lambda: pytest.fail("made again")) == {"x": 1.0}
+    both = {"raw": {"x": 1.0}, "new": {"x": 2.0}}
+    assert again("a", lambda: {"new": {"x": 2.0}}) == both
+    assert json.loads((tmp_path / "task.json").read_text())["cells"] == {"a": both}
+    assert tasks.Cells("task", {"n": 1}, tmp_path, ["raw"])("a", lambda: pytest.fail("made again")) == both
+
+
 def test_methods_of_an_unfinished_cell_are_not_made_again(tasks: ModuleType, tmp_path: Path) -> None:
     tasks.Cells("task", {"n": 1}, tmp_path).method("a", "raw", lambda: {"x": 1.0})
     again = tasks.Cells("task", {"n": 1}, tmp_path)
@@ -247,6 +257,67 @@ def test_methods_that_were_not_asked_for_are_not_made(
     assert list(found) == asked.methods
     assert len(ran) == 1
     torch.testing.assert_close(found["raw"], images)
+
+
+def test_raw_images_are_among_the_methods_and_alone_need_no_denoising(
+    tasks: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images = torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(8))
+    values = (torch.full((4,), value) for value in (9000.0, 9000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
+    tasks.write_particles(tmp_path / "p.star", images, 3.0, CtfParameters(*values))
+    monkeypatch.setattr(tasks, "cryohush_denoise", lambda *words: pytest.fail("denoised"))
+    # Topaz's network only where an environment with it was named
+    asked = argparse.Namespace(methods=["Topaz"], topaz_python=None)
+    assert list(tasks.denoised_by_each(tmp_path / "p.star", asked)) == ["raw"]
+    assert tasks.asked_methods(argparse.Namespace(methods=["Topaz"], topaz_python="x")) == ["raw", "Topaz"]
+
+
+def test_variants_are_made_of_methods_that_are_not_asked_for_themselves(
+    classification: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    n = 6
+    images = torch.randn(n, 64, 64, generator=torch.Generator().manual_seed(8))
+    values = (torch.full((n,), value) for value in (9000.0, 9000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
+    zeros = torch.zeros(n, dtype=torch.int64)
+    turns = random_rotations(n, torch.Generator().manual_seed(1))
+    particles = classification.SimulatedParticles(
+        images, CtfParameters(*values), zeros, turns, torch.zeros(n, 2)
+    )
+    monkeypatch.setattr(classification, "simulate_particles", lambda *_: (particles, [], 3.0))
+    monkeypatch.setattr(classification, "structure_file", lambda *_: tmp_path)
+    monkeypatch.setattr(classification, "projected", lambda *_: images)
+    monkeypatch.setattr(importlib.import_module("user_tasks"), "cryohush_denoise", lambda *_: images / 2)
+
+    def methods(methods: list[str], variants: list[str]) -> list[str]:
+        asked = argparse.Namespace(
+            methods=methods, variants=variants, particles=n, structures=tmp_path, topaz_python=None
+        )
+        return list(classification.cell("two species", 0, asked, lambda *_: {"purity": 1.0}))
+
+    limited = "general, with its stack, limited"
+    assert methods(["raw"], [limited]) == ["raw", limited]
+    assert methods(["raw"], ["raw, limited"]) == ["raw", "raw, limited"]
+    assert methods(["general, with its stack"], []) == ["raw", "general, with its stack"]
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "2.5"])
+def test_a_number_of_sets_below_one_is_refused(
+    classification: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    number: str,
+) -> None:
+    words = ["", "--structures", str(tmp_path), "--output", str(tmp_path), "--repeats", number]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        classification.main()
+    assert f"argument --repeats: '{number}' is not a whole number from 1 on" in capsys.readouterr().err
+
+
+def test_a_program_that_is_not_there_is_named(tasks: ModuleType) -> None:
+    with pytest.raises(SystemExit, match=r"^no_such_program: no such program"):
+        tasks.run(["no_such_program"])
 
 
 def test_the_low_pass_keeps_as_much_variance_as_what_it_is_compared_with(tasks: ModuleType) -> None:
@@ -396,6 +467,77 @@ def test_the_published_table_is_that_of_the_published_figures(benchmark: Any) ->
     page = (BENCHMARKS.parents[1] / "docs/evidence.md").read_text()
     shown = page.split(table.HEAD)[1].split(table.FOOT)[0]
     assert shown.strip() == table.whole_table(BENCHMARKS / "results").strip()
+
+
+def test_tables_are_written_from_results_and_between_their_lines_only(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table, page = benchmark("what_helps"), tmp_path / "page.md"
+    page.write_text(f"before\n{table.HEAD}\nold\n{table.FOOT}\nafter")
+    words = ["", "--results", str(tmp_path), "--write", str(page)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match=r"has no results of a task, such as sorting\.json"):
+        table.main()
+    assert "old" in page.read_text()
+    monkeypatch.setattr(sys, "argv", ["", "--write", str(page)])
+    table.main()
+    before, *_, after = page.read_text().splitlines()
+    assert (before, after) == ("before", "after")
+    assert table.whole_table(BENCHMARKS / "results") in page.read_text()
+    page.write_text("no such lines")
+    with pytest.raises(SystemExit, match="nothing was written"):
+        table.main()
+
+
+def test_classes_of_more_particles_have_tables_of_their_own(benchmark: Any, tmp_path: Path) -> None:
+    script = benchmark("what_helps")
+    for number in (1000, 10000, 3000):
+        record = {"settings": {"particles": number}, "cells": {"two species, 1": {"raw": {"nmi": 0.5}}}}
+        name = "classification" if number == 1000 else f"classification_{number}"
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    shown = [line for line in script.whole_table(tmp_path).splitlines() if line.startswith("Class2D")]
+    assert [line.split(" particles")[0] for line in shown] == [
+        f"Class2D of {number}" for number in ("1,000", "3,000", "10,000")
+    ]
+
+
+def test_poses_that_were_found_are_not_found_again(
+    benchmark: Any, tasks: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = benchmark("found_poses")
+    n = 6
+    images = torch.randn(n, 64, 64, generator=torch.Generator().manual_seed(8))
+    values = (torch.full((n,), value) for value in (9000.0, 9000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
+    particles = script.SimulatedParticles(
+        images,
+        CtfParameters(*values),
+        torch.zeros(n, dtype=torch.int64),
+        random_rotations(n, torch.Generator().manual_seed(1)),
+        torch.randn(n, 2, generator=torch.Generator().manual_seed(2)),
+    )
+    monkeypatch.setattr(script, "simulate_particles", lambda *_: (particles, [], 3.0))
+    monkeypatch.setattr(script, "structure_file", lambda *_: tmp_path)
+    monkeypatch.setattr(script, "read_structure", lambda *_: None)
+    monkeypatch.setattr(script, "potential_map", lambda *_: blobs(64))
+    monkeypatch.setattr(tasks, "cryohush_denoise", lambda *_: images / 2)
+    ran = []
+
+    def refined(place: Path, *_: Any) -> Any:
+        assert {path.name for path in place.iterdir()} == {"in.star", "in.mrcs", "start.mrc"}
+        ran.append(place.name)
+        return script.Poses(particles.rotations, particles.shifts_px, torch.ones(n))
+
+    monkeypatch.setattr(script, "refined", refined)
+    asked = ["raw", "general, with its stack"]
+    arguments = argparse.Namespace(methods=asked, particles=n, structures=tmp_path, topaz_python=None)
+    cells = tasks.Cells("found_poses", {}, tmp_path, asked)
+    cells.method("4zxb, 1", "raw", lambda: {"median": 9.0})
+    found = script.cell("4zxb", 0, arguments, lambda *words: cells.method("4zxb, 1", *words))
+    assert ran == ["refine1"]
+    assert found["raw"] == {"median": 9.0}
+    # those were the true poses
+    assert found[asked[1]]["median"] == pytest.approx(0, abs=0.1)
+    assert found[asked[1]]["within 15"] == 1.0
 
 
 def run_quickly(monkeypatch: pytest.MonkeyPatch, script: ModuleType, output: Path, *more: str) -> Any:

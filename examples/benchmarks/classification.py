@@ -36,7 +36,7 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -49,7 +49,10 @@ from user_tasks import (
     STACK,
     Cell,
     Cells,
+    Keep,
     SimulatedParticles,
+    asked_methods,
+    count,
     denoised_by_each,
     relion_refine,
     shifts_of,
@@ -95,8 +98,8 @@ FIGURES = {
 
 def main() -> None:
     parser = task_parser(__doc__, "two species, 200 particles, three iterations")
-    parser.add_argument("--particles", type=int, default=600, help="of a stack (default: 600)")
-    parser.add_argument("--iterations", type=int, default=8, help="of RELION (default: 8)")
+    parser.add_argument("--particles", type=count, default=600, help="of a stack (default: 600)")
+    parser.add_argument("--iterations", type=count, default=8, help="of RELION (default: 8)")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--mixtures", nargs="+", choices=list(MIXTURES), default=list(MIXTURES))
     arguments = parser.parse_args()
@@ -106,7 +109,8 @@ def main() -> None:
         arguments.particles, arguments.iterations = 200, 3
     names = ("particles", "iterations", "model")
     settings = {"box_px": BOX_PX, "classes": CLASSES, **{name: getattr(arguments, name) for name in names}}
-    cells = Cells("classification", settings, arguments.output)
+    asked = [*asked_methods(arguments), *arguments.variants]
+    cells = Cells("classification", settings, arguments.output, asked)
     text = ""
     for mixture in arguments.mixtures:
         found = []
@@ -119,12 +123,7 @@ def main() -> None:
     print(text)
 
 
-def cell(
-    mixture: str,
-    repeat: int,
-    arguments: argparse.Namespace,
-    keep: Callable[[str, Callable[[], Mapping[str, float]]], dict[str, float]],
-) -> Cell:
+def cell(mixture: str, repeat: int, arguments: argparse.Namespace, keep: Keep) -> Cell:
     """Figures of each method; `keep` gives those that were found before the last run was stopped."""
     names = MIXTURES[mixture][repeat % len(MIXTURES[mixture])]
     files = [structure_file(arguments.structures, name) for name in names]
@@ -143,13 +142,20 @@ def cell(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_particles(folder / "particles.star", particles.images, pixel_size, particles.optics)
-        images = variants(denoised_by_each(folder / "particles.star", arguments), repeat)
-        for number, (method, (shown, limit)) in enumerate(images.items()):
-            if method in set(VARIANTS) - set(arguments.variants):
+        images = denoised_by_each(folder / "particles.star", with_bases(arguments))
+        asked = {*asked_methods(arguments), *arguments.variants}
+        for number, (method, (shown, limit)) in enumerate(variants(images, repeat).items()):
+            if method not in asked:
                 continue
             place = folder / f"class{number}"
             found[method] = keep(method, partial(figures, place, shown, limit))
     return found
+
+
+def with_bases(arguments: argparse.Namespace) -> argparse.Namespace:
+    """The same, with the method of which variants are asked for."""
+    bases = [STACK] if any(variant.startswith(STACK) for variant in arguments.variants) else []
+    return argparse.Namespace(**vars(arguments) | {"methods": [*arguments.methods, *bases]})
 
 
 def variants(images: Mapping[str, Tensor], repeat: int) -> dict[str, tuple[Tensor, float | None]]:
@@ -159,6 +165,8 @@ def variants(images: Mapping[str, Tensor], repeat: int) -> dict[str, tuple[Tenso
     }
     raw = images[RAW]
     found[f"{RAW}, {LIMITED}"] = (raw, LIMIT_ANGSTROM)
+    if STACK not in images:
+        return found
     found[f"{STACK}, {LIMITED}"] = (images[STACK], LIMIT_ANGSTROM)
     _, noise = background_statistics(raw, default_radius_px((BOX_PX, BOX_PX)))
     white = torch.randn(raw.shape, generator=image_generator(repeat, 0, "put back"))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import mrcfile
@@ -31,7 +31,10 @@ from torch import Tensor
 from user_tasks import (
     Cell,
     Cells,
+    Keep,
     SimulatedParticles,
+    asked_methods,
+    count,
     denoised_by_each,
     relion_refine,
     shifts_of,
@@ -60,8 +63,8 @@ FIGURES = {
 
 def main() -> None:
     parser = task_parser(__doc__, "one structure, 60 particles, two iterations")
-    parser.add_argument("--particles", type=int, default=250, help="of a stack (default: 250)")
-    parser.add_argument("--iterations", type=int, default=4, help="of RELION (default: 4)")
+    parser.add_argument("--particles", type=count, default=250, help="of a stack (default: 250)")
+    parser.add_argument("--iterations", type=count, default=4, help="of RELION (default: 4)")
     parser.add_argument("--structure-names", nargs="+", default=list(STRUCTURES))
     parser.set_defaults(repeats=1)
     arguments = parser.parse_args()
@@ -71,38 +74,41 @@ def main() -> None:
         arguments.particles, arguments.iterations = 60, 2
     names = ("particles", "iterations", "model")
     settings = {"box_px": BOX_PX, **{name: getattr(arguments, name) for name in names}}
-    cells = Cells("found_poses", settings, arguments.output)
-    found = [
-        cells(f"{name}, {repeat + 1}", lambda: cell(name, repeat, arguments))  # noqa: B023
-        for name in arguments.structure_names
-        for repeat in range(arguments.repeats)
-    ]
+    cells = Cells("found_poses", settings, arguments.output, asked_methods(arguments))
+    found = []
+    for name in arguments.structure_names:
+        for repeat in range(arguments.repeats):
+            key = f"{name}, {repeat + 1}"
+            keep = partial(cells.method, key)
+            found.append(cells(key, lambda: cell(name, repeat, arguments, keep)))  # noqa: B023
     text = f"{len(found)} cells\n\n" + table(found, FIGURES)
     (arguments.output / "found_poses.md").write_text(text, encoding="utf-8")
     print(text)
 
 
-def cell(name: str, repeat: int, arguments: argparse.Namespace) -> Cell:
+def cell(name: str, repeat: int, arguments: argparse.Namespace, keep: Keep) -> Cell:
+    """Figures of each method; `keep` gives those that were found before the last run was stopped."""
     path = structure_file(arguments.structures, name)
     particles, _, pixel_size = simulate_particles(
         [path], arguments.particles, BOX_PX, DIAMETER_SHARE, 200 + repeat
     )
     truth = potential_map(read_structure(path), BOX_PX, pixel_size, 8 * pixel_size**2)
+
+    def judged(place: Path, images: Tensor) -> dict[str, float]:
+        place.mkdir()
+        write_particles(place / "in.star", images, pixel_size, particles.optics)
+        with mrcfile.new(place / "start.mrc") as file:
+            file.set_data(truth.numpy())
+            file.voxel_size = pixel_size
+        return figures(refined(place, pixel_size, arguments), particles, truth, pixel_size)
+
     found: Cell = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_particles(folder / "particles.star", particles.images, pixel_size, particles.optics)
-        for number, (method, images) in enumerate(
-            denoised_by_each(folder / "particles.star", arguments).items()
-        ):
-            place = folder / f"refine{number}"
-            place.mkdir()
-            write_particles(place / "in.star", images, pixel_size, particles.optics)
-            with mrcfile.new(place / "start.mrc") as file:
-                file.set_data(truth.numpy())
-                file.voxel_size = pixel_size
-            poses = refined(place, pixel_size, arguments)
-            found[method] = figures(poses, particles, truth, pixel_size)
+        images = denoised_by_each(folder / "particles.star", arguments)
+        for number, (method, shown) in enumerate(images.items()):
+            found[method] = keep(method, partial(judged, folder / f"refine{number}", shown))
     return found
 
 
@@ -121,7 +127,7 @@ def refined(folder: Path, pixel_size: float, arguments: argparse.Namespace) -> P
 
 def figures(
     found: Poses, particles: SimulatedParticles, truth: Tensor, pixel_size: float
-) -> Mapping[str, float] | dict[str, float]:
+) -> dict[str, float]:
     """Errors of poses, and the frequency (1/Å) to which raw images reconstruct with them."""
     errors = pose_errors(found, Poses(particles.rotations, particles.shifts_px, found.correlation))
     optics = Optics(particles.optics, pixel_size)

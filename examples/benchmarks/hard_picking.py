@@ -44,7 +44,7 @@ from realism import Exposure, read_exposures
 from sorting import of_atoms
 from topaz_detector import detector_picks, write_numbered
 from torch import Tensor
-from user_tasks import RAW, TOPAZ, Cell, Cells, centres_of, run, structure_file, table, task_parser
+from user_tasks import RAW, TOPAZ, Cell, Cells, centres_of, count, run, structure_file, table, task_parser
 
 from cryohush.core.config.micrographs import MicrographSettings
 from cryohush.core.imaging.filters import low_pass
@@ -90,7 +90,7 @@ def main() -> None:
     parser = task_parser(__doc__, "one micrograph of one structure")
     parser.add_argument("--real", type=Path, help="folder with micrographs_rest.star, Micrographs and Picks")
     parser.add_argument(
-        "--micrographs", type=int, default=2, help="of each structure and repeat (default: 2)"
+        "--micrographs", type=count, default=2, help="of each structure and repeat (default: 2)"
     )
     parser.add_argument(
         "--session-steps", type=int, default=0, help="batches of a model of the session (default: 0, none)"

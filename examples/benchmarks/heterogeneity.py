@@ -33,7 +33,17 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import cross_val_score
 from torch import Tensor
-from user_tasks import Cell, Cells, denoised_by_each, structure_file, table, task_parser, write_particles
+from user_tasks import (
+    Cell,
+    Cells,
+    asked_methods,
+    count,
+    denoised_by_each,
+    structure_file,
+    table,
+    task_parser,
+    write_particles,
+)
 
 from cryohush.core.context.stack_context import circle, fit_context
 from cryohush.core.imaging.ctf import CtfParameters, ctf
@@ -53,7 +63,7 @@ FIGURES = {"principal components": "pca", "Isomap": "isomap", "best line": "line
 
 def main() -> None:
     parser = task_parser(__doc__, "200 images, one repeat")
-    parser.add_argument("--images", type=int, default=600, help="in the one view (default: 600)")
+    parser.add_argument("--images", type=count, default=600, help="in the one view (default: 600)")
     parser.add_argument("--snr", type=float, nargs="+", default=[0.03], help="default: 0.03")
     parser.set_defaults(repeats=3)
     arguments = parser.parse_args()
@@ -61,7 +71,7 @@ def main() -> None:
     if arguments.quick:
         arguments.images, arguments.repeats, arguments.snr = 200, 1, arguments.snr[-1:]
     settings = {"images": arguments.images, "box_px": BOX_PX, "model": arguments.model, "phases": "flipped"}
-    cells = Cells("heterogeneity", settings, arguments.output)
+    cells = Cells("heterogeneity", settings, arguments.output, asked_methods(arguments))
     text = ""
     for snr in arguments.snr:
         found = [

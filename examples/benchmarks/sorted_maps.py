@@ -40,6 +40,7 @@ from user_tasks import (
     HELD_OUT,
     Cell,
     Cells,
+    count,
     cryohush_denoise,
     structure_file,
     table,
@@ -64,9 +65,9 @@ FIGURES = {name: name for name in ("kept", "purity", "recall", "resolution", "fs
 def main() -> None:
     parser = task_parser(__doc__, "one structure, 300 boxes, three iterations of RELION")
     parser.add_argument("--structure-names", nargs="+", default=list(HELD_OUT))
-    parser.add_argument("--boxes", type=int, default=1000, help="of a stack (default: 1000)")
+    parser.add_argument("--boxes", type=count, default=1000, help="of a stack (default: 1000)")
     parser.add_argument("--junk", type=float, nargs="+", default=[0.2, 0.5], help="shares (default: .2 .5)")
-    parser.add_argument("--iterations", type=int, default=6, help="of RELION (default: 6)")
+    parser.add_argument("--iterations", type=count, default=6, help="of RELION (default: 6)")
     parser.set_defaults(repeats=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -51,7 +51,9 @@ from user_tasks import (
     HELD_OUT,
     Cell,
     Cells,
+    asked_methods,
     centres_of,
+    count,
     denoised_by_each,
     imaging_settings,
     joined,
@@ -102,14 +104,14 @@ SCORES = ("power", "agreement", "contrast", "average", "ordinary", "likelihood",
 def main() -> None:
     parser = task_parser(__doc__, "one structure, 300 boxes, one repeat")
     parser.add_argument("--structure-names", nargs="+", default=list(HELD_OUT))
-    parser.add_argument("--boxes", type=int, default=1000, help="of a stack (default: 1000)")
+    parser.add_argument("--boxes", type=count, default=1000, help="of a stack (default: 1000)")
     parser.add_argument("--real", type=Path, help="folder with micrographs_rest.star, Micrographs and Picks")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.quick:
         arguments.structure_names, arguments.boxes, arguments.repeats = arguments.structure_names[:1], 300, 1
     settings = {"boxes": arguments.boxes, "box_px": BOX_PX, "shares": SHARES, "model": arguments.model}
-    cells = Cells("sorting", settings, arguments.output)
+    cells = Cells("sorting", settings, arguments.output, asked_methods(arguments))
     found = {"simulated": [], "real": []}
     for name in arguments.structure_names:
         for repeat in range(arguments.repeats):
@@ -292,7 +294,7 @@ def real_cells(arguments: argparse.Namespace, cells: Cells) -> dict[str, Cell]:
     exposures = read_exposures(arguments.real / "micrographs_rest.star", arguments.real / "Picks")
     diameter_px = 130.0 / exposures[0].optics["pixel_size_angstrom"]
     made: dict[str, Cell] = {}
-    if f"real, {len(exposures)}" not in cells.record["cells"]:
+    if any(cells.lacks(f"real, {number + 1}") for number in range(len(exposures))):
         images, optics, good, exposure, pixel_size = real_stack(exposures, diameter_px)
         scores = scored(images, optics, pixel_size, 65.0 / pixel_size, arguments)
         for number in range(len(exposures)):

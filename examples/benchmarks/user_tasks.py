@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ METHODS = (RAW, LOW_PASS, TOPAZ, ALONE, STACK)
 
 Cell = dict[str, dict[str, float]]
 """Figures by method and name."""
+Keep = Callable[[str, Callable[[], Mapping[str, float]]], dict[str, float]]
+"""`Cells.method` of a cell: a method's figures that an earlier run found, or made now."""
 
 
 def task_parser(text: str | None, quick: str) -> argparse.ArgumentParser:
@@ -59,11 +62,27 @@ def task_parser(text: str | None, quick: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", default="general", help="name or .safetensors file (default: general)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
-    parser.add_argument("--repeats", type=int, default=2, help="of each, by another seed")
+    parser.add_argument("--repeats", type=count, default=2, help="of each, by another seed")
     parser.add_argument("--quick", action="store_true", help=f"a try of about a minute: {quick}")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=count, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, required=True, help="folder; another run goes on with it")
     return parser
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def asked_methods(arguments: argparse.Namespace) -> list[str]:
+    """The methods to run: raw images always, with which all are compared; Topaz where there is one."""
+    return [
+        method
+        for method in METHODS
+        if method == RAW or (method in arguments.methods and (method != TOPAZ or arguments.topaz_python))
+    ]
 
 
 def structure_file(folder: Path, name: str) -> Path:
@@ -77,13 +96,18 @@ def structure_file(folder: Path, name: str) -> Path:
 class Cells:
     """Finished cells of a task, in DIR/<task>.json, with the settings that they were made with.
 
+    A cell is finished when it has the `asked` methods; to one that lacks some these are added.
+
     Raises
     ------
     SystemExit
         The folder holds cells that were made with other settings, or with other weights of that name.
     """
 
-    def __init__(self, task: str, settings: Mapping[str, Any], folder: Path) -> None:
+    def __init__(
+        self, task: str, settings: Mapping[str, Any], folder: Path, asked: Iterable[str] = ()
+    ) -> None:
+        self.asked = frozenset(asked)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{task}.json"
         self.record: dict[str, Any] = {"task": task, "settings": dict(settings), "cells": {}}
@@ -101,14 +125,20 @@ class Cells:
     def __call__(self, key: str, make: Callable[[], Cell]) -> Cell:
         """The cell of that name: the kept one, or made now."""
         cells: dict[str, Cell] = self.record["cells"]
-        if key not in cells:
+        if self.lacks(key):
             begin = time.monotonic()
-            cells[key] = {method: rounded(figures) for method, figures in make().items()}
+            kept = cells.get(key, {})
+            made = {method: rounded(figures) for method, figures in make().items()}
+            cells[key] = made | {method: kept[method] for method in kept if method not in made}
             self.unfinished.pop(key, None)
             self._write()
             now = time.monotonic()
             print(f"{now - self.begin:.0f} s: {key} in {now - begin:.0f} s", flush=True)
         return cells[key]
+
+    def lacks(self, key: str) -> bool:
+        """Whether there is no cell of that name, or one without some of the methods asked for."""
+        return key not in self.record["cells"] or not self.asked <= self.record["cells"][key].keys()
 
     @property
     def unfinished(self) -> dict[str, Cell]:
@@ -118,7 +148,7 @@ class Cells:
 
     def method(self, key: str, method: str, make: Callable[[], Mapping[str, float]]) -> dict[str, float]:
         """A method's figures of an unfinished cell: the kept ones, or made now. For cells that take long."""
-        figures = self.unfinished.setdefault(key, {})
+        figures = self.unfinished.setdefault(key, dict(self.record["cells"].get(key, {})))
         if method not in figures:
             figures[method] = rounded(make())
             self._write()
@@ -181,7 +211,7 @@ def table(cells: Iterable[Cell], figures: Mapping[str, str], reference: str = RA
             if method != reference and not math.isnan(row["gain"]):
                 text += f" ({row['gain']:+.3f}{plus_minus(row['gain_error'])})"
             if row["sets"] < len(cells):
-                text += f", {row['sets']} sets"
+                text += f", {row['sets']} set{'s' if row['sets'] > 1 else ''}"
             entries.append(text)
         lines.append(f"| {method} | " + " | ".join(entries) + " |")
     return "\n".join(lines) + "\n"
@@ -321,17 +351,16 @@ def denoised_by_each(table_path: Path, arguments: argparse.Namespace) -> dict[st
     raw, folder = read_stack(table_path.with_suffix(".mrcs")), table_path.parent
     with StackReader(table_path.with_suffix(".mrcs")) as reader:
         pixel_size = float(reader.pixel_size_angstrom or 1)
-    stack = cryohush_denoise(table_path, folder / "stack", arguments)
+    stack = cache(lambda: cryohush_denoise(table_path, folder / "stack", arguments))
     makers: dict[str, Callable[[], Tensor]] = {
         RAW: lambda: raw,
-        LOW_PASS: lambda: low_pass_like(raw, stack, pixel_size)[0],
+        LOW_PASS: lambda: low_pass_like(raw, stack(), pixel_size)[0],
         # Topaz was trained on micrographs, in which protein is dark
         TOPAZ: lambda: -topaz(arguments.topaz_python, -raw, "unet", arguments.threads),
         ALONE: lambda: cryohush_denoise(table_path, folder / "alone", arguments, ["--context", "none"]),
-        STACK: lambda: stack,
+        STACK: stack,
     }
-    asked = [method for method in arguments.methods if method != TOPAZ or arguments.topaz_python]
-    return {method: makers[method]() for method in asked}
+    return {method: makers[method]() for method in asked_methods(arguments)}
 
 
 def cryohush_denoise(
@@ -346,7 +375,10 @@ def cryohush_denoise(
 
 def run(command: Sequence[str], cwd: Path | None = None) -> str:
     """Run a command to its end; shows what it said if it fails."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise SystemExit(f"{command[0]}: no such program, needed for this benchmark") from None
     if done.returncode:
         said = (done.stdout + done.stderr)[-3000:]
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{said}")

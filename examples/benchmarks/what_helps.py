@@ -2,7 +2,7 @@
 
     python what_helps.py [--results results] [--write ../../docs/evidence.md]
 
-Reads <task>.json of each benchmark, also of larger sets (classification_large.json,
+Reads <task>.json of each benchmark, also of larger sets (classification_<particles>.json,
 heterogeneity_large.json), and reconstruction.json for the uses that are not honest, and prints the tables;
 --write puts them into a page, between the two lines that name this script. The verdict is on what `cryohush
 denoise` does by default, by a rule and nothing else: a gain or loss counts when it exceeds its own error
@@ -119,13 +119,22 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
     parser.add_argument("--write", type=Path, help="a page with the two lines that name this script")
     arguments = parser.parse_args()
+    if not any((arguments.results / f"{row.task}.json").exists() for row in ROWS):
+        raise SystemExit(f"{arguments.results} has no results of a task, such as {ROWS[0].task}.json")
     text = whole_table(arguments.results)
     print(text)
     if arguments.write:
         page = arguments.write.read_text(encoding="utf-8")
-        before, rest = page.split(HEAD)
-        after = rest.split(FOOT)[1]
-        arguments.write.write_text(f"{before}{HEAD}\n{text}{FOOT}{after}", encoding="utf-8")
+        arguments.write.write_text(with_tables(page, text, arguments.write), encoding="utf-8")
+
+
+def with_tables(page: str, text: str, path: Path) -> str:
+    """A page with the tables between its two lines that name this script."""
+    before, head, rest = page.partition(HEAD)
+    _, foot, after = rest.partition(FOOT)
+    if not (head and foot):
+        raise SystemExit(f"{path} has no lines {HEAD} and {FOOT}: nothing was written")
+    return f"{before}{HEAD}\n{text}{FOOT}{after}"
 
 
 def whole_table(results: Path) -> str:
@@ -155,8 +164,9 @@ def whole_table(results: Path) -> str:
         if cells:
             lines.append(line(row, cells))
     text = "\n".join(lines) + "\n"
-    for name, figures in ((CLASSES, CLASSIFIED), (f"{CLASSES}_large", SETTLING)):
-        text += details(results / f"{name}.json", "Class2D of {particles:,} particles", figures, RAW)
+    larger = sorted(results.glob(f"{CLASSES}_*.json"), key=lambda path: int(path.stem.split("_")[-1]))
+    for path, figures in ((results / f"{CLASSES}.json", CLASSIFIED), *((path, SETTLING) for path in larger)):
+        text += details(path, "Class2D of {particles:,} particles", figures, RAW)
     text += details(results / "sorted_maps.json", "Maps after sorting", SORTED, EVERYTHING)
     return text + dishonest(results / "reconstruction.json")
 
