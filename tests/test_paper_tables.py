@@ -8,16 +8,20 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import gemmi
 import pytest
+import torch
 
 from cryohush.core.config.load import find_preset, read_yaml, validate
 from cryohush.core.config.training import TrainingConfig
 from cryohush.core.models import CRITICS, MODELS
+from cryohush.core.simulation.image_formation import make_projection_bank
+from cryohush.core.training.data import _OF_PROJECTIONS, find_maps, find_structures
 
 BENCHMARKS = Path(__file__).parents[1] / "examples/benchmarks"
 
@@ -144,6 +148,13 @@ def test_what_a_paper_prints_stands_beside_the_row_that_is_meant() -> None:
         ("alpha_beta", "(-0.5, -0.5)-GAN + l1", "25.27, 0.80"),
         ("no_residuals", "WGANgp + l1", "25.09"),
         ("lambda", "lambda 500, l1 as sum", "25.01, 0.78"),
+        ("alone", "(0, 0)-GAN + l1", "25.25, 0.78"),
+        ("alone", "(0, 0)-GAN", ""),
+        ("conformations_0.05", "progressive GAN + l1", "MSE 8.09e-3"),
+        ("conformations_0.05", "progressive GAN", "MSE 10.1e-3"),
+        ("low_snr_6cvm", "sr3 alone", "21.26, 0.82"),
+        ("structural_noise", "noise2noise", "24.85, 0.91"),
+        ("structural_noise", "l2, model alone", ""),
     ):
         assert document.printed(table, row) == figures, (table, row)
 
@@ -161,6 +172,74 @@ def test_rows_of_another_run_stand_beside_those_that_were_kept() -> None:
     assert document.joined(kept, found) == table("tiny", ("l1", 1, 100), ("l2", 1, 200), ("l2", 2, 200))
     assert document.joined(kept, table("small", ("l2", 1, 100))) == table("small", ("l2", 1, 100))
     assert document.joined(None, found) == found
+
+
+def test_contamination_and_the_course_of_a_training_in_figures() -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    document = importlib.import_module("paper_document")
+    sys.path.remove(str(BENCHMARKS))
+
+    def runs(*errors: float) -> list[dict[str, Any]]:
+        return [{"cases": {"SNR 0.1": {"mse": error}}} for error in errors]
+
+    by_row = {"l2, pure": runs(2.0, 4.0), "l2, type 1, 0.3": runs(4.5), "l1, type 1, 0.3": runs(1.0)}
+    assert document.against_pure("l2, type 1, 0.3", by_row) == "1.50"
+    assert document.against_pure("l2, pure", by_row) == document.against_pure("l1, type 1, 0.3", by_row) == ""
+    # up by a half and by a twentieth
+    assert document.course([{"held_out_scores": [0.4, 0.2, 0.3, 0.315]}]) == "0.200, 0.315, 1 of 3"
+
+
+def test_fine_detail_and_what_is_left_of_structural_noise(benchmarks: tuple[ModuleType, ModuleType]) -> None:
+    _, rows = benchmarks
+    x = torch.arange(48.0).expand(48, 48)
+    fine, coarse = (torch.cos(2 * math.pi * x / period)[None] for period in (3, 8))
+    # Parseval: all of the fine wave, nothing of the coarse one
+    assert float(rows.fine_detail(3 * fine + coarse).norm() / (3 * fine).norm()) == pytest.approx(1, abs=1e-5)
+    held = torch.cat([4 * coarse + 1 + 0.5 * fine, 4 * fine - 2 + 0.5 * coarse])
+    wanted, unwanted = torch.cat([coarse, fine]), torch.cat([fine, coarse])
+    assert rows.part_left(held, wanted, unwanted) == pytest.approx(0.125, abs=1e-5)
+
+
+def test_structural_noise_is_in_noisy_images_and_in_the_map_to_train_on(
+    benchmarks: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    tables, rows = benchmarks
+    structure, chain = gemmi.Structure(), gemmi.Chain("A")
+    generator = torch.Generator().manual_seed(1)
+    for number, place in enumerate(40 * torch.randn(300, 3, generator=generator) + 100, 1):
+        residue, atom = gemmi.Residue(), gemmi.Atom()
+        residue.name, residue.seqid = "ALA", gemmi.SeqId(number, " ")
+        atom.name, atom.element, atom.pos = "CA", gemmi.Element("C"), gemmi.Position(*place.tolist())
+        residue.add_atom(atom)
+        chain.add_residue(residue)
+    structure.add_model(gemmi.Model("1"))
+    structure[0].add_chain(chain)
+    structure.write_pdb(str(tmp_path / "6cvm.pdb"))
+    size = replace(tables.SIZES["tiny"], box_px=32, pose_order=0, stack=24)
+    table = tables.TABLES["structural_noise"]
+    bench = rows.Bench.make(table, size, tmp_path, None, tmp_path / "out", 1)
+    test = bench.tests["SNR 0.03"]
+    beside = test.structural
+    assert float(beside.std()) > 0.1 * float(test.stack.clean.std())
+    noise = test.stack.noisy - test.stack.clean - beside
+    assert float(noise.std()) == pytest.approx(1, abs=0.02)
+    row = next(row for row in table.rows if row.with_map)
+    config = rows.training_config(bench, row, 1, tmp_path / "run")
+    assert find_maps(config.data, find_structures(config.data, held_out=False))
+    # the training cuts the same map into the same parts
+    bank = make_projection_bank(
+        find_structures(config.data, held_out=False),
+        **{name: getattr(config.data, name) for name in _OF_PROJECTIONS} | {"projections_per_volume": 64},
+        maps=find_maps(config.data, find_structures(config.data, held_out=False)),
+        generator=generator,
+        log=lambda line: None,
+    )
+    in_training = float(
+        bank.structural_noise.float().var((1, 2)).mean() / bank.images.float().var((1, 2)).mean()
+    )
+    assert in_training == pytest.approx(
+        float(beside.var((1, 2)).mean() / test.stack.clean.var((1, 2)).mean()), rel=0.2
+    )
 
 
 def test_the_clamp_opens_as_a_rigid_body_away_from_the_cleft() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ FIGURES = (
     "affine_nmse",
     "mae_8_bit",
     "rmse_8_bit",
+    "fine_power",
+    "fine_correlation",
+    "structural_left",
     "map_angstrom",
     "map_angstrom_0.143",
 )
@@ -64,6 +68,17 @@ PRINTED: dict[str, tuple[str, str, str | None, dict[str, str]]] = {
         for snr in ("0.1", "0.05")
     },
     "alpha_beta": ("gu", "4", "0.1", {}),
+    "structural_noise": (
+        "zhang2024",
+        "1",
+        "EMD-8511",
+        {
+            "noise2noise": "Noise2noise",
+            "RobustGAN, map cleaned": "RobustGAN",
+            "sr3 + U-Net, map cleaned": "SR3 and U-Net",
+        },
+    ),
+    "alone": ("gu", "1", "0.1", {}),
     "no_residuals": ("gu", "5", "0.1", {}),
     "lambda": ("gu", "6", None, {}),
 }
@@ -120,6 +135,8 @@ def kept_row(result: dict[str, Any]) -> dict[str, Any]:
     row = {
         key: result[key] for key in ("row", "seed", "updates", "batch_size", "parameters") if key in result
     }
+    if "held_out_scores" in result:
+        row["held_out_scores"] = [round(score, 4) for score in result["held_out_scores"]]
     row["cases"] = {}
     for case, figures in result["cases"].items():
         row["cases"][case] = {key: round(figures[key], 6) for key in FIGURES if key in figures}
@@ -142,10 +159,17 @@ def table_text(name: str, kept: dict[str, Any]) -> str:
     first = by_row[order[0]][0]["cases"]
     told = [case for case, figures in first.items() if "told_apart" in figures]
     mapped = [case for case, figures in first.items() if "map_angstrom" in figures]
+    trained = [one["cases"] for one in kept["rows"] if "updates" in one]
+    fine = [case for case in first if all("fine_power" in cases[case] for cases in trained)]
+    watched = table.checks > 4
+    mixed = any(row.contaminant for row in table.rows)
     heads = ["", "published", *(f"{case}: PSNR / dB, SSIM" for case in first)]
-    heads += (
-        ["told apart" for _ in told] + ["map / Å: FSC 0.5, 0.143" for _ in mapped] + ["parameters", "runs"]
-    )
+    heads += ["MSE / that of pure pairs"] if mixed else []
+    heads += ["told apart" for _ in told] + ["map / Å: FSC 0.5, 0.143" for _ in mapped]
+    heads += ["structural noise left"] if table.structural else []
+    heads += ["fine detail: power, correlation" for _ in fine]
+    heads += ["held-out error: lowest, last, rises"] if watched else []
+    heads += ["parameters", "runs"]
     differ = len({one["updates"] for one in kept["rows"] if "updates" in one}) > 1
     heads += ["updates"] if differ else []
     lines = [terms(kept["rows"], size.box_px, kept["size"]), ""]
@@ -157,9 +181,13 @@ def table_text(name: str, kept: dict[str, Any]) -> str:
             printed(name, row),
             *(pair(runs, case, "psnr", "ssim", digits=(2, 3)) for case in first),
         ]
+        cells += [against_pure(row, by_row)] if mixed else []
         for case in told:
             cells.append(spread([run["cases"][case]["told_apart"]["isomap"] for run in runs], 1))
         cells += [pair(runs, case, "map_angstrom", "map_angstrom_0.143", digits=(0, 0)) for case in mapped]
+        cells += [pair(runs, case, "structural_left", digits=(2, 2)) for case in first if table.structural]
+        cells += [pair(runs, case, "fine_power", "fine_correlation", digits=(2, 2)) for case in fine]
+        cells += [course(runs)] if watched else []
         parameters = runs[0].get("parameters")
         cells += ["" if parameters is None else f"{parameters:,}", str(len(runs))]
         cells += [" and ".join(map(str, sorted({run.get("updates", "") for run in runs})))] if differ else []
@@ -198,8 +226,14 @@ def printed(name: str, row: str) -> str:
         found = PUBLISHED[paper]["tables"]["2"]["rows"].get(f"{network}, {critic}")
     if found is not None and case is not None:
         found = found.get(case)
+    if row == "sr3 alone":
+        found = PUBLISHED[paper]["diffusion_alone"][case]
+    if name == "conformations_0.05" and row.startswith("progressive GAN"):
+        found = PUBLISHED["gu"]["progressive"][row.replace("progressive GAN", "WGANgp")]
     if found is None:
         return ""
+    if "psnr" not in found:
+        return f"MSE {1000 * found['mse']:g}e-3"
     figures = [found[name] for name in ("psnr", "ssim") if name in found]
     # half a digit up, as one rounds by hand
     return ", ".join(f"{figure + 1e-9:.2f}" for figure in figures)
@@ -215,10 +249,32 @@ def contaminated(row: str) -> str:
     return f"MSE {value:g}e-3"
 
 
+def against_pure(row: str, by_row: dict[str, list[dict[str, Any]]]) -> str:
+    """How many times the error is that of the same row without contamination."""
+    name, *kind = row.split(", type ")
+    pure = by_row.get(f"{name}, pure")
+    if not kind or pure is None:
+        return ""
+    error, of_pure = (
+        statistics.fmean(one["mse"] for run in runs for one in run["cases"].values())
+        for runs in (by_row[row], pure)
+    )
+    return f"{error / of_pure:.2f}"
+
+
+def course(runs: list[dict[str, Any]]) -> str:
+    """The held-out error's lowest and last value, and how often it rose by a tenth between two checks."""
+    texts = []
+    for scores in (run["held_out_scores"] for run in runs if "held_out_scores" in run):
+        rises = sum(new > 1.1 * old for old, new in pairwise(scores))
+        texts.append(f"{min(scores):.3f}, {scores[-1]:.3f}, {rises} of {len(scores) - 1}")
+    return "; ".join(texts)
+
+
 def pair(runs: list[dict[str, Any]], case: str, *names: str, digits: tuple[int, int]) -> str:
     """Two figures of a test set."""
     columns = [[run["cases"][case][name] for run in runs if name in run["cases"][case]] for name in names]
-    return ", ".join(spread(column, n) for column, n in zip(columns, digits, strict=True) if column)
+    return ", ".join(spread(column, n) for column, n in zip(columns, digits, strict=False) if column)
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gemmi
+import mrcfile
 import test_set
 import torch
 from bayes_denoiser import BayesDenoiser
@@ -22,19 +23,24 @@ from torch import Tensor
 
 from cryohush.core.classical.covariance import ImageCovariance, estimate_covariance
 from cryohush.core.classical.fourier_bessel import FourierBesselBasis
+from cryohush.core.imaging.maps import read_map
 from cryohush.core.imaging.morph import conformational_series
 from cryohush.core.imaging.noise import random_patch
 from cryohush.core.imaging.projection import Projector, random_rotations
+from cryohush.core.imaging.resample import low_pass_volume
 from cryohush.core.imaging.structure import Structure, potential_map, read_structure
 from cryohush.core.io.mrc import StackReader
 from cryohush.core.metrics.fourier import fourier_shell_correlation
 from cryohush.core.metrics.image import grey_value_span
 from cryohush.core.metrics.pose_grid import PoseGrid
+from cryohush.core.simulation.classes import split_by_model
 
 PARTICLE_SHARE = 0.6  # of the box, as the presets have it
 # the B of the training data, 0 to 120 Å² beside what the grid needs, on average
 _B_FACTOR = 60.0
 _PER_CLASS = 30
+# structural noise: no finer than this, within this share of the box
+_CLOUD_ANGSTROM, _CLOUD_SHARE = 25.0, 0.8
 # up to this box all templates fit into memory, and matrix products beat a coarse stage
 _ALL_AT_ONCE_PX = 64
 
@@ -53,6 +59,8 @@ class Molecule:
         Mean and covariance of the clean views, of all conformations.
     variance_range
         5th and 95th percentile of the views' variances over their mean.
+    structural
+        `(d, d, d)` density that is not the particle's, which noisy images show, too.
     """
 
     folder: Path
@@ -63,6 +71,7 @@ class Molecule:
     mean_variance: float
     mean_span: float
     variance_range: tuple[float, float]
+    structural: Tensor | None = None
 
     @property
     def box_px(self) -> int:
@@ -72,6 +81,13 @@ class Molecule:
         """`(n, 3, 3)` rotations of the conformations `(n,)` to `(n, y, x)` clean images."""
         images = torch.empty(len(states), self.box_px, self.box_px)
         return _project(self.volumes, rotations, states, images)
+
+    def beside(self, rotations: Tensor) -> Tensor:
+        """What views `(n, y, x)` show beside the particle."""
+        images = torch.zeros(len(rotations), self.box_px, self.box_px)
+        if self.structural is None:
+            return images
+        return _project([self.structural], rotations, torch.zeros(len(rotations), dtype=torch.int64), images)
 
 
 @dataclass(frozen=True)
@@ -93,6 +109,8 @@ class TestSet:
     told_apart: Tensor | None
     #: of 60 images of a view, how many who knows the view and both maps can tell apart, on average
     ceiling: float | None
+    #: `(n, y, x)` structural noise in the noisy images
+    structural: Tensor | None = None
 
 
 def make_molecule(structures: Path, table: Table, size: Size, folder: Path, seed: int) -> Molecule:
@@ -107,6 +125,13 @@ def make_molecule(structures: Path, table: Table, size: Size, folder: Path, seed
     pixel_size = 2 * max(state.radius_angstrom for state in states) / (PARTICLE_SHARE * size.box_px)
     b_factor = 8 * pixel_size**2 + _B_FACTOR
     volumes = [potential_map(state, size.box_px, pixel_size, b_factor) for state in states]
+    structural = None
+    if table.structural:
+        map_path = folder.with_name("maps") / f"{states[0].name}.mrc"
+        written = read_structure(folder / f"{states[0].name}.cif")  # about the origin
+        _write_map(map_path, written, volumes[0], pixel_size, generator)
+        parts = split_by_model(read_map(map_path), written, 2 * pixel_size)
+        volumes, structural = [parts[0].volume], parts[1].volume
     grid = PoseGrid.centred(size.pose_order)
     n = 2 * size.stack
     which = torch.randint(len(volumes), (n,), generator=generator)
@@ -124,6 +149,7 @@ def make_molecule(structures: Path, table: Table, size: Size, folder: Path, seed
         float(variance.mean()),
         float(grey_value_span(others).mean()),
         (low, high),
+        structural,
     )
 
 
@@ -144,13 +170,14 @@ def make_test_set(molecule: Molecule, case: Case, size: Size, blocks: Tensor | N
     rotations = fine.rotations(torch.randint(fine.n_orientations, (size.stack,), generator=generator))
     scale = float((case_snr(case, molecule, size) / molecule.mean_variance) ** 0.5)
     clean = scale * molecule.views(rotations, states)
+    beside = scale * molecule.beside(rotations)
     noise = draw_noise(size.stack, molecule.box_px, blocks if case.real_noise else None, generator)
     power = torch.ones(molecule.box_px, molecule.box_px // 2 + 1)
     if case.real_noise:
         power = torch.fft.rfft2(noise, norm="ortho").abs().square().mean(0)
         power[0, 0] = (power[0, 1] + power[1, 0]) / 2  # each piece was brought to mean 0
     stack = test_set.Stack(
-        clean + noise, clean, clean, scale, power, None, None, molecule.pixel_size_angstrom
+        clean + beside + noise, clean, clean, scale, power, None, None, molecule.pixel_size_angstrom
     )
     told_apart = ceiling = None
     if last:
@@ -166,7 +193,8 @@ def make_test_set(molecule: Molecule, case: Case, size: Size, blocks: Tensor | N
                 + draw_noise(len(either), molecule.box_px, blocks if case.real_noise else None, generator)
             )
         told_apart, ceiling = torch.stack(apart), sum(correct) / len(correct)
-    return TestSet(stack, rotations, states, told_apart, ceiling)
+    structural = None if molecule.structural is None else beside
+    return TestSet(stack, rotations, states, told_apart, ceiling, structural)
 
 
 def draw_noise(n: int, box_px: int, blocks: Tensor | None, generator: torch.Generator) -> Tensor:
@@ -247,12 +275,15 @@ def write_pairs(
     stacks = torch.empty(2, n, box, box)
     for some in torch.arange(n).split(512):
         states = torch.randint(len(molecule.volumes), (len(some),), generator=generator)
-        clean = molecule.views(random_rotations(len(some), generator), states)
-        clean *= (snr / molecule.mean_variance) ** 0.5
-        noisy = clean + draw_noise(len(some), box, None, generator)
+        rotations = random_rotations(len(some), generator)
+        clean = molecule.views(rotations, states)
+        seen = clean + molecule.beside(rotations)
+        for images in (clean, seen):
+            images *= (snr / molecule.mean_variance) ** 0.5
+        noisy = seen + draw_noise(len(some), box, None, generator)
         target = clean
         if row.preset == "noise2noise":
-            target = clean + draw_noise(len(some), box, None, generator)
+            target = seen + draw_noise(len(some), box, None, generator)
         for image, kinds in ((noisy, ("noisy", "both")), (target, ("clean", "both"))):
             if row.contaminant in kinds:
                 here = replaced[some]
@@ -272,6 +303,25 @@ def _project(volumes: list[Tensor], rotations: Tensor, states: Tensor, images: T
         for some in mine.split(512):
             images[some] = torch.fft.irfft2(projector.slices(rotations[some]))
     return images
+
+
+def _write_map(
+    path: Path, structure: Structure, particle: Tensor, pixel_size_angstrom: float, generator: torch.Generator
+) -> None:
+    """A map of a particle in a cloud of smooth density, which has half the variance of the particle's."""
+    box = particle.shape[-1]
+    cloud = low_pass_volume(
+        torch.randn(particle.shape, generator=generator), _CLOUD_ANGSTROM, pixel_size_angstrom
+    )
+    cloud = soft_sphere(box, _CLOUD_SHARE / 2 * box) * cloud.clamp(min=0)
+    cloud *= (0.5 * particle.var() / cloud.var()).sqrt()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mrcfile.new(path, overwrite=True) as file:
+        file.set_data((particle + cloud).numpy())
+        file.voxel_size = pixel_size_angstrom
+        half = box // 2 * pixel_size_angstrom
+        for axis, centre in zip("xyz", structure.centroid_angstrom, strict=True):
+            file.header.origin[axis] = centre - half
 
 
 def _write_structure(state: Structure, path: Path) -> None:

@@ -102,7 +102,8 @@ def reference_rows(bench: Bench) -> dict[str, Callable[[], dict[str, Any]]]:
         for name in (NOISY, *bench.table.classical, LINEAR)
         if name not in missing
     }
-    found[LIMIT] = partial(_limit, bench)
+    if not bench.table.structural:  # the limit knows of no structural noise
+        found[LIMIT] = partial(_limit, bench)
     return found
 
 
@@ -113,6 +114,8 @@ def missing_baselines(table: Table) -> list[str]:
 
 def trained_row(bench: Bench, row: Row, seed: int, folder: Path) -> dict[str, Any]:
     """Train the row's network, or go on with it, and judge it."""
+    if row.first_part_of is not None:
+        folder = folder.parent / f"{file_name(row.first_part_of)}-{seed}"
     config = training_config(bench, row, seed, folder)
     weights = folder / "weights.safetensors"
     if not weights.exists():
@@ -123,6 +126,8 @@ def trained_row(bench: Bench, row: Row, seed: int, folder: Path) -> dict[str, An
         )
         copy_projections(folder, projections)
     model = load_model(weights)
+    if row.first_part_of is not None:
+        model.module.post = None
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         **_judge_all(bench, lambda case: partial(through, model)),
@@ -131,6 +136,7 @@ def trained_row(bench: Bench, row: Row, seed: int, folder: Path) -> dict[str, An
         "updates": updates_of(config),
         "batch_size": config.optimisation.batch_size,
         "training_seconds": json.loads(lines[-1])["seconds"],
+        "held_out_scores": [json.loads(line)["score"] for line in lines],
         "seconds_per_1000": {device: _speed(model, bench, device) for device in sorted({"cpu", _DEVICE})},
     }
 
@@ -172,11 +178,14 @@ def training_config(bench: Bench, row: Row, seed: int, folder: Path) -> Training
         data |= {"structures": bench.molecule.folder, "box_px": size.box_px}
         data |= {"projections_per_volume": size.projections, "pixel_size_angstrom": [pixel_size] * 2}
         data["imaging"]["snr"] = [low * min(ratios), high * max(ratios)]
+        if row.with_map:
+            maps = bench.molecule.folder.with_name("maps")
+            data |= {"maps": maps, "map_resolution_angstrom": 2 * pixel_size}
         if row.real_noise and bench.noise is not None:
             data["noise_blocks"] = bench.noise.of_training
     if size.narrow:
         narrow(values)
-    set_length(values, size.steps, size.batch_size)
+    set_length(values, size.steps, size.batch_size, bench.table.checks)
     return validate(values, TrainingConfig, str(preset))
 
 
@@ -203,8 +212,11 @@ def halved(arguments: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def set_length(values: dict[str, Any], updates: int | None, batch_size: int | None) -> None:
-    """How often a preset's network is updated; None keeps what it says. A critic's turns come on top."""
+def set_length(values: dict[str, Any], updates: int | None, batch_size: int | None, checks: int = 4) -> None:
+    """How often a preset's network is updated; None keeps what it says. A critic's turns come on top.
+
+    Held-out images are looked at `checks` times.
+    """
     options = values["optimisation"]
     options["batch_size"] = batch_size or options["batch_size"]
     if updates is None:
@@ -214,7 +226,7 @@ def set_length(values: dict[str, Any], updates: int | None, batch_size: int | No
         critic, network = (values["adversarial"].get(f"{one}_steps", 1) for one in ("critic", "generator"))
         steps = -(-updates * (critic + network) // network)
     options |= {"steps": steps, "warmup_steps": steps // 20}
-    values |= {"validate_every": max(1, steps // 4), "validation_images": 64}
+    values |= {"validate_every": max(1, steps // checks), "validation_images": 64}
     if "diffusion" in values:
         values["diffusion"]["post_steps"] = steps // 5
 
@@ -334,6 +346,10 @@ def _judge(bench: Bench, case: Case, apply: Denoise, one_in: int) -> dict[str, A
         "seconds_per_1000": 1000 * seconds / len(denoised),
         "images": len(images),
     }
+    if test.structural is not None:
+        result["structural_left"] = part_left(
+            images, test.stack.clean[: len(images)], test.structural[: len(images)]
+        )
     if bench.table.reconstructed and one_in == 1:
         result |= map_resolutions(images, test, bench.molecule)
     if views:
@@ -352,7 +368,13 @@ def _figures(images: Tensor, clean: Tensor) -> dict[str, float]:
     span = grey_value_span(clean)
     unit = span[:, None, None]
     error = mean_squared_error(images, clean)
+    fine, fine_clean = fine_detail(images), fine_detail(clean)
     return {
+        # sharpness: what is there of the finer half of the frequencies, and how much of it is right
+        "fine_power": float(fine.abs().square().sum() / fine_clean.abs().square().sum()),
+        "fine_correlation": float(
+            (fine * fine_clean.conj()).real.sum() / (fine.norm() * fine_clean.norm()).clamp(min=1e-12)
+        ),
         "mse": float(peak_mean_squared_error(images, clean, span).mean()),
         "psnr": float(peak_signal_to_noise_ratio(images, clean, span).mean()),
         "ssim": float(structural_similarity(images, clean, span).mean()),
@@ -366,6 +388,24 @@ def _figures(images: Tensor, clean: Tensor) -> dict[str, float]:
         "nmse": float(error.mean() / clean.var((1, 2), correction=0).mean()),
         "affine_nmse": float(affine_normalised_mean_squared_error(images, clean).mean()),
     }
+
+
+def part_left(images: Tensor, wanted: Tensor, unwanted: Tensor) -> float:
+    """How much of what is unwanted images hold, in terms of how much of what is wanted, by least squares."""
+    parts = torch.stack([part.flatten(1) - part.mean((1, 2))[:, None] for part in (wanted, unwanted)])
+    held = torch.linalg.lstsq(
+        parts.flatten(1).T, (images - images.mean((1, 2), keepdim=True)).flatten()[:, None]
+    )
+    kept, left = held.solution[:, 0].tolist()
+    return left / kept
+
+
+def fine_detail(images: Tensor) -> Tensor:
+    """Fourier coefficients `(n, k)` of `(n, y, x)` images at the finer half of the frequencies."""
+    spectrum = torch.fft.fft2(images, norm="ortho")
+    frequency = torch.fft.fftfreq(images.shape[-1])
+    radius = torch.hypot(frequency[:, None], frequency[None])
+    return spectrum[:, (radius >= 0.25) & (radius < 0.5)]
 
 
 def _invented(noise: Tensor, denoised: Tensor, particles: Tensor) -> dict[str, float]:

@@ -30,7 +30,10 @@ larger. Where noise is real, both limits are those of Gaussian noise of the same
 (Isomap, k-means), mean over views, the same for all rows; chance is about 33, and the line above the table
 says what whoever knows the view and both maps would get. "noise: power" is the variance of what comes out
 of pure noise over that of denoised particles, "alike" the correlation between such outputs, "FRC" that of
-averages of two halves of them at low frequency: all are 0 where nothing is made up. "map" is where the FSC
+averages of two halves of them at low frequency: all are 0 where nothing is made up. "fine detail" is the
+power that images have at the finer half of the frequencies over that of the clean ones, and its correlation
+with theirs: sharp is not yet right. "structural noise left" is how much of the density beside the particle an
+image shows, in terms of how much of the particle. "map" is where the FSC
 with the truth falls below 0.5 and below 0.143, of the map of the images in their true poses. BM3D and the
 dictionary are judged on an eighth of the images, the Bayes limit on a quarter. `tiny` trains a part of the
 contaminated rows.
@@ -238,6 +241,9 @@ def case_lines(case: str, order: list[str], by_row: dict[str, list[Result]]) -> 
     mapped = "map_angstrom" in by_row[order[0]][0]["cases"][case]
     heads += ["efficiency", "beats CWF", *(["told apart"] if apart else [])]
     heads += ["map / Å, FSC 0.5", "FSC 0.143"] if mapped else []
+    structural = "structural_left" in by_row[order[0]][0]["cases"][case]
+    heads += ["structural noise left"] if structural else []
+    heads += ["fine detail: power", "correlation"]
     heads += ["noise: power", "alike", "FRC", "parameters", "s per 1,000"]
     on_gpu = any("cuda" in own[0].get("seconds_per_1000", ()) for own in by_row.values())
     heads += ["on a GPU"] if on_gpu else []
@@ -260,6 +266,10 @@ def case_lines(case: str, order: list[str], by_row: dict[str, list[Result]]) -> 
             cells.append(figure([statistics.fmean(one["told_apart"]["isomap"]) for one in own], 1))
         for key in ("map_angstrom", "map_angstrom_0.143") if mapped else ():
             cells.append(figure([one.get(key, math.nan) for one in own], 1))
+        if structural:
+            cells.append(figure([one.get("structural_left", math.nan) for one in own], 2))
+        for key in ("fine_power", "fine_correlation"):
+            cells.append(figure([one.get(key, math.nan) for one in own], 2))
         for key in ("noise_power", "noise_alike", "noise_half_set_frc"):
             cells.append(figure([one[key] for one in own], 2))
         parameters = by_row[name][0].get("parameters")
