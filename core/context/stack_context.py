@@ -51,10 +51,11 @@ FEWEST_OF_VIEWS = 256
 _TAU, _MEASURED = 0.5, 512
 #: images to which the linear prediction is fitted
 FITTED = 600
-#: relative to the covariance filter's; hardly less is not worth its time
-_LARGEST_ERROR = 0.9
-#: images of the trial, and its error, which is a little larger than that of all
-_TRIED, _HOPELESS_ERROR = 64, 0.95
+#: relative to the covariance filter's, with an even and with an uneven background: hardly less is not worth
+#: its time, and where there is more than noise beside the particle, it is not known as well
+_LARGEST_ERROR = (0.97, 0.9)
+#: images of the trial, and by how much its error may be larger than that of all
+_TRIED, _WORSE = 64, 0.02
 #: standard errors
 _SIGNIFICANT = 4.0
 _SMALLEST_BOX_PX = 32
@@ -307,10 +308,12 @@ class StackContext:
             share, error = self._measured(found, images[judged], known)
             return replace(found, share=share, error=error)
 
-        if measured(fitted(views, rows[::step]), rows[step // 2 :: step]).error > _HOPELESS_ERROR:
+        even, uneven = _LARGEST_ERROR
+        largest = even + self.unevenness * (uneven - even)
+        if measured(fitted(views, rows[::step]), rows[step // 2 :: step]).error > largest + _WORSE:
             return self
         views = measured(fitted(views, of_fit), rows)
-        return replace(self, views=views) if views.error < _LARGEST_ERROR else self
+        return replace(self, views=views) if views.error < largest else self
 
     def sample_views(self, images: Tensor, optics: CtfParameters | None) -> LikeViews:
         """`LikeViews` of `(n, y, x)` images on the working grid, to be fitted."""
