@@ -37,6 +37,7 @@ from .stack_context import (
     to_working_grid,
     working_basis,
 )
+from .view_network import view_model
 
 _HALF_SET, _SPLIT = "rlnRandomSubset", "alignments3D/split"
 _METADATA_KEY = "cryohush_context"
@@ -132,7 +133,9 @@ class StackContexts:
                     "working_box_px": context.working_box_px,
                     "basis_radius_px": context.covariance.basis.radius_px,
                     "orders": len(context.covariance.vectors),
-                    "views": None if context.views is None else [context.views.share, context.views.error],
+                    "views": None
+                    if context.views is None
+                    else [context.views.share, context.views.error, view_model().sha256],
                 }
             )
         for number, of_stack in enumerate(self.images.values()):
@@ -203,12 +206,14 @@ def _context(tensors: Mapping[str, Tensor], number: int, entry: Mapping[str, Any
     )
     if entry["views"] is None:
         return context
+    if entry["views"][2] != view_model().sha256:
+        raise ValueError("it was found with another network of like views")
     views = context.like_views(
         torch.view_as_complex(tensors[f"{number}.views.sample"]),
         tensors[f"{number}.views.group"],
         [tensors[f"{number}.views.weights.{order}"] for order in orders],
         [tensors[f"{number}.views.residual.{order}"] for order in orders],
-        *entry["views"],
+        *entry["views"][:2],
     )
     return replace(context, views=views)
 

@@ -18,6 +18,7 @@ References
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -37,18 +38,10 @@ _HIGHEST, _ANGLES = 15, 32
 _SAME, _SELF_AMONG = 0.25, 4
 #: candidates more than wanted: their distances are known better than by which they were chosen
 _MORE = 16
-_BLOCK = 32
+_BLOCK, _TILE = 64, 128
+#: share of the variance of the filtered images in the directions that are searched
+_SEARCHED = 0.99
 _RIDGE = 1e-3
-#: noise that some images get to measure what the views explain, relative to their own, and how many these are
-_TAU, MEASURED = 0.5, 512
-#: relative to the covariance filter's; hardly less is not worth its time
-_LARGEST_ERROR = 0.97
-#: images of the trial, and its error, which is a little larger than that of all
-_TRIED, _HOPELESS_ERROR = 64, 0.99
-#: standard errors
-_SIGNIFICANT = 4.0
-#: with fewer, the neighbours of the larger mean are more than a quarter of all
-_FEWEST = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +81,18 @@ class LikeViews:
     share: float
     error: float
 
-    def restored(self, b: Tensor, group: Tensor) -> Tensor:
-        """`(n, functions)` b of images to their coefficients without CTF."""
-        predicted = self.predicted(self.means(b, group))
+    def estimates(self, b: Tensor, group: Tensor) -> Tensor:
+        """`(n, functions)` b of images to estimates of their coefficients without CTF.
+
+        Returns
+        -------
+        `(2 + len(NEIGHBOURS), n, functions)`: the linear one, the covariance Wiener filter's, the means.
+        """
+        means = self.means(b, group)
+        predicted = self.predicted(means)
         left = b - times(self.squared, self.places, predicted, group)
-        return predicted + times(self._of_residual, self.places, left, group)
+        linear = predicted + times(self._of_residual, self.places, left, group)
+        return torch.stack([linear, self.wiener(b, group), *means])
 
     def wiener(self, b: Tensor, group: Tensor) -> Tensor:
         """The covariance Wiener filter."""
@@ -107,60 +107,58 @@ class LikeViews:
 
     def _means_of_block(self, b: Tensor, group: Tensor) -> list[Tensor]:
         index, angle, mirrored, distance = self._nearest(b, group)
-        phase = angle[..., None] * torch.arange(int(self.basis.angular.max()) + 1)
-        turned = torch.polar(torch.ones_like(phase), phase)[..., self.basis.angular]
-        parts = torch.view_as_real(self.sample)[index]
-        parts[..., 1] *= torch.where(mirrored, -1.0, 1.0)[..., None]
-        turned *= torch.view_as_complex(parts)
+        n, many = index.shape
         weights = []
         for number in NEIGHBOURS:
             nearest, limit = distance[:, :1], distance[:, number : number + 1]
             weight = 1 - (distance - nearest) / (limit - nearest).clamp_min(1e-12)
-            weights.append(weight.clamp(0, 1)[:, : index.shape[1]])
-        totals = torch.stack(weights, 1) @ torch.view_as_real(turned).flatten(2)
-        means = []
-        for weight, total in zip(weights, totals.view(*totals.shape[:2], -1, 2).unbind(1), strict=True):
-            total = torch.view_as_complex(total.contiguous())
-            counts = torch.zeros(len(b), len(self.squared[0])).scatter_add_(1, self.group[index], weight)
-            mean = torch.zeros_like(total)
-            for place, prior, squared in zip(self.places, self.prior, self.squared, strict=True):
-                seen = (counts @ squared.flatten(1)).view(-1, *prior.shape)
-                gain = torch.linalg.solve(prior @ seen + torch.eye(len(prior)), prior)
-                mean[:, place] = _product(gain, total[:, place])
-            means.append(mean)
-        return means
+            weights.append(weight.clamp(0, 1)[:, :many])
+        groups = self.group[index]
+        counts = torch.cat(
+            [torch.zeros(n, len(self.squared[0])).scatter_add_(1, groups, weight) for weight in weights]
+        )
+        # what real and imaginary parts of a neighbour, turned and mirrored, add to those of the means
+        phase = angle[..., None] * torch.arange(len(self.places))
+        mirror = torch.where(mirrored, -1.0, 1.0)[..., None]
+        of_real = torch.stack([phase.cos(), -mirror * phase.sin()], 2)
+        of_imaginary = torch.stack([phase.sin(), mirror * phase.cos()], 2)
+        turn = torch.stack([of_real, of_imaginary], 1).flatten(2, 3)
+        neighbours = self._planes[index].flatten(1, 2)
+        means = torch.zeros(len(NEIGHBOURS) * n, len(self.basis), dtype=b.dtype)
+        each = torch.stack(weights, 1).repeat_interleave(2, 2)[:, :, None]
+        for order, (place, prior, squared) in enumerate(
+            zip(self.places, self.prior, self.squared, strict=True)
+        ):
+            add = (each * turn[:, None, ..., order]).flatten(1, 2)
+            total = torch.bmm(add, neighbours[..., int(place[0]) : int(place[-1]) + 1])
+            total = total.view(n, len(NEIGHBOURS), 2, -1).transpose(0, 1).flatten(0, 1)
+            seen = (counts @ squared.flatten(1)).view(-1, *prior.shape)
+            right = prior @ total.mT
+            solved = torch.linalg.solve(prior @ seen + torch.eye(len(prior)), right)
+            means[:, place] = torch.view_as_complex(solved.contiguous())
+        return list(means.split(n))
 
     def _nearest(self, b: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Index, angle, whether mirrored, and squared distance of the nearest other images, and of more."""
-        coefficients = self.wiener(b, group)
-        highest = len(self._searched)
-        n, many = len(b), len(self.sample)
-        products = torch.empty(highest, 2 * n, 2 * many)
-        for number, (place, theirs) in enumerate(zip(self.places, self._searched, strict=False)):
-            mine = torch.view_as_real(coefficients[:, place]).permute(2, 0, 1).flatten(0, 1)
-            torch.mm(mine, theirs, out=products[number])
-        (rr, ri), (ir, ii) = (part.unbind(2) for part in products.view(-1, 2, n, 2, many).unbind(1))
-        likeness = torch.stack(
-            [
-                self._waves @ torch.cat([real.flatten(1), imaginary[1:].flatten(1)])
-                for real, imaginary in ((rr + ii, ir - ri), (rr - ii, ir + ri))
-            ]
-        ).view(2, _ANGLES, n, many)
-        best, at = likeness.max(1)
-        best, mirrored = best.max(0)
+        mine = self._reduced(self.wiener(b, group))
         norm = self._norm
+        likeness = torch.cat([self._likeness(mine, tile) for tile in self._tiles], 2)
+        best, mirrored = likeness.max(0)
         n_wanted = min(max(NEIGHBOURS) + _MORE, len(self.sample))
         _, index = (norm - 2 * best).topk(n_wanted, largest=False)
-        mirrored = mirrored.gather(1, index)
-        at = at.gather(2, index[None].expand(2, -1, -1)).gather(0, mirrored[None])[0]
-        # between the angles: the parabola through the largest and its neighbours
-        row = torch.arange(len(b))[:, None]
-        low, peak, high = (likeness[mirrored, (at + step) % _ANGLES, row, index] for step in (-1, 0, 1))
+        mirrored = mirrored.gather(1, index).bool()
+        # these again at all angles, and between them: the parabola through the largest and its neighbours
+        theirs = torch.view_as_real(self._reduced_sample)[index]
+        theirs[..., 1] *= torch.where(mirrored, 1.0, -1.0)[..., None]
+        products = torch.view_as_real(mine[:, None] * torch.view_as_complex(theirs))
+        profile = products.flatten(2) @ self._waves
+        peak, at = profile.max(2, keepdim=True)
+        low, high = (profile.gather(2, (at + step) % _ANGLES) for step in (-1, 1))
         bend = (2 * peak - low - high).clamp_min(1e-12)
         beside = ((high - low) / (2 * bend)).clamp(-0.5, 0.5)
         peak = peak + bend * beside.square() / 2
-        angle = (at + beside) * (2 * torch.pi / _ANGLES)
-        distance = norm[index] - 2 * peak
+        angle = (at + beside).squeeze(2) * (2 * torch.pi / _ANGLES)
+        distance = norm[index] - 2 * peak.squeeze(2)
         # the image itself, if it is one of the sample, is among the nearest
         few = index[:, :_SELF_AMONG]
         different = (self.sample[few] - b[:, None]).abs().square() @ self.pair
@@ -168,7 +166,27 @@ class LikeViews:
         distance[:, :_SELF_AMONG].masked_fill_(same, torch.inf)
         distance, order = distance.sort(dim=1, stable=True)
         order = order[:, : max(NEIGHBOURS)]
-        return index.gather(1, order), angle.gather(1, order), mirrored.gather(1, order).bool(), distance
+        return index.gather(1, order), angle.gather(1, order), mirrored.gather(1, order), distance
+
+    def _likeness(self, mine: Tensor, tile: list[Tensor]) -> Tensor:
+        """`(2, n, some)` largest real products over all angles with images of the sample, and mirrored."""
+        n, some = len(mine), tile[0].shape[1]
+        largest = []
+        for sign in (1.0, -1.0):
+            halves = []
+            for parity, waves in enumerate(self._half_waves):
+                orders = list(zip(self._searched[parity::2], tile[parity::2], strict=True))
+                products = torch.empty(len(orders), 2 * n, some)
+                for out, (place, theirs) in zip(products, orders, strict=True):
+                    real, imaginary = torch.view_as_real(mine[:, place]).unbind(-1)
+                    of_real, of_imaginary = (real, sign * imaginary), (imaginary, -sign * real)
+                    rows = torch.cat([torch.cat(of_real, 1), torch.cat(of_imaginary, 1)])
+                    torch.mm(rows, theirs, out=out)
+                halves.append(waves @ products.view(-1, n * some))
+            # half a turn on, sums of even orders are the same, those of odd ones have changed their sign
+            even, odd = halves
+            largest.append(even.add_(odd.abs_()).amax(0).view(n, some))
+        return torch.stack(largest)
 
     def predicted(self, means: Sequence[Tensor]) -> Tensor:
         predicted = torch.zeros_like(means[0])
@@ -190,6 +208,13 @@ class LikeViews:
         ]
         return traces[0] + 2 * torch.stack(traces[1:]).sum(0)
 
+    def scale(self, inside: Tensor) -> float:
+        """Standard deviation of the particles as they are seen, within a `(y, x)` mask."""
+        pairs = zip(self.prior, self.squared, strict=True)
+        of_orders = [float((prior * squared.mean(0)).sum()) for prior, squared in pairs]
+        variance = of_orders[0] + 2 * sum(of_orders[1:])
+        return max(variance / float(inside.square().sum()), 1e-12) ** 0.5
+
     @cached_property
     def places(self) -> list[Tensor]:
         return angular_places(self.basis)
@@ -207,35 +232,81 @@ class LikeViews:
         return self._posteriors(self.residual)
 
     @cached_property
+    def _planes(self) -> Tensor:
+        """`(images, 2, functions)` real and imaginary parts of the sample."""
+        return torch.stack([self.sample.real, self.sample.imag], 1)
+
+    @cached_property
     def _restored_sample(self) -> Tensor:
         return self.wiener(self.sample, self.group)
 
     @cached_property
-    def _waves(self) -> Tensor:
-        """`(angles, 2 orders - 1)` what real parts add to the likeness at each angle, then imaginary ones."""
-        orders = torch.arange(len(self._searched))
-        phase = torch.arange(_ANGLES)[:, None] * orders * (2 * torch.pi / _ANGLES)
-        pair = torch.where(orders > 0, 2.0, 1.0)
-        return torch.cat([pair * phase.cos(), (pair * phase.sin())[:, 1:]], 1)
+    def _kept(self) -> list[Tensor]:
+        """`(q, r)` directions in which nearly all of the sample's variance lies, of each order searched."""
+        spread = []
+        for order, (place, vectors) in enumerate(zip(self.places, self.vectors, strict=True)):
+            along = self._restored_sample[:, place] @ vectors.to(self.sample.dtype)
+            spread.append((2.0 if order else 1.0) * along.abs().square().sum(0))
+        spread = spread[: _HIGHEST + 1]
+        values = torch.cat(spread).sort(descending=True).values
+        enough = int((values.cumsum(0) < _SEARCHED * values.sum()).sum())
+        least = values[min(enough, len(values) - 1)]
+        return [v[:, along >= least].contiguous() for v, along in zip(self.vectors, spread, strict=False)]
 
     @cached_property
-    def _searched(self) -> list[Tensor]:
-        """`(q, 2 n)` real, then imaginary parts of the sample's coefficients, of each angular frequency."""
-        places = self.places[: _HIGHEST + 1]
-        of_sample = torch.view_as_real(self._restored_sample)
-        return [of_sample[:, place].permute(1, 2, 0).flatten(1).contiguous() for place in places]
+    def _searched(self) -> list[slice]:
+        """Where the reduced coefficients of each order are."""
+        ends = list(itertools.accumulate(vectors.shape[1] for vectors in self._kept))
+        return [slice(end - vectors.shape[1], end) for end, vectors in zip(ends, self._kept, strict=True)]
+
+    def _reduced(self, coefficients: Tensor) -> Tensor:
+        """`(n, functions)` coefficients along `_kept`, those for which a search is worth its time."""
+        parts = zip(self.places, self._kept, strict=False)
+        return torch.cat([coefficients[:, place] @ kept.to(coefficients.dtype) for place, kept in parts], 1)
+
+    @cached_property
+    def _reduced_sample(self) -> Tensor:
+        return self._reduced(self._restored_sample)
+
+    @cached_property
+    def _tiles(self) -> list[list[Tensor]]:
+        """Of some images at a time, `(2 r, some)` real, then imaginary parts for each order."""
+        tiles = torch.view_as_real(self._reduced_sample).permute(2, 1, 0).split(_TILE, 2)
+        return [[tile[:, place].flatten(0, 1).contiguous() for place in self._searched] for tile in tiles]
+
+    @cached_property
+    def _orders(self) -> Tensor:
+        """`(r,)` angular frequency of each reduced coefficient."""
+        return torch.cat([torch.full((v.shape[1],), order) for order, v in enumerate(self._kept)])
 
     @cached_property
     def _norm(self) -> Tensor:
-        searched = self.pair * (self.basis.angular <= _HIGHEST)
-        norm: Tensor = self._restored_sample.abs().square() @ searched
+        pair = torch.where(self._orders > 0, 2.0, 1.0)
+        norm: Tensor = self._reduced_sample.abs().square() @ pair
         return norm
+
+    @cached_property
+    def _waves(self) -> Tensor:
+        """`(2 r, angles)` what real and imaginary parts of products add to the likeness at each angle."""
+        return _waves(self._orders, _ANGLES)
+
+    @cached_property
+    def _half_waves(self) -> list[Tensor]:
+        """`(angles / 2, 2 orders)` the same over half a turn, for even and for odd orders."""
+        orders = torch.arange(len(self._kept))
+        return [_waves(orders[parity::2], _ANGLES)[:, : _ANGLES // 2].T.contiguous() for parity in (0, 1)]
 
     @cached_property
     def _noise(self) -> Tensor:
         """`(g,)` squared norm of b of noise."""
         traces = [squared.diagonal(dim1=-2, dim2=-1).sum(-1) for squared in self.squared]
         return traces[0] + 2 * torch.stack(traces[1:]).sum(0)
+
+
+def _waves(orders: Tensor, n_angles: int) -> Tensor:
+    phase = orders[:, None] * torch.arange(n_angles) * (2 * torch.pi / n_angles)
+    pair = torch.where(orders > 0, 2.0, 1.0)[:, None]
+    return torch.stack([pair * phase.cos(), pair * phase.sin()], 1).flatten(0, 1)
 
 
 def _product(matrices: Tensor, coefficients: Tensor) -> Tensor:
@@ -253,31 +324,8 @@ def times(
     return out
 
 
-def find_like_views(views: LikeViews, rows: Tensor, noise: Tensor) -> LikeViews | None:
-    """How the images of a sample predict each other; None where they do not.
-
-    A few of `rows` are looked at first, and tried on a few others: where they show nothing, that is all.
-
-    Parameters
-    ----------
-    views
-        The sample, without weights and residual.
-    rows, noise
-        `(m,)` images to measure with, and `(m, functions)` b of white noise like theirs, independent of it.
-    """
-    n = len(views.sample)
-    if n < _FEWEST:
-        return None
-    step = max(2, len(rows) // _TRIED)
-    others = slice(step // 2, None, step)
-    if _measured(_fitted(views, rows[::step]), rows[others], noise[others]).error > _HOPELESS_ERROR:
-        return None
-    views = _measured(_fitted(views, torch.arange(n)), rows, noise)
-    return views if views.error < _LARGEST_ERROR else None
-
-
-def _fitted(views: LikeViews, rows: Tensor) -> LikeViews:
-    """With the weights by which means predict the images in `rows`, and the covariance of what they leave."""
+def fitted(views: LikeViews, rows: Tensor) -> LikeViews:
+    """`views` with the weights by which means predict the images in `rows`, and the residual's covariance."""
     sample, group = views.sample[rows], views.group[rows]
     means = views.means(sample, group)
     weights = []
@@ -296,27 +344,3 @@ def _fitted(views: LikeViews, rows: Tensor) -> LikeViews:
     left = sample - times(views.squared, views.places, views.predicted(means), group)
     residual = covariance_of_backprojected([left[:, place] for place in views.places], views.squared, group)
     return replace(views, residual=residual)
-
-
-def _measured(views: LikeViews, rows: Tensor, noise: Tensor) -> LikeViews:
-    """With the share that explains the images in `rows` best, and the error that it leaves.
-
-    Noise is added to them and subtracted, scaled: what is made of the one is compared with the other, whose
-    noise is independent.
-    """
-    group = views.group[rows]
-    first = views.sample[rows] + _TAU * noise
-    second = views.sample[rows] - noise / _TAU
-    linear = views.wiener(first, group)
-    step = views.restored(first, group) - linear
-    seen = times(views.squared, views.places, step, group)
-    missing = second - times(views.squared, views.places, linear, group)
-    of_images = (step.conj() * missing).real @ views.pair
-    explained = float(of_images.sum())
-    if explained <= _SIGNIFICANT * float(of_images.std()) * len(of_images) ** 0.5:
-        return views
-    power = float(((step.conj() * seen).real @ views.pair).sum())
-    share = min(1.0, explained / power)
-    expected = float(views.expected_error()[group].sum())
-    gained = share * (2 * explained - share * power)
-    return replace(views, share=share, error=min(1.0, max(0.0, 1 - gained / max(expected, 1e-12))))

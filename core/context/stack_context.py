@@ -23,32 +23,41 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..classical.covariance import ImageCovariance, estimate_covariance_through_ctf
+from ..classical.covariance import ImageCovariance, angular_places, estimate_covariance_through_ctf
 from ..classical.fourier_bessel import FourierBesselBasis
 from ..imaging.ctf import CtfParameters, ctf, defocus_groups, nearest_group
 from ..imaging.filters import apply_transfer, background_power
 from ..imaging.noise import image_generator
 from ..imaging.resample import fourier_resample
 from ..imaging.rings import ring_index, ring_mean
-from .like_views import MEASURED, LikeViews, find_like_views, times
+from .like_views import LikeViews, fitted, times
+from .noise_spectrum import beyond_noise, floor_of, noise_spectrum, unmodulated_power
+from .view_network import of_network, shown
 
 WORKING_BOX_PX = 64
 #: of `StackContext.channels`
-CHANNELS = 4
+CHANNELS = 5
 #: cycles per working pixel, of the covariance
 BAND_LIMIT = 0.35
 #: below it a covariance is mostly noise
 FEWEST_IMAGES = 100
 MOST_IMAGES = 2048
 _MOST_GROUPS, _FEWEST_OF_GROUP = 100, 20
-#: rings, as shares of the working grid's Nyquist frequency, whose power is that of the noise alone
-_NOISE_RINGS = (0.7, 0.95)
-#: rings in which the background's power beyond white noise is that of ice and neighbours, and how much of it,
-#: over that of the noise, is plenty
-_ICE_RINGS, _MUCH_ICE = (0.2, 0.55), 0.2
-#: relative to the floor; a ring with less was filtered away
-_LEAST_NOISE = 0.1
 _EDGE_PX = 6.0
+_BLOCK = 64
+#: with fewer images like views are not looked for: the neighbours of the larger mean were a quarter of all
+FEWEST_OF_VIEWS = 256
+#: noise that some images get to measure what the views explain, relative to their own, and how many these are
+_TAU, _MEASURED = 0.5, 512
+#: images to which the linear prediction is fitted
+FITTED = 600
+#: relative to the covariance filter's, with an even and with an uneven background: hardly less is not worth
+#: its time, and where there is more than noise beside the particle, it is not known as well
+_LARGEST_ERROR = (0.97, 0.9)
+#: images of the trial, and by how much its error may be larger than that of all
+_TRIED, _WORSE = 64, 0.02
+#: standard errors
+_SIGNIFICANT = 4.0
 _SMALLEST_BOX_PX = 32
 
 
@@ -75,10 +84,10 @@ class StackContext:
     pixel_size_angstrom
         Of the images.
     noise_variance
-        Per pixel of the working grid: the white floor of the background, so that whatever else is uneven in
-        it (the structure of the ice) counts as signal.
+        Per pixel of the working grid: the white floor of the background.
     noise_power
-        `(rings,)` of the working grid: the floor, or the background's power where that is less.
+        `(rings,)` of the working grid: see `noise_spectrum`. Whatever else is uneven in the background (the
+        structure of the ice) counts as signal.
     signal_power
         `(rings,)` of the particles and the ice without CTF, working grid.
     covariance
@@ -121,33 +130,29 @@ class StackContext:
 
         Returns
         -------
-        `(n, 4, y, x)`: the covariance Wiener filter's image, with like views of other images where they add
+        `(n, 5, y, x)`: the covariance Wiener filter's image, with like views of other images where they add
         to it, which shows the particle alone; the image
         filtered by its own CTF and the stack's signal-to-noise ratio; inside the particle's circle, the share
-        of the particle's variance that the first explains; and `unevenness`, everywhere. Both images are seen
-        through the CTF.
+        of the particle's variance that the first explains; `unevenness`, everywhere; and inside the circle
+        the share of like views in the first. Both images are seen through the CTF.
         """
         n, box, working = len(images), self.box_px, self.working_box_px
         transform = _cropped(torch.fft.rfft2(images.float()), working) * (working / box) ** 2
-        if optics is None:
-            own = torch.ones(1, working, working // 2 + 1)
-            group = torch.zeros(n, dtype=torch.int64)
+        own, group = self.own_ctf(optics, n)
+        wiener = self._by_own_ctf(transform, own)
+        if self.views is None:
+            particle = torch.fft.rfft2(self._by_covariance(transform, group)) * own
         else:
-            own = ctf(optics, torch.full((n,), self.working_pixel_size_angstrom), working)
-            assert self.group_optics is not None
-            group = nearest_group(optics, self.group_optics)
-        squared = own.square() * self.signal_power[ring_index((working, working))]
-        wiener = transform * (squared / (squared + self.noise_power[ring_index((working, working))]))
-        small = torch.fft.irfft2(transform * self.whitening, s=(working, working)) * (
-            circle(working, self.working_radius_px) / self.noise_variance**0.5
-        )
-        restored = self._restored(small, group) * self.noise_variance**0.5
-        restored = torch.fft.rfft2(restored) * own
-        both = _padded(torch.stack([restored, wiener], 1), box) * (box / working) ** 2
-        shown: Tensor = torch.fft.irfft2(both, s=(box, box))
-        trusted = self.explained[group, None, None] * circle(box, self.radius_px)
-        uneven = torch.full((n, 1, box, box), self.unevenness)
-        return torch.cat([shown, trusted[:, None], uneven], 1)
+            estimate, better = self._beside_like_views(self.views, transform, own, group)
+            inside = circle(working, self.working_radius_px)
+            particle = torch.lerp(estimate, better, self.views.share * inside) * self.noise_variance**0.5
+            particle = torch.fft.rfft2(particle)
+        both = _padded(torch.stack([particle, wiener], 1), box) * (box / working) ** 2
+        both = torch.fft.irfft2(both, s=(box, box))
+        inside = circle(box, self.radius_px)
+        of_views = inside * (0.0 if self.views is None else self.views.share)
+        known = torch.stack([torch.full_like(inside, self.unevenness), of_views]).expand(n, 2, box, box)
+        return torch.cat([both, (self.explained[group, None, None] * inside)[:, None], known], 1)
 
     @property
     def working_pixel_size_angstrom(self) -> float:
@@ -157,22 +162,70 @@ class StackContext:
     def working_radius_px(self) -> float:
         return self.radius_px * self.working_box_px / self.box_px
 
-    def _restored(self, images: Tensor, group: Tensor) -> Tensor:
-        """`(n, y, x)` images of noise 1 on the working grid, to what the covariance makes of them."""
-        covariance, basis = self.covariance, self.covariance.basis
-        coefficients = basis.analyse(images)
-        zeroth = basis.angular == 0
-        coefficients[:, zeroth] -= self._filters.seen_means[group]
+    def own_ctf(self, optics: CtfParameters | None, n: int) -> tuple[Tensor, Tensor]:
+        """CTFs on the working grid, and their groups."""
+        working = self.working_box_px
+        if optics is None:
+            return torch.ones(1, working, working // 2 + 1), torch.zeros(n, dtype=torch.int64)
+        assert self.group_optics is not None
+        own = ctf(optics, torch.full((n,), self.working_pixel_size_angstrom), working)
+        return own, nearest_group(optics, self.group_optics)
+
+    def _by_own_ctf(self, transform: Tensor, own: Tensor) -> Tensor:
+        """Transforms of images behind the Wiener filter by their own CTFs."""
+        ring = ring_index((self.working_box_px, self.working_box_px))
+        signal = own.square() * self.signal_power[ring]
+        return transform * (signal / (signal + self.noise_power[ring]))
+
+    def _coefficients(self, transform: Tensor, group: Tensor) -> Tensor:
+        """`(n, functions)` of particles in white noise of variance 1, without their mean image."""
+        working, basis = self.working_box_px, self.covariance.basis
+        masked = torch.fft.irfft2(transform * self.whitening, s=(working, working))
+        coefficients = basis.analyse(
+            masked * (circle(working, self.working_radius_px) / self.noise_variance**0.5)
+        )
+        coefficients[:, basis.angular == 0] -= self._filters.seen_means[group]
+        return coefficients
+
+    def _by_covariance(self, transform: Tensor, group: Tensor) -> Tensor:
+        """`(n, y, x)` particles without CTF: what the covariance makes of images."""
+        coefficients = self._coefficients(transform, group)
         filtered = torch.zeros_like(coefficients)
         for (first, last), gain in self._filters.gains:
             # row vector times matrix, real and imaginary part at once
             values = torch.view_as_real(coefficients[:, first:last])
             product = gain[group].mT @ values
             filtered[:, first:last] = torch.view_as_complex(product.contiguous())
-        if self.views is not None:
-            through = times(self._operators, self.views.places, coefficients, group)
-            filtered += self.views.share * (self.views.restored(through, group) - filtered)
-        return basis.synthesise(filtered + covariance.mean)
+        covariance = self.covariance
+        return covariance.basis.synthesise(filtered + covariance.mean) * self.noise_variance**0.5
+
+    def _beside_like_views(
+        self, views: LikeViews, transform: Tensor, own: Tensor, group: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`(n, y, x)` particles through their CTFs, in units of the noise: by covariance, and by all."""
+        seen = self.view_channels(views, transform, own, group)
+        scale = views.scale(circle(self.working_box_px, self.working_radius_px))
+        return scale * seen[:, 2], scale * of_network(seen)
+
+    def view_channels(self, views: LikeViews, transform: Tensor, own: Tensor, group: Tensor) -> Tensor:
+        """What the network of like views sees, `(n, 7, y, x)`, see `view_network.shown`.
+
+        Parameters
+        ----------
+        transform
+            Of n images on the working grid (`rfft2`).
+        own, group
+            Their CTFs there, or one that is 1, and their CTF groups.
+        """
+        working = self.working_box_px
+        through = times(self._operators, views.places, self._coefficients(transform, group), group)
+        estimates = self.covariance.basis.synthesise(
+            (views.estimates(through, group) + self.covariance.mean).flatten(0, 1)
+        ).view(-1, len(group), working, working)
+        estimates = torch.fft.irfft2(torch.fft.rfft2(estimates) * own, s=(working, working))
+        others = torch.stack([transform, self._by_own_ctf(transform, own)])
+        image, wiener = torch.fft.irfft2(others, s=(working, working)) / self.noise_variance**0.5
+        return shown(image, estimates, wiener, views.scale(circle(working, self.working_radius_px)))
 
     @property
     def explained(self) -> Tensor:
@@ -238,24 +291,76 @@ class StackContext:
             error,
         )
 
-    def with_views(self, images: Tensor, group: Tensor) -> StackContext:
-        """Look for like views among `(n, y, x)` images of noise 1 on the working grid."""
-        basis = self.covariance.basis
-        first_order = basis.angular == 0
-        coefficients = torch.cat([basis.analyse(block) for block in torch.split(images, 256)])
-        coefficients[:, first_order] -= self._filters.seen_means[group]
-        rows = torch.linspace(0, len(images) - 1, min(MEASURED, len(images))).round().long()
-        noise = torch.randn(len(rows), len(basis), 2, generator=image_generator(0, 0, "like views"))
-        noise[:, first_order] *= torch.tensor([2**0.5, 0.0])
-        noise = torch.view_as_complex(noise / 2**0.5)
-        nothing = self.like_views(coefficients[:0], group[:0])
-        places = nothing.places
-        views = find_like_views(
-            replace(nothing, sample=times(self._operators, places, coefficients, group), group=group),
-            rows,
-            times(self._operators, places, noise, group[rows]),
-        )
-        return self if views is None else replace(self, views=views)
+    def with_views(self, images: Tensor, optics: CtfParameters | None) -> StackContext:
+        """Look for like views among `(n, y, x)` images on the working grid.
+
+        A few are looked at first, and tried on a few others: where they show nothing, that is all.
+        """
+        n = len(images)
+        if n < FEWEST_OF_VIEWS:
+            return self
+        views = self.sample_views(images, optics)
+        rows, of_fit = (torch.linspace(0, n - 1, min(most, n)).round().long() for most in (_MEASURED, FITTED))
+        step = max(2, len(rows) // _TRIED)
+
+        def measured(found: LikeViews, judged: Tensor) -> LikeViews:
+            known = None if optics is None else optics[judged]
+            share, error = self._measured(found, images[judged], known)
+            return replace(found, share=share, error=error)
+
+        even, uneven = _LARGEST_ERROR
+        largest = even + self.unevenness * (uneven - even)
+        if measured(fitted(views, rows[::step]), rows[step // 2 :: step]).error > largest + _WORSE:
+            return self
+        views = measured(fitted(views, of_fit), rows)
+        return replace(self, views=views) if views.error < largest else self
+
+    def sample_views(self, images: Tensor, optics: CtfParameters | None) -> LikeViews:
+        """`LikeViews` of `(n, y, x)` images on the working grid, to be fitted."""
+        group = self.own_ctf(optics, len(images))[1]
+        sample, places = [], angular_places(self.covariance.basis)
+        for some in torch.split(torch.arange(len(images)), _BLOCK):
+            coefficients = self._coefficients(torch.fft.rfft2(images[some]), group[some])
+            sample.append(times(self._operators, places, coefficients, group[some]))
+        return self.like_views(torch.cat(sample), group)
+
+    def _measured(
+        self, views: LikeViews, images: Tensor, optics: CtfParameters | None
+    ) -> tuple[float, float]:
+        """The share of like views that explains `(n, y, x)` images best, and the error that it leaves.
+
+        Noise is added to them and subtracted, scaled: what is made of the one is compared with the other,
+        whose noise is independent.
+        """
+        n, working = len(images), self.working_box_px
+        noise = torch.randn(n, working, working, generator=image_generator(0, 0, "like views"))
+        colour = self.noise_power[ring_index((working, working))].sqrt()
+        noise = torch.fft.rfft2(noise) * colour
+        transform = torch.fft.rfft2(images)
+        own, group = self.own_ctf(optics, n)
+        inside = circle(working, self.working_radius_px)
+
+        def seen(parts: Tensor) -> Tensor:
+            return inside * torch.fft.irfft2(parts * self.whitening, s=(working, working))
+
+        products, powers = [], []
+        for some in torch.split(torch.arange(n), _BLOCK):
+            ctfs = own if len(own) == 1 else own[some]
+            noisier = transform[some] + _TAU * noise[some]
+            estimate, better = self._beside_like_views(views, noisier, ctfs, group[some])
+            step = seen(torch.fft.rfft2(better - estimate))
+            other = (transform[some] - noise[some] / _TAU) / self.noise_variance**0.5
+            missing = seen(other - torch.fft.rfft2(estimate))
+            products.append((step * missing).sum((1, 2)))
+            powers.append(step.square().sum((1, 2)))
+        explained, of_images = float(torch.cat(products).sum()), torch.cat(products)
+        if explained <= _SIGNIFICANT * float(of_images.std()) * n**0.5:
+            return 0.0, 1.0
+        power = float(torch.cat(powers).sum())
+        share = min(1.0, explained / power)
+        expected = float(views.expected_error()[group].sum())
+        gained = share * (2 * explained - share * power)
+        return share, min(1.0, max(0.0, 1 - gained / max(expected, 1e-12)))
 
     def group_transfer(self) -> Tensor:
         """`(g, y, x // 2 + 1)` CTF of each group on the working grid, where the noise was made white."""
@@ -314,12 +419,15 @@ def fit_context(
     ratio = working / box
     power = background_power(small, radius_px * ratio)
     nyquist = working // 2
-    noise = float(power[int(_NOISE_RINGS[0] * nyquist) : int(_NOISE_RINGS[1] * nyquist)].median())
+    noise = floor_of(power, nyquist)
     if not noise > 0:
         raise ValueError("the images' background holds no noise")
-    noise_power = _noise_power(power, noise, nyquist)
-    whitening = _whitening(noise_power, noise, working)
     working_size = pixel_size_angstrom / ratio
+    without_ctf = (
+        None if optics is None else unmodulated_power(small, optics, working_size, radius_px * ratio)
+    )
+    noise_power = noise_spectrum(power, nyquist, without_ctf)
+    whitening = _whitening(noise_power, noise, working)
     if optics is None:
         group, group_optics = torch.zeros(n, dtype=torch.int64), None
         transfer = whitening[None]
@@ -334,12 +442,11 @@ def fit_context(
     # as a file of it is read again: products depend on the layout in their last bits
     covariance = replace(covariance, vectors=[vectors.contiguous() for vectors in covariance.vectors])
     signal = _signal_power(small, noise_power, optics, working_size)
-    beyond = power[int(_ICE_RINGS[0] * nyquist) : int(_ICE_RINGS[1] * nyquist)] / noise - 1
-    uneven = min(1.0, float(beyond.clamp_min(0).mean()) / _MUCH_ICE)
+    uneven = beyond_noise(power, noise_power, nyquist)
     context = StackContext(
         box, radius_px, pixel_size_angstrom, noise, noise_power, signal, covariance, uneven, group_optics, n
     )
-    return context.with_views(masked, group) if with_views else context
+    return context.with_views(small, optics) if with_views else context
 
 
 def to_working_grid(images: Tensor) -> Tensor:
@@ -364,17 +471,6 @@ def _signal_power(
         top = top + ring_mean((squared * (power - noise)).sum(0), shape)
         bottom = bottom + ring_mean(squared.square().sum(0), shape)
     return (top / bottom.clamp_min(1e-6)).clamp_min(0.0)
-
-
-def _noise_power(background: Tensor, floor: float, nyquist: int) -> Tensor:
-    """`(rings,)` of the noise, from that of the background: what rises above the floor is not noise alone.
-
-    From where the floor is measured on it is the floor.
-    """
-    around = torch.nn.functional.pad(background[None], (2, 2), "replicate")
-    smooth = around.unfold(1, 5, 1).mean(-1)[0].clamp(_LEAST_NOISE * floor, floor)
-    smooth[int(_NOISE_RINGS[0] * nyquist) :] = floor
-    return smooth
 
 
 def _whitening(noise_power: Tensor, floor: float, box_px: int) -> Tensor:

@@ -17,7 +17,7 @@ from ..imaging.finer_grid import from_finer_grid, to_finer_grid, without_noise
 from ..imaging.normalise import default_radius_px, denormalise, normalise
 from ..imaging.rings import frequency_grid
 from ..models.base import DenoisingNetwork
-from ..models.context_unet import ESTIMATES
+from ..models.context_average import ESTIMATES
 from .devices import DTYPES, Precision, download, prepare, run_network, upload
 
 EDGE_FOURIER_PX = 4

@@ -9,7 +9,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import ConfigurationError, DeviceError
 from ..job_context import JobContext
 from ..models.base import DenoisingNetwork
+from ..models.precision import bf16_instructions
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -36,8 +36,6 @@ CPU_BATCH_PX = 2**18
 GPU_BATCH_PX = 2**24
 # Two workers keep a GPU busy: one calculates while the other one's images travel.
 WORKERS_PER_GPU = 2
-# Instructions that multiply in bf16: of x86 processors and of ARM's.
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 class DoneHere(Protocol):
@@ -171,20 +169,10 @@ def choose_precision(
     if on_gpu:
         precision: Precision = "bf16" if has_bf16 else "fp16" if capability >= (7, 0) else "fp32"
         return precision, f"a GPU of compute capability {capability[0]}.{capability[1]}"
-    native = sorted(_BF16_FLAGS & cpu_flags())
+    native = bf16_instructions()
     if native:
         return "bf16", f"the processor has {', '.join(native)}"
     return "fp32", "the processor has no instructions for bf16"
-
-
-def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Names of the instruction sets of this processor, as Linux lists them; empty elsewhere."""
-    try:
-        text = file.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return frozenset()
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return frozenset(found[1].split()) if found else frozenset()
 
 
 def pixels_per_second(module: DenoisingNetwork, device: torch.device, precision: Precision) -> float:

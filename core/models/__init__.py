@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import ConfigurationError
 from ..registry import Registry
 from .base import DenoisingNetwork, require_denoising_network
-from .context_unet import ContextAverage, ContextUNet
+from .context_average import ContextAverage
 from .diffusion import DiffusionDenoiser
 from .dncnn import DnCNN
 from .pix2pix import ConvolutionalCritic, ConvolutionalGenerator, ResidualCritic, ResidualPix2Pix
@@ -21,6 +21,7 @@ from .resnet import ResNetAutoencoder, ResNetCritic
 from .segmentation import SegmentationUNet
 from .skip_resnet import SkipResNet, SkipResNetCritic
 from .unet import ShuffleUNet
+from .view_unet import ViewUNet
 
 Networks = Mapping[str, Callable[..., nn.Module]]
 
@@ -28,7 +29,6 @@ Networks = Mapping[str, Callable[..., nn.Module]]
 _DENOISERS: dict[str, Callable[..., nn.Module] | str] = {
     "shuffle_unet": ShuffleUNet,
     "context_average": ContextAverage,
-    "context_unet": ContextUNet,
     "dncnn": DnCNN,
     "resnet_autoencoder": ResNetAutoencoder,
     "skip_resnet": SkipResNet,
@@ -42,7 +42,9 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry("network", _DENOISERS, "cr
 
 # Labels instead of images: `(n, 1, y, x)` to logits `(n, classes, y, x)`.
 SEGMENTERS: Registry[Callable[..., nn.Module]] = Registry("network", {"segmentation_unet": SegmentationUNet})
-ALL_NETWORKS: Networks = ChainMap(MODELS, SEGMENTERS)  # type: ignore[arg-type]  # which nobody changes
+# `(n, 1 + channels, y, x)`, an image on the working grid of its stack's context and what that says of it.
+VIEW_NETWORKS: Registry[Callable[..., nn.Module]] = Registry("network", {"view_unet": ViewUNet})
+ALL_NETWORKS: Networks = ChainMap(MODELS, SEGMENTERS, VIEW_NETWORKS)  # type: ignore[arg-type]  # which nobody changes
 
 # What the adversarial losses set against them: `(n, channels, y, x)` to scores `(n, ...)`, without a sigmoid.
 _CRITICS: dict[str, Callable[..., nn.Module] | str] = {
@@ -83,6 +85,7 @@ __all__ = [
     "CRITICS",
     "MODELS",
     "SEGMENTERS",
+    "VIEW_NETWORKS",
     "DenoisingNetwork",
     "Networks",
     "ShuffleUNet",

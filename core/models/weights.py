@@ -25,7 +25,7 @@ from torch import nn
 from ..errors import ModelError
 from ..io.files import link_target, writing
 from ..registry import is_place
-from . import ALL_NETWORKS, MODELS, SEGMENTERS, DenoisingNetwork, Networks
+from . import ALL_NETWORKS, MODELS, SEGMENTERS, VIEW_NETWORKS, DenoisingNetwork, Networks
 from .base import require_denoising_network
 
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
@@ -34,6 +34,11 @@ WEIGHTS_NAME = "weights.safetensors"
 # Places of networks, comma-separated, that may be imported when a weights file names them.
 TRUST_VARIABLE = "CRYOHUSH_NETWORKS"
 _METADATA_KEY = "cryohush"
+_PURPOSES = (
+    (MODELS, "denoises"),
+    (SEGMENTERS, "labels micrographs"),
+    (VIEW_NETWORKS, "serves the context of stacks"),
+)
 
 
 @dataclass(frozen=True)
@@ -247,8 +252,8 @@ def _build(path: Path, data: bytes, card: Mapping[str, Any], networks: Networks)
         _require_trust(path, name)
     if name not in networks:
         if name in ALL_NETWORKS:
-            kinds = ("labels micrographs", "denoises")
-            found, wanted = kinds if name in SEGMENTERS else kinds[::-1]
+            (found,) = (what for kind, what in _PURPOSES if name in kind)
+            (wanted,) = (what for kind, what in _PURPOSES if kind is networks)
             raise ModelError(f"{path}: a model that {found}, where one that {wanted} is needed.")
         known = ", ".join(sorted(ALL_NETWORKS))
         raise ModelError(

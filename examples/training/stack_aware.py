@@ -1,19 +1,17 @@
-"""Train the stack-aware model `general`: from structures and CTF tables to weights.
+"""Train what tells the error of the model `general`: from structures and CTF tables to weights.
 
     python stack_aware.py projections --structures FOLDER --output BANK
     python stack_aware.py stacks --projections BANK --ctf-tables TABLE.npy ... --output STACKS
-    python stack_aware.py train --stacks STACKS --start WEIGHTS --output RUN --minutes M [--resume]
     python stack_aware.py error --stacks STACKS --start WEIGHTS --output RUN --minutes M [--resume]
     python stack_aware.py export --run RUN --output general.safetensors
 
 `projections`: views of volumes, the deposited complexes and symmetric assemblies of pieces of them. `stacks`:
 simulated sessions with the context of each image; it goes on until it is stopped, and keeps the newest
-`--keep`. `train` reads them while they are made, in bf16, with a learning rate that falls to 0 within the
-given time. All three go on where they were stopped; what is drawn is a function of the numbers of the files,
-but which stacks a step of the training sees depends on how fast they are made.
-
-`error` trains nothing but what tells the error of an image in a network of single images whose result is
-averaged with the context (`ContextAverage`): its images stay as they are.
+`--keep`. `error` reads them while they are made, in bf16, with a learning rate that falls to 0 within the
+given time: it trains nothing but what tells the error of an image in a network of single images whose result
+is averaged with the context (`ContextAverage`), so that its images stay as they are. All three go on where
+they were stopped; what is drawn is a function of the numbers of the files, but which stacks a step of the
+training sees depends on how fast they are made.
 
 The structures that are held out of training are those of the preset `general`.
 """
@@ -41,17 +39,15 @@ from cryohush.core.imaging.ctf import read_ctf_table
 from cryohush.core.imaging.noise import uniform
 from cryohush.core.imaging.normalise import default_radius_px
 from cryohush.core.imaging.projection import Projector, random_rotations
-from cryohush.core.imaging.rings import hermitian_weight, ring_index, ring_mean
 from cryohush.core.imaging.structure import Structure, potential_map, read_structure
 from cryohush.core.imaging.symmetry import symmetry_operators
-from cryohush.core.models.context_unet import ContextAverage, ContextUNet
+from cryohush.core.models.context_average import ContextAverage
 from cryohush.core.models.weights import WEIGHTS_FOLDER, save_model
 from cryohush.core.simulation.image_formation import ProjectionBank
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from simulated_stacks import StackRanges, simulate_stack
 
-Network = ContextUNet | ContextAverage
 HELD_OUT = ("1bxn", "2cg9", "4zxb", "6cvm", "6xlu", "pdb7pbl")
 # Cubic groups come more often: hollow and nearly round particles are the hardest.
 GROUPS = (
@@ -76,20 +72,15 @@ GROUPS = (
 )
 BOX_PX, VIEWS, VOLUMES_PER_STRUCTURE, ASSEMBLIES = 128, 512, 2, 30
 NETWORK: dict[str, Any] = {
-    "context_channels": 3,
+    "share": 0.5,
+    "covariance_share": 0.3,
+    "even_covariance_share": 0.6,
     "widths": [48, 96, 160, 160],
     "blocks": [1, 1, 1, 2],
     "unshuffle": 4,
 }
-AVERAGE: dict[str, Any] = {
-    "share": 0.5,
-    "covariance_share": 0.3,
-    "even_covariance_share": 0.6,
-    **{name: value for name, value in NETWORK.items() if name != "context_channels"},
-}
 BATCH, POOL, KEPT_OF_STACK = 32, 44, 384
 LEARNING_RATE, WARM_UP_STEPS, EMA_DECAY = 8e-4, 300, 0.999
-RING_WEIGHT, ERROR_WEIGHT = 3.0, 0.1
 NO_CONTEXT, ONE_ESTIMATE = 0.25, 0.07
 MASKED, STRIP = 0.04, 0.03
 
@@ -103,26 +94,22 @@ def main() -> None:
     stacks.add_argument("--projections", type=Path, required=True)
     stacks.add_argument("--ctf-tables", type=Path, nargs="+", required=True)
     stacks.add_argument("--keep", type=int, default=220, help="newest stacks to keep (50 MB each)")
-    train, error = commands.add_parser("train"), commands.add_parser("error")
-    for command in (train, error):
-        command.add_argument("--stacks", type=Path, required=True)
-        command.add_argument(
-            "--start", default="general", help="weights, a file or the name of a shipped model"
-        )
-        command.add_argument("--minutes", type=float, required=True)
-        command.add_argument("--resume", action="store_true")
+    error = commands.add_parser("error")
+    error.add_argument("--stacks", type=Path, required=True)
+    error.add_argument("--start", default="general", help="weights, a file or the name of a shipped model")
+    error.add_argument("--minutes", type=float, required=True)
+    error.add_argument("--resume", action="store_true")
     export = commands.add_parser("export")
     export.add_argument("--run", type=Path, required=True)
     export.add_argument("--description", default="Any particle, with the context of its stack.")
-    for command in (projections, stacks, train, error, export):
+    for command in (projections, stacks, error, export):
         command.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     commands_by_name = {
         "projections": make_projections,
         "stacks": make_stacks,
-        "train": train_network,
-        "error": train_network,
+        "error": train_error,
         "export": export_weights,
     }
     commands_by_name[arguments.command](arguments)
@@ -275,20 +262,14 @@ def make_stack(
             for part in chosen.split(64)
         ]
     )
-    noisy, clean = stack.noisy[chosen], stack.clean[chosen]
-
-    def power(images: Tensor) -> Tensor:
-        return ring_mean(torch.fft.rfft2(images, norm="ortho").abs().square().mean(0), (box, box))
-
     tensors = {
-        "noisy": noisy.half(),
-        "clean": clean.half(),
+        "noisy": stack.noisy[chosen].half(),
+        "clean": stack.clean[chosen].half(),
         "covariance": channels[:, 0].half(),
         "wiener": channels[:, 1].half(),
         "explained": channels[:, 2, box // 2, box // 2].contiguous(),
         "uneven": torch.tensor([context.unevenness]),
-        "signal": power(clean),
-        "noise": power(noisy - clean),
+        "views": torch.tensor([context.views.share if context.views else 0.0]),
         "radius": torch.tensor([radius]),
     }
     write(tensors, target)
@@ -311,20 +292,20 @@ class StackPool:
     def refill(self, most: int) -> None:
         new = [path for path in sorted(self._folder.glob("train_*.safetensors")) if path not in self._seen]
         for path in new[-most:]:
-            self._stacks[path] = with_weights(load_file(path))
+            self._stacks[path] = load_file(path)
             self._seen.add(path)
             while len(self._stacks) > POOL:
                 del self._stacks[next(iter(self._stacks))]
 
-    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images with context, targets, weights of Fourier coefficients and variances of the targets."""
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Images with context, and targets."""
         u = self._rng.random()
         box = BOX_PX if u < 0.78 else 64 if u < 0.88 else 192
         stacks = [stack for stack in self._stacks.values() if stack["noisy"].shape[-1] == box]
         if not stacks:
             box, stacks = BOX_PX, [s for s in self._stacks.values() if s["noisy"].shape[-1] == BOX_PX]
         size, parts = {BOX_PX: (BATCH, 8), 64: (4 * BATCH, 8), 192: (BATCH // 2, 4)}[box]
-        drawn: list[list[Tensor]] = [[], [], [], []]
+        drawn: list[tuple[Tensor, Tensor]] = []
         for place in self._rng.choice(len(stacks), parts):
             stack = stacks[place]
             members = torch.from_numpy(self._rng.choice(len(stack["noisy"]), size // parts))
@@ -332,13 +313,9 @@ class StackPool:
             shown, target = turned(shown, target, int(self._rng.integers(8)))
             for index in range(len(members)):
                 self._disturb(shown[index], target[index])
-            weights = stack["weights"].expand(len(members), -1, -1)
-            for values, part in zip(
-                drawn, (shown, target, weights, stack["variance"].expand(len(members))), strict=True
-            ):
-                values.append(part)
-        shown, target, weights, variance = (torch.cat(values) for values in drawn)
-        return shown, target, weights, variance
+            drawn.append((shown, target))
+        shown, target = (torch.cat(values) for values in zip(*drawn, strict=True))
+        return shown, target
 
     def _disturb(self, shown: Tensor, target: Tensor) -> None:
         """Take context away, and mask parts as users do."""
@@ -362,28 +339,12 @@ class StackPool:
             target[:, :, :width] = value
 
 
-def with_weights(stack: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add the weight of each Fourier coefficient's error, and the variance of the clean images.
-
-    A ring counts by the root of its size, and its error relative to its signal, or to a twentieth of its
-    noise where that is more: nobody can restore what lies below.
-    """
-    box = stack["noisy"].shape[-1]
-    ring, of_column = ring_index((box, box)), hermitian_weight((box, box)).expand(box, -1)
-    size = torch.zeros(len(stack["signal"])).index_add_(0, ring.flatten(), of_column.flatten())
-    weight = size.rsqrt() / (stack["signal"] + 0.05 * stack["noise"])
-    weight[box // 2 + 1 :] = 0
-    weight /= size.sqrt()[: box // 2 + 1].sum()
-    variance = stack["clean"].float().var(dim=(1, 2)).mean()
-    return {**stack, "weights": weight[ring] * of_column, "variance": variance}
-
-
 def shown_and_target(stack: dict[str, Tensor], members: Tensor) -> tuple[Tensor, Tensor]:
     box = stack["noisy"].shape[-1]
     channels = [stack[name][members].float() for name in ("noisy", "covariance", "wiener")]
     inside = circle(box, float(stack["radius"]))
     channels.append(stack["explained"][members, None, None] * inside)
-    channels.append(stack["uneven"].expand_as(channels[0]))
+    channels += [stack["uneven"].expand_as(channels[0]), (stack["views"] * inside).expand_as(channels[0])]
     return torch.stack(channels, 1), stack["clean"][members, None].float()
 
 
@@ -394,35 +355,25 @@ def turned(shown: Tensor, target: Tensor, way: int) -> tuple[Tensor, Tensor]:
     return both[:, :-1].clone(), both[:, -1:].clone()
 
 
-def losses(
-    network: Network, shown: Tensor, target: Tensor, weights: Tensor, variance: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Relative squared error of pixels, of rings, and the likelihood of the error under the predicted one."""
+def loss(network: ContextAverage, shown: Tensor, target: Tensor) -> Tensor:
+    """Negative logarithm of the likelihood of the error, up to a constant."""
     with torch.autocast("cpu", torch.bfloat16):
         image, log_variance = network.with_error(shown.contiguous(memory_format=torch.channels_last))
-    error, log_variance = image.float() - target, log_variance.float()
-    pixels = (error.square().mean((1, 2, 3)) / (variance + 0.03)).mean()
-    transform = torch.fft.rfft2(error[:, 0], norm="ortho")
-    rings = ((transform.real.square() + transform.imag.square()) * weights).sum((1, 2)).mean()
-    squared = error.detach().square()
-    likelihood = 0.5 * (log_variance + squared * torch.exp(-log_variance)).mean()
-    return pixels, rings, likelihood
+    squared, log_variance = (image.float() - target).square(), log_variance.float()
+    return 0.5 * (log_variance + squared * torch.exp(-log_variance)).mean()
 
 
-def new_network(command: str) -> Network:
-    """The network that a command trains; of `error` nothing but the last part learns."""
-    if command == "train":
-        return ContextUNet(**NETWORK)
-    network = ContextAverage(**AVERAGE).requires_grad_(False)
+def new_network() -> ContextAverage:
+    """A network of which nothing but the last part learns."""
+    network = ContextAverage(**NETWORK).requires_grad_(False)
     network.error_head.requires_grad_(True)
     return network
 
 
-def train_network(arguments: argparse.Namespace) -> None:
+def train_error(arguments: argparse.Namespace) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    only_error = arguments.command == "error"
-    network = new_network(arguments.command)
+    network = new_network()
     start = Path(arguments.start)
     if not start.suffix:
         start = WEIGHTS_FOLDER / f"{start}.safetensors"
@@ -446,23 +397,22 @@ def train_network(arguments: argparse.Namespace) -> None:
 
     def save() -> None:
         state = {"network": network.state_dict(), "average": average.state_dict(), "step": step}
-        state |= {"command": arguments.command}
         state |= {"optimiser": optimiser.state_dict(), "spent": spent}
         torch.save(state, checkpoint.with_suffix(".part"))
         checkpoint.with_suffix(".part").replace(checkpoint)
         for line in validate(average, arguments.stacks):
             print(f"step {step} {json.dumps(line)}", flush=True)
 
-    running, counted, limit, saved = np.zeros(3), 0, 60 * arguments.minutes, spent
+    running, counted, limit, saved = 0.0, 0, 60 * arguments.minutes, spent
     while spent < limit:
         begin = time.monotonic()
         rate = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP_STEPS)
         rate *= 0.5 + 0.5 * math.cos(math.pi * min(spent / limit, 1.0))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        pixels, rings, likelihood = losses(network, *pool.batch())
+        likelihood = loss(network, *pool.batch())
         optimiser.zero_grad()
-        (likelihood if only_error else pixels + RING_WEIGHT * rings + ERROR_WEIGHT * likelihood).backward()
+        likelihood.backward()
         norm = torch.nn.utils.clip_grad_norm_(learning, 1.0)
         if torch.isfinite(norm):
             optimiser.step()
@@ -470,13 +420,13 @@ def train_network(arguments: argparse.Namespace) -> None:
         decay = min(EMA_DECAY, step / (step + 20))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-        running += [pixels.item(), rings.item(), likelihood.item()]
+        running += likelihood.item()
         counted += 1
         if step % 40 == 0:
             pool.refill(2)
         if step % 200 == 0:
-            print(f"step {step}, {spent:.0f} s, losses {running / counted}", flush=True)
-            running[:], counted = 0, 0
+            print(f"step {step}, {spent:.0f} s, loss {running / counted:.4f}", flush=True)
+            running, counted = 0.0, 0
         spent += time.monotonic() - begin
         if spent - saved > 420:
             saved = spent
@@ -484,14 +434,15 @@ def train_network(arguments: argparse.Namespace) -> None:
     save()
 
 
-def validate(network: Network, folder: Path) -> list[dict[str, float | str]]:
+def validate(network: ContextAverage, folder: Path) -> list[dict[str, float | str]]:
     """Errors over the variance of the clean images, and the true over the predicted squared error."""
     lines: list[dict[str, float | str]] = []
     for path in sorted(folder.glob("held_*.safetensors")):
-        stack = with_weights(load_file(path))
+        stack = load_file(path)
+        variance = stack["clean"].float().var(dim=(1, 2)).mean()
         line: dict[str, float | str] = {"stack": path.stem}
         shown, target = shown_and_target(stack, torch.arange(len(stack["noisy"])))
-        for name, blind in (("no context", [1, 2, 3]), ("context", [])):
+        for name, blind in (("no context", [1, 2, 3, 4, 5]), ("context", [])):
             given = shown.clone()
             given[:, blind] = 0
             parts = []
@@ -500,7 +451,7 @@ def validate(network: Network, folder: Path) -> list[dict[str, float | str]]:
                     parts.append(network.with_error(part.contiguous(memory_format=torch.channels_last)))
             image, log_variance = (torch.cat(values).float() for values in zip(*parts, strict=True))
             squared = (image - target).square()
-            line[name] = round(float(squared.mean() / stack["variance"]), 4)
+            line[name] = round(float(squared.mean() / variance), 4)
             line[f"true over predicted, {name}"] = round(float(squared.mean() / log_variance.exp().mean()), 3)
         lines.append(line)
     return lines
@@ -508,14 +459,13 @@ def validate(network: Network, folder: Path) -> list[dict[str, float | str]]:
 
 def export_weights(arguments: argparse.Namespace) -> None:
     state = torch.load(arguments.run / "last.pt", weights_only=True)
-    network = new_network(state["command"])
+    network = new_network()
     network.load_state_dict(state["average"])
-    name, sizes = ("context_unet", NETWORK) if state["command"] == "train" else ("context_average", AVERAGE)
     card = {
         "description": arguments.description,
         "training": {"steps": state["step"], "held_out": list(HELD_OUT)},
     }
-    print(save_model(arguments.output, network.half(), name, sizes, card))
+    print(save_model(arguments.output, network.half(), "context_average", NETWORK, card))
 
 
 if __name__ == "__main__":

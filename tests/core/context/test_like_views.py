@@ -117,8 +117,9 @@ def test_an_image_gets_the_same_in_any_company() -> None:
     assert some.optics is not None
     together = context().channels(some.noisy[:100], some.optics[:100])
     apart = context().channels(some.noisy[70:73], some.optics[70:73])
-    # weights that fall to 0 with the distance: rounding moves nobody in or out at once
-    torch.testing.assert_close(apart, together[70:73], atol=1e-3, rtol=0)
+    # weights that fall to 0 with the distance: rounding moves nobody in or out at once; bf16 has 8 bits
+    assert error(apart[:, 0], together[70:73, 0]) < 1e-4
+    torch.testing.assert_close(apart[:, 1:], together[70:73, 1:], atol=1e-5, rtol=0)
 
 
 def test_noise_below_the_floor_is_known() -> None:

@@ -13,11 +13,12 @@ from cryohush.core.inference import devices
 from cryohush.core.inference.devices import (
     choose_batch_size,
     choose_precision,
-    cpu_flags,
     keep_freed_memory,
     prepare,
     resolve_devices,
 )
+from cryohush.core.models import precision as formats
+from cryohush.core.models.precision import cpu_flags
 from cryohush.core.models.weights import LoadedModel
 
 CPU = torch.device("cpu")
@@ -105,7 +106,7 @@ def test_auto_on_the_cpu_goes_by_its_flags(
     (tmp_path / "cpuinfo").write_text(CPUINFO.format("x", line, flags))
     found = cpu_flags(tmp_path / "cpuinfo")
     assert set(flags.split()) <= found
-    monkeypatch.setattr(devices, "cpu_flags", lambda: found)
+    monkeypatch.setattr(formats, "cpu_flags", lambda: found)
     precision, reason = choose_precision(CPU, "auto")
     assert precision == expected
     assert "processor" in reason

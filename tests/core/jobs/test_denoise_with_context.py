@@ -17,7 +17,7 @@ from cryohush.core.errors import Aborted
 from cryohush.core.io.particles import ParticleSet
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.denoise import run_denoise
-from cryohush.core.models.context_unet import ContextUNet
+from cryohush.core.models.context_average import ContextAverage
 from cryohush.core.models.weights import save_model
 
 SMALL: dict[str, Any] = {"widths": [8, 8], "blocks": [1, 1], "unshuffle": 2}
@@ -26,13 +26,12 @@ BOX, N = 32, 130
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A network that returns half of the first estimate of its context, and nothing else."""
-    network = ContextUNet(**SMALL)
+    """A network that returns a share of the first estimate of its context, and nothing else."""
+    network = ContextAverage(share=0.0, **SMALL)
     with torch.no_grad():
         for parameter in network.head.parameters():
             parameter.zero_()
-        network.shares.bias[:4] = 0.5
-    save_model(tmp_path / "weights.safetensors", network, "context_unet", SMALL, {})
+    save_model(tmp_path / "weights.safetensors", network, "context_average", {"share": 0.0, **SMALL}, {})
     return tmp_path / "weights.safetensors"
 
 

@@ -14,7 +14,7 @@ from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.errors import InputError
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.denoise import run_denoise
-from cryohush.core.models.context_unet import ContextAverage
+from cryohush.core.models.context_average import ContextAverage
 from cryohush.core.models.weights import save_model
 
 SMALL: dict[str, Any] = {"widths": [8, 8], "blocks": [1, 1], "unshuffle": 2}

@@ -14,7 +14,6 @@ from cryohush.core.models.weights import load_model, save_model
 SMALL = {
     "shuffle_unet": {"widths": (8, 8), "blocks": (1, 1), "unshuffle": 2},
     "context_average": {"widths": (8, 8), "blocks": (1, 1), "unshuffle": 2},
-    "context_unet": {"widths": (8, 8), "blocks": (1, 1), "unshuffle": 2},
     "dncnn": {"width": 4, "depth": 5},
     "resnet_autoencoder": {"width": 4, "downs": 2, "blocks": 1},
     "convolutional_generator": {"width": 4, "downs": 1, "blocks": 1},

@@ -5,14 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cryohush.core.models.context_unet import (
-    ALONE_FACTORS,
-    LOG_VARIANCE,
-    ContextAverage,
-    ContextUNet,
-    calibrated,
-)
-from cryohush.core.models.unet import ShuffleUNet
+from cryohush.core.models.context_average import ALONE_FACTORS, LOG_VARIANCE, ContextAverage, calibrated
 
 SMALL = {"widths": (8, 8), "blocks": (1, 1), "unshuffle": 2}
 
@@ -26,51 +19,27 @@ def disturbed(module: torch.nn.Module) -> torch.nn.Module:
 
 
 @torch.inference_mode()
-def test_without_context_it_is_the_network_without_that_starts_from_its_weights() -> None:
-    single = disturbed(ShuffleUNet(**SMALL))  # type: ignore[arg-type]
-    ours = ContextUNet(**SMALL)  # type: ignore[arg-type]
-    missing = ours.load_state_dict(single.state_dict(), strict=False)
-    assert missing.unexpected_keys == []
-    x = torch.randn(2, 1, 16, 16)
-    torch.testing.assert_close(ours(x), single(x))
-    # new channels have no say before training
-    torch.testing.assert_close(ours(torch.cat([x, torch.randn(2, 3, 16, 16)], 1)), single(x))
-
-
-@torch.inference_mode()
-def test_a_context_of_zeros_is_no_context() -> None:
-    ours = disturbed(ContextUNet(**SMALL))  # type: ignore[arg-type]
-    x = torch.randn(2, 1, 16, 16)
-    torch.testing.assert_close(ours(torch.cat([x, torch.zeros(2, 3, 16, 16)], 1)), ours(x))
-    assert not torch.allclose(ours(torch.cat([x, torch.ones(2, 3, 16, 16)], 1)), ours(x))
-
-
-def test_the_error_learns_without_touching_the_image() -> None:
-    ours = disturbed(ContextUNet(**SMALL))  # type: ignore[arg-type]
-    image, log_variance = ours.with_error(torch.randn(2, 4, 16, 16))
-    assert image.shape == log_variance.shape == (2, 1, 16, 16)
-    assert float(log_variance.detach().min()) >= LOG_VARIANCE[0]
-    assert float(log_variance.detach().max()) <= LOG_VARIANCE[1]
-    log_variance.sum().backward()
-    of_image = [name for name, value in ours.named_parameters() if value.grad is not None]
-    assert of_image
-    assert all(name.startswith("error_head") for name in of_image)
-
-
-@torch.inference_mode()
 @pytest.mark.parametrize(
-    ("uneven", "explained", "wiener", "part"),
-    [(1.0, 0.5, 0.5, 0.2), (0.0, 0.5, 0.0, 0.5), (0.0, 0.9, 0.0, 0.6), (0.5, 0.5, 0.25, 0.35)],
+    ("uneven", "explained", "views", "wiener", "part"),
+    [
+        (1.0, 0.5, 0.0, 0.5, 0.2),
+        (0.0, 0.5, 0.0, 0.0, 0.5),
+        (0.0, 0.9, 0.0, 0.0, 0.6),
+        (0.5, 0.5, 0.0, 0.25, 0.35),
+        (1.0, 0.5, 1.0, 0.5, 0.8),
+        (0.0, 0.5, 0.5, 0.0, 0.65),
+    ],
 )
 def test_the_average_takes_the_estimates_where_there_is_a_context(
-    uneven: float, explained: float, wiener: float, part: float
+    uneven: float, explained: float, views: float, wiener: float, part: float
 ) -> None:
     torch.manual_seed(0)
-    ours = ContextAverage(0.5, 0.4, 0.6, **SMALL).eval()  # type: ignore[arg-type]
-    x = torch.randn(3, 5, 16, 16)
+    ours = ContextAverage(0.5, 0.4, 0.6, 0.8, **SMALL).eval()  # type: ignore[arg-type]
+    x = torch.randn(3, 6, 16, 16)
     x[1, 1:] = 0  # an image without
-    x[[0, 2], 3] = 0.0
+    x[[0, 2], 3] = x[[0, 2], 5] = 0.0
     x[[0, 2], 3, 4:12, 4:12] = explained  # within the particle
+    x[[0, 2], 5, 4:12, 4:12] = views
     x[[0, 2], 4] = uneven
     found, alone = ours(x), ours(x[:, :1])
     torch.testing.assert_close(found[1], alone[1])
@@ -81,7 +50,8 @@ def test_the_average_takes_the_estimates_where_there_is_a_context(
 
 
 @pytest.mark.parametrize(
-    "shares", [{"share": 1.1}, {"covariance_share": -0.1}, {"even_covariance_share": 2.0}]
+    "shares",
+    [{"share": 1.1}, {"covariance_share": -0.1}, {"even_covariance_share": 2.0}, {"views_share": -1.0}],
 )
 def test_shares_lie_between_0_and_1(shares: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="a share lies between 0 and 1"):
@@ -90,7 +60,7 @@ def test_shares_lie_between_0_and_1(shares: dict[str, float]) -> None:
 
 def test_the_error_of_the_average_is_told_without_touching_it() -> None:
     ours = disturbed(ContextAverage(**SMALL))  # type: ignore[arg-type]
-    for channels in (1, 5):
+    for channels in (1, 6):
         x = torch.randn(2, channels, 16, 16)
         ours.zero_grad()
         image, log_variance = ours.with_error(x)
@@ -104,7 +74,7 @@ def test_the_error_of_the_average_is_told_without_touching_it() -> None:
 
 def test_images_without_context_have_the_same_error_beside_others_that_have_one() -> None:
     ours = disturbed(ContextAverage(**SMALL, alone_error=(-0.64, -0.26))).eval()  # type: ignore[arg-type]
-    x = torch.randn(3, 5, 16, 16)
+    x = torch.randn(3, 6, 16, 16)
     x[1, 1:] = 0
     torch.testing.assert_close(ours.with_error(x)[1][1], ours.with_error(x[:, :1])[1][1])
 

@@ -1,4 +1,4 @@
-"""A U-Net that sees an image beside what the rest of its stack says about it, and knows how far it is off."""
+"""A network of single images, averaged with what the rest of the stack says, that knows how far it is off."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .unet import ShuffleUNet, from_cells, join
+from .unet import ShuffleUNet, from_cells
 
 #: natural logarithms of the smallest and the largest predicted variance; the background of an image has 1
 LOG_VARIANCE = (-12.0, 4.0)
@@ -16,81 +16,6 @@ LOG_VARIANCE = (-12.0, 4.0)
 ESTIMATES = 2
 #: factors of the expected variance that a calibration stays between
 ALONE_FACTORS = (0.75, 1.43)
-
-
-class ContextUNet(ShuffleUNet):
-    """`ShuffleUNet` with channels of context beside the image, and a second output.
-
-    The first two channels of context are estimates of the image itself. Besides what the trunk makes of them,
-    each pixel of the output takes shares of them that the trunk decides on: a linear estimate passes unharmed
-    where nothing better is known.
-
-    The second output is the logarithm of the expected squared error of each pixel. It is made from the
-    features of the first without influence on them: the image is the same as without it.
-
-    Parameters
-    ----------
-    context_channels
-        Beside the image, the first of `context.stack_context.StackContext.channels`. Without any context
-        they are 0.
-    widths, blocks, unshuffle
-        As of `ShuffleUNet`.
-    """
-
-    def __init__(
-        self,
-        context_channels: int = 3,
-        widths: Sequence[int] = (48, 96, 160, 160),
-        blocks: Sequence[int] = (1, 1, 1, 2),
-        unshuffle: int = 4,
-    ) -> None:
-        super().__init__(widths, blocks, unshuffle)
-        self.context_channels = context_channels
-        cell = unshuffle**2
-        self.context_stem = nn.Conv2d(context_channels * cell, widths[0], 3, padding=1, bias=False)
-        nn.init.zeros_(self.context_stem.weight)
-        # shares of the estimates, for each pixel
-        self.shares = nn.Conv2d(widths[0], min(context_channels, ESTIMATES) * cell, 1)
-        nn.init.zeros_(self.shares.weight)
-        nn.init.zeros_(self.shares.bias)  # type: ignore[arg-type]
-        self.error_head = nn.Sequential(
-            nn.Conv2d(widths[0], widths[0], 3, padding=1), nn.SiLU(), nn.Conv2d(widths[0], cell, 1)
-        )
-
-    def features(self, x: Tensor) -> Tensor:
-        """`(n, 1 or 1 + context_channels, y, x)` to the features of the finest level."""
-        image, context = x[:, :1], x[:, 1 : 1 + self.context_channels]
-        h = self.stem(nn.functional.pixel_unshuffle(image, self._side))
-        if context.shape[1]:
-            h = h + self.context_stem(nn.functional.pixel_unshuffle(context, self._side))
-        skips: list[Tensor] = []
-        for level, down in enumerate(self.downs):
-            h = self.down_blocks[level](h)
-            skips.append(h)
-            h = down(h)
-        h = self.down_blocks[-1](h)
-        for level in reversed(range(len(self.ups))):
-            h = self.up_blocks[level](join(self.ups[level], h, skips[level]))  # type: ignore[arg-type]
-        features: Tensor = h
-        return features
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(n, 1 or 1 + context_channels, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
-        return self._image(x, self.features(x))
-
-    def _image(self, x: Tensor, features: Tensor) -> Tensor:
-        image = from_cells(self.head(features), self._side)
-        if x.shape[1] == 1:
-            return image
-        shares = from_cells(self.shares(features), self._side)
-        passed: Tensor = (shares * x[:, 1 : 1 + shares.shape[1]]).sum(1, keepdim=True)
-        return image + passed
-
-    def with_error(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The image, and the logarithm of the variance of its error, `(n, 1, y, x)` each."""
-        features = self.features(x)
-        log_variance = from_cells(self.error_head(features.detach()), self._side)
-        return self._image(x, features), log_variance.clamp(*LOG_VARIANCE)
 
 
 class ContextAverage(ShuffleUNet):
@@ -114,6 +39,8 @@ class ContextAverage(ShuffleUNet):
     even_covariance_share
         What the covariance filter has at most, 0 to 1, where the background is white noise: beside the
         network alone its share is that of the variance which it explains.
+    views_share
+        Of the first estimate, 0 to 1, where like views have their full part in it.
     widths, blocks, unshuffle
         As of `ShuffleUNet`.
     alone_error
@@ -126,18 +53,19 @@ class ContextAverage(ShuffleUNet):
         share: float = 0.5,
         covariance_share: float = 0.3,
         even_covariance_share: float = 0.6,
+        views_share: float = 0.9,
         widths: Sequence[int] = (48, 96, 160, 160),
         blocks: Sequence[int] = (1, 1, 1, 2),
         unshuffle: int = 4,
         alone_error: Sequence[float] = (0.0, 0.0),
     ) -> None:
         super().__init__(widths, blocks, unshuffle)
-        for value in (share, covariance_share, even_covariance_share):
+        for value in (share, covariance_share, even_covariance_share, views_share):
             if not 0 <= value <= 1:
                 raise ValueError(f"a share lies between 0 and 1, found {value}")
-        self.context_channels = 4
+        self.context_channels = 5
         self._share, self._covariance_share = share, covariance_share
-        self._even_covariance_share = even_covariance_share
+        self._even_covariance_share, self._views_share = even_covariance_share, views_share
         self._alone_error = tuple(alone_error)
         cell = unshuffle**2
         self.error_head = nn.Sequential(
@@ -149,7 +77,7 @@ class ContextAverage(ShuffleUNet):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(n, 1 or 5, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
+        """`(n, 1 or 6, y, x)` to `(n, 1, y, x)`; y and x are multiples of `stride`."""
         return self._mean(x, super().forward(_image(x)))
 
     def _mean(self, x: Tensor, image: Tensor) -> Tensor:
@@ -157,11 +85,12 @@ class ContextAverage(ShuffleUNet):
         if x.shape[1] == 1:
             return image
         # images without context have zeros in all of its channels
-        covariance, wiener, explained, uneven = x[:, 1:].chunk(4, 1)
+        covariance, wiener, explained, uneven, views = x[:, 1:].chunk(5, 1)
         mean = image + self._share * uneven * (wiener - image)
         share = torch.lerp(
             explained.clamp_max(self._even_covariance_share), self._covariance_share * explained, uneven
         )
+        share = torch.lerp(share, torch.full_like(share, self._views_share), views)
         estimate: Tensor = mean + share * (covariance - mean)
         return estimate
 

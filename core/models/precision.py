@@ -1,0 +1,24 @@
+"""What number formats this processor calculates in."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+# Instructions that multiply in bf16: of x86 processors and of ARM's.
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def bf16_instructions() -> list[str]:
+    """Names of the instructions for bf16 that this processor has."""
+    return sorted(_BF16_FLAGS & cpu_flags())
+
+
+def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Names of the instruction sets of this processor, as Linux lists them; empty elsewhere."""
+    try:
+        text = file.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return frozenset()
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return frozenset(found[1].split()) if found else frozenset()

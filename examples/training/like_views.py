@@ -1,0 +1,299 @@
+"""Train the network of like views, which serves `general` where the images of a stack predict each other.
+
+    python like_views.py projections --structures FOLDER --output BANK
+    python like_views.py stacks --projections BANK --ctf-tables TABLE.npy ... --output STACKS [--number 200]
+    python like_views.py train --stacks STACKS --output RUN --minutes M [--resume]
+    python like_views.py export --run RUN --output like_views.safetensors
+
+`projections`: many views, on the working grid, of deposited complexes and of symmetric assemblies of pieces
+of them. `stacks`: simulated sessions, some of their images, and what their like views and covariance say of
+each. `train` may read them while they are made; the learning rate falls to 0 within the given time. All three
+go on where they were stopped. What is drawn is a function of the numbers of the files.
+
+The structures that are held out of training are those of the preset `general`, and two conformations of an
+ion channel on which the papers' tables are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from stack_aware import HELD_OUT, assembly, read_bank, write
+from torch import Tensor
+
+from cryohush.core.context.like_views import fitted
+from cryohush.core.context.stack_context import FITTED, WORKING_BOX_PX, circle, fit_context
+from cryohush.core.imaging.ctf import CtfParameters, read_ctf_table
+from cryohush.core.imaging.noise import uniform
+from cryohush.core.imaging.normalise import default_radius_px, normalise
+from cryohush.core.imaging.projection import Projector, random_rotations
+from cryohush.core.imaging.structure import potential_map, read_structure
+from cryohush.core.models.view_unet import ViewUNet
+from cryohush.core.models.weights import save_model
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from simulated_stacks import StackRanges, simulate_stack
+
+BOX_PX = WORKING_BOX_PX
+VIEWS, ASSEMBLIES = 2048, 50
+SNR, IMAGES, KEPT_OF_STACK = (0.015, 0.8), (300, 2048), 640
+POOL, BATCH, STACKS_OF_BATCH = 70, 32, 8
+LEARNING_RATE, WARM_UP_STEPS, EMA_DECAY = 1.2e-3, 200, 0.998
+#: normalised squared error of the linear prediction; stacks with more teach nothing
+LARGEST_ERROR = 0.7
+PLAIN: dict[str, Any] = {
+    "envelope_b_factor": 0.0,
+    "ice_share": 0.0,
+    "background_share": 0.0,
+    "noise_tilt": 0.0,
+    "crowded_probability": 0.0,
+    "empty_share": 0.0,
+    "other_share": 0.0,
+    "unknown_ctf_probability": 0.0,
+}
+#: what a stack has beside white noise, and how often
+SOMETIMES: tuple[tuple[float, dict[str, float]], ...] = (
+    (0.6, {"noise_tilt": 0.3}),
+    (0.4, {"ice_share": 0.1, "background_share": 0.05}),
+    (0.2, {"crowded_probability": 1.0}),
+    (0.3, {"other_share": 0.3, "empty_share": 0.2}),
+    (0.3, {"envelope_b_factor": 400.0}),
+    (0.05, {"unknown_ctf_probability": 1.0}),
+    (0.35, {"no_ctf_probability": 1.0}),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the network of like views.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    projections = commands.add_parser("projections")
+    projections.add_argument("--structures", type=Path, required=True)
+    stacks = commands.add_parser("stacks")
+    stacks.add_argument("--projections", type=Path, required=True)
+    stacks.add_argument("--ctf-tables", type=Path, nargs="+", required=True)
+    stacks.add_argument("--number", type=int, default=200, help="of stacks, 50 MB each")
+    train = commands.add_parser("train")
+    train.add_argument("--stacks", type=Path, required=True)
+    train.add_argument("--minutes", type=float, required=True)
+    train.add_argument("--resume", action="store_true")
+    export = commands.add_parser("export")
+    export.add_argument("--run", type=Path, required=True)
+    for command in (projections, stacks, train, export):
+        command.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.command != "export":
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    commands_by_name = {
+        "projections": make_projections,
+        "stacks": make_stacks,
+        "train": train_network,
+        "export": export_weights,
+    }
+    commands_by_name[arguments.command](arguments)
+
+
+def make_projections(arguments: argparse.Namespace) -> None:
+    held_out = (*HELD_OUT, "8eow", "8ep1")
+    files = [
+        path
+        for path in sorted(arguments.structures.iterdir())
+        if path.name.endswith(".gz") and path.name.split(".")[0] not in held_out
+    ]
+    jobs = [(100 * round_ + number, path, False) for round_ in (0, 2) for number, path in enumerate(files)]
+    jobs += [(100 + number, files[7 * number % len(files)], True) for number in range(ASSEMBLIES)]
+    for place in np.random.default_rng(1).permutation(len(jobs)):
+        number, path, symmetric = jobs[place]
+        target = arguments.output / f"train_{number:04d}.safetensors"
+        if target.exists():
+            continue
+        seed = number + 31
+        structure = assembly(path, np.random.default_rng(seed)) if symmetric else read_structure(path)
+        generator = torch.Generator().manual_seed(seed)
+        share = uniform(1, (0.4, 0.75), generator).item()
+        pixel_size = 2 * structure.radius_angstrom / (share * BOX_PX)
+        b_factor = 8 * pixel_size**2 + uniform(1, (0, 120), generator).item()
+        projector = Projector(potential_map(structure, BOX_PX, pixel_size, b_factor))
+        images = torch.cat([projector(random_rotations(32, generator)) for _ in range(VIEWS // 32)])
+        tensors = {
+            "images": (images / images.std(dim=(1, 2), keepdim=True)).half(),
+            "pixel_size_angstrom": torch.tensor([pixel_size]),
+            "diameter_px": torch.tensor([share * BOX_PX]),
+        }
+        write(tensors, target)
+        print(f"{target.name} {structure.name}, {pixel_size:.2f} Å", flush=True)
+
+
+def make_stacks(arguments: argparse.Namespace) -> None:
+    tables = [read_ctf_table(path) for path in arguments.ctf_tables]
+    files = sorted(arguments.projections.glob("train_*.safetensors"))
+    for number in range(arguments.number):
+        target = arguments.output / f"train_{number:06d}.safetensors"
+        if target.exists():
+            continue
+        rng = np.random.default_rng(number)
+        chosen = [files[place] for place in rng.permutation(len(files))[:2]]
+        snr = math.exp(rng.uniform(*np.log(SNR)))
+        ranges = {**PLAIN, "no_ctf_probability": 0.0, "snr": (snr, snr)}
+        for probability, differs in SOMETIMES:
+            if rng.random() < probability:
+                ranges |= differs
+        n = IMAGES[1] if rng.random() < 0.1 else round(math.exp(rng.uniform(*np.log(IMAGES))))
+        make_stack(chosen, tables, StackRanges(**ranges), number, target, n)
+
+
+def make_stack(
+    files: list[Path], tables: list[CtfParameters], ranges: StackRanges, number: int, target: Path, n: int
+) -> None:
+    """Simulate a stack and write some of its images with all that the network sees of them."""
+    generator = torch.Generator().manual_seed(9000 + number)
+    banks = [read_bank(path) for path in files]
+    stack = simulate_stack(banks, tables, ranges, generator, BOX_PX, n)
+    radius = default_radius_px((BOX_PX, BOX_PX)) * float(uniform(1, (0.9, 1.15), generator))
+    radius = min(radius, 0.47 * BOX_PX)
+    noisy, mean, std = normalise(stack.noisy, radius)
+    clean = (stack.clean - mean[:, None, None]) / std[:, None, None]
+    context = fit_context(
+        noisy,
+        stack.optics,
+        pixel_size_angstrom=stack.pixel_size_angstrom,
+        radius_px=radius,
+        with_views=False,
+    )
+    rows = torch.linspace(0, n - 1, min(FITTED, n)).round().long()
+    views = fitted(context.sample_views(noisy, stack.optics), rows)
+    own, group = context.own_ctf(stack.optics, n)
+    chosen = torch.randperm(n, generator=generator)[:KEPT_OF_STACK]
+    seen = torch.cat(
+        [
+            context.view_channels(
+                views, torch.fft.rfft2(noisy[some]), own if len(own) == 1 else own[some], group[some]
+            )
+            for some in chosen.split(64)
+        ]
+    )
+    scale = views.scale(circle(BOX_PX, radius)) * context.noise_variance**0.5
+    tensors = {
+        "shown": seen.half(),
+        "clean": (clean[chosen] / scale).half(),
+        "radius": torch.tensor([radius]),
+    }
+    write(tensors, target)
+    print(f"{target.name} {n} images of {', '.join(file.stem for file in files)}", flush=True)
+
+
+class Stacks:
+    """The newest stacks in memory, and batches of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._seen = folder, set[Path]()
+        self._stacks: list[dict[str, Tensor]] = []
+
+    def __len__(self) -> int:
+        return len(self._stacks)
+
+    def refill(self) -> None:
+        for path in sorted(self._folder.glob("train_*.safetensors")):
+            if path in self._seen:
+                continue
+            self._seen.add(path)
+            stack = load_file(path)
+            inside = circle(BOX_PX, float(stack["radius"]))
+            clean = stack["clean"].float() * inside
+            power = clean.square().mean()
+            error = (stack["shown"][:, 1].float() * inside - clean).square().mean() / power
+            if float(error) < LARGEST_ERROR:
+                weight = 1 / (power * error.clamp_min(0.01))
+                self._stacks = [*self._stacks, {**stack, "inside": inside, "weight": weight}][-POOL:]
+
+    def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """What is shown, targets, and weights of pixels: each stack's error relative to the linear one."""
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for place in rng.choice(len(self._stacks), STACKS_OF_BATCH):
+            stack = self._stacks[place]
+            members = torch.from_numpy(rng.choice(len(stack["clean"]), BATCH // STACKS_OF_BATCH))
+            both = torch.cat([stack["shown"][members], stack["clean"][members, None]], 1).float()
+            way = int(rng.integers(8))
+            both = torch.rot90(both.flip(-1) if way & 4 else both, way & 3, (-2, -1))
+            weight = (stack["weight"] * stack["inside"]).expand(len(members), 1, -1, -1)
+            parts.append((both[:, :-1], both[:, -1:], weight))
+        shown, target, weights = (torch.cat(values) for values in zip(*parts, strict=True))
+        return shown.contiguous(memory_format=torch.channels_last), target, weights
+
+
+def train_network(arguments: argparse.Namespace) -> None:
+    torch.manual_seed(0)
+    network: ViewUNet = ViewUNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(network).requires_grad_(False)
+    optimiser = torch.optim.AdamW(network.parameters(), LEARNING_RATE, (0.9, 0.99), weight_decay=1e-4)
+    step, spent, checkpoint = 0, 0.0, arguments.output / "last.pt"
+    if arguments.resume and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        for name, part in (("network", network), ("average", average), ("optimiser", optimiser)):
+            part.load_state_dict(state[name])
+        step, spent = state["step"], state["spent"]
+    rng, stacks = np.random.default_rng(step), Stacks(arguments.stacks)
+    stacks.refill()
+    while len(stacks) < STACKS_OF_BATCH:
+        time.sleep(5)
+        stacks.refill()
+
+    def save() -> None:
+        parts = {"network": network, "average": average, "optimiser": optimiser}
+        state = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({**state, "step": step, "spent": spent}, checkpoint.with_suffix(".part"))
+        checkpoint.with_suffix(".part").replace(checkpoint)
+
+    limit, saved, running = 60 * arguments.minutes, spent, 0.0
+    while spent < limit:
+        begin = time.monotonic()
+        falling = 0.5 + 0.5 * math.cos(math.pi * min(spent / limit, 1.0))
+        for group in optimiser.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP_STEPS) * falling
+        shown, target, weights = stacks.batch(rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            image = network(shown)
+        loss = ((image.float() - target).square() * weights).mean((1, 2, 3)).clamp_max(20.0).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        if torch.isfinite(torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)):
+            optimiser.step()
+        step += 1
+        decay = min(EMA_DECAY, step / (step + 20))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+        running += loss.item()
+        if step % 50 == 0:
+            stacks.refill()
+        if step % 200 == 0:
+            print(f"step {step}, {spent:.0f} s, error {running / 200:.4f} of the linear one", flush=True)
+            running = 0.0
+        spent += time.monotonic() - begin
+        if spent - saved > 300:
+            saved = spent
+            save()
+    save()
+
+
+def export_weights(arguments: argparse.Namespace) -> None:
+    state = torch.load(arguments.run / "last.pt", weights_only=True)
+    network = ViewUNet()
+    network.load_state_dict(state["average"])
+    card = {
+        "description": "Serves general where the images of a stack predict each other.",
+        "training": {"steps": state["step"], "held_out": list(HELD_OUT)},
+    }
+    print(save_model(arguments.output, network.half(), "view_unet", {}, card))
+
+
+if __name__ == "__main__":
+    main()
