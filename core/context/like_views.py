@@ -19,6 +19,7 @@ References
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -136,7 +137,7 @@ class LikeViews:
             right = prior @ total.mT
             solved = torch.linalg.solve(prior @ seen + torch.eye(len(prior)), right)
             means[:, place] = torch.view_as_complex(solved.contiguous())
-        return list(means.split(n))
+        return list(torch.split(means, n))
 
     def _nearest(self, b: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Index, angle, whether mirrored, and squared distance of the nearest other images, and of more."""
@@ -213,7 +214,7 @@ class LikeViews:
         pairs = zip(self.prior, self.squared, strict=True)
         of_orders = [float((prior * squared.mean(0)).sum()) for prior, squared in pairs]
         variance = of_orders[0] + 2 * sum(of_orders[1:])
-        return max(variance / float(inside.square().sum()), 1e-12) ** 0.5
+        return math.sqrt(max(variance / float(inside.square().sum()), 1e-12))
 
     @cached_property
     def places(self) -> list[Tensor]:
@@ -271,7 +272,7 @@ class LikeViews:
     @cached_property
     def _tiles(self) -> list[list[Tensor]]:
         """Of some images at a time, `(2 r, some)` real, then imaginary parts for each order."""
-        tiles = torch.view_as_real(self._reduced_sample).permute(2, 1, 0).split(_TILE, 2)
+        tiles = torch.split(torch.view_as_real(self._reduced_sample).permute(2, 1, 0), _TILE, 2)
         return [[tile[:, place].flatten(0, 1).contiguous() for place in self._searched] for tile in tiles]
 
     @cached_property

@@ -197,7 +197,8 @@ class StackContext:
             product = gain[group].mT @ values
             filtered[:, first:last] = torch.view_as_complex(product.contiguous())
         covariance = self.covariance
-        return covariance.basis.synthesise(filtered + covariance.mean) * self.noise_variance**0.5
+        particles: Tensor = covariance.basis.synthesise(filtered + covariance.mean) * self.noise_variance**0.5
+        return particles
 
     def _beside_like_views(
         self, views: LikeViews, transform: Tensor, own: Tensor, group: Tensor
@@ -341,7 +342,8 @@ class StackContext:
         inside = circle(working, self.working_radius_px)
 
         def seen(parts: Tensor) -> Tensor:
-            return inside * torch.fft.irfft2(parts * self.whitening, s=(working, working))
+            white: Tensor = torch.fft.irfft2(parts * self.whitening, s=(working, working))
+            return inside * white
 
         products, powers = [], []
         for some in torch.split(torch.arange(n), _BLOCK):

@@ -253,7 +253,7 @@ def _build(path: Path, data: bytes, card: Mapping[str, Any], networks: Networks)
     if name not in networks:
         if name in ALL_NETWORKS:
             (found,) = (what for kind, what in _PURPOSES if name in kind)
-            (wanted,) = (what for kind, what in _PURPOSES if kind is networks)
+            wanted = next((what for kind, what in _PURPOSES if kind is networks), "makes noise")
             raise ModelError(f"{path}: a model that {found}, where one that {wanted} is needed.")
         known = ", ".join(sorted(ALL_NETWORKS))
         raise ModelError(
