@@ -173,7 +173,7 @@ def load_contexts(path: Path) -> StackContexts:
             )
             for number, name in enumerate(metadata["stacks"])
         }
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, LookupError) as error:
         raise InputError(
             f"the context of an earlier run cannot be read: {error}.",
             path=path,

@@ -322,7 +322,7 @@ def test_an_image_of_which_hardly_anything_is_left_is_a_problem(denoiser: Denois
 def test_coarse_pixels_are_denoised_with_and_without_context(with_context: bool) -> None:
     """The network sees them on a grid twice as fine; without context there is nothing beside the image."""
     images = noise(3, 32, 32)
-    context = (lambda shown: shown.new_zeros(len(shown), 4, 32, 32)) if with_context else None
+    context = (lambda shown: shown.new_zeros(len(shown), 5, 32, 32)) if with_context else None
     denoised, problems, _ = Denoiser(load_model("general").module).denoise(images, finer=2, context=context)
     assert not problems
     assert denoised.shape == images.shape
