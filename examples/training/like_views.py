@@ -244,6 +244,7 @@ def train_network(arguments: argparse.Namespace) -> None:
     rng, stacks = np.random.default_rng(step), Stacks(arguments.stacks)
     stacks.refill()
     while len(stacks) < STACKS_OF_BATCH:
+        print(f"{len(stacks)} usable stacks, {STACKS_OF_BATCH} are needed: waiting for more", flush=True)
         time.sleep(5)
         stacks.refill()
 
