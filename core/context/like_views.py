@@ -19,7 +19,6 @@ References
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -209,12 +208,12 @@ class LikeViews:
         ]
         return traces[0] + 2 * torch.stack(traces[1:]).sum(0)
 
-    def scale(self, inside: Tensor) -> float:
-        """Standard deviation of the particles as they are seen, within a `(y, x)` mask."""
+    @cached_property
+    def power(self) -> float:
+        """Sum of the variances of the particles' coefficients, as they are seen."""
         pairs = zip(self.prior, self.squared, strict=True)
         of_orders = [float((prior * squared.mean(0)).sum()) for prior, squared in pairs]
-        variance = of_orders[0] + 2 * sum(of_orders[1:])
-        return math.sqrt(max(variance / float(inside.square().sum()), 1e-12))
+        return of_orders[0] + 2 * sum(of_orders[1:])
 
     @cached_property
     def places(self) -> list[Tensor]:

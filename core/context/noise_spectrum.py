@@ -106,9 +106,9 @@ def unmodulated_power(
         background = (images[some] - mean[:, None, None]) * mask
         power = torch.fft.rfft2(background, norm="ortho").abs().square() / mask.float().mean()
         squared = ctf(optics[some], torch.full((len(some),), pixel_size_angstrom), shape[0]).square()
-        powers += [ring_mean(one, shape) for one in power]
-        squares += [ring_mean(one, shape) for one in squared]
-    power, squared = torch.stack(powers).double(), torch.stack(squares).double()
+        powers.append(ring_mean(power, shape))
+        squares.append(ring_mean(squared, shape))
+    power, squared = torch.cat(powers).double(), torch.cat(squares).double()
     mean_power, mean_squared = power.mean(0), squared.mean(0)
     spread = (squared - mean_squared).square().mean(0)
     slope = ((squared - mean_squared) * power).mean(0) / spread.clamp_min(1e-12)

@@ -16,6 +16,7 @@ References
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -205,8 +206,13 @@ class StackContext:
     ) -> tuple[Tensor, Tensor]:
         """`(n, y, x)` particles through their CTFs, in units of the noise: by covariance, and by all."""
         seen = self.view_channels(views, transform, own, group)
-        scale = views.scale(circle(self.working_box_px, self.working_radius_px))
+        scale = self.view_scale(views)
         return scale * seen[:, 2], scale * of_network(seen)
+
+    def view_scale(self, views: LikeViews) -> float:
+        """Standard deviation of the particles as they are seen, in their circle, in units of the noise."""
+        area = float(circle(self.working_box_px, self.working_radius_px).square().sum())
+        return math.sqrt(max(views.power / area, 1e-12))
 
     def view_channels(self, views: LikeViews, transform: Tensor, own: Tensor, group: Tensor) -> Tensor:
         """What the network of like views sees, `(n, 7, y, x)`, see `view_network.shown`.
@@ -226,7 +232,7 @@ class StackContext:
         estimates = torch.fft.irfft2(torch.fft.rfft2(estimates) * own, s=(working, working))
         others = torch.stack([transform, self._by_own_ctf(transform, own)])
         image, wiener = torch.fft.irfft2(others, s=(working, working)) / self.noise_variance**0.5
-        return shown(image, estimates, wiener, views.scale(circle(working, self.working_radius_px)))
+        return shown(image, estimates, wiener, self.view_scale(views))
 
     @property
     def explained(self) -> Tensor:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from simulated_stacks import SimulatedStack, StackRanges, simulate_stack
+from simulated_stacks import PLAIN, SimulatedStack, StackRanges, simulate_stack
 from stack_context import channels_of, run
 from torch import Tensor
 
@@ -36,17 +36,6 @@ BOXES_PX = (64, 128)
 JUDGED = 200
 ALONE, OF_STACK = "network alone", ("with the stack", "covariance Wiener filter")
 _VIEWS = 2048
-_PLAIN: dict[str, Any] = {
-    "envelope_b_factor": 0.0,
-    "ice_share": 0.0,
-    "background_share": 0.0,
-    "noise_tilt": 0.0,
-    "crowded_probability": 0.0,
-    "empty_share": 0.0,
-    "other_share": 0.0,
-    "no_ctf_probability": 1.0,
-    "unknown_ctf_probability": 0.0,
-}
 _CTF = {"no_ctf_probability": 0.0}
 #: name, signal-to-noise ratio per pixel, and what differs from white noise without CTF
 CONDITIONS: tuple[tuple[str, float, dict[str, Any]], ...] = (
@@ -83,7 +72,7 @@ def main() -> None:
         for box, (condition, snr, differs) in ((b, c) for b in BOXES_PX for c in CONDITIONS):
             if (condition, snr, box) in done:
                 continue
-            ranges = StackRanges(**{**_PLAIN, **differs, "snr": (snr, snr)})
+            ranges = StackRanges(**{**PLAIN, **differs, "snr": (snr, snr)})
             stack = simulate_stack([bank], tables, ranges, torch.Generator().manual_seed(7), box, MOST_IMAGES)
             for size, errors in errors_of(network, stack, box):
                 rows.append(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,20 @@ class StackRanges:
     micrographs: tuple[float, float] = (4, 300)
     defocus_scale: tuple[float, float] = (0.6, 1.4)
     defocus_error_angstrom: float = 150.0
+
+
+#: of a stack in white noise, without CTF and with nothing else beside its particles
+PLAIN: dict[str, Any] = {
+    "envelope_b_factor": 0.0,
+    "ice_share": 0.0,
+    "background_share": 0.0,
+    "noise_tilt": 0.0,
+    "crowded_probability": 0.0,
+    "empty_share": 0.0,
+    "other_share": 0.0,
+    "no_ctf_probability": 1.0,
+    "unknown_ctf_probability": 0.0,
+}
 
 
 @dataclass(frozen=True, eq=False)

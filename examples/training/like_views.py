@@ -22,7 +22,6 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +40,7 @@ from cryohush.core.models.view_unet import ViewUNet
 from cryohush.core.models.weights import save_model
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from simulated_stacks import StackRanges, simulate_stack
+from simulated_stacks import PLAIN, StackRanges, simulate_stack
 
 BOX_PX = WORKING_BOX_PX
 VIEWS, ASSEMBLIES = 2048, 50
@@ -50,16 +49,6 @@ POOL, BATCH, STACKS_OF_BATCH = 70, 32, 8
 LEARNING_RATE, WARM_UP_STEPS, EMA_DECAY = 1.2e-3, 200, 0.998
 #: normalised squared error of the linear prediction; stacks with more teach nothing
 LARGEST_ERROR = 0.7
-PLAIN: dict[str, Any] = {
-    "envelope_b_factor": 0.0,
-    "ice_share": 0.0,
-    "background_share": 0.0,
-    "noise_tilt": 0.0,
-    "crowded_probability": 0.0,
-    "empty_share": 0.0,
-    "other_share": 0.0,
-    "unknown_ctf_probability": 0.0,
-}
 #: what a stack has beside white noise, and how often
 SOMETIMES: tuple[tuple[float, dict[str, float]], ...] = (
     (0.6, {"noise_tilt": 0.3}),
@@ -181,7 +170,7 @@ def make_stack(
             for some in chosen.split(64)
         ]
     )
-    scale = views.scale(circle(BOX_PX, radius)) * context.noise_variance**0.5
+    scale = context.view_scale(views) * context.noise_variance**0.5
     tensors = {
         "shown": seen.half(),
         "clean": (clean[chosen] / scale).half(),
