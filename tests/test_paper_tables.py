@@ -189,6 +189,28 @@ def test_contamination_and_the_course_of_a_training_in_figures() -> None:
     assert document.course([{"held_out_scores": [0.4, 0.2, 0.3, 0.315]}]) == "0.200, 0.315, 1 of 3"
 
 
+def test_a_row_is_compared_with_another_run_by_run() -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    document = importlib.import_module("paper_document")
+    sys.path.remove(str(BENCHMARKS))
+
+    def runs(name: str, *figures: tuple[int, float, float]) -> list[dict[str, Any]]:
+        return [
+            {"row": name, "seed": seed, "cases": {"SNR 0.1": {"psnr": psnr, "ssim": ssim}}}
+            for seed, psnr, ssim in figures
+        ]
+
+    rows = runs("l1", (1, 20.0, 0.5), (2, 22.0, 0.6), (3, 30.0, 0.9))
+    rows += runs("l2", (1, 19.0, 0.5), (2, 20.0, 0.4)) + runs("CWF", (0, 21.0, 0.5))
+    # gains of 1 and 2 dB: deviation of the mean sqrt(0.5) / sqrt(2) = 0.5; of 0 and 0.2: a tenth
+    assert document.difference(rows, "l1", "l2") == [
+        "SNR 0.1, 2 run(s): PSNR +1.500 ± 0.500, SSIM +0.1000 ± 0.1000"
+    ]
+    # 20, 22 and 30 less 21: mean 3, standard error sqrt(28) / sqrt(3)
+    (line,) = document.difference(rows, "l1", "CWF")
+    assert line.startswith("SNR 0.1, 3 run(s): PSNR +3.000 ± 3.055,")
+
+
 def test_fine_detail_and_what_is_left_of_structural_noise(benchmarks: tuple[ModuleType, ModuleType]) -> None:
     _, rows = benchmarks
     x = torch.arange(48.0).expand(48, 48)

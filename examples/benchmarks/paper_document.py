@@ -1,11 +1,12 @@
 """The tables of docs/papers.md, from what `papers.py` measured and what the papers print.
 
-    python paper_document.py [--collect DIR] [--write ../../docs/papers.md]
+    python paper_document.py [--collect DIR] [--write ../../docs/papers.md] [--compare TABLE ROW ROW]
 
 `--collect` takes the rows below DIR, which was the --output of `papers.py`, into results/papers.json: beside
 those that it has of a table and in the place of the same row and seed, or of the whole table where its size
 is another. `--write` puts every table into the page, between the two lines that name this script and the
-table. Otherwise they are printed.
+table. `--compare` prints by how much one row is ahead of another, run by run: the mean over the seeds that
+both have, and its standard error. Otherwise the tables are printed.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ PRINTED: dict[str, tuple[str, str, str | None, dict[str, str]]] = {
         "EMD-8511",
         {
             "noise2noise": "Noise2noise",
+            "DenoiseGAN, map cleaned": "DenoiseGAN",
             "RobustGAN, map cleaned": "RobustGAN",
             "sr3 + U-Net, map cleaned": "SR3 and U-Net",
         },
@@ -88,13 +90,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The tables of docs/papers.md.")
     parser.add_argument("--collect", type=Path, help="folder of papers.py with new rows")
     parser.add_argument("--write", type=Path, help="a page with lines that name this script")
+    parser.add_argument("--compare", nargs=3, metavar=("TABLE", "ROW", "ROW"), help="one row less another")
     arguments = parser.parse_args()
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     if arguments.collect:
         for name, found in collected(arguments.collect).items():
             kept[name] = joined(kept.get(name), found)
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    if arguments.write:
+    if arguments.compare:
+        name, *rows = arguments.compare
+        print("\n".join(difference(kept[name]["rows"], *rows)))
+    elif arguments.write:
         page = arguments.write.read_text(encoding="utf-8")
         arguments.write.write_text(filled(page, kept), encoding="utf-8")
     else:
@@ -193,6 +199,25 @@ def table_text(name: str, kept: dict[str, Any]) -> str:
         cells += [" and ".join(map(str, sorted({run.get("updates", "") for run in runs})))] if differ else []
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def difference(rows: list[dict[str, Any]], row: str, other: str) -> list[str]:
+    """Each test set's figures of a row less those of another, seed by seed: mean ± standard error."""
+    runs, others = (
+        {one["seed"]: one["cases"] for one in rows if one["row"] == name} for name in (row, other)
+    )
+    seeds = sorted(runs.keys() & others.keys()) or sorted(runs)
+    if len(others) == 1:  # a filter has no seeds
+        others = dict.fromkeys(seeds, *others.values())
+    lines = []
+    for case in runs[seeds[0]]:
+        texts = []
+        for name, digits in (("psnr", 3), ("ssim", 4)):
+            gains = [runs[seed][case][name] - others[seed][case][name] for seed in seeds]
+            error = "" if len(gains) < 2 else f" ± {statistics.stdev(gains) / len(gains) ** 0.5:.{digits}f}"
+            texts.append(f"{name.upper()} {statistics.fmean(gains):+.{digits}f}{error}")
+        lines.append(f"{case}, {len(seeds)} run(s): {', '.join(texts)}")
+    return lines
 
 
 def terms(rows: list[dict[str, Any]], box_px: int, size: str) -> str:
