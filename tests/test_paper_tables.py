@@ -139,12 +139,14 @@ def test_what_a_paper_prints_stands_beside_the_row_that_is_meant() -> None:
         ("noise_blocks", "cGAN + perceptual, trained on Gaussian noise", ""),
         ("low_snr_6cvm", "sr3 + U-Net", "26.78, 0.93"),
         ("low_snr_5vox_reassembled", "RobustGAN", "19.57, 0.90"),
+        ("low_snr_6cvm", "DenoiseGAN", "20.69, 0.89"),
         ("sigma", "noisy", "13.08, 0.22"),
         ("sigma", "WGAN + grey values, Adam 1e-5, critic ADAM 5e-5", "20.99, 0.46"),
         ("sigma", "no critic", ""),
         ("conformations_0.05", "(.5, .5)-GAN + l1", "24.07, 0.80"),
         ("contamination", "WGANgp + l1, type 1, 0.3", "MSE 14.6e-3"),
         ("contamination", "l2, type 3, 0.1", "MSE 3.36e-3"),
+        ("contamination", "(.5, .5)-GAN + l1, type 2, 0.2", "MSE 3.09e-3"),
         ("alpha_beta", "(-0.5, -0.5)-GAN + l1", "25.27, 0.80"),
         ("no_residuals", "WGANgp + l1", "25.09"),
         ("lambda", "lambda 500, l1 as sum", "25.01, 0.78"),
@@ -154,6 +156,7 @@ def test_what_a_paper_prints_stands_beside_the_row_that_is_meant() -> None:
         ("conformations_0.05", "progressive GAN", "MSE 10.1e-3"),
         ("low_snr_6cvm", "sr3 alone", "21.26, 0.82"),
         ("structural_noise", "noise2noise", "24.85, 0.91"),
+        ("structural_noise", "DenoiseGAN, map cleaned", "20.69, 0.89"),
         ("structural_noise", "l2, model alone", ""),
     ):
         assert document.printed(table, row) == figures, (table, row)
