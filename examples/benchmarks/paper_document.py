@@ -173,7 +173,7 @@ def table_text(name: str, kept: dict[str, Any]) -> str:
     heads += ["MSE / that of pure pairs"] if mixed else []
     heads += ["told apart" for _ in told] + ["map / Å: FSC 0.5, 0.143" for _ in mapped]
     heads += ["structural noise left"] if table.structural else []
-    heads += ["fine detail: power, correlation" for _ in fine]
+    heads += [f"fine detail{f', {case}' if len(fine) > 1 else ''}: power, correlation" for case in fine]
     heads += ["held-out error: lowest, last, rises"] if watched else []
     heads += ["parameters", "runs"]
     differ = len({one["updates"] for one in kept["rows"] if "updates" in one}) > 1
