@@ -560,6 +560,27 @@ def run_quickly(monkeypatch: pytest.MonkeyPatch, script: ModuleType, output: Pat
 
 
 @pytest.mark.slow
+def test_the_stacks_of_tasks_are_those_that_the_tasks_make(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = benchmark("task_contexts")
+    asked = []
+
+    def made(files: list[Path], n: int, box_px: int, share: float, seed: int) -> Any:
+        asked.append(([path.name for path in files], n, box_px, share, seed))
+        raise SystemExit
+
+    monkeypatch.setattr(script, "structure_file", lambda _, name: Path(name))
+    monkeypatch.setattr(script, "simulate_particles", made)
+    arguments = argparse.Namespace(structures=tmp_path, repeats=2, quick=False)
+    for name, make in script.stacks(arguments):
+        if name in ("classes of 5000, five species, 2", "poses, 4zxb, 1"):
+            with pytest.raises(SystemExit):
+                make()
+    five = ["2cg9", "4zxb", "6cvm", "6xlu", "pdb7pbl"]
+    assert asked == [(["4zxb"], 250, 64, 0.65, 200), (five, 5000, 64, 0.65, 101)]
+
+
 def test_looking_runs_quickly(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (cell,) = run_quickly(monkeypatch, benchmark("looking"), tmp_path).values()
     # denoised or raw, particles have more contrast than ice
