@@ -9,10 +9,10 @@ one view (a preferred orientation, of which the angle in the plane is known and 
 Boxes of 64 px with white noise of the signal-to-noise ratio `--snr` inside the particle's circle, CTFs of
 0.8 to 2 µm, one mean view a repeat.
 
-Of all methods' images, and those of the covariance Wiener filter through the CTF (what the context of the
-model holds), the phases are flipped by the CTF: otherwise the first component is the defocus. Then they are
-laid out in two dimensions by principal components and, at most 2,000 of them, by Isomap and grouped by
-k-means. Accuracy is the share in the right group, 0.5 by chance, and `best line` that of the best line
+Of all methods' images, and those of the covariance Wiener filter through the CTF (of the whole stack,
+without like views), the phases are flipped by the CTF: otherwise the first component is the defocus. Then
+they are laid out in two dimensions by principal components and, at most 2,000 of them, by Isomap and grouped
+by k-means. Accuracy is the share in the right group, 0.5 by chance, and `best line` that of the best line
 between the truths (linear discriminant on twenty components, 5-fold): what is there to be found.
 
 Writes heterogeneity.json and heterogeneity.md to OUT.
@@ -90,7 +90,7 @@ def cell(snr: float, repeat: int, arguments: argparse.Namespace) -> Cell:
         write_particles(Path(folder) / "images.star", images, pixel_size, optics)
         methods = denoised_by_each(Path(folder) / "images.star", arguments)
     radius = default_radius_px((BOX_PX, BOX_PX))
-    context = fit_context(images, optics, pixel_size_angstrom=pixel_size, radius_px=radius)
+    context = fit_context(images, optics, pixel_size_angstrom=pixel_size, radius_px=radius, with_views=False)
     methods[LINEAR] = torch.cat(
         [
             context.channels(images[members], optics[members])[:, 0]

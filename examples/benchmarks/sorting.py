@@ -391,9 +391,8 @@ def scored(
         for method, shown in methods.items()
         for name, values in image_scores(shown, images, radius_px).items()
     }
-    context = fit_context(
-        images, optics, pixel_size_angstrom=pixel_size, radius_px=default_radius_px((BOX_PX, BOX_PX))
-    )
+    radius = default_radius_px((BOX_PX, BOX_PX))
+    context = fit_context(images, optics, pixel_size_angstrom=pixel_size, radius_px=radius, with_views=False)
     for name, values in covariance_scores(context, images, optics).items():
         scores[COVARIANCE, name] = values
     return scores
