@@ -27,6 +27,7 @@ from ..io.files import writing
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
 from ..io.poses import PREMULTIPLIED, changed_ctf
+from .centres import Centres
 from .like_views import LikeViews
 from .stack_context import (
     CHANNELS,
@@ -119,6 +120,8 @@ class StackContexts:
                 tensors[f"{number}.eigenvalues.{order}"] = values.contiguous()
             if context.group_optics is not None:
                 tensors[f"{number}.optics"] = _stacked(context.group_optics)
+            if context.centres is not None:
+                tensors[f"{number}.centres"] = context.centres.template
             if context.views is not None:
                 tensors |= _tensors_of_views(context.views, number)
             entries.append(
@@ -133,6 +136,7 @@ class StackContexts:
                     "working_box_px": context.working_box_px,
                     "basis_radius_px": context.covariance.basis.radius_px,
                     "orders": len(context.covariance.vectors),
+                    "places_px": None if context.centres is None else context.centres.spread_px,
                     "views": None
                     if context.views is None
                     else [context.views.share, context.views.error, view_model().sha256],
@@ -203,6 +207,7 @@ def _context(tensors: Mapping[str, Tensor], number: int, entry: Mapping[str, Any
         entry["unevenness"],
         None if optics is None else CtfParameters(*optics),
         entry["n_images"],
+        None if entry["places_px"] is None else Centres(tensors[f"{number}.centres"], entry["places_px"]),
     )
     if entry["views"] is None:
         return context
@@ -457,6 +462,9 @@ def _from_blocks(
         f"{len(chosen)} images, {groups}, {100 * float(context.explained.mean()):.0f} % of the particles' "
         "variance explained"
     )
+    if context.centres is not None:
+        spread = context.centres.spread_px * context.box_px / context.working_box_px
+        note += f", particles {spread:.1f} px off centre along each axis"
     if context.views is not None:
         note += f", like views take part by {100 * context.views.share:.0f} %"
     return context, note

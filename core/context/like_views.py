@@ -88,11 +88,12 @@ class LikeViews:
         -------
         `(2 + len(NEIGHBOURS), n, functions)`: the linear one, the covariance Wiener filter's, the means.
         """
-        means = self.means(b, group)
+        wiener = self.wiener(b, group)
+        means = self._means(b, wiener, group)
         predicted = self.predicted(means)
         left = b - times(self.squared, self.places, predicted, group)
         linear = predicted + times(self._of_residual, self.places, left, group)
-        return torch.stack([linear, self.wiener(b, group), *means])
+        return torch.stack([linear, wiener, *means])
 
     def wiener(self, b: Tensor, group: Tensor) -> Tensor:
         """The covariance Wiener filter."""
@@ -100,13 +101,15 @@ class LikeViews:
 
     def means(self, b: Tensor, group: Tensor) -> list[Tensor]:
         """`(n, functions)` what the nearest images share, for each number of `NEIGHBOURS`."""
-        parts = [
-            self._means_of_block(b[some], group[some]) for some in torch.split(torch.arange(len(b)), _BLOCK)
-        ]
+        return self._means(b, self.wiener(b, group), group)
+
+    def _means(self, b: Tensor, wiener: Tensor, group: Tensor) -> list[Tensor]:
+        blocks = zip(*(torch.split(each, _BLOCK) for each in (b, wiener, group)), strict=True)
+        parts = [self._means_of_block(*block) for block in blocks]
         return [torch.cat(means) for means in zip(*parts, strict=True)]
 
-    def _means_of_block(self, b: Tensor, group: Tensor) -> list[Tensor]:
-        index, angle, mirrored, distance = self._nearest(b, group)
+    def _means_of_block(self, b: Tensor, wiener: Tensor, group: Tensor) -> list[Tensor]:
+        index, angle, mirrored, distance = self._nearest(b, wiener, group)
         n, many = index.shape
         weights = []
         for number in NEIGHBOURS:
@@ -138,11 +141,12 @@ class LikeViews:
             means[:, place] = torch.view_as_complex(solved.contiguous())
         return list(torch.split(means, n))
 
-    def _nearest(self, b: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _nearest(self, b: Tensor, wiener: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Index, angle, whether mirrored, and squared distance of the nearest other images, and of more."""
-        mine = self._reduced(self.wiener(b, group))
+        mine = self._reduced(wiener)
         norm = self._norm
-        likeness = torch.cat([self._likeness(mine, tile) for tile in self._tiles], 2)
+        rows = self._search_rows(mine)
+        likeness = torch.cat([self._likeness(rows, tile) for tile in self._tiles], 2)
         best, mirrored = likeness.max(0)
         n_wanted = min(max(NEIGHBOURS) + _MORE, len(self.sample))
         _, index = (norm - 2 * best).topk(n_wanted, largest=False)
@@ -168,24 +172,31 @@ class LikeViews:
         order = order[:, : max(NEIGHBOURS)]
         return index.gather(1, order), angle.gather(1, order), mirrored.gather(1, order), distance
 
-    def _likeness(self, mine: Tensor, tile: list[Tensor]) -> Tensor:
+    def _search_rows(self, mine: Tensor) -> list[list[Tensor]]:
+        """As they are, and mirrored: of each order `(2 n, 2 r)`, for products' real and imaginary parts."""
+        parts = [torch.view_as_real(mine[:, place]).unbind(-1) for place in self._searched]
+        return [
+            [
+                torch.cat([torch.cat([real, sign * imaginary], 1), torch.cat([imaginary, -sign * real], 1)])
+                for real, imaginary in parts
+            ]
+            for sign in (1.0, -1.0)
+        ]
+
+    def _likeness(self, rows: list[list[Tensor]], tile: list[Tensor]) -> Tensor:
         """`(2, n, some)` largest real products over all angles with images of the sample, and mirrored."""
-        n, some = len(mine), tile[0].shape[1]
+        twice, some = len(rows[0][0]), tile[0].shape[1]
         largest = []
-        for sign in (1.0, -1.0):
+        for of_orders in rows:
             halves = []
             for parity, waves in enumerate(self._half_waves):
-                orders = list(zip(self._searched[parity::2], tile[parity::2], strict=True))
-                products = torch.empty(len(orders), 2 * n, some)
-                for out, (place, theirs) in zip(products, orders, strict=True):
-                    real, imaginary = torch.view_as_real(mine[:, place]).unbind(-1)
-                    of_real, of_imaginary = (real, sign * imaginary), (imaginary, -sign * real)
-                    rows = torch.cat([torch.cat(of_real, 1), torch.cat(of_imaginary, 1)])
-                    torch.mm(rows, theirs, out=out)
-                halves.append(waves @ products.view(-1, n * some))
+                products = torch.empty(len(of_orders[parity::2]), twice, some)
+                for out, mine, theirs in zip(products, of_orders[parity::2], tile[parity::2], strict=True):
+                    torch.mm(mine, theirs, out=out)
+                halves.append(waves @ products.view(-1, twice // 2 * some))
             # half a turn on, sums of even orders are the same, those of odd ones have changed their sign
             even, odd = halves
-            largest.append(even.add_(odd.abs_()).amax(0).view(n, some))
+            largest.append(even.add_(odd.abs_()).amax(0).view(-1, some))
         return torch.stack(largest)
 
     def predicted(self, means: Sequence[Tensor]) -> Tensor:

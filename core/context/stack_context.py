@@ -17,6 +17,7 @@ References
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from ..imaging.filters import apply_transfer, background_power
 from ..imaging.noise import image_generator
 from ..imaging.resample import fourier_resample
 from ..imaging.rings import ring_index, ring_mean
+from .centres import Centres, find_centres
 from .like_views import LikeViews, fitted, times
 from .noise_spectrum import beyond_noise, floor_of, noise_spectrum, unmodulated_power
 from .view_network import of_network, shown
@@ -57,8 +59,11 @@ FITTED = 600
 _LARGEST_ERROR = (0.97, 0.9)
 #: images of the trial, and by how much its error may be larger than that of all
 _TRIED, _WORSE = 64, 0.02
-#: standard errors
+#: standard errors: of what is certain
 _SIGNIFICANT = 4.0
+#: by how many the covariance filter has to gain from places in the images, and how many it may lose where
+#: like views take part, which gain more
+_SURE, _LOSS = 2.0, 1.0
 _SMALLEST_BOX_PX = 32
 
 
@@ -101,6 +106,9 @@ class StackContext:
         as the particles' own.
     n_images
         Images of the sample.
+    centres
+        What tells how far beside the middle of their images particles lie; None where it is of no use. The
+        covariance and like views are of particles in the middle.
     views
         What like views of the sample add to the covariance filter; None where that is nothing.
     """
@@ -115,6 +123,7 @@ class StackContext:
     unevenness: float
     group_optics: CtfParameters | None
     n_images: int
+    centres: Centres | None = None
     views: LikeViews | None = None
 
     @property
@@ -141,6 +150,8 @@ class StackContext:
         transform = _cropped(torch.fft.rfft2(images.float()), working) * (working / box) ** 2
         own, group = self.own_ctf(optics, n)
         wiener = self._by_own_ctf(transform, own)
+        to_middle = self._to_middle(transform, own)
+        transform = transform * to_middle
         if self.views is None:
             particle = torch.fft.rfft2(self._by_covariance(transform, group)) * own
         else:
@@ -148,6 +159,7 @@ class StackContext:
             inside = circle(working, self.working_radius_px)
             particle = torch.lerp(estimate, better, self.views.share * inside) * self.noise_variance**0.5
             particle = torch.fft.rfft2(particle)
+        particle = particle * to_middle.conj()
         both = _padded(torch.stack([particle, wiener], 1), box) * (box / working) ** 2
         both = torch.fft.irfft2(both, s=(box, box))
         inside = circle(box, self.radius_px)
@@ -171,6 +183,19 @@ class StackContext:
         assert self.group_optics is not None
         own = ctf(optics, torch.full((n,), self.working_pixel_size_angstrom), working)
         return own, nearest_group(optics, self.group_optics)
+
+    def _to_middle(self, transform: Tensor, own: Tensor) -> Tensor:
+        """Factors on transforms of images that bring their particles to the middle."""
+        return torch.ones(()) if self.centres is None else self.centres.to_middle(transform, own)
+
+    def in_the_middle(self, images: Tensor, optics: CtfParameters | None) -> Tensor:
+        """`(n, y, x)` images on the working grid, with their particles moved to the middle."""
+        moved = []
+        for some in torch.split(torch.arange(len(images)), 256):
+            transform = torch.fft.rfft2(images[some])
+            own, _ = self.own_ctf(None if optics is None else optics[some], len(some))
+            moved.append(torch.fft.irfft2(transform * self._to_middle(transform, own), s=images.shape[-2:]))
+        return torch.cat(moved)
 
     def _by_own_ctf(self, transform: Tensor, own: Tensor) -> Tensor:
         """Transforms of images behind the Wiener filter by their own CTFs."""
@@ -220,7 +245,7 @@ class StackContext:
         Parameters
         ----------
         transform
-            Of n images on the working grid (`rfft2`).
+            Of n images on the working grid (`rfft2`), their particles in the middle.
         own, group
             Their CTFs there, or one that is 1, and their CTF groups.
         """
@@ -298,6 +323,28 @@ class StackContext:
             error,
         )
 
+    def with_centres(
+        self,
+        images: Tensor,
+        optics: CtfParameters | None,
+        covariance_of: Callable[[Tensor], ImageCovariance],
+    ) -> tuple[StackContext, float]:
+        """Look for the places of particles in `(n, y, x)` images on the working grid.
+
+        Returns the context of images whose particles were moved to the middle, and by how many standard
+        errors its covariance filter explains more.
+        """
+        rows = torch.linspace(0, len(images) - 1, min(_MEASURED, len(images))).round().long()
+        tried, known = images[rows], None if optics is None else optics[rows]
+        own, _ = self.own_ctf(known, len(rows))
+        centres = find_centres(torch.fft.rfft2(tried), own, self.signal_power, self.noise_power)
+        context = replace(self, centres=centres)
+        context = replace(context, covariance=covariance_of(context.in_the_middle(images, optics)))
+        explained = context._covariance_explains(tried, known)
+        if _sureness(explained) <= _SIGNIFICANT:
+            return context, -math.inf
+        return context, _sureness(explained - self._covariance_explains(tried, known))
+
     def with_views(self, images: Tensor, optics: CtfParameters | None) -> StackContext:
         """Look for like views among `(n, y, x)` images on the working grid.
 
@@ -324,10 +371,12 @@ class StackContext:
 
     def sample_views(self, images: Tensor, optics: CtfParameters | None) -> LikeViews:
         """`LikeViews` of `(n, y, x)` images on the working grid, to be fitted."""
-        group = self.own_ctf(optics, len(images))[1]
+        own, group = self.own_ctf(optics, len(images))
         sample, places = [], angular_places(self.covariance.basis)
         for some in torch.split(torch.arange(len(images)), _BLOCK):
-            coefficients = self._coefficients(torch.fft.rfft2(images[some]), group[some])
+            transform = torch.fft.rfft2(images[some])
+            transform = transform * self._to_middle(transform, _of_some(own, some))
+            coefficients = self._coefficients(transform, group[some])
             sample.append(times(self._operators, places, coefficients, group[some]))
         return self.like_views(torch.cat(sample), group)
 
@@ -340,35 +389,54 @@ class StackContext:
         whose noise is independent.
         """
         n, working = len(images), self.working_box_px
-        noise = torch.randn(n, working, working, generator=image_generator(0, 0, "like views"))
-        colour = self.noise_power[ring_index((working, working))].sqrt()
-        noise = torch.fft.rfft2(noise) * colour
-        transform = torch.fft.rfft2(images)
         own, group = self.own_ctf(optics, n)
         inside = circle(working, self.working_radius_px)
-
-        def seen(parts: Tensor) -> Tensor:
-            white: Tensor = torch.fft.irfft2(parts * self.whitening, s=(working, working))
-            return inside * white
-
         products, powers = [], []
-        for some in torch.split(torch.arange(n), _BLOCK):
-            ctfs = own if len(own) == 1 else own[some]
-            noisier = transform[some] + _TAU * noise[some]
-            estimate, better = self._beside_like_views(views, noisier, ctfs, group[some])
-            step = seen(torch.fft.rfft2(better - estimate))
-            other = (transform[some] - noise[some] / _TAU) / self.noise_variance**0.5
-            missing = seen(other - torch.fft.rfft2(estimate))
+        for some, noisier, other in self._recorrupted(images):
+            ctfs = _of_some(own, some)
+            to_middle = self._to_middle(noisier, ctfs)
+            estimate, better = self._beside_like_views(views, noisier * to_middle, ctfs, group[some])
+            step = inside * self._white(torch.fft.rfft2(better - estimate))
+            other = other * to_middle / self.noise_variance**0.5
+            missing = inside * self._white(other - torch.fft.rfft2(estimate))
             products.append((step * missing).sum((1, 2)))
             powers.append(step.square().sum((1, 2)))
-        explained, of_images = float(torch.cat(products).sum()), torch.cat(products)
-        if explained <= _SIGNIFICANT * float(of_images.std()) * n**0.5:
+        of_images = torch.cat(products)
+        if _sureness(of_images) <= _SIGNIFICANT:
             return 0.0, 1.0
-        power = float(torch.cat(powers).sum())
+        explained, power = float(of_images.sum()), float(torch.cat(powers).sum())
         share = min(1.0, explained / power)
         expected = float(views.expected_error()[group].sum())
         gained = share * (2 * explained - share * power)
         return share, min(1.0, max(0.0, 1 - gained / max(expected, 1e-12)))
+
+    def _covariance_explains(self, images: Tensor, optics: CtfParameters | None) -> Tensor:
+        """`(n,)` power of `(n, y, x)` images that the covariance filter explains, told as in `_measured`."""
+        own, group = self.own_ctf(optics, len(images))
+        inside = circle(self.working_box_px, self.working_radius_px)
+        explained = []
+        for some, noisier, other in self._recorrupted(images):
+            ctfs = _of_some(own, some)
+            to_middle = self._to_middle(noisier, ctfs)
+            particle = torch.fft.rfft2(self._by_covariance(noisier * to_middle, group[some])) * ctfs
+            seen = inside * self._white(particle * to_middle.conj())
+            explained.append((seen * (2 * inside * self._white(other) - seen)).sum((1, 2)))
+        return torch.cat(explained)
+
+    def _recorrupted(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Numbers of some of `(n, y, x)` images, and transforms of two versions with independent noise."""
+        working = self.working_box_px
+        noise = torch.randn(images.shape, generator=image_generator(0, 0, "like views"))
+        colour = self.noise_power[ring_index((working, working))].sqrt()
+        for some in torch.split(torch.arange(len(images)), _BLOCK):
+            transform, more = torch.fft.rfft2(images[some]), torch.fft.rfft2(noise[some]) * colour
+            yield some, transform + _TAU * more, transform - more / _TAU
+
+    def _white(self, transform: Tensor) -> Tensor:
+        """`(n, y, x)` images of transforms on the working grid, their noise made white."""
+        sides = (self.working_box_px, self.working_box_px)
+        image: Tensor = torch.fft.irfft2(transform * self.whitening, s=sides)
+        return image
 
     def group_transfer(self) -> Tensor:
         """`(g, y, x // 2 + 1)` CTF of each group on the working grid, where the noise was made white."""
@@ -445,15 +513,26 @@ def fit_context(
         transfer = transfer * whitening
     basis = working_basis(working, radius_px * ratio + _EDGE_PX / 2 + 1)
     mask = circle(working, radius_px * ratio) / noise**0.5
-    masked = torch.cat([apply_transfer(block, whitening) * mask for block in torch.split(small, 256)])
-    covariance = estimate_covariance_through_ctf(masked, 1.0, basis, transfer, group)
-    # as a file of it is read again: products depend on the layout in their last bits
-    covariance = replace(covariance, vectors=[vectors.contiguous() for vectors in covariance.vectors])
+
+    def covariance_of(images: Tensor) -> ImageCovariance:
+        masked = torch.cat([apply_transfer(block, whitening) * mask for block in torch.split(images, 256)])
+        covariance = estimate_covariance_through_ctf(masked, 1.0, basis, transfer, group)
+        # as a file of it is read again: products depend on the layout in their last bits
+        return replace(covariance, vectors=[vectors.contiguous() for vectors in covariance.vectors])
+
+    covariance = covariance_of(small)
     signal = _signal_power(small, noise_power, optics, working_size)
     uneven = beyond_noise(power, noise_power, nyquist)
     context = StackContext(
         box, radius_px, pixel_size_angstrom, noise, noise_power, signal, covariance, uneven, group_optics, n
     )
+    centred, gain = context.with_centres(small, optics, covariance_of)
+    if gain > _SURE:
+        return centred.with_views(small, optics) if with_views else centred
+    if with_views and gain > -_LOSS:
+        centred = centred.with_views(small, optics)
+        if centred.views is not None:
+            return centred
     return context.with_views(small, optics) if with_views else context
 
 
@@ -479,6 +558,16 @@ def _signal_power(
         top = top + ring_mean((squared * (power - noise)).sum(0), shape)
         bottom = bottom + ring_mean(squared.square().sum(0), shape)
     return (top / bottom.clamp_min(1e-6)).clamp_min(0.0)
+
+
+def _of_some(own: Tensor, some: Tensor) -> Tensor:
+    """CTFs of some images, or the one that all have."""
+    return own if len(own) == 1 else own[some]
+
+
+def _sureness(values: Tensor) -> float:
+    """The mean of values, in standard errors."""
+    return float(values.mean() / values.std()) * len(values) ** 0.5
 
 
 def _whitening(noise_power: Tensor, floor: float, box_px: int) -> Tensor:

@@ -43,6 +43,7 @@ CONDITIONS: tuple[tuple[str, float, dict[str, Any]], ...] = (
     ("white, no CTF", 0.05, {}),
     ("white, no CTF", 0.02, {}),
     ("white, CTF", 0.05, _CTF),
+    ("white, CTF, off centre", 0.05, {**_CTF, "shift_share": (0.05, 0.05)}),
     ("coloured, CTF", 0.05, {**_CTF, "noise_tilt": 0.3}),
     ("coloured, CTF, neighbours, ice", 0.05, {**_CTF, "noise_tilt": 0.3, "crowded_probability": 1.0,
                                               "ice_share": 0.2, "background_share": 0.1}),

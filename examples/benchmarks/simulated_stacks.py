@@ -50,6 +50,8 @@ class StackRanges:
         Amplitude (natural log of power) of the smooth random terms of the spectrum of signal and noise.
     crowded_probability
         Probability that the stack's particles have neighbours.
+    shift_share
+        Largest shift of the particles along x and y, as in `ImagingRanges`.
     empty_share, other_share
         Largest shares of images that show no particle in the centre, and of another structure.
     no_ctf_probability, unknown_ctf_probability
@@ -69,6 +71,7 @@ class StackRanges:
     background_share: float = 0.1
     noise_tilt: float = 0.3
     crowded_probability: float = 0.7
+    shift_share: tuple[float, float] = (0.0, 0.06)
     empty_share: float = 0.3
     other_share: float = 0.3
     no_ctf_probability: float = 0.06
@@ -151,7 +154,7 @@ def simulate_stack(
     other = ranges.other_share * max(0.0, draw((-1, 1))) if len(volumes) > 1 else 0.0
     empty = ranges.empty_share * max(0.0, draw((-2, 1)))
     each = ImagingRanges(
-        shift_share=0.06 * draw((0, 1)),
+        shift_share=draw(ranges.shift_share),
         neighbour_probability=float(draw((0, 1)) < ranges.crowded_probability),
     )
     shape = (box_px, box_px)
