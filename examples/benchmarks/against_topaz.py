@@ -1,7 +1,7 @@
 """Throughput and peak memory of cryohush beside Topaz-Denoise, on the CPU of this machine, in one run.
 
     python against_topaz.py --topaz-python PYTHON --output DIR [--model general] [--threads N] [--rounds 3]
-        [--scores scores.json]
+        [--scores scores.json] [--particles TABLE.star]
 
 PYTHON belongs to an environment with topaz-em 0.3.20 and, for its weights to load, a setuptools below 81.
 Topaz takes its network from `--arch`; it ignores `--model`. White noise in boxes of 128 and 256 px is
@@ -16,7 +16,11 @@ denoised twice:
 - in the loop, images in memory, model loaded, by `cryohush_runner.py` and `topaz_runner.py`.
 
 The programs take turns in each round, and medians over the rounds are compared. Threads are the same for all.
---scores, a file of independent_pairs.py, adds the quality of each. Writes against_topaz.md and .json to DIR.
+--scores, a file of independent_pairs.py, adds the quality of each. --particles, a table of boxes of one of
+these sizes, is denoised with the rest of its stack and without, start-up counted: Topaz is as fast on any
+image, but what a stack adds costs time only where it adds something.
+
+Writes against_topaz.md and .json to DIR.
 """
 
 from __future__ import annotations
@@ -54,7 +58,8 @@ def main() -> None:
                     for name, value in one_round(program, Path(folder), box, arguments).items():
                         measured[key][name].append(value)
                     print(f"round {number + 1}: {key}", flush=True)
-    report(measured, programs, arguments)
+    contexts = {name: on_table(name, arguments) for name in ("auto", "none") if arguments.particles}
+    report(measured, programs, contexts, arguments)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -66,6 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--boxes", type=int, nargs="+", default=[128, 256], choices=[128, 256])
     parser.add_argument("--scores", type=Path, help="scores.json of independent_pairs.py")
+    parser.add_argument("--particles", type=Path, help="table (.star) of a stack to denoise as well")
     parser.add_argument("--scratch", type=Path, help="folder for temporary stacks, up to 1 GB")
     parser.add_argument("--output", type=Path, required=True)
     return parser.parse_args()
@@ -110,6 +116,29 @@ def one_round(program: str, folder: Path, box: int, arguments: argparse.Namespac
     }
 
 
+def on_table(context: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What it costs to denoise the user's table with a context; medians over the rounds."""
+    options = ["--model", arguments.model, "--device", "cpu", "--precision", arguments.precision]
+    options += ["--context", context, "--threads", str(arguments.threads)]
+    runs = []
+    for _ in range(arguments.rounds):
+        with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+            output = Path(folder) / "run"
+            command = [*CRYOHUSH, "denoise", str(arguments.particles), "--output", str(output), *options]
+            runs.append(run_measured(command, arguments.threads))
+            record = json.loads((output / "cryohush.json").read_text(encoding="utf-8"))
+    seconds = statistics.median(run.seconds for run in runs)
+    (box,) = record["batch_size"]
+    return {
+        "box_px": int(box.split("x")[0]),
+        "images": record["images"],
+        "seconds": seconds,
+        "rate": record["images"] / seconds,
+        "peak_bytes": statistics.median(run.peak_bytes for run in runs),
+        "groups": record["context"].get("groups", []),
+    }
+
+
 def whole_command(program: str, stack: Path, output: Path, arguments: argparse.Namespace) -> list[str]:
     threads = str(arguments.threads)
     if program.startswith("Topaz"):
@@ -131,7 +160,10 @@ def loop_command(program: str, folder: Path, kind: str, arguments: argparse.Name
 
 
 def report(
-    measured: dict[str, dict[str, list[float]]], programs: list[str], arguments: argparse.Namespace
+    measured: dict[str, dict[str, list[float]]],
+    programs: list[str],
+    contexts: dict[str, dict[str, Any]],
+    arguments: argparse.Namespace,
 ) -> None:
     medians = {
         key: {name: statistics.median(values) for name, values in found.items()}
@@ -165,12 +197,22 @@ def report(
                 f"| {program}, {box} px | {ratio['whole_process_rate']:.1f}x | {ratio['loop_rate']:.1f}x "
                 f"| {ratio['peak_bytes']:.2f}x |"
             )
+    for name, found in contexts.items():
+        topaz = medians.get(f"Topaz {ARCHS[0]}, {found['box_px']} px", {}).get("whole_process_rate")
+        beside = "" if topaz is None else f", {found['rate'] / topaz:.1f}x Topaz {ARCHS[0]}"
+        lines += [
+            "",
+            f"{found['images']} images of {found['box_px']} px, --context {name}: {found['seconds']:.1f} s "
+            f"with start-up, {found['rate']:.1f} images a second{beside}, {found['peak_bytes'] / 1e6:.0f} MB",
+            *found["groups"],
+        ]
     table = "\n".join(lines) + "\n"
     result: dict[str, Any] = {
         "threads": arguments.threads,
         "rounds": measured,
         "medians": medians,
         "ratios": ratios,
+        "contexts": contexts,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "against_topaz.json").write_text(

@@ -10,7 +10,8 @@
 ratio of its correlation with the twin to that of the raw image, in bands of Fourier rings, is the gain: 1 for
 a radial filter that is the same for all images. The last column is the same over 32 to 11 Å with every ring
 brought to equal power. The twin judges and chooses nothing. Beside the models: each model without its
-context, and the linear estimates that are its context. The verdict that each job can give without a twin is
+context, the linear estimates that are its context, and where like views take no part, what it would be with
+them in full. The verdict that each job can give without a twin is
 measured, too.
 
 `cut`: all whole boxes of picked micrographs whose frames were summed in two parts, as `*_rest.mrc` and
@@ -26,6 +27,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,8 @@ import torch
 from simulated_stacks import StackRanges, simulate_stack
 from torch import Tensor
 
-from cryohush.core.context.stack_context import StackContext, fit_context
+from cryohush.core.context.like_views import fitted
+from cryohush.core.context.stack_context import FITTED, StackContext, fit_context, to_working_grid
 from cryohush.core.imaging.ctf import CtfParameters, ctf_parameters_of, read_ctf_table
 from cryohush.core.imaging.filters import background_power
 from cryohush.core.imaging.noise import image_generator
@@ -131,6 +134,9 @@ def measure_real(arguments: argparse.Namespace) -> None:
             continue
         denoised[f"{label}, no context"] = run(network, raw, None)
         denoised[label] = run(network, raw, channels)
+        if context.views is None:
+            forced = with_all_views(context, raw, optics)
+            denoised[f"{label}, like views in full"] = run(network, raw, channels_of(forced, raw, optics))
         verdicts[label] = without_twin(network, raw, optics, pixel_size, radius, arguments.radius_angstrom)
     transform = partial(
         spectra, radius_px=arguments.radius_angstrom / pixel_size, pixel_size_angstrom=pixel_size
@@ -147,6 +153,14 @@ def measure_real(arguments: argparse.Namespace) -> None:
     (arguments.output / "gain.md").write_text(table, encoding="utf-8")
     result = {name: [vars(gain) for gain in gains] for name, gains in rows.items()}
     (arguments.output / "gain.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def with_all_views(context: StackContext, raw: Tensor, optics: CtfParameters) -> StackContext:
+    """The context with like views in their full part, however little they were measured to add."""
+    small = to_working_grid(raw)
+    rows = torch.linspace(0, len(raw) - 1, min(FITTED, len(raw))).round().long()
+    views = fitted(context.sample_views(small, optics), rows)
+    return replace(context, views=replace(views, share=1.0))
 
 
 def without_twin(

@@ -17,16 +17,15 @@ ion channel on which the papers' tables are made.
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from stack_aware import HELD_OUT, assembly, read_bank, write
+from timed_training import Schedule, train_for
 from torch import Tensor
 
 from cryohush.core.context.like_views import fitted
@@ -183,8 +182,8 @@ def make_stack(
 class Stacks:
     """The newest stacks in memory, and batches of them."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._seen = folder, set[Path]()
+    def __init__(self, folder: Path, rng: np.random.Generator) -> None:
+        self._folder, self._rng, self._seen = folder, rng, set[Path]()
         self._stacks: list[dict[str, Tensor]] = []
 
     def __len__(self) -> int:
@@ -204,14 +203,14 @@ class Stacks:
                 weight = 1 / (power * error.clamp_min(0.01))
                 self._stacks = [*self._stacks, {**stack, "inside": inside, "weight": weight}][-POOL:]
 
-    def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """What is shown, targets, and weights of pixels: each stack's error relative to the linear one."""
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for place in rng.choice(len(self._stacks), STACKS_OF_BATCH):
+        for place in self._rng.choice(len(self._stacks), STACKS_OF_BATCH):
             stack = self._stacks[place]
-            members = torch.from_numpy(rng.choice(len(stack["clean"]), BATCH // STACKS_OF_BATCH))
+            members = torch.from_numpy(self._rng.choice(len(stack["clean"]), BATCH // STACKS_OF_BATCH))
             both = torch.cat([stack["shown"][members], stack["clean"][members, None]], 1).float()
-            way = int(rng.integers(8))
+            way = int(self._rng.integers(8))
             both = torch.rot90(both.flip(-1) if way & 4 else both, way & 3, (-2, -1))
             weight = (stack["weight"] * stack["inside"]).expand(len(members), 1, -1, -1)
             parts.append((both[:, :-1], both[:, -1:], weight))
@@ -222,56 +221,22 @@ class Stacks:
 def train_network(arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
     network: ViewUNet = ViewUNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(network).requires_grad_(False)
-    optimiser = torch.optim.AdamW(network.parameters(), LEARNING_RATE, (0.9, 0.99), weight_decay=1e-4)
-    step, spent, checkpoint = 0, 0.0, arguments.output / "last.pt"
-    if arguments.resume and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        for name, part in (("network", network), ("average", average), ("optimiser", optimiser)):
-            part.load_state_dict(state[name])
-        step, spent = state["step"], state["spent"]
-    rng, stacks = np.random.default_rng(step), Stacks(arguments.stacks)
-    stacks.refill()
-    while len(stacks) < STACKS_OF_BATCH:
-        print(f"{len(stacks)} usable stacks, {STACKS_OF_BATCH} are needed: waiting for more", flush=True)
-        time.sleep(5)
-        stacks.refill()
 
-    def save() -> None:
-        parts = {"network": network, "average": average, "optimiser": optimiser}
-        state = {name: part.state_dict() for name, part in parts.items()}
-        torch.save({**state, "step": step, "spent": spent}, checkpoint.with_suffix(".part"))
-        checkpoint.with_suffix(".part").replace(checkpoint)
-
-    limit, saved, running = 60 * arguments.minutes, spent, 0.0
-    while spent < limit:
-        begin = time.monotonic()
-        falling = 0.5 + 0.5 * math.cos(math.pi * min(spent / limit, 1.0))
-        for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP_STEPS) * falling
-        shown, target, weights = stacks.batch(rng)
+    def loss(stacks: Stacks) -> Tensor:
+        """Error relative to that of the linear prediction."""
+        shown, target, weights = stacks.batch()
         with torch.autocast("cpu", torch.bfloat16):
             image = network(shown)
-        loss = ((image.float() - target).square() * weights).mean((1, 2, 3)).clamp_max(20.0).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        if torch.isfinite(torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)):
-            optimiser.step()
-        step += 1
-        decay = min(EMA_DECAY, step / (step + 20))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-        running += loss.item()
-        if step % 50 == 0:
-            stacks.refill()
-        if step % 200 == 0:
-            print(f"step {step}, {spent:.0f} s, error {running / 200:.4f} of the linear one", flush=True)
-            running = 0.0
-        spent += time.monotonic() - begin
-        if spent - saved > 300:
-            saved = spent
-            save()
-    save()
+        return ((image.float() - target).square() * weights).mean((1, 2, 3)).clamp_max(20.0).mean()
+
+    train_for(
+        network,
+        lambda step: Stacks(arguments.stacks, np.random.default_rng(step)),
+        loss,
+        arguments.output,
+        Schedule(arguments.minutes, LEARNING_RATE, WARM_UP_STEPS, EMA_DECAY, STACKS_OF_BATCH),
+        resume=arguments.resume,
+    )
 
 
 def export_weights(arguments: argparse.Namespace) -> None:

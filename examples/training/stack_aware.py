@@ -19,12 +19,11 @@ The structures that are held out of training are those of the preset `general`.
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import json
 import math
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ import gemmi
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from timed_training import Schedule, train_for
+from torch import Tensor, nn
 
 from cryohush.core.context.stack_context import MOST_IMAGES, circle, fit_context
 from cryohush.core.imaging.ctf import read_ctf_table
@@ -216,8 +216,16 @@ def make_stacks(arguments: argparse.Namespace) -> None:
         for place, snr in enumerate((0.02, 0.08, 0.3)):
             target = arguments.output / f"held_{number}{place}.safetensors"
             if not target.exists():
-                ranges = copy.replace(fixed, snr=(snr, snr)) if hasattr(copy, "replace") else fixed
-                make_stack([path], tables, ranges, 777 + 10 * number + place, target, BOX_PX, 1000, 192)
+                make_stack(
+                    [path],
+                    tables,
+                    replace(fixed, snr=(snr, snr)),
+                    777 + 10 * number + place,
+                    target,
+                    BOX_PX,
+                    1000,
+                    192,
+                )
     files = sorted(arguments.projections.glob("train_*.safetensors"))
     for number in itertools.count():
         target = arguments.output / f"train_{number:06d}.safetensors"
@@ -289,9 +297,10 @@ class StackPool:
     def __len__(self) -> int:
         return len(self._stacks)
 
-    def refill(self, most: int) -> None:
+    def refill(self) -> None:
         new = [path for path in sorted(self._folder.glob("train_*.safetensors")) if path not in self._seen]
-        for path in new[-most:]:
+        # at first as many as there is room for, then a few at a time
+        for path in new[-2 if self._stacks else -POOL :]:
             self._stacks[path] = load_file(path)
             self._seen.add(path)
             while len(self._stacks) > POOL:
@@ -355,14 +364,6 @@ def turned(shown: Tensor, target: Tensor, way: int) -> tuple[Tensor, Tensor]:
     return both[:, :-1].clone(), both[:, -1:].clone()
 
 
-def loss(network: ContextAverage, shown: Tensor, target: Tensor) -> Tensor:
-    """Negative logarithm of the likelihood of the error, up to a constant."""
-    with torch.autocast("cpu", torch.bfloat16):
-        image, log_variance = network.with_error(shown.contiguous(memory_format=torch.channels_last))
-    squared, log_variance = (image.float() - target).square(), log_variance.float()
-    return 0.5 * (log_variance + squared * torch.exp(-log_variance)).mean()
-
-
 def new_network() -> ContextAverage:
     """A network of which nothing but the last part learns."""
     network = ContextAverage(**NETWORK).requires_grad_(False)
@@ -371,7 +372,6 @@ def new_network() -> ContextAverage:
 
 
 def train_error(arguments: argparse.Namespace) -> None:
-    arguments.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     network = new_network()
     start = Path(arguments.start)
@@ -379,62 +379,27 @@ def train_error(arguments: argparse.Namespace) -> None:
         start = WEIGHTS_FOLDER / f"{start}.safetensors"
     network.load_state_dict(load_file(start), strict=False)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(network).requires_grad_(False)
-    learning = [values for values in network.parameters() if values.requires_grad]
-    optimiser = torch.optim.AdamW(learning, lr=LEARNING_RATE, weight_decay=1e-4, betas=(0.9, 0.99))
-    step, spent, checkpoint = 0, 0.0, arguments.output / "last.pt"
-    if arguments.resume and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, spent = state["step"], state["spent"]
-    pool = StackPool(arguments.stacks, np.random.default_rng(step))
-    pool.refill(POOL)
-    while len(pool) < 8:
-        time.sleep(5)
-        pool.refill(POOL)
 
-    def save() -> None:
-        state = {"network": network.state_dict(), "average": average.state_dict(), "step": step}
-        state |= {"optimiser": optimiser.state_dict(), "spent": spent}
-        torch.save(state, checkpoint.with_suffix(".part"))
-        checkpoint.with_suffix(".part").replace(checkpoint)
-        for line in validate(average, arguments.stacks):
-            print(f"step {step} {json.dumps(line)}", flush=True)
+    def loss(pool: StackPool) -> Tensor:
+        """Negative logarithm of the likelihood of the error, up to a constant."""
+        shown, target = pool.batch()
+        with torch.autocast("cpu", torch.bfloat16):
+            image, log_variance = network.with_error(shown.contiguous(memory_format=torch.channels_last))
+        squared, log_variance = (image.float() - target).square(), log_variance.float()
+        return 0.5 * (log_variance + squared * torch.exp(-log_variance)).mean()
 
-    running, counted, limit, saved = 0.0, 0, 60 * arguments.minutes, spent
-    while spent < limit:
-        begin = time.monotonic()
-        rate = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP_STEPS)
-        rate *= 0.5 + 0.5 * math.cos(math.pi * min(spent / limit, 1.0))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        likelihood = loss(network, *pool.batch())
-        optimiser.zero_grad()
-        likelihood.backward()
-        norm = torch.nn.utils.clip_grad_norm_(learning, 1.0)
-        if torch.isfinite(norm):
-            optimiser.step()
-        step += 1
-        decay = min(EMA_DECAY, step / (step + 20))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-        running += likelihood.item()
-        counted += 1
-        if step % 40 == 0:
-            pool.refill(2)
-        if step % 200 == 0:
-            print(f"step {step}, {spent:.0f} s, loss {running / counted:.4f}", flush=True)
-            running, counted = 0.0, 0
-        spent += time.monotonic() - begin
-        if spent - saved > 420:
-            saved = spent
-            save()
-    save()
+    train_for(
+        network,
+        lambda step: StackPool(arguments.stacks, np.random.default_rng(step)),
+        loss,
+        arguments.output,
+        Schedule(arguments.minutes, LEARNING_RATE, WARM_UP_STEPS, EMA_DECAY),
+        resume=arguments.resume,
+        validate=lambda average: [json.dumps(line) for line in validate(average, arguments.stacks)],
+    )
 
 
-def validate(network: ContextAverage, folder: Path) -> list[dict[str, float | str]]:
+def validate(network: nn.Module, folder: Path) -> list[dict[str, float | str]]:
     """Errors over the variance of the clean images, and the true over the predicted squared error."""
     lines: list[dict[str, float | str]] = []
     for path in sorted(folder.glob("held_*.safetensors")):
@@ -448,7 +413,8 @@ def validate(network: ContextAverage, folder: Path) -> list[dict[str, float | st
             parts = []
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
                 for part in given.split(BATCH):
-                    parts.append(network.with_error(part.contiguous(memory_format=torch.channels_last)))
+                    shown_part = part.contiguous(memory_format=torch.channels_last)
+                    parts.append(network.with_error(shown_part))  # type: ignore[operator]
             image, log_variance = (torch.cat(values).float() for values in zip(*parts, strict=True))
             squared = (image - target).square()
             line[name] = round(float(squared.mean() / variance), 4)
