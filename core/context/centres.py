@@ -20,6 +20,8 @@ from ..imaging.rings import ring_index, ring_mean
 #: farthest place from the middle, and what its standard deviation along an axis is taken for at first, as
 #: shares of the box
 _REACH, _FIRST = 0.1, 0.025
+#: smaller spreads are taken for this one, pixels
+_LEAST_PX = 0.2
 _ROUNDS = 8
 _LEAST_CTF = 1e-3
 
@@ -84,7 +86,7 @@ def find_centres(transform: Tensor, own: Tensor, signal: Tensor, noise: Tensor) 
         mean = ring_mean((seen * shift_phases(-places, shape)).real.mean(0), shape)
         centres = Centres(mean / squared / power, spread)
         places, squares = centres.places(transform, own)
-        spread = float((squares.mean() / 2).sqrt())
+        spread = max(_LEAST_PX, float((squares.mean() / 2).sqrt()))
     return Centres(centres.template, spread)
 
 

@@ -567,7 +567,7 @@ def _of_some(own: Tensor, some: Tensor) -> Tensor:
 
 def _sureness(values: Tensor) -> float:
     """The mean of values, in standard errors."""
-    return float(values.mean() / values.std()) * len(values) ** 0.5
+    return float(values.mean() / values.std().clamp_min(1e-30)) * math.sqrt(len(values))
 
 
 def _whitening(noise_power: Tensor, floor: float, box_px: int) -> Tensor:

@@ -122,7 +122,8 @@ def measure_real(arguments: argparse.Namespace) -> None:
     raw = normalise(raw, radius)[0]
     context = fit_context(raw, optics, pixel_size_angstrom=pixel_size, radius_px=radius)
     channels = channels_of(context, raw, optics)
-    denoised = {"covariance Wiener filter through CTF": channels[:, 0], "CTF Wiener filter": channels[:, 1]}
+    covariance = channels_of(replace(context, views=None), raw, optics)[:, 0]
+    denoised = {"covariance Wiener filter through CTF": covariance, "CTF Wiener filter": channels[:, 1]}
     verdicts = {}
     if arguments.topaz_python:
         denoised["Topaz unet"] = topaz(arguments.topaz_python, raw, arguments.threads)

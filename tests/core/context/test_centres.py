@@ -17,6 +17,7 @@ from cryohush.core.context.centres import find_centres
 from cryohush.core.context.contexts import find_contexts, load_contexts
 from cryohush.core.context.stack_context import StackContext, fit_context
 from cryohush.core.imaging.projection import Projector, random_rotations
+from cryohush.core.imaging.rings import ring_mean
 from cryohush.core.imaging.structure import potential_map, read_structure
 from cryohush.core.simulation.image_formation import ProjectionBank
 
@@ -87,6 +88,19 @@ def test_it_does_no_harm_where_particles_lie_in_the_middle(monkeypatch: pytest.M
     monkeypatch.setattr(StackContext, "with_centres", lambda self, *_: (self, -math.inf))
     without = error(fitted(some).channels(some.noisy, some.optics)[:, 0], some.clean)
     assert with_places < 1.02 * without
+
+
+def test_particles_in_the_very_middle_are_no_trouble() -> None:
+    """As those of a set cut at known places: their spread is 0."""
+    axis = torch.arange(32) - 16
+    spot = torch.exp(-(axis[:, None].square() + axis.square()) / 8.0)
+    noise = torch.randn(150, 32, 32, generator=torch.Generator().manual_seed(5))
+    transform = torch.fft.rfft2(10 * spot + noise)
+    signal, flat = torch.fft.rfft2(10 * spot, norm="ortho").abs().square(), torch.ones(32)
+    signal = ring_mean(signal, (32, 32))
+    centres = find_centres(transform, torch.ones(1, 32, 17), signal, flat[: len(signal)])
+    assert 0 < centres.spread_px < 0.5
+    assert centres.to_middle(transform, torch.ones(1, 32, 17)).isfinite().all()
 
 
 @pytest.mark.parametrize("n_images", [100, 1000])
