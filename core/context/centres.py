@@ -55,7 +55,7 @@ class Centres:
     def places(self, transform: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
         """Expected `(n, 2)` (y, x) of particles from the middle, pixels, and of their squares, `(n,)`."""
         box = transform.shape[-2]
-        template = (self.template[ring_index((box, box))]) * _from_middle(box)
+        template = self.template[ring_index((box, box))] * _from_middle(box)
         near, grid = _grid(box)
         # the logarithm of the likelihood at each place, but for a constant
         fit = torch.fft.irfft2(transform * (own * template), s=(box, box))[:, near]

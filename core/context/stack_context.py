@@ -188,7 +188,7 @@ class StackContext:
         """Factors on transforms of images that bring their particles to the middle."""
         return torch.ones(()) if self.centres is None else self.centres.to_middle(transform, own)
 
-    def in_the_middle(self, images: Tensor, optics: CtfParameters | None) -> Tensor:
+    def _in_the_middle(self, images: Tensor, optics: CtfParameters | None) -> Tensor:
         """`(n, y, x)` images on the working grid, with their particles moved to the middle."""
         moved = []
         for some in torch.split(torch.arange(len(images)), 256):
@@ -334,12 +334,12 @@ class StackContext:
         Returns the context of images whose particles were moved to the middle, and by how many standard
         errors its covariance filter explains more.
         """
-        rows = torch.linspace(0, len(images) - 1, min(_MEASURED, len(images))).round().long()
+        rows = evenly_spread(len(images), _MEASURED)
         tried, known = images[rows], None if optics is None else optics[rows]
         own, _ = self.own_ctf(known, len(rows))
         centres = find_centres(torch.fft.rfft2(tried), own, self.signal_power, self.noise_power)
         context = replace(self, centres=centres)
-        context = replace(context, covariance=covariance_of(context.in_the_middle(images, optics)))
+        context = replace(context, covariance=covariance_of(context._in_the_middle(images, optics)))
         explained = context._covariance_explains(tried, known)
         if _sureness(explained) <= _SIGNIFICANT:
             return context, -math.inf
@@ -354,7 +354,7 @@ class StackContext:
         if n < FEWEST_OF_VIEWS:
             return self
         views = self.sample_views(images, optics)
-        rows, of_fit = (torch.linspace(0, n - 1, min(most, n)).round().long() for most in (_MEASURED, FITTED))
+        rows, of_fit = evenly_spread(n, _MEASURED), evenly_spread(n, FITTED)
         step = max(2, len(rows) // _TRIED)
 
         def measured(found: LikeViews, judged: Tensor) -> LikeViews:
@@ -528,8 +528,8 @@ def fit_context(
     )
     centred, gain = context.with_centres(small, optics, covariance_of)
     if gain > _SURE:
-        return centred.with_views(small, optics) if with_views else centred
-    if with_views and gain > -_LOSS:
+        context = centred
+    elif with_views and gain > -_LOSS:
         centred = centred.with_views(small, optics)
         if centred.views is not None:
             return centred
@@ -558,6 +558,11 @@ def _signal_power(
         top = top + ring_mean((squared * (power - noise)).sum(0), shape)
         bottom = bottom + ring_mean(squared.square().sum(0), shape)
     return (top / bottom.clamp_min(1e-6)).clamp_min(0.0)
+
+
+def evenly_spread(n_images: int, most: int) -> Tensor:
+    """Numbers of at most so many images, evenly spread over all."""
+    return torch.linspace(0, n_images - 1, min(most, n_images)).round().long()
 
 
 def _of_some(own: Tensor, some: Tensor) -> Tensor:

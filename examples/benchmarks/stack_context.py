@@ -11,8 +11,7 @@ ratio of its correlation with the twin to that of the raw image, in bands of Fou
 a radial filter that is the same for all images. The last column is the same over 32 to 11 Å with every ring
 brought to equal power. The twin judges and chooses nothing. Beside the models: each model without its
 context, the linear estimates that are its context, and where like views take no part, what it would be with
-them in full. The verdict that each job can give without a twin is
-measured, too.
+them in full. The verdict that each job can give without a twin is measured, too.
 
 `cut`: all whole boxes of picked micrographs whose frames were summed in two parts, as `*_rest.mrc` and
 `*_frame.mrc` with `*_rest_manualpick.star` and micrographs_rest.star (protein dark).
@@ -39,7 +38,13 @@ from simulated_stacks import StackRanges, simulate_stack
 from torch import Tensor
 
 from cryohush.core.context.like_views import fitted
-from cryohush.core.context.stack_context import FITTED, StackContext, fit_context, to_working_grid
+from cryohush.core.context.stack_context import (
+    FITTED,
+    StackContext,
+    evenly_spread,
+    fit_context,
+    to_working_grid,
+)
 from cryohush.core.imaging.ctf import CtfParameters, ctf_parameters_of, read_ctf_table
 from cryohush.core.imaging.filters import background_power
 from cryohush.core.imaging.noise import image_generator
@@ -159,8 +164,7 @@ def measure_real(arguments: argparse.Namespace) -> None:
 def with_all_views(context: StackContext, raw: Tensor, optics: CtfParameters) -> StackContext:
     """The context with like views in their full part, however little they were measured to add."""
     small = to_working_grid(raw)
-    rows = torch.linspace(0, len(raw) - 1, min(FITTED, len(raw))).round().long()
-    views = fitted(context.sample_views(small, optics), rows)
+    views = fitted(context.sample_views(small, optics), evenly_spread(len(raw), FITTED))
     return replace(context, views=replace(views, share=1.0))
 
 

@@ -7,14 +7,22 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from simulated_stacks import SimulatedStack, simulate_stack
-from test_stack_context import BOX, PIXEL_SIZE, QUIET, error, fitted, table, write_particles
+from test_stack_context import (
+    BOX,
+    PIXEL_SIZE,
+    QUIET,
+    assert_saved_as_it_is,
+    error,
+    fitted,
+    table,
+    write_particles,
+)
 
 from cryohush.core.context.centres import find_centres
-from cryohush.core.context.contexts import find_contexts, load_contexts
+from cryohush.core.context.contexts import find_contexts
 from cryohush.core.context.stack_context import StackContext, fit_context
 from cryohush.core.imaging.projection import Projector, random_rotations
 from cryohush.core.imaging.rings import ring_mean
@@ -127,10 +135,4 @@ def test_a_saved_context_has_the_same(tmp_path: Path) -> None:
     assert found.centres is not None
     (note,) = contexts.notes.values()
     assert f"particles {found.centres.spread_px:.1f} px off centre" in note
-    sha256 = contexts.save(tmp_path / "context.safetensors")
-    loaded = load_contexts(tmp_path / "context.safetensors")
-    assert loaded.save(tmp_path / "copy.safetensors") == sha256
-    places = [(tmp_path / "a.mrcs", np.arange(20, dtype=np.int32))]
-    torch.testing.assert_close(
-        loaded.channels(some.noisy[:20], places), contexts.channels(some.noisy[:20], places), atol=0, rtol=0
-    )
+    assert_saved_as_it_is(contexts, some, tmp_path)

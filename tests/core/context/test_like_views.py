@@ -6,14 +6,22 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from simulated_stacks import SimulatedStack
-from test_stack_context import BOX, PIXEL_SIZE, QUIET, error, fitted, stack, write_particles
+from test_stack_context import (
+    BOX,
+    PIXEL_SIZE,
+    QUIET,
+    assert_saved_as_it_is,
+    error,
+    fitted,
+    stack,
+    write_particles,
+)
 from torch import Tensor
 
-from cryohush.core.context.contexts import find_contexts, load_contexts
+from cryohush.core.context.contexts import find_contexts
 from cryohush.core.context.like_views import LikeViews
 from cryohush.core.context.stack_context import StackContext, fit_context
 from cryohush.core.imaging.filters import radial_filter
@@ -103,13 +111,7 @@ def test_a_saved_context_has_the_same(tmp_path: Path) -> None:
     some = simulated()
     contexts = find_contexts(write_particles(tmp_path, some, half_sets=False))
     assert contexts.contexts[0].views is not None
-    sha256 = contexts.save(tmp_path / "context.safetensors")
-    loaded = load_contexts(tmp_path / "context.safetensors")
-    assert loaded.save(tmp_path / "copy.safetensors") == sha256
-    places = [(tmp_path / "a.mrcs", np.arange(20, dtype=np.int32))]
-    torch.testing.assert_close(
-        loaded.channels(some.noisy[:20], places), contexts.channels(some.noisy[:20], places), atol=0, rtol=0
-    )
+    assert_saved_as_it_is(contexts, some, tmp_path)
 
 
 def test_an_image_gets_the_same_in_any_company() -> None:

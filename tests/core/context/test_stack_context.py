@@ -11,7 +11,7 @@ import torch
 from particle_files import write_stack
 from simulated_stacks import SimulatedStack, StackRanges, simulate_stack
 
-from cryohush.core.context.contexts import find_contexts, load_contexts
+from cryohush.core.context.contexts import StackContexts, find_contexts, load_contexts
 from cryohush.core.context.stack_context import FEWEST_IMAGES, StackContext, circle, fit_context
 from cryohush.core.errors import InputError
 from cryohush.core.imaging.ctf import CtfParameters
@@ -194,6 +194,20 @@ def write_particles(folder: Path, simulated: SimulatedStack, half_sets: bool = T
     path = folder / "particles.star"
     path.write_text("\n".join(lines) + "\n")
     return ParticleSet.read(path, root=folder)
+
+
+def assert_saved_as_it_is(contexts: StackContexts, simulated: SimulatedStack, folder: Path) -> None:
+    """A context that was saved and loaded is saved as the same file, and shows the same channels."""
+    sha256 = contexts.save(folder / "context.safetensors")
+    loaded = load_contexts(folder / "context.safetensors")
+    assert loaded.save(folder / "copy.safetensors") == sha256
+    places = [(folder / "a.mrcs", np.arange(20, dtype=np.int32))]
+    torch.testing.assert_close(
+        loaded.channels(simulated.noisy[:20], places),
+        contexts.channels(simulated.noisy[:20], places),
+        atol=0,
+        rtol=0,
+    )
 
 
 def test_half_sets_do_not_see_each_other(tmp_path: Path) -> None:
