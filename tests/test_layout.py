@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "errors",
     "registry",
+    "first_calls",
     "progress",
     "advice",
     "console",

@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from ..errors import ConfigurationError
+from ..first_calls import make_first_calls
 from ..registry import Registry
 from .base import DenoisingNetwork, require_denoising_network
 from .context_average import ContextAverage
@@ -22,6 +23,8 @@ from .segmentation import SegmentationUNet
 from .skip_resnet import SkipResNet, SkipResNetCritic
 from .unet import ShuffleUNet
 from .view_unet import ViewUNet
+
+make_first_calls()  # before any thread calculates
 
 Networks = Mapping[str, Callable[..., nn.Module]]
 
