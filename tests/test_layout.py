@@ -16,6 +16,7 @@ LAYERS = (
     "errors",
     "registry",
     "first_calls",
+    "spread",
     "progress",
     "advice",
     "console",

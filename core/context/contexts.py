@@ -22,7 +22,7 @@ from ..classical.covariance import ImageCovariance
 from ..errors import CryohushError, InputError
 from ..imaging.ctf import CtfParameters, ctf_parameters_of
 from ..imaging.defects import filled
-from ..imaging.normalise import circle_radius_px, normalise
+from ..imaging.normalise import circle_radius_px, normalise, usable
 from ..io.files import writing
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
@@ -529,9 +529,9 @@ def _blocks(particles: ParticleSet, rows: NDArray[np.int64], dark_stacks: frozen
 
 def _on_working_grid(blocks: Iterable[Tensor], radius_px: float) -> tuple[Tensor, Tensor]:
     """Usable images, normalised, defects filled, on the working grid; and their numbers among all."""
-    small, usable = [], []
+    small, chosen = [], []
     for images in blocks:
         normalised, _, std = normalise(filled(images, radius_px), radius_px)
-        usable.append(torch.isfinite(normalised.sum((1, 2))) & (std > 0))
-        small.append(to_working_grid(normalised)[usable[-1]])
-    return torch.cat(small), torch.cat(usable).nonzero().squeeze(1)
+        chosen.append(usable(normalised, std))
+        small.append(to_working_grid(normalised)[chosen[-1]])
+    return torch.cat(small), torch.cat(chosen).nonzero().squeeze(1)

@@ -200,10 +200,11 @@ class LikeViews:
         return torch.stack(largest)
 
     def predicted(self, means: Sequence[Tensor]) -> Tensor:
-        predicted = torch.zeros_like(means[0])
-        for place, vectors, weights in zip(self.places, self.vectors, self.weights, strict=True):
-            for mean, weight in zip(means, weights, strict=True):
-                predicted[:, place] += mean[:, place] @ ((vectors * weight) @ vectors.T).to(mean.dtype)
+        together, predicted = torch.stack(list(means)), torch.zeros_like(means[0])
+        for place, matrices in zip(self.places, self._of_means, strict=True):
+            # row vectors, real and imaginary parts at once
+            parts = torch.view_as_real(together[..., place]).mT @ matrices[:, None]
+            predicted[:, place] = torch.view_as_complex(parts.sum(0).mT.contiguous())
         return predicted
 
     def _posteriors(self, covariance: Sequence[Tensor]) -> list[Tensor]:
@@ -241,6 +242,11 @@ class LikeViews:
     @cached_property
     def _of_residual(self) -> list[Tensor]:
         return self._posteriors(self.residual)
+
+    @cached_property
+    def _of_means(self) -> list[Tensor]:
+        """`(2, q, q)` what each mean is multiplied by, of each angular frequency."""
+        return [(v * w[:, None]) @ v.T for v, w in zip(self.vectors, self.weights, strict=True)]
 
     @cached_property
     def _planes(self) -> Tensor:

@@ -32,6 +32,7 @@ from ..imaging.filters import apply_transfer, background_power
 from ..imaging.noise import image_generator
 from ..imaging.resample import fourier_resample
 from ..imaging.rings import ring_index, ring_mean
+from ..spread import evenly_spread
 from .centres import Centres, find_centres
 from .like_views import LikeViews, fitted, times
 from .noise_spectrum import beyond_noise, floor_of, noise_spectrum, unmodulated_power
@@ -334,7 +335,7 @@ class StackContext:
         Returns the context of images whose particles were moved to the middle, and by how many standard
         errors its covariance filter explains more.
         """
-        rows = evenly_spread(len(images), _MEASURED)
+        rows = torch.from_numpy(evenly_spread(len(images), _MEASURED))
         tried, known = images[rows], None if optics is None else optics[rows]
         own, _ = self.own_ctf(known, len(rows))
         centres = find_centres(torch.fft.rfft2(tried), own, self.signal_power, self.noise_power)
@@ -354,7 +355,7 @@ class StackContext:
         if n < FEWEST_OF_VIEWS:
             return self
         views = self.sample_views(images, optics)
-        rows, of_fit = evenly_spread(n, _MEASURED), evenly_spread(n, FITTED)
+        rows, of_fit = (torch.from_numpy(evenly_spread(n, most)) for most in (_MEASURED, FITTED))
         step = max(2, len(rows) // _TRIED)
 
         def measured(found: LikeViews, judged: Tensor) -> LikeViews:
@@ -558,11 +559,6 @@ def _signal_power(
         top = top + ring_mean((squared * (power - noise)).sum(0), shape)
         bottom = bottom + ring_mean(squared.square().sum(0), shape)
     return (top / bottom.clamp_min(1e-6)).clamp_min(0.0)
-
-
-def evenly_spread(n_images: int, most: int) -> Tensor:
-    """Numbers of at most so many images, evenly spread over all."""
-    return torch.linspace(0, n_images - 1, min(most, n_images)).round().long()
 
 
 def _of_some(own: Tensor, some: Tensor) -> Tensor:

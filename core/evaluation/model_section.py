@@ -14,9 +14,10 @@ from ..inference.devices import choose_precision, resolve_devices
 from ..metrics import hallucination
 from ..models.weights import load_model
 from ..report.html import Picture, Section
+from ..spread import evenly_spread
 from .comparison import Sources
 from .figures import noise_figures
-from .tasks import Check, Found, sample_rows
+from .tasks import Check, Found
 
 # Box of the noise where there are no images, and how many images a model sees at once.
 _BOX_PX, _BATCH = 128, 32
@@ -44,7 +45,7 @@ def model_figures(name: str, sources: Sources | None, n_noise: int, device: str,
     kinds = {"white": torch.randn(n_noise, *shape, generator=generator)}
     raw = None if sources is None else sources.raw
     if raw is not None:
-        like = raw.read(sample_rows(len(raw), _KNOWN_IMAGES))
+        like = raw.read(evenly_spread(len(raw), _KNOWN_IMAGES))
         kinds["spectrum of the raw images"] = hallucination.coloured_noise(n_noise, like, generator)
     numbers: dict[str, Any] = {"name": model.name, "sha256": model.sha256, "pure_noise": {}}
     rows: list[tuple[str, str, str]] = []
@@ -61,7 +62,7 @@ def model_figures(name: str, sources: Sources | None, n_noise: int, device: str,
         caption = f"Pure noise ({kind}), what the model makes of it, and whether two half sets of that agree."
         pictures.append(Picture(f"noise_{kind.partition(' ')[0]}", caption, figure))
     if sources is not None and raw is not None and sources.reference is not None:
-        chosen = sample_rows(len(raw), _KNOWN_IMAGES)
+        chosen = evenly_spread(len(raw), _KNOWN_IMAGES)
         clean = sources.reference.read(chosen)
         noise = raw.read(chosen) - clean
         unseen = hallucination.unseen_structure_figures(denoise, clean, noise)

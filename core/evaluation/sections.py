@@ -15,10 +15,11 @@ from ..metrics.fourier import resolution_angstrom
 from ..metrics.gain import Verdict
 from ..report.figures import draw_spectra
 from ..report.html import Picture, Section
+from ..spread import evenly_spread
 from .comparison import DENOISED, FINE, RAW, Comparison, Result, Sources, score
 from .figures import correlation_curves, gallery, histograms, spectra
 from .names import figure_name, method_name
-from .tasks import Found, sample_rows
+from .tasks import Found
 
 # Columns of the gallery, by what is shown.
 _SHOWN = {"particles": 6, "micrographs": 2}
@@ -34,7 +35,7 @@ GALLERY_SAYS = (
 
 def sample_section(sources: Sources) -> Section:
     """A few images, evenly spread, before, after and beside what they are compared with, and their power."""
-    rows = sample_rows(len(sources.denoised), _SHOWN[sources.denoised.kind])
+    rows = evenly_spread(len(sources.denoised), _SHOWN[sources.denoised.kind])
     shown = {
         RAW: sources.raw, DENOISED: sources.denoised, "clean": sources.reference, "twin": sources.twin
     }  # fmt: skip

@@ -21,6 +21,7 @@ from ..metrics.fourier import (
     ring_frequencies,
 )
 from ..report.html import Picture, Section
+from ..spread import evenly_spread
 from .comparison import DENOISED, RAW, Sources
 from .figures import correlation_curves, error_histogram, scatter
 
@@ -29,11 +30,6 @@ Check = Callable[[], None]
 Found = tuple[dict[str, Any], Section]
 
 _RIGHT_DEGREES = 10.0
-
-
-def sample_rows(n: int, most: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return at most `most` of n rows, evenly spread."""
-    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
 
 
 def half_maps(section: HalfMapsSection) -> Found:
@@ -101,7 +97,7 @@ def clustering(section: ClusteringSection, sources: Sources) -> Found:
     """Lay the images out in the plane, group them, and compare the groups with the true conformations."""
     from ..metrics.clustering import clustering_scores, embed, group
 
-    rows = sample_rows(len(sources.denoised), section.images)
+    rows = evenly_spread(len(sources.denoised), section.images)
     labels = np.asarray(sources.denoised.column(section.column))[rows]
     known, number = np.unique(labels, return_inverse=True)
     if len(known) < 2:
@@ -150,7 +146,7 @@ def pose_accuracy(section: PoseSection, sources: Sources, check: Check) -> Found
     particles = sources.denoised.table
     if not isinstance(particles, ParticleSet) or pixel_size is None:
         raise InputError("poses need a table of particles with a pixel size.", path=sources.denoised.path)
-    chosen = torch.from_numpy(sample_rows(len(sources.denoised), section.images))
+    chosen = torch.from_numpy(evenly_spread(len(sources.denoised), section.images))
     rows_of_table = torch.from_numpy(sources.denoised.rows)[chosen]
     table = poses_of(particles)[rows_of_table]
     true = Poses(table.rotations, table.shifts_angstrom / pixel_size, torch.ones(len(chosen)))

@@ -80,6 +80,15 @@ def normalise(images: Tensor, radius_px: float) -> tuple[Tensor, Tensor, Tensor]
     return (images - mean[:, None, None]) / scale[:, None, None], mean, std
 
 
+def usable(images: Tensor, std: Tensor) -> Tensor:
+    """`(n,)` which of `(n, y, x)` images have no NaN or infinite pixel and a background with a spread.
+
+    `std` `(n,)` is that of the background, as `normalise` returns it.
+    """
+    # a sum is far quicker than looking at each pixel
+    return torch.isfinite(images.sum((1, 2)) + std) & (std > 0)
+
+
 def denormalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """The inverse of `normalise`."""
     scale = torch.where(std > 0, std, torch.ones_like(std))

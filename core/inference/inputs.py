@@ -20,6 +20,7 @@ from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
 from ..io.poses import PREMULTIPLIED, changed_ctf
+from ..spread import evenly_spread
 from .plan import ImageSet, StackPlan
 
 # Particles that are looked at, from so many stacks; micrographs.
@@ -159,17 +160,11 @@ def _of_contrast(images: ImageSet, stacks: Sequence[StackPlan]) -> list[str]:
     return [text for dark, some in groups.items() if some for text in _of_particles(some, dark=dark)]
 
 
-def _spread(n: int, wanted: int) -> list[int]:
-    """Return up to `wanted` numbers below `n`, evenly spread."""
-    chosen: list[int] = np.unique(np.linspace(0, n - 1, wanted).astype(np.int64)).tolist()
-    return chosen
-
-
 def _of_particles(stacks: Sequence[StackPlan], *, dark: bool) -> list[str]:
     heights, errors = [], []
-    for number in _spread(len(stacks), _STACKS):
+    for number in evenly_spread(len(stacks), _STACKS).tolist():
         stack = stacks[number]
-        chosen = stack.indices[_spread(len(stack.indices), _PARTICLES // min(_STACKS, len(stacks)))]
+        chosen = stack.indices[evenly_spread(len(stack.indices), _PARTICLES // min(_STACKS, len(stacks)))]
         with StackReader(stack.source) as reader:
             images = torch.from_numpy(reader.read(chosen))
         # else masks and outlying pixels decide what looks bright
@@ -214,10 +209,10 @@ def _of_kind(images: ImageSet, first: StackPlan) -> list[str]:
 def _of_filters(stacks: Sequence[StackPlan]) -> list[str]:
     """Warn of images without noise at high frequencies: a network takes its absence for signal."""
     worst: tuple[float, StackPlan] | None = None
-    for number in _spread(len(stacks), _STACKS if not stacks[0].is_micrograph else _MICROGRAPHS):
+    for number in evenly_spread(len(stacks), _MICROGRAPHS if stacks[0].is_micrograph else _STACKS).tolist():
         stack = stacks[number]
         with StackReader(stack.source) as reader:
-            images = torch.from_numpy(reader.read(stack.indices[_spread(len(stack.indices), _SPECTRA)]))
+            images = torch.from_numpy(reader.read(stack.indices[evenly_spread(len(stack.indices), _SPECTRA)]))
         y, x = (min(side, _SPECTRUM_PX) for side in images.shape[1:])
         top, left = (images.shape[1] - y) // 2, (images.shape[2] - x) // 2
         middle = images[:, top : top + y, left : left + x]
@@ -237,7 +232,7 @@ def _of_filters(stacks: Sequence[StackPlan]) -> list[str]:
 
 def _of_micrographs(stacks: Sequence[StackPlan]) -> list[str]:
     values = []
-    for number in _spread(len(stacks), _MICROGRAPHS):
+    for number in evenly_spread(len(stacks), _MICROGRAPHS).tolist():
         stack = stacks[number]
         with StackReader(stack.source) as reader:
             image = filled(torch.from_numpy(reader.read(stack.indices)))[0]

@@ -21,6 +21,7 @@ from ..io.journal import RECORD_NAME
 from ..io.mrc import StackReader
 from ..models.weights import LoadedModel
 from ..progress import counted
+from ..spread import evenly_spread
 from .devices import Precision
 from .plan import StackPlan
 from .stream import ImageNote
@@ -231,7 +232,7 @@ def read_samples(
     rows, columns = _middle(first) if are_micrographs else (slice(None), slice(None))
     ends = np.cumsum([len(stack.indices) for stack in alike])
     limit = SAMPLED_MICROGRAPHS if are_micrographs else SAMPLED_IMAGES
-    picks = np.unique(np.linspace(0, ends[-1] - 1, limit).astype(np.int64))
+    picks = evenly_spread(int(ends[-1]), limit)
     unchanged = {(note.stack, note.image) for note in skipped}
     raw, denoised, errors = [], [], []
     titles: list[str] = []

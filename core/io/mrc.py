@@ -16,6 +16,7 @@ from mrcfile.utils import machine_stamp_from_byte_order
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ImageError, MrcError, OutputError
+from ..spread import evenly_spread
 from .files import has_part, new_part, part_path, rename_complete, writing, writing_failed
 from .mrc_header import (
     CONVERT_BYTES,
@@ -123,7 +124,7 @@ class StackReader:
 
     def _decide_bytes(self) -> None:
         """Decide whether the bytes of mode 0 are signed: by the header, the pixels, else by the format."""
-        some = np.unique(np.linspace(0, self.n_images - 1, 4).astype(np.int64))
+        some = evenly_spread(self.n_images, 4)
         rows = max(1, min(self.shape[1], _CHUNK_BYTES // self.shape[2] // 8))
         sample = np.stack([self._raw(index, rows) for index in some.tolist()])
         by_header, reason = self.header.bytes_signed, self.header.bytes_reason

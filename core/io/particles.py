@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, CsError, ImageError, MrcError, StarError
+from ..spread import evenly_spread
 from .cs import CS_SUFFIX, CsTable, read_images
 from .cs import rewrite as rewrite_cs
 from .image_set import ImageSet, Rows, header_pixel_size, refuse_tomography
@@ -198,7 +199,7 @@ class ParticleSet(ImageSet):
         for name in self.micrograph_names:
             folders.setdefault(Path(name).parent, []).append(name)
         found = {}
-        for name in (name for names in folders.values() for name in _spread(names, _MICROGRAPHS)):
+        for name in (names[i] for names in folders.values() for i in evenly_spread(len(names), _MICROGRAPHS)):
             with contextlib.suppress(MrcError), StackReader(self.root / name) as reader:
                 if reader.header.denoised_label:
                     found[name] = reader.header.denoised_label
@@ -356,12 +357,6 @@ class ParticleSet(ImageSet):
             stack, positions = stack[chosen], positions[chosen]
             scores = None if scores is None else scores[chosen]
         rewrite_cs(table, path, stack_names, stack, positions, kept, scores)
-
-
-def _spread(names: Sequence[str], wanted: int) -> list[str]:
-    """Up to `wanted` names, evenly spread."""
-    chosen = np.unique(np.linspace(0, len(names) - 1, wanted).astype(np.int64))
-    return [names[number] for number in chosen.tolist()]
 
 
 def _why_map(reader: StackReader) -> str | None:

@@ -21,6 +21,7 @@ from ..io.micrographs import MicrographSet
 from ..job_context import QUIET, JobContext
 from ..models.weights import Weights, load_model
 from ..report.pdf import write_montage
+from ..spread import evenly_spread
 from .contexts import contexts_of
 from .denoise import DenoiseJob
 
@@ -114,7 +115,7 @@ def _spread(stacks: Sequence[StackPlan], n_images: int) -> list[StackPlan]:
         if (stack.shape, stack.pixel_size_angstrom) == (first.shape, first.pixel_size_angstrom)
     ]
     ends = np.cumsum([len(stack.indices) for stack in alike])
-    picks = np.unique(np.linspace(0, ends[-1] - 1, n_images).round().astype(np.int64))
+    picks = evenly_spread(int(ends[-1]), n_images)
     chosen = []
     for stack, end in zip(alike, ends.tolist(), strict=True):
         begin = end - len(stack.indices)

@@ -29,6 +29,7 @@ from ..metrics.ordinary import (
     turned_mean,
 )
 from ..progress import counted
+from ..spread import evenly_spread
 
 #: images of one kind below which a stack does not tell what is ordinary
 FEWEST_IMAGES = 100
@@ -148,7 +149,7 @@ def _scores_of_kind(
     shape, pixel_size = stacks[0].shape, stacks[0].pixel_size_angstrom
     radius = circle_radius_px(shape, options.particle_diameter_angstrom, pixel_size)
     chosen = np.flatnonzero(usable)
-    spread = chosen[np.unique(np.linspace(0, len(chosen) - 1, _OF_MEAN).astype(np.int64))]
+    spread = chosen[evenly_spread(len(chosen), _OF_MEAN)]
     wanted = np.zeros(len(usable), np.bool_)
     wanted[spread] = True
     total, n = torch.zeros(()), 0

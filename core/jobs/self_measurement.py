@@ -15,7 +15,7 @@ from ..context.stack_context import fit_context, to_working_grid
 from ..imaging.defects import filled
 from ..imaging.filters import background_power
 from ..imaging.noise import image_generator
-from ..imaging.normalise import circle_radius_px, normalise
+from ..imaging.normalise import circle_radius_px, normalise, usable
 from ..inference.denoiser import Denoiser
 from ..inference.devices import Precision
 from ..inference.plan import StackPlan
@@ -68,8 +68,8 @@ def measure_gain(
     radius = circle_radius_px(shape, options.particle_diameter_angstrom, pixel_size_angstrom)
     # masked areas have no noise, and outlying pixels too much
     normalised, _, std = normalise(filled(images, radius), radius)
-    usable = torch.isfinite(normalised.sum((1, 2))) & (std > 0)
-    normalised = normalised[usable]
+    chosen = usable(normalised, std)
+    normalised = normalised[chosen]
     if len(normalised) < _FEWEST:
         return _not_measured(f"that needs at least {_FEWEST} usable particles")
     floor = _white_floor(normalised, radius)
@@ -82,7 +82,7 @@ def measure_gain(
 
     context = known = None
     if contexts is not None:
-        known = optics[usable.nonzero().squeeze(1)] if optics is not None else None
+        known = optics[chosen.nonzero().squeeze(1)] if optics is not None else None
         small = torch.cat([to_working_grid(pair(number)[0]) for number in range(len(blocks))])
         try:
             context = fit_context(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import SubFigure
 from matplotlib.image import imread
 
 from ..io.mrc import StackReader
 from ..noise.summary import NoiseSummary
 from ..progress import counted
+from ..spread import evenly_spread
 from . import PDF_NAME
 from .figures import contrast
 from .paper import TEXT_WIDTH, Paper
@@ -90,7 +90,7 @@ def report_failed_noise(directory: Path, problem: str, overlays: Sequence[Path],
 
 
 def _add_overlays(paper: Paper, paths: Sequence[Path]) -> None:
-    chosen = np.unique(np.linspace(0, len(paths) - 1, min(OVERLAYS, len(paths))).astype(int)).tolist()
+    chosen = evenly_spread(len(paths), OVERLAYS).tolist()
     pictures = [(paths[number], imread(paths[number])) for number in chosen]
     # one alone may be larger
     side = TEXT_WIDTH / OVERLAYS_IN_ROW - 0.08 if len(pictures) > 1 else ALONE
@@ -107,7 +107,7 @@ def _add_overlays(paper: Paper, paths: Sequence[Path]) -> None:
 
 
 def _add_blocks(paper: Paper, summary: NoiseSummary) -> None:
-    chosen = np.unique(np.linspace(0, summary.n_blocks - 1, BLOCKS).astype(int))
+    chosen = evenly_spread(summary.n_blocks, BLOCKS)
     with StackReader(summary.stack) as reader:
         images, pixel_size = reader.read(chosen), reader.pixel_size_angstrom
     side = f"{summary.window_px} px" + (f" ({summary.window_px * pixel_size:.4g} Å)" if pixel_size else "")

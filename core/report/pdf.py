@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..advice import TRUST
 from ..metrics.gain import Verdict
 from ..progress import counted
+from ..spread import evenly_spread
 from . import PDF_NAME, PNG_NAME, VIEWER_NAME
 from .figures import Kind, draw_gain, draw_montage, draw_side_by_side, draw_spectra, montage_rows
 from .html import write_bytes
@@ -96,7 +97,7 @@ def write_report(
         When a file cannot be written.
     """
     filtered = like_low_pass(raw, denoised, pixel_size_angstrom)
-    shown = np.unique(np.linspace(0, len(raw) - 1, SHOWN[kind]).astype(int)) if len(raw) else np.arange(0)
+    shown = evenly_spread(len(raw), SHOWN[kind])
     low_pass = None if filtered is None else filtered.of(shown)
     parts = (raw[shown], denoised[shown], low_pass, [titles[number] for number in shown.tolist()])
     notes = [] if verdict is None else [verdict]

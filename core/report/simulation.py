@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..io.mrc import StackReader
+from ..spread import evenly_spread
 from . import PNG_NAME
 from .figures import Kind, Row, contrast, draw_rows, draw_side_by_side
 from .pdf import LABEL_ROOM, PICTURE_WIDTH, SHOWN, TITLE_ROOM, save
@@ -34,7 +35,7 @@ def draw_simulation(
     chosen = np.arange(0)
     for name, path in files.items():
         with StackReader(path) as reader:
-            chosen = np.unique(np.linspace(0, reader.n_images - 1, SHOWN["particles"]).astype(int))
+            chosen = evenly_spread(reader.n_images, SHOWN["particles"])
             images = reader.read(chosen.tolist())
         rows.append(Row(name, images, [contrast(image, kind) for image in images]))
     tall, wide = rows[0].images.shape[-2:]

@@ -14,6 +14,7 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 from ..metrics.gain import Verdict
+from ..spread import evenly_spread
 from .figures import Kind, bar_length, comparison_rows, limits_of
 from .html import write_bytes
 from .text import plain
@@ -85,7 +86,7 @@ def write_viewer(
     """
     y, x = raw.shape[-2:]
     limit = max(MIN_IMAGES, MAX_PIXELS // max(y * x, 1))
-    chosen = np.unique(np.linspace(0, len(raw) - 1, min(limit, len(raw))).astype(int))
+    chosen = evenly_spread(len(raw), limit)
     scores = {"kept": kept_shares(raw, denoised)}
     if filtered is not None:
         scores["alike"] = _correlations(filtered.images, denoised)

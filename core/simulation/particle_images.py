@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +33,7 @@ from ..imaging.resample import shift_phases
 from ..imaging.rings import frequency_grid, hermitian_weight
 from ..io.mrc import StackReader
 from ..io.particles import STACK_SUFFIXES
+from ..spread import evenly_spread
 from .classes import read_classes
 from .draws import ParticleDraws
 
@@ -272,21 +272,15 @@ def _load(config: NoiseComponent, shape: tuple[int, int]) -> _Component:
                     path=config.images,
                     remedy="Pieces of noise are cut from them, so they must not be smaller: lower box_px.",
                 )
-            images = torch.from_numpy(reader.read(_spread(reader.n_images)))
+            images = torch.from_numpy(reader.read(evenly_spread(reader.n_images, _MOST_IMAGES)))
     return _Component(config, power, images)
 
 
 def _read_pieces(path: Path) -> Tensor:
     """`(n, y, x)` images of a stack, or the square pieces of micrographs."""
     with StackReader(path) as reader:
-        images = torch.from_numpy(reader.read(_spread(reader.n_images)))
+        images = torch.from_numpy(reader.read(evenly_spread(reader.n_images, _MOST_IMAGES)))
     if min(images.shape[-2:]) < 2 * _PIECE_PX:
         return images
     pieces = images.unfold(1, _PIECE_PX, _PIECE_PX).unfold(2, _PIECE_PX, _PIECE_PX)
     return pieces.reshape(-1, _PIECE_PX, _PIECE_PX)
-
-
-def _spread(n: int) -> list[int]:
-    """Numbers of at most `_MOST_IMAGES` images, evenly spread over a stack of n."""
-    numbers: list[int] = np.unique(np.linspace(0, n - 1, min(n, _MOST_IMAGES)).astype(int)).tolist()
-    return numbers

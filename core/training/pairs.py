@@ -19,6 +19,7 @@ from ..io.same_rows import match_rows
 from ..job_context import QUIET, JobContext
 from ..metrics.image import correlation
 from ..metrics.independent import white_noise_power
+from ..spread import evenly_spread
 from .stored import StoredImages, augmented, choose_rows, mirrored_to
 
 # Pairs that are compared before a training, and standard errors by which their correlation has to be below 0.
@@ -106,7 +107,7 @@ class PairedParticles:
         InputError
             They are.
         """
-        rows = self.rows[np.linspace(0, len(self.rows) - 1, min(len(self.rows), _COMPARED)).astype(np.intp)]
+        rows = self.rows[evenly_spread(len(self.rows), _COMPARED)]
         if self._target is None or not len(rows):
             return
         noisy, target = self._noisy.read(rows), self._target.read(self._partners[rows])

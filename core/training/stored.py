@@ -13,7 +13,7 @@ from ..config.training import StoredSection
 from ..errors import ConfigurationError, ImageError, InputError
 from ..imaging.defects import Defects, fill_defects, find_noise_free
 from ..imaging.noise import uniform
-from ..imaging.normalise import background_statistics, default_radius_px
+from ..imaging.normalise import background_statistics, default_radius_px, usable
 from ..inference.plan import refuse_denoised
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
@@ -93,7 +93,7 @@ class StoredImages:
             defects = Defects(noise_free, torch.zeros_like(noise_free))
             images = fill_defects(images, defects, self.radius_px)
         mean, std = background_statistics(images, self.radius_px)
-        return images, mean[:, None, None], std[:, None, None], _usable(images, std)
+        return images, mean[:, None, None], std[:, None, None], usable(images, std).numpy()
 
     def _unusable(self, row: int) -> ImageError:
         return ImageError(
@@ -118,7 +118,7 @@ class StoredImages:
                 context.stop_if_asked("stopped while the images were checked; nothing was written")
             some = rows[begin : begin + _BLOCK]
             images = self.read(some)
-            good = _usable(images, background_statistics(images, self.radius_px)[1])
+            good = usable(images, background_statistics(images, self.radius_px)[1]).numpy()
             if not good.all():  # what has no background may have one once its gaps are filled
                 good[~good] = self._with_background(some[~good])[3]
             parts.append(some[good])
@@ -172,12 +172,6 @@ class StoredImages:
             if values is not None:
                 return np.unique(values, return_inverse=True)[1].reshape(-1)
         return None
-
-
-def _usable(images: Tensor, std: Tensor) -> NDArray[np.bool_]:
-    """`(n,)` whether all pixels of `(n, y, x)` are numbers, and their background, of `std`, not constant."""
-    usable: NDArray[np.bool_] = (torch.isfinite(images.sum((1, 2)) + std) & (std > 0)).numpy()
-    return usable
 
 
 def choose_rows(

@@ -41,7 +41,6 @@ from cryohush.core.context.like_views import fitted
 from cryohush.core.context.stack_context import (
     FITTED,
     StackContext,
-    evenly_spread,
     fit_context,
     to_working_grid,
 )
@@ -54,6 +53,7 @@ from cryohush.core.io.particles import ParticleSet
 from cryohush.core.metrics.gain import BandGain, RingGain, recorrupted, spectra, verdict
 from cryohush.core.models.weights import load_model
 from cryohush.core.simulation.image_formation import ProjectionBank, make_projection_bank
+from cryohush.core.spread import evenly_spread
 
 BATCH = 64
 _OF_VIEWS = ("images", "pixel_size_angstrom", "diameter_px", "volume")
@@ -164,7 +164,7 @@ def measure_real(arguments: argparse.Namespace) -> None:
 def with_all_views(context: StackContext, raw: Tensor, optics: CtfParameters) -> StackContext:
     """The context with like views in their full part, however little they were measured to add."""
     small = to_working_grid(raw)
-    views = fitted(context.sample_views(small, optics), evenly_spread(len(raw), FITTED))
+    views = fitted(context.sample_views(small, optics), torch.from_numpy(evenly_spread(len(raw), FITTED)))
     return replace(context, views=replace(views, share=1.0))
 
 

@@ -29,7 +29,7 @@ from timed_training import Schedule, train_for
 from torch import Tensor
 
 from cryohush.core.context.like_views import fitted
-from cryohush.core.context.stack_context import FITTED, WORKING_BOX_PX, circle, evenly_spread, fit_context
+from cryohush.core.context.stack_context import FITTED, WORKING_BOX_PX, circle, fit_context
 from cryohush.core.imaging.ctf import CtfParameters, read_ctf_table
 from cryohush.core.imaging.noise import uniform
 from cryohush.core.imaging.normalise import default_radius_px, normalise
@@ -37,6 +37,7 @@ from cryohush.core.imaging.projection import Projector, random_rotations
 from cryohush.core.imaging.structure import potential_map, read_structure
 from cryohush.core.models.view_unet import ViewUNet
 from cryohush.core.models.weights import save_model
+from cryohush.core.spread import evenly_spread
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from simulated_stacks import PLAIN, StackRanges, simulate_stack
@@ -157,7 +158,7 @@ def make_stack(
         radius_px=radius,
         with_views=False,
     )
-    rows = evenly_spread(n, FITTED)
+    rows = torch.from_numpy(evenly_spread(n, FITTED))
     views = fitted(context.sample_views(noisy, stack.optics), rows)
     own, group = context.own_ctf(stack.optics, n)
     chosen = torch.randperm(n, generator=generator)[:KEPT_OF_STACK]
