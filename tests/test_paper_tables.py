@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -127,6 +128,20 @@ def test_the_tables_of_the_page_are_those_that_were_measured() -> None:
     assert document.filled(page, kept) == page
     for name in kept:
         assert document.HEAD.format(name) in page
+
+
+def test_every_claim_of_the_page_has_one_verdict_and_is_counted() -> None:
+    page = (BENCHMARKS.parents[1] / "docs/papers.md").read_text(encoding="utf-8")
+    verdicts = ("Reproduced", "In part", "Not reproduced", "Not testable here")
+    parts = re.split(r"^## Paper (\d)$|^## Real particles$", page, flags=re.MULTILINE)[1:]
+    papers = [(number, text) for number, text in zip(parts[::2], parts[1::2], strict=True) if number]
+    assert [number for number, _ in papers] == list("12345")
+    for number, text in papers:
+        found = re.findall(r"^- \*\*(.+):\*\* \*", text, flags=re.MULTILINE)
+        assert len(found) == len(re.findall(r"^- ", text, flags=re.MULTILINE))
+        counts = [str(found.count(verdict)) for verdict in verdicts]
+        assert sum(map(int, counts)) == len(found), set(found) - set(verdicts)
+        assert f"| {number} | {' | '.join(counts)} |" in page
 
 
 def test_what_a_paper_prints_stands_beside_the_row_that_is_meant() -> None:
