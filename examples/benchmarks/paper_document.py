@@ -41,6 +41,8 @@ LAYOUTS = {"isomap": "Isomap", "spectral": "spectral", "mds": "MDS", "tsne": "t-
 #: tables that show how many are told apart after every layout, not Isomap's alone
 LAID_OUT = ("conformations_0.1", "conformations_0.05", "alpha_beta")
 FILTERS = {"bm3d": "BM3D", "covariance_wiener": "CWF", "noisy": "Noisy"}
+#: the test set of table `sigma` for which the paper prints errors in grey values of 8 bits
+EIGHT_BIT = "sigma 40"
 _ON_NOISE = ", trained on real noise"
 #: of each table, the printed ones that stand beside it and, where they differ, the names that they have there
 PRINTED: dict[str, tuple[str, str, str | None, dict[str, str]]] = {
@@ -182,6 +184,7 @@ def table_text(name: str, kept: dict[str, Any]) -> str:
     heads += ["structural noise left"] if table.structural else []
     heads += [f"fine detail{f', {case}' if len(fine) > 1 else ''}: power, correlation" for case in fine]
     heads += ["held-out error: lowest, last, rises"] if watched else []
+    heads += ["published: MAE, PMSE of 8 bits", f"{EIGHT_BIT}: the same"] if name == "sigma" else []
     heads += ["parameters", "runs"]
     differ = len({one["updates"] for one in kept["rows"] if "updates" in one}) > 1
     heads += ["updates"] if differ else []
@@ -202,6 +205,8 @@ def table_text(name: str, kept: dict[str, Any]) -> str:
         cells += [pair(runs, case, "structural_left", digits=(2, 2)) for case in first if table.structural]
         cells += [pair(runs, case, "fine_power", "fine_correlation", digits=(2, 2)) for case in fine]
         cells += [course(runs)] if watched else []
+        if name == "sigma":
+            cells += [printed_eight_bit(row), pair(runs, EIGHT_BIT, "mae_8_bit", "rmse_8_bit", digits=(2, 2))]
         parameters = runs[0].get("parameters")
         cells += ["" if parameters is None else f"{parameters:,}", str(len(runs))]
         cells += [" and ".join(map(str, sorted({run.get("updates", "") for run in runs})))] if differ else []
@@ -281,6 +286,14 @@ def printed(name: str, row: str) -> str:
     figures = [found[name] for name in ("psnr", "ssim") if name in found]
     # half a digit up, as one rounds by hand
     return ", ".join(f"{figure + 1e-9:.2f}" for figure in figures)
+
+
+def printed_eight_bit(row: str) -> str:
+    """MAE and PMSE that paper 3 has for a row of table `sigma`."""
+    paper, number, _, names = PRINTED["sigma"]
+    name = "WGAN" if row.endswith("Adam 1e-4, critic SGD 1e-5") else names.get(row, FILTERS.get(row, row))
+    found = PUBLISHED[paper]["tables"][number]["rows"].get(name)
+    return "" if found is None else f"{found['mae']:.2f}, {found['pmse']:.2f}"
 
 
 def contaminated(row: str) -> str:
