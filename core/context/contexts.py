@@ -301,7 +301,8 @@ def _find(
     except (CryohushError, ValueError):  # a table without CTFs, or with impossible ones
         optics = None
     premultiplied = changed_ctf(particles, [PREMULTIPLIED]) is not None
-    rows_of = _groups(particles)
+    first = _first_rows(particles)
+    rows_of = _groups(particles, np.sort(first))
     of_row = torch.full((n,), -1, dtype=torch.int64)
     contexts: list[StackContext] = []
     names, notes = [], {}
@@ -325,9 +326,6 @@ def _find(
     if optics is None:
         optics = CtfParameters(*torch.zeros(len(_OPTICS), n))
     images = {}
-    # the first row of an image speaks for the others
-    keys = (particles.stack.astype(np.int64) << 32) | particles.image
-    _, first = np.unique(keys, return_index=True)
     bounds = np.searchsorted(particles.stack[first], np.arange(len(particles.stacks) + 1))
     for number, path in enumerate(particles.stacks):
         rows = first[bounds[number] : bounds[number + 1]]
@@ -336,17 +334,27 @@ def _find(
     return StackContexts(tuple(contexts), tuple(names), images, notes)
 
 
-def _groups(particles: ParticleSet) -> dict[str, NDArray[np.int64]]:
-    """Rows of each optics group and half set, by a name for them."""
+def _first_rows(particles: ParticleSet) -> NDArray[np.int64]:
+    """The first row of each image, in the order of stacks and images: it speaks for the others.
+
+    Copies of an image, as in a table that was expanded by symmetry, would be taken for like views of it.
+    """
+    keys = (particles.stack.astype(np.int64) << 32) | particles.image
+    return np.unique(keys, return_index=True)[1]
+
+
+def _groups(particles: ParticleSet, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Those of some rows of each optics group and half set, by a name for them."""
     halves = particles.column(_HALF_SET, _SPLIT)
+    optics_group = particles.optics_group[rows]
     groups = {}
-    for number in np.unique(particles.optics_group).tolist():
-        of_group = particles.optics_group == number
+    for number in np.unique(optics_group).tolist():
+        of_group = rows[optics_group == number]
         if halves is None:
-            groups[f"optics group {number}"] = np.flatnonzero(of_group)
+            groups[f"optics group {number}"] = of_group
             continue
         for half in np.unique(halves[of_group]).tolist():
-            groups[f"optics group {number}, half set {half}"] = np.flatnonzero(of_group & (halves == half))
+            groups[f"optics group {number}, half set {half}"] = of_group[halves[of_group] == half]
     return groups
 
 
@@ -477,7 +485,7 @@ def read_sample(
 
     With `contexts` the largest of those that have one. It is a fixed function of the table.
     """
-    groups = _groups(particles)
+    groups = _groups(particles, np.sort(_first_rows(particles)))
     if contexts is not None:
         groups = {name: rows for name, rows in groups.items() if name in contexts.names}
     if not groups:

@@ -104,6 +104,18 @@ def test_a_table_of_few_images_is_denoised_without(table: Path, weights: Path) -
     assert "20 images, at least 100 are needed" in record["context"]["groups"][0]
 
 
+def test_copies_of_an_image_are_no_like_views_of_it(table: Path, weights: Path) -> None:
+    """A table that was expanded by symmetry names each image many times: it says no more than one name."""
+    names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
+    write_table(table.with_name("expanded.star"), np.repeat(names, 14).tolist(), box_px=32)
+    run_denoise(table, "once", options(weights))
+    run_denoise(table.with_name("expanded.star"), "expanded", options(weights))
+    assert stacks(Path("expanded")) == stacks(Path("once"))
+    once, expanded = (json.loads(Path(name, "cryohush.json").read_text()) for name in ("once", "expanded"))
+    assert expanded["context"]["groups"] == once["context"]["groups"]
+    assert expanded["gain"] == once["gain"]
+
+
 @pytest.mark.parametrize("label", ["rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"])
 def test_ctf_premultiplied_images_have_no_context(table: Path, label: str) -> None:
     """Their noise is as coloured as their signal; where phases were flipped it is not."""
