@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ _BLOCK = 128
 MOST_VIEWS = 16 * MOST_IMAGES
 #: what has to be equal within a context; its images may differ in the rest
 _COMMON = ("voltage_kv", "cs_mm", "amplitude_contrast")
-_OPTICS = tuple(field.name for field in fields(CtfParameters))
+_OPTICS = tuple(one.name for one in fields(CtfParameters))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +76,15 @@ class StackContexts:
         By the absolute path of a stack.
     notes
         For the log and the record: a line for each group, by its name.
+    digests
+        Of what the stacks were, by the names of a run's files.
     """
 
     contexts: tuple[StackContext, ...]
     names: tuple[str, ...]
     images: Mapping[str, _Images]
     notes: Mapping[str, str]
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def channels(self, images: Tensor, places: Sequence[tuple[Path, NDArray[np.int32]]]) -> Tensor:
         """The context of `(n, y, x)` normalised images, see `StackContext.channels`; 0 for those without.
@@ -146,7 +150,12 @@ class StackContexts:
             tensors[f"stack.{number}.index"] = torch.from_numpy(of_stack.index.copy())
             tensors[f"stack.{number}.context"] = of_stack.context
             tensors[f"stack.{number}.optics"] = _stacked(of_stack.optics)
-        metadata = {"contexts": entries, "stacks": list(self.images), "notes": dict(self.notes)}
+        metadata = {
+            "contexts": entries,
+            "stacks": list(self.images),
+            "notes": dict(self.notes),
+            "digests": dict(self.digests),
+        }
         data = safetensors.torch.save(tensors, metadata={_METADATA_KEY: json.dumps(metadata)})
         with writing(path, len(data)) as part:
             part.write_bytes(data)
@@ -184,7 +193,7 @@ def load_contexts(path: Path) -> StackContexts:
             remedy="Remove the file; it is found anew.",
         ) from error
     names = tuple(entry["name"] for entry in metadata["contexts"])
-    return StackContexts(contexts, names, images, metadata["notes"])
+    return StackContexts(contexts, names, images, metadata["notes"], metadata["digests"])
 
 
 def _context(tensors: Mapping[str, Tensor], number: int, entry: Mapping[str, Any]) -> StackContext:
@@ -296,11 +305,7 @@ def _find(
     log: Callable[[str], None],
 ) -> StackContexts:
     n = len(particles)
-    try:
-        optics = ctf_parameters_of(particles)
-    except (CryohushError, ValueError):  # a table without CTFs, or with impossible ones
-        optics = None
-    premultiplied = changed_ctf(particles, [PREMULTIPLIED]) is not None
+    optics, premultiplied = _optics_of(particles), _are_premultiplied(particles)
     first = _first_rows(particles)
     rows_of = _groups(particles, np.sort(first))
     of_row = torch.full((n,), -1, dtype=torch.int64)
@@ -332,6 +337,35 @@ def _find(
         chosen = torch.from_numpy(rows)
         images[str(path.absolute())] = _Images(particles.image[rows], of_row[chosen], optics[chosen])
     return StackContexts(tuple(contexts), tuple(names), images, notes)
+
+
+def _optics_of(particles: ParticleSet) -> CtfParameters | None:
+    """CTFs of a set; None for a table without, or with impossible ones."""
+    try:
+        return ctf_parameters_of(particles)
+    except (CryohushError, ValueError):
+        return None
+
+
+def _are_premultiplied(particles: ParticleSet) -> bool:
+    return changed_ctf(particles, [PREMULTIPLIED]) is not None
+
+
+def told_of_images(particles: ParticleSet) -> list[bytes]:
+    """What contexts take from the table: of each stack CTFs, optics groups and half sets of its images."""
+    optics, halves = _optics_of(particles), particles.column(_HALF_SET, _SPLIT)
+    first = _first_rows(particles)
+    ctfs = None if optics is None else _stacked(optics).numpy().T
+    premultiplied = str(_are_premultiplied(particles)).encode()
+    bounds = np.searchsorted(particles.stack[first], np.arange(len(particles.stacks) + 1)).tolist()
+    told = []
+    for begin, end in itertools.pairwise(bounds):
+        rows = first[begin:end]
+        parts = [b"" if ctfs is None else ctfs[rows].tobytes(), particles.optics_group[rows].tobytes()]
+        if halves is not None:
+            parts.append("\0".join(halves[rows].tolist()).encode(errors="surrogateescape"))
+        told.append(b"\0".join([*parts, premultiplied]))
+    return told
 
 
 def _first_rows(particles: ParticleSet) -> NDArray[np.int64]:

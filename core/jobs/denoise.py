@@ -45,9 +45,9 @@ class DenoiseJob(BatchJob[Summary]):
     which a killed run goes on. An image that the table names several times is written once. Inputs are never
     written to.
 
-    A run that goes on keeps each file whose source, images, options and model are still the same. So a table
-    that has grown costs only what is new in it. (Images at the seams of what was done and what is new were
-    computed in other batches than in one run on the whole table, which can change their last bit.)
+    A run that goes on keeps each file whose source, images, their CTFs, options and model are still the same.
+    So a table that has grown costs only what is new in it. (Images at the seams of what was done and what is
+    new were computed in other batches than in one run on the whole table, which can change their last bit.)
 
     Parameters
     ----------

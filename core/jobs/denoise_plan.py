@@ -130,6 +130,7 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
             model,
             options,
             folder.path,
+            parts=self.undertaking.parts,
             goes_on=folder.goes_on,
             log=self.context.log,
         )

@@ -90,6 +90,42 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_context(table: Path, weigh
     assert Path("twice", CONTEXT_NAME).read_bytes() == Path("once", CONTEXT_NAME).read_bytes()
 
 
+def test_other_images_under_the_same_names_have_a_context_of_their_own(table: Path, weights: Path) -> None:
+    """Extracted again, with another box size, or of another kind: the earlier context is not theirs."""
+    run_denoise(table, "twice", options(weights))
+    rows = table.read_text()
+    for box in (BOX, 40):
+        axis = np.arange(box) - box // 2
+        rings = np.exp(-((np.hypot(axis[:, None], axis) - 8) ** 2) / 8)
+        for seed, (name, n) in enumerate([("a.mrcs", 50), ("b.mrcs", N - 50)]):
+            write_stack(Path(name), (noise(n, box, box, seed=seed) - 2 * rings).astype(np.float32))
+        table.write_text(rows.replace(f" {BOX} ", f" {box} "))
+        run_denoise(table, "twice", options(weights), earlier="resume")
+        run_denoise(table, f"once{box}", options(weights))
+        assert stacks(Path("twice")) == stacks(Path(f"once{box}"))
+
+
+def test_corrected_ctfs_are_taken_when_a_run_goes_on(table: Path, weights: Path) -> None:
+    names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
+
+    def write(defocus: int) -> None:
+        rows = "".join(f"{name} 1 {defocus + 80 * i} {defocus + 80 * i} 0\n" for i, name in enumerate(names))
+        table.write_text(
+            "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnVoltage\n"
+            "_rlnSphericalAberration\n_rlnAmplitudeContrast\n1 3.0 300 2.7 0.1\n\n"
+            "data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n_rlnDefocusU\n_rlnDefocusV\n"
+            f"_rlnDefocusAngle\n{rows}\n"
+        )
+
+    write(1000)
+    run_denoise(table, "twice", options(weights))
+    write(10000)
+    run_denoise(table, "once", options(weights))
+    assert stacks(Path("twice")) != stacks(Path("once"))
+    run_denoise(table, "twice", options(weights), earlier="resume")
+    assert stacks(Path("twice")) == stacks(Path("once"))
+
+
 def test_the_result_does_not_depend_on_the_number_of_workers(table: Path, weights: Path) -> None:
     run_denoise(table, "one", options(weights, threads=1))
     run_denoise(table, "three", options(weights, threads=3))
