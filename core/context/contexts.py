@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -306,8 +305,8 @@ def _find(
 ) -> StackContexts:
     n = len(particles)
     optics, premultiplied = _optics_of(particles), _are_premultiplied(particles)
-    first = _first_rows(particles)
-    rows_of = _groups(particles, np.sort(first))
+    rows_of_stacks = _rows_of_stacks(particles)
+    rows_of = _groups(particles, _first_rows(rows_of_stacks))
     of_row = torch.full((n,), -1, dtype=torch.int64)
     contexts: list[StackContext] = []
     names, notes = [], {}
@@ -331,9 +330,7 @@ def _find(
     if optics is None:
         optics = CtfParameters(*torch.zeros(len(_OPTICS), n))
     images = {}
-    bounds = np.searchsorted(particles.stack[first], np.arange(len(particles.stacks) + 1))
-    for number, path in enumerate(particles.stacks):
-        rows = first[bounds[number] : bounds[number + 1]]
+    for path, rows in zip(particles.stacks, rows_of_stacks, strict=True):
         chosen = torch.from_numpy(rows)
         images[str(path.absolute())] = _Images(particles.image[rows], of_row[chosen], optics[chosen])
     return StackContexts(tuple(contexts), tuple(names), images, notes)
@@ -354,13 +351,10 @@ def _are_premultiplied(particles: ParticleSet) -> bool:
 def told_of_images(particles: ParticleSet) -> list[bytes]:
     """What contexts take from the table: of each stack CTFs, optics groups and half sets of its images."""
     optics, halves = _optics_of(particles), particles.column(_HALF_SET, _SPLIT)
-    first = _first_rows(particles)
     ctfs = None if optics is None else _stacked(optics).numpy().T
     premultiplied = str(_are_premultiplied(particles)).encode()
-    bounds = np.searchsorted(particles.stack[first], np.arange(len(particles.stacks) + 1)).tolist()
     told = []
-    for begin, end in itertools.pairwise(bounds):
-        rows = first[begin:end]
+    for rows in _rows_of_stacks(particles):
         parts = [b"" if ctfs is None else ctfs[rows].tobytes(), particles.optics_group[rows].tobytes()]
         if halves is not None:
             parts.append("\0".join(halves[rows].tolist()).encode(errors="surrogateescape"))
@@ -368,13 +362,26 @@ def told_of_images(particles: ParticleSet) -> list[bytes]:
     return told
 
 
-def _first_rows(particles: ParticleSet) -> NDArray[np.int64]:
-    """The first row of each image, in the order of stacks and images: it speaks for the others.
+def _rows_of_stacks(particles: ParticleSet) -> list[NDArray[np.int64]]:
+    """Of each stack, the first row of each image, in the order of the images: it speaks for the others.
+
+    A stack that the table has by several names has the rows of all of them.
+    """
+    paths = [str(path.absolute()) for path in particles.stacks]
+    numbers = {path: number for number, path in enumerate(dict.fromkeys(paths))}
+    of_path = np.array([numbers[path] for path in paths], dtype=np.int64)
+    stack = of_path[particles.stack]
+    _, first = np.unique((stack << 32) | particles.image, return_index=True)
+    parts = np.split(first, np.searchsorted(stack[first], np.arange(1, len(numbers))))
+    return [parts[number] for number in of_path.tolist()]
+
+
+def _first_rows(rows_of_stacks: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The first row of each image, ascending.
 
     Copies of an image, as in a table that was expanded by symmetry, would be taken for like views of it.
     """
-    keys = (particles.stack.astype(np.int64) << 32) | particles.image
-    return np.unique(keys, return_index=True)[1]
+    return np.unique(np.concatenate(rows_of_stacks))
 
 
 def _groups(particles: ParticleSet, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
@@ -519,7 +526,7 @@ def read_sample(
 
     With `contexts` the largest of those that have one. It is a fixed function of the table.
     """
-    groups = _groups(particles, np.sort(_first_rows(particles)))
+    groups = _groups(particles, _first_rows(_rows_of_stacks(particles)))
     if contexts is not None:
         groups = {name: rows for name, rows in groups.items() if name in contexts.names}
     if not groups:

@@ -152,6 +152,26 @@ def test_copies_of_an_image_are_no_like_views_of_it(table: Path, weights: Path) 
     assert expanded["gain"] == once["gain"]
 
 
+def test_a_stack_with_two_names_is_one_stack(table: Path, weights: Path) -> None:
+    """A relative and an absolute name of it, as in joined tables: an image keeps its own CTF."""
+    rows = [(i, f"{i + 1:06d}@{Path('b.mrcs').absolute()}", 9000 + 300 * i) for i in range(40, 80)]
+    rows += [(i, f"{i + 1:06d}@b.mrcs", 9000 + 300 * i) for i in range(40)]
+    rows += [(i, f"{i + 1:06d}@a.mrcs", 20000) for i in range(50)]
+    heads = ("_rlnImageName", "_rlnOpticsGroup", "_rlnDefocusU", "_rlnDefocusV", "_rlnDefocusAngle")
+    text = "".join(f"{name} 1 {defocus} {defocus} 0\n" for _, name, defocus in rows)
+    table.write_text(
+        "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnVoltage\n"
+        "_rlnSphericalAberration\n_rlnAmplitudeContrast\n1 3.0 300 2.7 0.1\n\n"
+        "data_particles\n\nloop_\n" + "\n".join(heads) + f"\n{text}\n"
+    )
+    found = find_contexts(ParticleSet.read(table))
+    for stack in found.images.values():
+        wanted = [9000 + 300 * i for i in range(80)] if len(stack.index) == 80 else [20000] * 50
+        assert stack.optics.defocus_u_angstrom.tolist() == wanted
+    run_denoise(table, "out", options(weights))
+    assert json.loads(Path("out/cryohush.json").read_text())["context"]["used"] is True
+
+
 @pytest.mark.parametrize("label", ["rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"])
 def test_ctf_premultiplied_images_have_no_context(table: Path, label: str) -> None:
     """Their noise is as coloured as their signal; where phases were flipped it is not."""
