@@ -41,6 +41,7 @@ from .stack_context import (
 from .view_network import view_model
 
 _HALF_SET, _SPLIT = "rlnRandomSubset", "alignments3D/split"
+_DEFOCUS = ("rlnDefocusU", "ctf/df1_A")
 _METADATA_KEY = "cryohush_context"
 _SEED = 0
 #: images of the sample that are in memory at their full size at once
@@ -304,7 +305,7 @@ def _find(
     log: Callable[[str], None],
 ) -> StackContexts:
     n = len(particles)
-    optics, premultiplied = _optics_of(particles), _are_premultiplied(particles)
+    optics, premultiplied = _optics_of(particles, log), _are_premultiplied(particles)
     rows_of_stacks = _rows_of_stacks(particles)
     rows_of = _groups(particles, _first_rows(rows_of_stacks))
     of_row = torch.full((n,), -1, dtype=torch.int64)
@@ -336,11 +337,15 @@ def _find(
     return StackContexts(tuple(contexts), tuple(names), images, notes)
 
 
-def _optics_of(particles: ParticleSet) -> CtfParameters | None:
-    """CTFs of a set; None for a table without, or with impossible ones."""
+def _optics_of(
+    particles: ParticleSet, log: Callable[[str], None] = lambda line: None
+) -> CtfParameters | None:
+    """CTFs of a set; None for a table without, or with impossible ones, of which the log is told."""
     try:
         return ctf_parameters_of(particles)
-    except (CryohushError, ValueError):
+    except (CryohushError, ValueError) as error:
+        if particles.has_table and particles.column(*_DEFOCUS) is not None:
+            log(f"warning: the table's CTFs are not used: {error}")
         return None
 
 

@@ -172,6 +172,20 @@ def test_a_stack_with_two_names_is_one_stack(table: Path, weights: Path) -> None
     assert json.loads(Path("out/cryohush.json").read_text())["context"]["used"] is True
 
 
+def test_ctfs_that_are_not_used_are_said(table: Path) -> None:
+    names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
+    rows = "".join(f"{name} 1 10000 10000 0\n" for name in names)
+    table.write_text(
+        "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnVoltage\n"
+        "_rlnSphericalAberration\n_rlnAmplitudeContrast\n1 3.0 300 2.7 7\n\n"
+        "data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n_rlnDefocusU\n_rlnDefocusV\n"
+        f"_rlnDefocusAngle\n{rows}\n"
+    )
+    lines: list[str] = []
+    assert find_contexts(ParticleSet.read(table), log=lines.append).contexts[0].group_optics is None
+    assert any("not used" in line and "amplitude contrast from 0 to 1, found 7" in line for line in lines)
+
+
 @pytest.mark.parametrize("label", ["rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"])
 def test_ctf_premultiplied_images_have_no_context(table: Path, label: str) -> None:
     """Their noise is as coloured as their signal; where phases were flipped it is not."""
