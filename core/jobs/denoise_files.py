@@ -28,7 +28,7 @@ from ..io.files import file_state, sha256_of
 from ..io.journal import RANGES_FOLDER, RECORD_NAME, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.particles import ParticleSet
-from ..report import PDF_NAME, PNG_NAME
+from ..report import PDF_NAME, PNG_NAME, VIEWER_NAME
 from .scores import Scores, keep_rows
 from .trust import error_name
 
@@ -58,6 +58,7 @@ def undertaking_of(
         RECORD_NAME,
         PDF_NAME,
         PNG_NAME,
+        VIEWER_NAME,
         CONTEXT_NAME,
     ]
     parts = _digests(images, stacks, options)

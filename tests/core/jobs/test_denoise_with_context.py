@@ -13,10 +13,10 @@ from particle_files import noise, read_stack, write_stack, write_table
 
 from cryohush.core.config.denoise import CONTEXT_NAME, DenoiseOptions
 from cryohush.core.context.contexts import find_contexts
-from cryohush.core.errors import Aborted
+from cryohush.core.errors import Aborted, OutputError
 from cryohush.core.io.particles import ParticleSet
 from cryohush.core.job_context import JobContext
-from cryohush.core.jobs.denoise import run_denoise
+from cryohush.core.jobs.denoise import denoise, run_denoise
 from cryohush.core.models.context_average import ContextAverage
 from cryohush.core.models.weights import save_model
 
@@ -124,6 +124,31 @@ def test_corrected_ctfs_are_taken_when_a_run_goes_on(table: Path, weights: Path)
     assert stacks(Path("twice")) != stacks(Path("once"))
     run_denoise(table, "twice", options(weights), earlier="resume")
     assert stacks(Path("twice")) == stacks(Path("once"))
+
+
+@pytest.mark.parametrize("lost", [["logfile.pdf", "montage.png", "view.html"], ["view.html"]])
+def test_a_report_that_was_not_finished_is_made_as_if_it_had_been(
+    table: Path, weights: Path, lost: list[str]
+) -> None:
+    """By a kill or a full disk: the verdict, and what the stack added, are in the record."""
+    once = denoise(table, "out", options(weights))
+    page = Path("out/view.html").read_bytes()
+    for name in lost:
+        Path("out", name).unlink()
+    again = denoise(table, "out", options(weights), earlier="resume")
+    assert again.was_complete
+    assert (again.gain, again.context, again.suspicious) == (once.gain, once.context, once.suspicious)
+    assert again.gain["verdict"]
+    assert Path("out/view.html").read_bytes() == page
+    assert all(Path("out", name).exists() for name in lost)
+
+
+def test_a_page_of_the_users_own_is_not_replaced(table: Path, weights: Path) -> None:
+    Path("out").mkdir()
+    Path("out/view.html").write_text("mine")
+    with pytest.raises(OutputError, match=r"view\.html"):
+        denoise(table, "out", options(weights))
+    assert Path("out/view.html").read_text() == "mine"
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(table: Path, weights: Path) -> None:
