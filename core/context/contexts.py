@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from .stack_context import (
 from .view_network import view_model
 
 _HALF_SET, _SPLIT = "rlnRandomSubset", "alignments3D/split"
+_DEFOCUS = ("rlnDefocusU", "ctf/df1_A")
 _METADATA_KEY = "cryohush_context"
 _SEED = 0
 #: images of the sample that are in memory at their full size at once
@@ -49,7 +50,7 @@ _BLOCK = 128
 MOST_VIEWS = 16 * MOST_IMAGES
 #: what has to be equal within a context; its images may differ in the rest
 _COMMON = ("voltage_kv", "cs_mm", "amplitude_contrast")
-_OPTICS = tuple(field.name for field in fields(CtfParameters))
+_OPTICS = tuple(one.name for one in fields(CtfParameters))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +76,15 @@ class StackContexts:
         By the absolute path of a stack.
     notes
         For the log and the record: a line for each group, by its name.
+    digests
+        Of what the stacks were, by the names of a run's files.
     """
 
     contexts: tuple[StackContext, ...]
     names: tuple[str, ...]
     images: Mapping[str, _Images]
     notes: Mapping[str, str]
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def channels(self, images: Tensor, places: Sequence[tuple[Path, NDArray[np.int32]]]) -> Tensor:
         """The context of `(n, y, x)` normalised images, see `StackContext.channels`; 0 for those without.
@@ -146,7 +150,12 @@ class StackContexts:
             tensors[f"stack.{number}.index"] = torch.from_numpy(of_stack.index.copy())
             tensors[f"stack.{number}.context"] = of_stack.context
             tensors[f"stack.{number}.optics"] = _stacked(of_stack.optics)
-        metadata = {"contexts": entries, "stacks": list(self.images), "notes": dict(self.notes)}
+        metadata = {
+            "contexts": entries,
+            "stacks": list(self.images),
+            "notes": dict(self.notes),
+            "digests": dict(self.digests),
+        }
         data = safetensors.torch.save(tensors, metadata={_METADATA_KEY: json.dumps(metadata)})
         with writing(path, len(data)) as part:
             part.write_bytes(data)
@@ -184,7 +193,7 @@ def load_contexts(path: Path) -> StackContexts:
             remedy="Remove the file; it is found anew.",
         ) from error
     names = tuple(entry["name"] for entry in metadata["contexts"])
-    return StackContexts(contexts, names, images, metadata["notes"])
+    return StackContexts(contexts, names, images, metadata["notes"], metadata["digests"])
 
 
 def _context(tensors: Mapping[str, Tensor], number: int, entry: Mapping[str, Any]) -> StackContext:
@@ -296,12 +305,9 @@ def _find(
     log: Callable[[str], None],
 ) -> StackContexts:
     n = len(particles)
-    try:
-        optics = ctf_parameters_of(particles)
-    except (CryohushError, ValueError):  # a table without CTFs, or with impossible ones
-        optics = None
-    premultiplied = changed_ctf(particles, [PREMULTIPLIED]) is not None
-    rows_of = _groups(particles)
+    optics, premultiplied = _optics_of(particles, log), _are_premultiplied(particles)
+    rows_of_stacks = _rows_of_stacks(particles)
+    rows_of = _groups(particles, _first_rows(rows_of_stacks))
     of_row = torch.full((n,), -1, dtype=torch.int64)
     contexts: list[StackContext] = []
     names, notes = [], {}
@@ -325,28 +331,76 @@ def _find(
     if optics is None:
         optics = CtfParameters(*torch.zeros(len(_OPTICS), n))
     images = {}
-    # the first row of an image speaks for the others
-    keys = (particles.stack.astype(np.int64) << 32) | particles.image
-    _, first = np.unique(keys, return_index=True)
-    bounds = np.searchsorted(particles.stack[first], np.arange(len(particles.stacks) + 1))
-    for number, path in enumerate(particles.stacks):
-        rows = first[bounds[number] : bounds[number + 1]]
+    for path, rows in zip(particles.stacks, rows_of_stacks, strict=True):
         chosen = torch.from_numpy(rows)
         images[str(path.absolute())] = _Images(particles.image[rows], of_row[chosen], optics[chosen])
     return StackContexts(tuple(contexts), tuple(names), images, notes)
 
 
-def _groups(particles: ParticleSet) -> dict[str, NDArray[np.int64]]:
-    """Rows of each optics group and half set, by a name for them."""
+def _optics_of(
+    particles: ParticleSet, log: Callable[[str], None] = lambda line: None
+) -> CtfParameters | None:
+    """CTFs of a set; None for a table without, or with impossible ones, of which the log is told."""
+    try:
+        return ctf_parameters_of(particles)
+    except (CryohushError, ValueError) as error:
+        if particles.has_table and particles.column(*_DEFOCUS) is not None:
+            log(f"warning: the table's CTFs are not used: {error}")
+        return None
+
+
+def _are_premultiplied(particles: ParticleSet) -> bool:
+    return changed_ctf(particles, [PREMULTIPLIED]) is not None
+
+
+def told_of_images(particles: ParticleSet) -> list[bytes]:
+    """What contexts take from the table: of each stack CTFs, optics groups and half sets of its images."""
+    optics, halves = _optics_of(particles), particles.column(_HALF_SET, _SPLIT)
+    ctfs = None if optics is None else _stacked(optics).numpy().T
+    premultiplied = str(_are_premultiplied(particles)).encode()
+    told = []
+    for rows in _rows_of_stacks(particles):
+        parts = [b"" if ctfs is None else ctfs[rows].tobytes(), particles.optics_group[rows].tobytes()]
+        if halves is not None:
+            parts.append("\0".join(halves[rows].tolist()).encode(errors="surrogateescape"))
+        told.append(b"\0".join([*parts, premultiplied]))
+    return told
+
+
+def _rows_of_stacks(particles: ParticleSet) -> list[NDArray[np.int64]]:
+    """Of each stack, the first row of each image, in the order of the images: it speaks for the others.
+
+    A stack that the table has by several names has the rows of all of them.
+    """
+    paths = [str(path.absolute()) for path in particles.stacks]
+    numbers = {path: number for number, path in enumerate(dict.fromkeys(paths))}
+    of_path = np.array([numbers[path] for path in paths], dtype=np.int64)
+    stack = of_path[particles.stack]
+    _, first = np.unique((stack << 32) | particles.image, return_index=True)
+    parts = np.split(first, np.searchsorted(stack[first], np.arange(1, len(numbers))))
+    return [parts[number] for number in of_path.tolist()]
+
+
+def _first_rows(rows_of_stacks: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The first row of each image, ascending.
+
+    Copies of an image, as in a table that was expanded by symmetry, would be taken for like views of it.
+    """
+    return np.unique(np.concatenate(rows_of_stacks))
+
+
+def _groups(particles: ParticleSet, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Those of some rows of each optics group and half set, by a name for them."""
     halves = particles.column(_HALF_SET, _SPLIT)
+    optics_group = particles.optics_group[rows]
     groups = {}
-    for number in np.unique(particles.optics_group).tolist():
-        of_group = particles.optics_group == number
+    for number in np.unique(optics_group).tolist():
+        of_group = rows[optics_group == number]
         if halves is None:
-            groups[f"optics group {number}"] = np.flatnonzero(of_group)
+            groups[f"optics group {number}"] = of_group
             continue
         for half in np.unique(halves[of_group]).tolist():
-            groups[f"optics group {number}, half set {half}"] = np.flatnonzero(of_group & (halves == half))
+            groups[f"optics group {number}, half set {half}"] = of_group[halves[of_group] == half]
     return groups
 
 
@@ -477,7 +531,7 @@ def read_sample(
 
     With `contexts` the largest of those that have one. It is a fixed function of the table.
     """
-    groups = _groups(particles)
+    groups = _groups(particles, _first_rows(_rows_of_stacks(particles)))
     if contexts is not None:
         groups = {name: rows for name, rows in groups.items() if name in contexts.names}
     if not groups:

@@ -33,6 +33,8 @@ _CERTAIN = 5.0
 _SKEWED = 0.15
 # A square image of so few pixels might be a particle.
 _BOX_PX = 256
+# Pixel sizes that were refined for each optics group differ by less.
+_SAME_SIZE = 1.02
 # Many programs write this where they do not know the pixel size.
 _UNSET_ANGSTROM = 1.0
 
@@ -105,7 +107,7 @@ def look_at_inputs(
     facts = [f"files from {images.root}"] if images.has_table else []
     facts += [_size_in_words(*size) for size in sizes[:5]]
     warnings = [*_of_files(stacks), *_of_pixel_sizes(sizes, trained_angstrom)]
-    warnings += _of_kind(images, stacks[0])
+    warnings += [*_of_mixed_sizes(images, stacks), *_of_kind(images, stacks[0])]
     finer = {stack.pixel_size_angstrom: stack.finer for stack in stacks if stack.finer > 1}
     for size, factor in finer.items():
         facts.append(
@@ -150,6 +152,28 @@ def _of_pixel_sizes(
                 "or compare with the raw ones before you use them."
             )
     return warnings
+
+
+def _of_mixed_sizes(images: ImageSet, stacks: Sequence[StackPlan]) -> list[str]:
+    """Warn of stacks of images in optics groups of different pixel sizes: they are taken for one."""
+    pairs = np.unique((images.stack.astype(np.int64) << 32) | images.optics_group)
+    mixed: dict[int, set[float]] = {}
+    for number, group in zip((pairs >> 32).tolist(), (pairs & 0xFFFFFFFF).tolist(), strict=True):
+        if (size := images.optics[group].pixel_size_angstrom) is not None:
+            mixed.setdefault(number, set()).add(size)
+    mixed = {number: sizes for number, sizes in mixed.items() if max(sizes) > _SAME_SIZE * min(sizes)}
+    # where the user says the size, it is that of all
+    mixed = {number: sizes for number, sizes in mixed.items() if stacks[number].pixel_size_angstrom in sizes}
+    if not mixed:
+        return []
+    number, sizes = next(iter(mixed.items()))
+    more = f" and {len(mixed) - 1} more" if len(mixed) > 1 else ""
+    found = " and ".join(f"{size:g}" for size in sorted(sizes))
+    return [
+        f"{stacks[number].source}{more}: optics groups say pixel sizes of {found} Å for images of one stack, "
+        f"which are all taken for {stacks[number].pixel_size_angstrom:g} Å. Correct the table, or give each "
+        "pixel size stacks of its own."
+    ]
 
 
 def _of_contrast(images: ImageSet, stacks: Sequence[StackPlan]) -> list[str]:

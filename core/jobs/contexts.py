@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def contexts_of(
     options: DenoiseOptions,
     output_dir: Path,
     *,
+    parts: Mapping[str, str],
     goes_on: bool,
     log: Callable[[str], None],
 ) -> RunContexts:
@@ -44,9 +45,12 @@ def contexts_of(
 
     Parameters
     ----------
+    parts
+        Digests of what the run's files are made of.
     goes_on
         Whether a run is gone on with: the contexts that it has found then stay as they are, and only
-        groups of images that are new get one.
+        groups of images that are new get one. Where images that they know are no longer the same, all are
+        found anew.
     """
     if not getattr(model.module, "context_channels", 0):
         return RunContexts(None, {"used": False, "why": "this model sees single images"})
@@ -55,14 +59,20 @@ def contexts_of(
     if options.context == "none":
         return RunContexts(None, {"used": False, "why": "not wanted"})
     path = output_dir / CONTEXT_NAME
+    digests = {stack.name: parts[stack.name] for stack in stacks}
+    known = load_contexts(path) if goes_on and path.exists() else None
+    if known is not None and any(known.digests.get(name, one) != one for name, one in digests.items()):
+        known = None
+        log("images have changed since the run began: what the stack adds is found anew")
     contexts = find_contexts(
         images,
         dark_stacks=frozenset(number for number, stack in enumerate(stacks) if stack.protein_dark),
         pixel_sizes_angstrom=[stack.pixel_size_angstrom for stack in stacks],
         diameter_angstrom=options.particle_diameter_angstrom,
-        known=load_contexts(path) if goes_on and path.exists() else None,
+        known=known,
         log=log,
     )
+    contexts = dataclasses.replace(contexts, digests=digests)
     sha256 = contexts.save(path)
     record = {"used": bool(contexts.contexts), "sha256": sha256, "groups": list(contexts.notes.values())}
     return RunContexts(contexts if contexts.contexts else None, record)

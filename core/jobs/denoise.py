@@ -27,7 +27,7 @@ from ..inference.summary import Summary
 from ..job_context import QUIET, JobContext
 from ..models.weights import load_model
 from ..progress import counted
-from ..report import PDF_NAME
+from ..report import PDF_NAME, PNG_NAME, VIEWER_NAME
 from .denoise_files import undertaking_of
 from .denoise_plan import DenoisePlan, kind_of
 from .folder import Earlier
@@ -45,9 +45,9 @@ class DenoiseJob(BatchJob[Summary]):
     which a killed run goes on. An image that the table names several times is written once. Inputs are never
     written to.
 
-    A run that goes on keeps each file whose source, images, options and model are still the same. So a table
-    that has grown costs only what is new in it. (Images at the seams of what was done and what is new were
-    computed in other batches than in one run on the whole table, which can change their last bit.)
+    A run that goes on keeps each file whose source, images, their CTFs, options and model are still the same.
+    So a table that has grown costs only what is new in it. (Images at the seams of what was done and what is
+    new were computed in other batches than in one run on the whole table, which can change their last bit.)
 
     Parameters
     ----------
@@ -210,7 +210,8 @@ def denoise(
     from ..report.pdf import report_run
 
     # a run that was killed while it drew has all but this
-    if not summary.was_complete or not (summary.output_dir / PDF_NAME).exists():
+    report = [summary.output_dir / name for name in (PDF_NAME, PNG_NAME, VIEWER_NAME)]
+    if not summary.was_complete or not all(path.exists() for path in report):
         for path in report_run(summary, context.command or "", way_back=way_back):
             log(f"wrote {path}")
     return summary

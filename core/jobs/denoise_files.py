@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ... import __version__
 from ..config.denoise import CONTEXT_NAME, SUSPICIOUS, TRUSTED, DenoiseOptions
+from ..context.contexts import told_of_images
 from ..errors import InputError, TableChanged
 from ..inference.plan import (
     CS_TABLE_NAME,
@@ -27,7 +28,7 @@ from ..io.files import file_state, sha256_of
 from ..io.journal import RANGES_FOLDER, RECORD_NAME, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.particles import ParticleSet
-from ..report import PDF_NAME, PNG_NAME
+from ..report import PDF_NAME, PNG_NAME, VIEWER_NAME
 from .scores import Scores, keep_rows
 from .trust import error_name
 
@@ -57,33 +58,42 @@ def undertaking_of(
         RECORD_NAME,
         PDF_NAME,
         PNG_NAME,
+        VIEWER_NAME,
         CONTEXT_NAME,
     ]
-    return Undertaking("denoise", fingerprint, _digests(images, stacks, options), others, [RANGES_FOLDER])
+    parts = _digests(images, stacks, options)
+    if isinstance(images, ParticleSet) and options.context != "none":
+        for stack, told in zip(stacks, told_of_images(images), strict=True):
+            for name in _made_of(stack, options):
+                parts[name] += hashlib.sha256(told).hexdigest()[:16]
+    return Undertaking("denoise", fingerprint, parts, others, [RANGES_FOLDER])
 
 
 def _digests(images: ImageSet, stacks: Sequence[StackPlan], options: DenoiseOptions) -> dict[str, str]:
-    """Return for each file to make a digest of what it is made of.
+    """Return for each file to make a digest of the files that it is made of.
 
     Raises
     ------
     InputError
         If something of it is gone.
     """
-    digests = {}
+    digests: dict[str, str] = {}
     for stack in stacks:
         digest = hashlib.sha256(file_state(stack.source).encode(errors="surrogateescape"))
         digest.update(f"\0{stack.shape} {stack.pixel_size_angstrom} {stack.protein_dark}\0".encode())
         digest.update(stack.indices.astype("<i4").tobytes())
-        digests[stack.name] = digest.hexdigest()[:32]
-        if options.error_stacks:
-            digests[error_name(stack)] = digest.hexdigest()[:32]
+        digests |= dict.fromkeys(_made_of(stack, options), digest.hexdigest()[:32])
     for name in table_files(images)[:1]:
         # the names in it are those of the stacks, relative to the root
         scored = ["scored"] if options.score else []
         names = "\0".join([str(images.root.absolute()), *scored, *(stack.name for stack in stacks)])
         digests[name] = sha256_of(*source_files(images), salt=names)
     return digests
+
+
+def _made_of(stack: StackPlan, options: DenoiseOptions) -> list[str]:
+    """Return the names of the files that are made of a stack."""
+    return [stack.name, error_name(stack)] if options.error_stacks else [stack.name]
 
 
 def refuse_changed_inputs(
@@ -100,7 +110,8 @@ def refuse_changed_inputs(
     """
     now = _digests(images, stacks, options)
     sources = {stack.name: stack.source for stack in stacks}
-    changed = [name for name, digest in undertaking.parts.items() if now[name] != digest]
+    # what the table tells of images is a part of their digests, and the table has one of its own
+    changed = [name for name, digest in undertaking.parts.items() if not digest.startswith(now[name])]
     if changed:
         name = next((name for name in changed if name in sources), changed[0])
         error = InputError if name in sources else TableChanged

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..config.denoise import DenoiseOptions
+from ..config.denoise import CONTEXT_NAME, DenoiseOptions
+from ..context.contexts import StackContexts, load_contexts
 from ..errors import InputError
 from ..inference.denoiser import Denoiser
-from ..inference.devices import LocalDevices
+from ..inference.devices import LocalDevices, Precision
 from ..inference.engine import Choices, Task, choose, tiling
 from ..inference.inputs import InputNotes
 from ..inference.plan import ImageSet, StackPlan, source_files
@@ -130,6 +132,7 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
             model,
             options,
             folder.path,
+            parts=self.undertaking.parts,
             goes_on=folder.goes_on,
             log=self.context.log,
         )
@@ -182,13 +185,16 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
         started, begin = self.clock
         options, choices = self.options, _recorded_choices(folder.journal)
         assert choices is not None  # made when the run began
-        gain, scores, error_of = dict[str, Any](), None, None
+        scores = None
         if work is None:
             result = StreamResult.recorded(stacks, folder.journal)
+            gain, context_record, suspicious = _recorded_findings(output_dir)
+            error_of = self._earlier_error_teller(choices.precision, context_record, output_dir)
         else:
-            result, gain = work.result, self._measure_gain(work.task)
+            result, gain, context_record = work.result, self._measure_gain(work.task), work.context_record
             scores = scores_of(images, stacks, result.skipped, output_dir, options, self.context)
-            error_of = self._error_teller(work.task)
+            suspicious = None if scores is None else int(scores.suspicious.sum())
+            error_of = self._error_teller(choices.precision, work.task.contexts)
             if options.error_stacks:
                 write_error_stacks(stacks, error_of, folder.journal, output_dir, self.context)
             refuse_changed_inputs(images, stacks, self.undertaking, options)
@@ -224,9 +230,9 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
                 error_of=error_of,
             ),
             was_complete=work is None,
-            suspicious=None if scores is None else int(scores.suspicious.sum()),
+            suspicious=suspicious,
             parts=split_tables(images, options, output_dir),
-            context={} if work is None else work.context_record,
+            context=context_record,
             gain=gain,
         )
         if work is not None:
@@ -237,16 +243,25 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
             folder.journal.complete([*(one.name for one in stacks), *table, *split, *errors, RECORD_NAME])
         return summary
 
-    def _error_teller(self, task: Task) -> ErrorOf | None:
+    def _earlier_error_teller(
+        self, precision: Precision, context_record: Mapping[str, Any], output_dir: Path
+    ) -> ErrorOf | None:
+        """`_error_teller` of a complete run; None where its contexts are gone."""
+        try:
+            contexts = load_contexts(output_dir / CONTEXT_NAME) if context_record.get("used") else None
+        except InputError:
+            return None
+        return self._error_teller(precision, contexts)
+
+    def _error_teller(self, precision: Precision, contexts: StackContexts | None) -> ErrorOf | None:
         """Return what tells the expected error of particles, on the first device of this process."""
         if self.are_micrographs:
             return None
         here = self.devices.devices[0] if isinstance(self.devices, LocalDevices) else torch.device("cpu")
-        precision = task.choices.precision
         if here.type == "cpu" and precision == "fp16":
             precision = "fp32"
         denoiser = Denoiser(self.model.module, here, precision)
-        return error_teller(denoiser, self.options, task.contexts)
+        return error_teller(denoiser, self.options, contexts)
 
     def _measure_gain(self, task: Task) -> dict[str, Any]:
         if not isinstance(self.images, ParticleSet):
@@ -256,6 +271,15 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
         )
         self.context.log(found["verdict"])
         return found
+
+
+def _recorded_findings(output_dir: Path) -> tuple[dict[str, Any], dict[str, Any], int | None]:
+    """Return gain, context and number of suspicious particles, as the record of a complete run says."""
+    try:
+        record = json.loads((output_dir / RECORD_NAME).read_bytes())
+    except (OSError, ValueError):
+        record = {}
+    return record.get("gain", {}), record.get("context", {}), record.get("suspicious_particles")
 
 
 def _recorded_choices(journal: Journal) -> Choices | None:

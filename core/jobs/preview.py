@@ -84,12 +84,15 @@ def preview(
     make_folder(output_dir)
     with tempfile.TemporaryDirectory(prefix=".preview-", dir=output_dir) as folder:
         place = Path(folder)
-        known = contexts_of(images, stacks, model, options, place, goes_on=False, log=context.log)
+        parts = dict.fromkeys((stack.name for stack in stacks), "")
+        known = contexts_of(
+            images, stacks, model, options, place, parts=parts, goes_on=False, log=context.log
+        )
         weights = Weights.of(model)
         choices, _ = choose(weights, options, [chosen[0].shape], is_micrographs, devices)
         task = Task(weights, options, choices, chosen, is_micrographs, "preview", known.contexts)
         with Journal(place / JOURNAL_NAME) as journal:
-            journal.begin(Undertaking("preview", parts=dict.fromkeys((stack.name for stack in chosen), "")))
+            journal.begin(Undertaking("preview", parts={stack.name: "" for stack in chosen}))
             result = denoise(task, place, journal, devices, context)
         samples = read_samples(chosen, place, result.skipped, are_micrographs=is_micrographs)
     path, verdict = write_montage(

@@ -102,6 +102,19 @@ def test_a_header_that_says_1_angstrom_is_not_trusted_in_silence(tmp_path: Path)
     assert look(tmp_path / "p.mrcs", size=1.0).warnings == []
 
 
+@pytest.mark.parametrize(("other", "said"), [(2.0, True), (3.01, False)])
+def test_two_pixel_sizes_in_one_stack_are_warned_of(tmp_path: Path, other: float, said: bool) -> None:
+    write_stack(tmp_path / "a.mrcs", particles(1.0, n=4))
+    rows = "".join(f"{i + 1}@a.mrcs {1 + i % 2}\n" for i in range(4))
+    table = tmp_path / "particles.star"
+    table.write_text(
+        f"data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n1 3.0\n2 {other}\n\n"
+        f"data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n{rows}\n"
+    )
+    assert any("2 and 3 Å" in warning for warning in look(table).warnings) is said
+    assert not any("of one stack" in warning for warning in look(table, size=2.5).warnings)
+
+
 def test_pixels_that_are_not_square_are_refused_unless_the_user_says_the_size(tmp_path: Path) -> None:
     with mrcfile.new(tmp_path / "p.mrcs", particles(0.5)) as file:
         file.set_image_stack()

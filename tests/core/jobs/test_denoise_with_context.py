@@ -13,10 +13,10 @@ from particle_files import noise, read_stack, write_stack, write_table
 
 from cryohush.core.config.denoise import CONTEXT_NAME, DenoiseOptions
 from cryohush.core.context.contexts import find_contexts
-from cryohush.core.errors import Aborted
+from cryohush.core.errors import Aborted, OutputError
 from cryohush.core.io.particles import ParticleSet
 from cryohush.core.job_context import JobContext
-from cryohush.core.jobs.denoise import run_denoise
+from cryohush.core.jobs.denoise import denoise, run_denoise
 from cryohush.core.models.context_average import ContextAverage
 from cryohush.core.models.weights import save_model
 
@@ -90,6 +90,67 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_context(table: Path, weigh
     assert Path("twice", CONTEXT_NAME).read_bytes() == Path("once", CONTEXT_NAME).read_bytes()
 
 
+def test_other_images_under_the_same_names_have_a_context_of_their_own(table: Path, weights: Path) -> None:
+    """Extracted again, with another box size, or of another kind: the earlier context is not theirs."""
+    run_denoise(table, "twice", options(weights))
+    rows = table.read_text()
+    for box in (BOX, 40):
+        axis = np.arange(box) - box // 2
+        rings = np.exp(-((np.hypot(axis[:, None], axis) - 8) ** 2) / 8)
+        for seed, (name, n) in enumerate([("a.mrcs", 50), ("b.mrcs", N - 50)]):
+            write_stack(Path(name), (noise(n, box, box, seed=seed) - 2 * rings).astype(np.float32))
+        table.write_text(rows.replace(f" {BOX} ", f" {box} "))
+        run_denoise(table, "twice", options(weights), earlier="resume")
+        run_denoise(table, f"once{box}", options(weights))
+        assert stacks(Path("twice")) == stacks(Path(f"once{box}"))
+
+
+def test_corrected_ctfs_are_taken_when_a_run_goes_on(table: Path, weights: Path) -> None:
+    names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
+
+    def write(defocus: int) -> None:
+        rows = "".join(f"{name} 1 {defocus + 80 * i} {defocus + 80 * i} 0\n" for i, name in enumerate(names))
+        table.write_text(
+            "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnVoltage\n"
+            "_rlnSphericalAberration\n_rlnAmplitudeContrast\n1 3.0 300 2.7 0.1\n\n"
+            "data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n_rlnDefocusU\n_rlnDefocusV\n"
+            f"_rlnDefocusAngle\n{rows}\n"
+        )
+
+    write(1000)
+    run_denoise(table, "twice", options(weights))
+    write(10000)
+    run_denoise(table, "once", options(weights))
+    assert stacks(Path("twice")) != stacks(Path("once"))
+    run_denoise(table, "twice", options(weights), earlier="resume")
+    assert stacks(Path("twice")) == stacks(Path("once"))
+
+
+@pytest.mark.parametrize("lost", [["logfile.pdf", "montage.png", "view.html"], ["view.html"]])
+def test_a_report_that_was_not_finished_is_made_as_if_it_had_been(
+    table: Path, weights: Path, lost: list[str]
+) -> None:
+    """By a kill or a full disk: the verdict, and what the stack added, are in the record."""
+    once = denoise(table, "out", options(weights))
+    page = Path("out/view.html").read_bytes()
+    for name in lost:
+        Path("out", name).unlink()
+    again = denoise(table, "out", options(weights), earlier="resume")
+    assert again.was_complete
+    assert (again.gain, again.context, again.suspicious) == (once.gain, once.context, once.suspicious)
+    assert again.gain["verdict"]
+    assert Path("out/view.html").read_bytes() == page
+    assert all(Path("out", name).exists() for name in lost)
+
+
+def test_a_page_of_the_users_own_is_not_replaced(table: Path, weights: Path) -> None:
+    Path("out").mkdir()
+    Path("out/view.html").write_text("mine")
+    with pytest.raises(OutputError, match=r"view\.html"):
+        denoise(table, "out", options(weights))
+    assert Path("out/view.html").read_text() == "mine"
+
+
 def test_the_result_does_not_depend_on_the_number_of_workers(table: Path, weights: Path) -> None:
     run_denoise(table, "one", options(weights, threads=1))
     run_denoise(table, "three", options(weights, threads=3))
@@ -102,6 +163,52 @@ def test_a_table_of_few_images_is_denoised_without(table: Path, weights: Path) -
     record = json.loads(Path("few/cryohush.json").read_text())
     assert record["context"]["used"] is False
     assert "20 images, at least 100 are needed" in record["context"]["groups"][0]
+
+
+def test_copies_of_an_image_are_no_like_views_of_it(table: Path, weights: Path) -> None:
+    """A table that was expanded by symmetry names each image many times: it says no more than one name."""
+    names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
+    write_table(table.with_name("expanded.star"), np.repeat(names, 14).tolist(), box_px=32)
+    run_denoise(table, "once", options(weights))
+    run_denoise(table.with_name("expanded.star"), "expanded", options(weights))
+    assert stacks(Path("expanded")) == stacks(Path("once"))
+    once, expanded = (json.loads(Path(name, "cryohush.json").read_text()) for name in ("once", "expanded"))
+    assert expanded["context"]["groups"] == once["context"]["groups"]
+    assert expanded["gain"] == once["gain"]
+
+
+def test_a_stack_with_two_names_is_one_stack(table: Path, weights: Path) -> None:
+    """A relative and an absolute name of it, as in joined tables: an image keeps its own CTF."""
+    rows = [(i, f"{i + 1:06d}@{Path('b.mrcs').absolute()}", 9000 + 300 * i) for i in range(40, 80)]
+    rows += [(i, f"{i + 1:06d}@b.mrcs", 9000 + 300 * i) for i in range(40)]
+    rows += [(i, f"{i + 1:06d}@a.mrcs", 20000) for i in range(50)]
+    heads = ("_rlnImageName", "_rlnOpticsGroup", "_rlnDefocusU", "_rlnDefocusV", "_rlnDefocusAngle")
+    text = "".join(f"{name} 1 {defocus} {defocus} 0\n" for _, name, defocus in rows)
+    table.write_text(
+        "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnVoltage\n"
+        "_rlnSphericalAberration\n_rlnAmplitudeContrast\n1 3.0 300 2.7 0.1\n\n"
+        "data_particles\n\nloop_\n" + "\n".join(heads) + f"\n{text}\n"
+    )
+    found = find_contexts(ParticleSet.read(table))
+    for stack in found.images.values():
+        wanted = [9000 + 300 * i for i in range(80)] if len(stack.index) == 80 else [20000] * 50
+        assert stack.optics.defocus_u_angstrom.tolist() == wanted
+    run_denoise(table, "out", options(weights))
+    assert json.loads(Path("out/cryohush.json").read_text())["context"]["used"] is True
+
+
+def test_ctfs_that_are_not_used_are_said(table: Path) -> None:
+    names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
+    rows = "".join(f"{name} 1 10000 10000 0\n" for name in names)
+    table.write_text(
+        "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnVoltage\n"
+        "_rlnSphericalAberration\n_rlnAmplitudeContrast\n1 3.0 300 2.7 7\n\n"
+        "data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n_rlnDefocusU\n_rlnDefocusV\n"
+        f"_rlnDefocusAngle\n{rows}\n"
+    )
+    lines: list[str] = []
+    assert find_contexts(ParticleSet.read(table), log=lines.append).contexts[0].group_optics is None
+    assert any("not used" in line and "amplitude contrast from 0 to 1, found 7" in line for line in lines)
 
 
 @pytest.mark.parametrize("label", ["rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"])
