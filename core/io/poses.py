@@ -199,6 +199,7 @@ def _ctf_of_cs(table: CsTable) -> CtfTable:
 
 def _check_possible(particles: ParticleSet, ctf: CtfTable) -> None:
     error = CsError if particles.is_cs else StarError
+    defocus = np.abs(ctf.defocus_u_angstrom) + np.abs(ctf.defocus_v_angstrom)
     for values, is_bad, expected in (
         (ctf.voltage_kv, (ctf.voltage_kv < 10) | (ctf.voltage_kv > 3000), "an acceleration voltage in kV"),
         (ctf.cs_mm, (ctf.cs_mm < 0) | (ctf.cs_mm > 100), "a spherical aberration in mm"),
@@ -207,11 +208,9 @@ def _check_possible(particles: ParticleSet, ctf: CtfTable) -> None:
             (ctf.amplitude_contrast < 0) | (ctf.amplitude_contrast > 1),
             "an amplitude contrast from 0 to 1",
         ),
-        (
-            ctf.defocus_u_angstrom,
-            np.abs(ctf.defocus_u_angstrom) + np.abs(ctf.defocus_v_angstrom) > 4e5,
-            "a defocus in Å below 20 µm",
-        ),
+        (ctf.defocus_u_angstrom, defocus > 4e5, "a defocus in Å below 20 µm"),
+        # none at all is possible, in simulated images
+        (ctf.defocus_u_angstrom, (defocus > 0) & (defocus < 40), "a defocus in Å, not in µm"),
     ):
         if is_bad.any():
             row = int(is_bad.argmax())

@@ -80,13 +80,18 @@ def test_table_without_poses_is_refused():
         poses_of(ParticleSet.read(DATA / "batch_0_restacked.mrc"))
 
 
-def test_impossible_value_is_refused_with_its_line(tmp_path):
-    text = (DATA / "empiar_10076_7.star").read_text().replace("300 2.7 0.07", "300 2.7 7", 1)
+@pytest.mark.parametrize(
+    ("right", "wrong", "problem"),
+    [
+        ("300 2.7 0.07", "300 2.7 7", "an amplitude contrast from 0 to 1, found 7"),
+        ("15301.1 14916.4", "1.53011 1.49164", "a defocus in Å, not in µm, found 1.53011"),
+    ],
+)
+def test_impossible_value_is_refused_with_its_line(tmp_path, right, wrong, problem):
+    text = (DATA / "empiar_10076_7.star").read_text().replace(right, wrong, 1)
     (tmp_path / "p.star").write_text(text)
     (tmp_path / "empiar_10076_7.mrc").write_bytes((DATA / "empiar_10076_7.mrc").read_bytes())
-    with pytest.raises(
-        StarError, match=r"line \d+: row 1: expected an amplitude contrast from 0 to 1, found 7"
-    ):
+    with pytest.raises(StarError, match=rf"line \d+: row 1: expected {problem}"):
         ctf_parameters_of(ParticleSet.read(tmp_path / "p.star"))
 
 
