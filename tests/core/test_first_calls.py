@@ -19,11 +19,8 @@ HEADER = Path(torch.__file__).parent / "include/ATen/cpu/vml.h"
 # One of each kind that starts threads which calculate, or is called by those of others.
 MODULES = [
     "cryohush.core.inference.engine",
-    "cryohush.core.batch.workers",
     "cryohush.core.context.contexts",
-    "cryohush.core.jobs.noise_search",
     "cryohush.core.training.frame",
-    "cryohush.core.api",
     "cryohush.core.models",
     "cryohush.core.metrics.gain",
 ]

@@ -28,7 +28,7 @@ from double_store import Store
 from double_v5 import Double5
 
 from cryohush.core.io.mrc import StackReader, StackWriter
-from cryohush.cryosparc_job import place
+from cryohush.cryosparc_job import guard, place
 from cryohush.cryosparc_job.cli import main
 from cryohush.cryosparc_job.record import Record, new_mark
 
@@ -128,6 +128,7 @@ def test_a_second_driver_leaves_the_first_alone(
     denoise: Run, double: Double5, store: Store, child_does: Does, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CRYOHUSH_FAKE_WORK", "copy")
+    monkeypatch.setattr(guard, "WATCH_SECONDS", 600.0)  # the first one never looks at it
     child_does("wait")
     ended: list[subprocess.CompletedProcess[str]] = []
 

@@ -23,7 +23,7 @@ from cryohush.core.jobs.extract_noise import run_extract_noise
 pytest.importorskip("distributed")
 
 # Fewer than of other jobs, as a driver takes seconds to begin; CONTRIBUTING.md tells of the variables.
-KILLS = int(os.environ.get("CRYOHUSH_KILLS", "72")) // 12
+KILLS = int(os.environ.get("CRYOHUSH_KILLS", "24")) // 6
 SEED = int(os.environ.get("CRYOHUSH_KILLS_SEED", "2"))
 # A driver is at work after so many seconds at the earliest, and done after so many at the latest.
 BEGINS, ENDS = 2.0, 14.0

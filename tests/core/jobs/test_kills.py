@@ -20,7 +20,7 @@ from simulated import settings, write_map
 from cryohush.core.io.journal import JOURNAL_NAME, RECORD_NAME
 
 # Of each job, in the slow suite, and of their moments; CONTRIBUTING.md tells of the variables.
-KILLS = int(os.environ.get("CRYOHUSH_KILLS", "72"))
+KILLS = int(os.environ.get("CRYOHUSH_KILLS", "24"))
 SEED = int(os.environ.get("CRYOHUSH_KILLS_SEED", "2"))
 SCRIPT = Path(__file__).with_name("kill_anywhere.py")
 CPU = {"device": "cpu", "precision": "fp32", "threads": 1}
