@@ -259,12 +259,18 @@ def ordered(table: Table) -> list[str]:
     return ["noisy", *table.classical, *(row.name for row in table.rows), "best linear", "Bayes limit"]
 
 
+def published_row(name: str, row: str) -> Any:
+    """What the paper's table has for a row of table `name`; None where it has nothing."""
+    paper, number, _, names = PRINTED[name]
+    return PUBLISHED[paper]["tables"][number]["rows"].get(names.get(row, FILTERS.get(row, row)))
+
+
 def printed(name: str, row: str) -> str:
     """PSNR and SSIM that the paper has for a row, or MSE where it has no more."""
     if name == "contamination":
         return contaminated(row)
-    paper, number, case, names = PRINTED[name]
-    found = PUBLISHED[paper]["tables"][number]["rows"].get(names.get(row, FILTERS.get(row, row)))
+    paper, number, case, _ = PRINTED[name]
+    found = published_row(name, row)
     if name == "alpha_beta":
         found = PUBLISHED[paper]["tables"][number]["rows"].get(row.split("-GAN")[0].replace("0.", "."))
     if name == "lambda" and row.startswith("lambda"):
@@ -290,9 +296,7 @@ def printed(name: str, row: str) -> str:
 
 def printed_eight_bit(row: str) -> str:
     """MAE and PMSE that paper 3 has for a row of table `sigma`."""
-    paper, number, _, names = PRINTED["sigma"]
-    name = "WGAN" if row.endswith("Adam 1e-4, critic SGD 1e-5") else names.get(row, FILTERS.get(row, row))
-    found = PUBLISHED[paper]["tables"][number]["rows"].get(name)
+    found = published_row("sigma", "WGAN" if row.endswith("Adam 1e-4, critic SGD 1e-5") else row)
     return "" if found is None else f"{found['mae']:.2f}, {found['pmse']:.2f}"
 
 

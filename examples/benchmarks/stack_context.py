@@ -38,12 +38,7 @@ from simulated_stacks import StackRanges, simulate_stack
 from torch import Tensor
 
 from cryohush.core.context.like_views import fitted
-from cryohush.core.context.stack_context import (
-    FITTED,
-    StackContext,
-    fit_context,
-    to_working_grid,
-)
+from cryohush.core.context.stack_context import FITTED, StackContext, fit_context, to_working_grid
 from cryohush.core.imaging.ctf import CtfParameters, ctf_parameters_of, read_ctf_table
 from cryohush.core.imaging.filters import background_power
 from cryohush.core.imaging.noise import image_generator

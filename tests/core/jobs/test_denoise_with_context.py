@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cryohush.core.models.weights import save_model
 
 SMALL: dict[str, Any] = {"widths": [8, 8], "blocks": [1, 1], "unshuffle": 2}
 BOX, N = 32, 130
+NAMES = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
 
 
 @pytest.fixture
@@ -44,8 +46,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     images = (noise(N, BOX, BOX, seed=3) + 2 * blobs).astype(np.float32)
     write_stack(tmp_path / "a.mrcs", images[:50])
     write_stack(tmp_path / "b.mrcs", images[50:])
-    names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
-    write_table(tmp_path / "particles.star", names, box_px=32)
+    write_table(tmp_path / "particles.star", NAMES, box_px=32)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "particles.star"
 
@@ -53,6 +54,21 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def options(weights: Path, **given: Any) -> DenoiseOptions:
     return DenoiseOptions(
         **{"model": str(weights), "precision": "fp32", "batch_size": 8, "threads": 2, **given}
+    )
+
+
+def write_ctfs(
+    table: Path, names: Sequence[str], defocus_angstrom: Iterable[int], amplitude_contrast: float = 0.1
+) -> None:
+    """A table of images with their defocus."""
+    rows = "".join(
+        f"{name} 1 {defocus} {defocus} 0\n" for name, defocus in zip(names, defocus_angstrom, strict=True)
+    )
+    table.write_text(
+        "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnVoltage\n"
+        f"_rlnSphericalAberration\n_rlnAmplitudeContrast\n1 3.0 300 2.7 {amplitude_contrast:g}\n\n"
+        "data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n_rlnDefocusU\n_rlnDefocusV\n"
+        f"_rlnDefocusAngle\n{rows}\n"
     )
 
 
@@ -106,20 +122,10 @@ def test_other_images_under_the_same_names_have_a_context_of_their_own(table: Pa
 
 
 def test_corrected_ctfs_are_taken_when_a_run_goes_on(table: Path, weights: Path) -> None:
-    names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
-
-    def write(defocus: int) -> None:
-        rows = "".join(f"{name} 1 {defocus + 80 * i} {defocus + 80 * i} 0\n" for i, name in enumerate(names))
-        table.write_text(
-            "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnVoltage\n"
-            "_rlnSphericalAberration\n_rlnAmplitudeContrast\n1 3.0 300 2.7 0.1\n\n"
-            "data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n_rlnDefocusU\n_rlnDefocusV\n"
-            f"_rlnDefocusAngle\n{rows}\n"
-        )
-
-    write(1000)
+    defocus = 80 * np.arange(N)
+    write_ctfs(table, NAMES, 1000 + defocus)
     run_denoise(table, "twice", options(weights))
-    write(10000)
+    write_ctfs(table, NAMES, 10000 + defocus)
     run_denoise(table, "once", options(weights))
     assert stacks(Path("twice")) != stacks(Path("once"))
     run_denoise(table, "twice", options(weights), earlier="resume")
@@ -167,8 +173,7 @@ def test_a_table_of_few_images_is_denoised_without(table: Path, weights: Path) -
 
 def test_copies_of_an_image_are_no_like_views_of_it(table: Path, weights: Path) -> None:
     """A table that was expanded by symmetry names each image many times: it says no more than one name."""
-    names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
-    write_table(table.with_name("expanded.star"), np.repeat(names, 14).tolist(), box_px=32)
+    write_table(table.with_name("expanded.star"), np.repeat(NAMES, 14).tolist(), box_px=32)
     run_denoise(table, "once", options(weights))
     run_denoise(table.with_name("expanded.star"), "expanded", options(weights))
     assert stacks(Path("expanded")) == stacks(Path("once"))
@@ -179,16 +184,10 @@ def test_copies_of_an_image_are_no_like_views_of_it(table: Path, weights: Path) 
 
 def test_a_stack_with_two_names_is_one_stack(table: Path, weights: Path) -> None:
     """A relative and an absolute name of it, as in joined tables: an image keeps its own CTF."""
-    rows = [(i, f"{i + 1:06d}@{Path('b.mrcs').absolute()}", 9000 + 300 * i) for i in range(40, 80)]
-    rows += [(i, f"{i + 1:06d}@b.mrcs", 9000 + 300 * i) for i in range(40)]
-    rows += [(i, f"{i + 1:06d}@a.mrcs", 20000) for i in range(50)]
-    heads = ("_rlnImageName", "_rlnOpticsGroup", "_rlnDefocusU", "_rlnDefocusV", "_rlnDefocusAngle")
-    text = "".join(f"{name} 1 {defocus} {defocus} 0\n" for _, name, defocus in rows)
-    table.write_text(
-        "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnVoltage\n"
-        "_rlnSphericalAberration\n_rlnAmplitudeContrast\n1 3.0 300 2.7 0.1\n\n"
-        "data_particles\n\nloop_\n" + "\n".join(heads) + f"\n{text}\n"
-    )
+    rows = [(f"{i + 1:06d}@{Path('b.mrcs').absolute()}", 9000 + 300 * i) for i in range(40, 80)]
+    rows += [(f"{i + 1:06d}@b.mrcs", 9000 + 300 * i) for i in range(40)]
+    rows += [(f"{i + 1:06d}@a.mrcs", 20000) for i in range(50)]
+    write_ctfs(table, *zip(*rows, strict=True))
     found = find_contexts(ParticleSet.read(table))
     for stack in found.images.values():
         wanted = [9000 + 300 * i for i in range(80)] if len(stack.index) == 80 else [20000] * 50
@@ -198,14 +197,7 @@ def test_a_stack_with_two_names_is_one_stack(table: Path, weights: Path) -> None
 
 
 def test_ctfs_that_are_not_used_are_said(table: Path) -> None:
-    names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
-    rows = "".join(f"{name} 1 10000 10000 0\n" for name in names)
-    table.write_text(
-        "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnVoltage\n"
-        "_rlnSphericalAberration\n_rlnAmplitudeContrast\n1 3.0 300 2.7 7\n\n"
-        "data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n_rlnDefocusU\n_rlnDefocusV\n"
-        f"_rlnDefocusAngle\n{rows}\n"
-    )
+    write_ctfs(table, NAMES, [10000] * N, amplitude_contrast=7)
     lines: list[str] = []
     assert find_contexts(ParticleSet.read(table), log=lines.append).contexts[0].group_optics is None
     assert any("not used" in line and "amplitude contrast from 0 to 1, found 7" in line for line in lines)
