@@ -31,7 +31,14 @@ from ..core.noise.output import TABLE_NAME as NOISE_TABLE_NAME
 from ..core.report import PDF_NAME
 from .follow import BATCH_NAME, END_NAME, write_note
 from .markers import ABORT_NOW, EXIT_ABORTED, EXIT_FAILURE, EXIT_SUCCESS
-from .pipeline import add_running_job, processes, read_pipeline, refuse_if_busy, relion_version
+from .pipeline import (
+    add_running_job,
+    processes,
+    read_pipeline,
+    refuse_if_busy,
+    relion_version,
+    settled_jobs,
+)
 from .project import Kind, Project, write_output_nodes
 from .source import RelionSource
 
@@ -233,7 +240,8 @@ class RelionProjects:
         project = _project(item)
         field = {"micrographs": "in_mic", "particles": "in_part"}[_kind(item)]
         options = f"fn_exe == {COMMAND};{field} == {_relative(item)};nr_threads == 1;do_queue == No"
-        before = {process.name for process in processes(read_pipeline(project))}
+        # jobs of the same batch may run in the project already, and RELION writes down their ends
+        before = settled_jobs(project)
         words = [PIPELINER, "--addJob", "External", "--addJobOptions", options]
         words += ["--setJobAlias", item.alias] if item.alias else []
         try:
@@ -242,12 +250,12 @@ class RelionProjects:
             )
         except subprocess.TimeoutExpired as error:
             raise HostError(f"{project}: {PIPELINER} did not answer. Is the pipeline locked?") from error
-        new = [p.name for p in processes(read_pipeline(project)) if p.name not in before]
+        new = settled_jobs(project) - before
         if done.returncode or len(new) != 1:
             raise HostError(
                 f"{project}: {PIPELINER} made no job: {(done.stderr or done.stdout).strip()[-300:]}"
             )
-        return new[0]
+        return new.pop()
 
     def _add_by_hand(self, item: Item) -> str:
         return add_running_job(_project(item), _kind(item), _relative(item), COMMAND, item.alias)

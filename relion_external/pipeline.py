@@ -78,6 +78,22 @@ def processes(pipeline: str) -> list[Process]:
     return [Process(row[0], row[status] in _FINISHED) for row in rows]
 
 
+def settled_jobs(project: Path) -> set[str]:
+    """Return the names of the jobs, read while no program of RELION writes them: it writes in place.
+
+    Raises
+    ------
+    InputError
+        If the folder is no project of RELION.
+    HostError
+        If RELION keeps the pipeline locked.
+    OutputError
+        If it cannot be locked.
+    """
+    with _locked(project):
+        return {process.name for process in processes(read_pipeline(project))}
+
+
 def refuse_if_busy(project: Path) -> None:
     """Raise when another program of RELION is changing the project, or runs its jobs.
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.jobs.denoise import run_denoise
 from cryohush.relion_external import host as relion_batch
 from cryohush.relion_external.cli import main
-from cryohush.relion_external.pipeline import PIPELINE
+from cryohush.relion_external.pipeline import LOCK, PIPELINE, settled_jobs
 from cryohush.relion_external.source import RelionSource
 
 pytest.importorskip("distributed")
@@ -336,6 +337,24 @@ def test_a_pipeliner_of_another_relion_is_refused_before_anything_is_touched(
         host.check(item)
     assert {path: path.read_bytes() for path in (tmp_path / "p").rglob("*") if path.is_file()} == before
     assert not (program.parent / "used").exists()
+
+
+def test_the_jobs_are_read_while_nobody_writes_them(tmp_path: Path) -> None:
+    make_project(tmp_path, 0)
+    path, lock = tmp_path / PIPELINE, tmp_path / LOCK
+    whole = path.read_text()
+    lock.mkdir()
+    path.write_text(whole[: whole.index("_rlnPipeLineProcessName")])  # as RELION leaves it for a moment
+
+    def end() -> None:
+        path.write_text(whole)
+        lock.rmdir()
+
+    writer = threading.Timer(0.3, end)
+    writer.start()
+    assert settled_jobs(tmp_path) == {"Extract/job001/"}
+    writer.join()
+    assert not lock.exists()
 
 
 def test_a_locked_or_busy_project_is_refused_before_anything_runs(

@@ -28,6 +28,7 @@ from cryohush.core.io.journal import JOURNAL_NAME, RANGES_FOLDER
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs import parts
 from cryohush.core.jobs.denoise import DenoiseJob, run_denoise
+from cryohush.core.jobs.denoise_parts import Range
 from cryohush.core.jobs.extract_noise import ExtractNoiseJob
 from cryohush.core.noise.summary import NoiseSummary
 from cryohush.core.report.overlays import write_overlay
@@ -45,6 +46,9 @@ CONFIG = EngineConfig(
     worker_timeout_seconds=8,
     attempts=5,  # a busy machine may starve a sound worker for eight seconds
 )
+
+
+FATAL = "images 41 to 48 of x.mrcs"
 
 
 @pytest.fixture(scope="module")
@@ -181,15 +185,23 @@ def test_a_range_that_always_fails_is_named_and_the_others_are_finished(
 def test_a_range_that_kills_its_workers_is_set_aside_after_its_attempts(
     project: Path, weights: Path, pool: Pool, expected: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    attempts, submit = [], pool.submit
+
+    def die(*_: object) -> None:  # in a function, so that a worker needs no module of tests to load it
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def deadly(key: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        if arguments and isinstance(arguments[0], Range) and arguments[0].describe() == FATAL:
+            attempts.append(key)
+            return submit(key, die)
+        return submit(key, function, *arguments)
+
     with monkeypatch.context() as once:
-        once.setattr(pool, "config", CONFIG.model_copy(update={"attempts": 1}))
-        with pytest.raises(RangesFailed, match=r"1 of 20 ranges .* the worker died"):
-            denoise(
-                project,
-                weights,
-                pool,
-                context=JobContext(once_under_way(lambda: os.kill(busy(pool), signal.SIGKILL))),
-            )
+        once.setattr(pool, "config", CONFIG.model_copy(update={"attempts": 2}))
+        once.setattr(pool, "submit", deadly)
+        with pytest.raises(RangesFailed, match=rf"1 of 20 ranges .* {FATAL}: the worker died"):
+            denoise(project, weights, pool)
+    assert len(attempts) == 2
     output = denoise(project, weights, pool)
     assert (output / "x.mrcs").read_bytes() == expected
 
