@@ -27,6 +27,7 @@ from ..io.files import writing
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
 from ..io.poses import PREMULTIPLIED, changed_ctf
+from ..progress import counted
 from .centres import Centres
 from .like_views import LikeViews
 from .stack_context import (
@@ -48,6 +49,8 @@ _SEED = 0
 _BLOCK = 128
 #: images of all samples whose like views are looked at: 7 kB of memory and of the file each, twice in memory
 MOST_VIEWS = 16 * MOST_IMAGES
+# A group with so many times the images that its context was found from gets another one.
+OUTGROWN = 4
 #: what has to be equal within a context; its images may differ in the rest
 _COMMON = ("voltage_kv", "cs_mm", "amplitude_contrast")
 _OPTICS = tuple(one.name for one in fields(CtfParameters))
@@ -274,7 +277,7 @@ def find_contexts(
     most_images
         Of a sample.
     known
-        Contexts of an earlier part of the set, which stay as they are.
+        Contexts of an earlier part of the set, which stay as they are but for groups that have outgrown them.
 
     Raises
     ------
@@ -312,8 +315,15 @@ def _find(
     contexts: list[StackContext] = []
     names, notes = [], {}
     for name, rows in rows_of.items():
-        if known is not None and name in known.names:
-            context: StackContext | None = known.contexts[known.names.index(name)]
+        kept = None if known is None or name not in known.names else known.contexts[known.names.index(name)]
+        if kept is not None and min(len(rows), wanted.most_images) > OUTGROWN * kept.n_images:
+            log(
+                f"{name} has {counted(len(rows), 'image')} now: what the stack adds, known from "
+                f"{kept.n_images}, is found anew for what is still to be denoised"
+            )
+            kept = None
+        if known is not None and kept is not None:
+            context: StackContext | None = kept
             notes[name] = known.notes[name]
             log(f"context of {notes[name]}; as when the run began")
         else:
@@ -414,7 +424,7 @@ def _fit(
 ) -> tuple[StackContext | None, str]:
     """The context of some rows, and a line about it."""
     if len(rows) < FEWEST_IMAGES:
-        return None, f"none: {len(rows)} images, at least {FEWEST_IMAGES} are needed"
+        return None, f"none: {counted(len(rows), 'image')}, at least {FEWEST_IMAGES} are needed"
     sizes = {wanted.pixel_sizes_angstrom[number] for number in np.unique(particles.stack[rows]).tolist()}
     if len(sizes) > 1:
         return None, "none: the images have several pixel sizes"
@@ -450,7 +460,7 @@ def context_of_images(
     """
     n = len(images)
     if n < FEWEST_IMAGES:
-        return None, f"none: {n} images, at least {FEWEST_IMAGES} are needed"
+        return None, f"none: {counted(n, 'image')}, at least {FEWEST_IMAGES} are needed"
     chosen = torch.from_numpy(_sampled(np.arange(n), MOST_IMAGES))
     blocks = (images[some] for some in torch.split(chosen, _BLOCK))
     with _one_thread():
@@ -499,7 +509,7 @@ def _from_blocks(
     radius = min(circle_radius_px(shape, diameter_angstrom, pixel_size), 0.47 * box)
     small, chosen = _on_working_grid(blocks, radius)
     if len(chosen) < FEWEST_IMAGES:
-        return None, f"none: {len(chosen)} usable images, at least {FEWEST_IMAGES} are needed"
+        return None, f"none: {counted(len(chosen), 'usable image')}, at least {FEWEST_IMAGES} are needed"
     try:
         context = fit_context(
             small,

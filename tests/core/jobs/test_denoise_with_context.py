@@ -171,6 +171,20 @@ def test_a_table_of_few_images_is_denoised_without(table: Path, weights: Path) -
     assert "20 images, at least 100 are needed" in record["context"]["groups"][0]
 
 
+def test_a_context_of_few_images_is_found_anew_once_there_are_many(table: Path, weights: Path) -> None:
+    """As on the fly: stacks to come get the new one, those that are done stay as they are."""
+    names: list[str] = []
+    for stack, n, told in (("c", 110, 110), ("d", 200, 110), ("e", 200, 510)):
+        write_stack(Path(f"{stack}.mrcs"), noise(n, BOX, BOX, seed=n + told))
+        names += [f"{i + 1:06d}@{stack}.mrcs" for i in range(n)]
+        write_table(table, names, box_px=BOX)
+        before = stacks(Path("grown"))
+        run_denoise(table, "grown", options(weights), earlier="resume")
+        group = json.loads(Path("grown/cryohush.json").read_text())["context"]["groups"][0]
+        assert group.startswith(f"optics group 1: {told} images")
+        assert stacks(Path("grown")).items() >= before.items()
+
+
 def test_copies_of_an_image_are_no_like_views_of_it(table: Path, weights: Path) -> None:
     """A table that was expanded by symmetry names each image many times: it says no more than one name."""
     write_table(table.with_name("expanded.star"), np.repeat(NAMES, 14).tolist(), box_px=32)
