@@ -350,13 +350,20 @@ def _find(
 def _optics_of(
     particles: ParticleSet, log: Callable[[str], None] = lambda line: None
 ) -> CtfParameters | None:
-    """CTFs of a set; None for a table without, or with impossible ones, of which the log is told."""
+    """CTFs of a set; None for a table without, or with impossible ones. The log is told of odd ones."""
     try:
-        return ctf_parameters_of(particles)
+        optics = ctf_parameters_of(particles)
     except (CryohushError, ValueError) as error:
         if particles.has_table and particles.column(*_DEFOCUS) is not None:
             log(f"warning: the table's CTFs are not used: {error}")
         return None
+    largest = float(optics.phase_shift_degrees.abs().max()) if len(optics) else 0.0
+    if 0 < largest <= math.pi and not particles.is_cs:
+        log(
+            f"warning: no phase shift is larger than {largest:.3g}: rlnPhaseShift is in degrees, and if "
+            "these are radians, the CTFs are wrong"
+        )
+    return optics
 
 
 def _are_premultiplied(particles: ParticleSet) -> bool:

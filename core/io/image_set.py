@@ -23,14 +23,29 @@ from .star import Table, decode, encode, free_label, quote, rewrite, unquote
 _PREVIOUS = "rlnCryohushPreviousOriginalName"
 
 
-def refuse_tomography(table: Table) -> None:
-    """Raise for a table of tilt series, tomograms or subtomograms, by RELION 4's and 5's columns of these.
+#: of particles and micrographs
+_IMAGES = ("rlnImageName", "rlnMicrographName")
+
+
+def refuse_others(table: Table) -> None:
+    """Raise for tables whose images cannot be taken.
+
+    Those are of tilt series, tomograms or subtomograms, by RELION 4's and 5's columns of these; and lists, as
+    some programs write a table of one row: their images have no row to rewrite.
 
     Raises
     ------
     StarError
         Names the column.
     """
+    for label in _IMAGES:
+        if label in table.values:
+            raise StarError(
+                f"data_{table.name} is a list (_{label} and its value in one line), not a table.",
+                path=table.path,
+                line=table.line,
+                remedy="Write its labels below loop_, and the values in a row below them.",
+            )
     labels = [*table.labels, *table.values]
     found = next((label for label in labels if label.startswith("rlnTomo")), None)
     # single particles may have a table that says that they are none

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MrcError, StarError
-from .image_set import ImageSet, Rows, header_pixel_size, refuse_tomography
+from .image_set import ImageSet, Rows, header_pixel_size, refuse_others
 from .mrc import StackReader
 from .optics import MICROGRAPH_PIXEL_SIZES, OpticsGroup, check_groups, grouping, read_optics
 from .roots import find_root
@@ -136,7 +136,7 @@ def lists_micrographs(path: str | Path) -> bool:
         If the file cannot be read as far as its first table that holds either.
     """
     for table in read_tables(path):
-        refuse_tomography(table)
+        refuse_others(table)
         if _PARTICLE in table.labels or _COORDINATE in table.labels:
             return False
         if _NAME in table.labels or _MOVIE in table.labels:
@@ -150,7 +150,7 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
     optics: dict[int, OpticsGroup] | None = None
     row_optics: dict[int, OpticsGroup] = {}
     for table in read_tables(path):
-        refuse_tomography(table)
+        refuse_others(table)
         if table.name == "optics":
             optics = read_optics(table, MICROGRAPH_PIXEL_SIZES)
         elif MicrographSet._is_own(table):

@@ -16,7 +16,7 @@ from ..errors import ConfigurationError, CsError, ImageError, MrcError, StarErro
 from ..spread import evenly_spread
 from .cs import CS_SUFFIX, CsTable, read_images
 from .cs import rewrite as rewrite_cs
-from .image_set import ImageSet, Rows, header_pixel_size, refuse_tomography
+from .image_set import ImageSet, Rows, header_pixel_size, refuse_others
 from .mrc import StackReader
 from .optics import LARGEST_INDEX, OpticsGroup, check_groups, grouping, read_optics
 from .roots import find_root
@@ -384,7 +384,7 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
     met = []
     for table in read_tables(path):
         met += [f"data_{table.name}"] if table.line else []
-        refuse_tomography(table)
+        refuse_others(table)
         if table.name == "optics":
             optics = read_optics(table)
         elif ParticleSet._is_own(table):

@@ -112,6 +112,10 @@ def test_a_bare_micrograph_has_its_headers_pixel_size(project: Path) -> None:
             "data_optimisation_set\n\n_rlnTomoParticlesFile particles.star\n",
             "tomography .rlnTomoParticlesFile",
         ),
+        (
+            "data_micrographs\n\n_rlnMicrographName a.mrc\n_rlnOpticsGroup 1\n",
+            "data_micrographs is a list",
+        ),
     ],
 )
 def test_what_is_no_table_of_micrographs_is_refused(project: Path, text: str, problem: str) -> None:

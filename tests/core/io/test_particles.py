@@ -170,6 +170,10 @@ def test_a_missing_stack_is_named_with_its_row_and_all_places(
     ("text", "message"),
     [
         (OPTICS, "no table of particles .* only data_optics"),
+        (
+            OPTICS + "\ndata_particles\n\n_rlnImageName 1@a.mrcs\n_rlnOpticsGroup 1\n",
+            "data_particles is a list",
+        ),
         (table([]), "no rows"),
         (
             table(["m.mrc 1"], labels="rlnMicrographName rlnOpticsGroup"),

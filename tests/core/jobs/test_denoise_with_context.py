@@ -217,6 +217,19 @@ def test_ctfs_that_are_not_used_are_said(table: Path) -> None:
     assert any("not used" in line and "amplitude contrast from 0 to 1, found 7" in line for line in lines)
 
 
+@pytest.mark.parametrize(("phase_shift", "is_odd"), [(0, False), (1.5708, True), (90, False)])
+def test_phase_shifts_in_radians_are_noticed(table: Path, phase_shift: float, is_odd: bool) -> None:
+    write_ctfs(table, NAMES, [10000] * N)
+    head, rows = table.read_text().split("_rlnDefocusAngle\n")
+    rows = "".join(f"{row} {phase_shift}\n" for row in rows.splitlines() if row)
+    table.write_text(f"{head}_rlnDefocusAngle\n_rlnPhaseShift\n{rows}\n")
+    lines: list[str] = []
+    found = find_contexts(ParticleSet.read(table), log=lines.append)
+    (stack, *_) = found.images.values()
+    assert stack.optics.phase_shift_degrees.tolist() == pytest.approx([phase_shift] * 50)
+    assert any("radians" in line for line in lines) is is_odd
+
+
 @pytest.mark.parametrize("label", ["rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"])
 def test_ctf_premultiplied_images_have_no_context(table: Path, label: str) -> None:
     """Their noise is as coloured as their signal; where phases were flipped it is not."""
