@@ -30,8 +30,8 @@ DTYPES: dict[Precision, torch.dtype] = {
 }
 
 # Pixels that one CPU thread takes through the network at once: enough to hide the cost of calling each layer,
-# few enough that the activations of neighbouring layers stay in the cache.
-CPU_BATCH_PX = 2**19
+# the many small ones of a stack's context too, few enough for the memory.
+CPU_BATCH_PX = 2**20
 # Pixels at once beyond which a GPU gets no faster.
 GPU_BATCH_PX = 2**24
 # Two workers keep a GPU busy: one calculates while the other one's images travel.
