@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import os
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,17 +17,20 @@ import pytest
 from micrograph_files import empty_micrograph, table_of
 from particle_files import noise, read_stack, write_stack, write_table
 
+from cryohush.core.batch import retry
 from cryohush.core.batch.workers import Pool, RangesFailed, open_pool
 from cryohush.core.config.batch import EngineConfig
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.config.extract_noise import ExtractNoiseOptions
 from cryohush.core.errors import Aborted, OutputError
+from cryohush.core.inference.devices import LocalDevices
 from cryohush.core.io.journal import JOURNAL_NAME, RANGES_FOLDER
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs import parts
 from cryohush.core.jobs.denoise import DenoiseJob, run_denoise
 from cryohush.core.jobs.denoise_parts import Range
 from cryohush.core.jobs.extract_noise import ExtractNoiseJob
+from cryohush.core.jobs.job import Part
 from cryohush.core.noise.summary import NoiseSummary
 from cryohush.core.report.overlays import write_overlay
 
@@ -60,8 +61,9 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
 @pytest.fixture(autouse=True)
 def both_are_there(pool: Pool) -> None:
     """The test before may have cost a worker, which is being replaced."""
-    deadline = time.monotonic() + 120
-    while len(pool.client.nthreads()) < 2 and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while len(pool.client.nthreads()) < 2:
+        assert time.monotonic() < deadline
         pool.replace_lost()
         time.sleep(0.1)
 
@@ -91,31 +93,36 @@ def expected(project: Path, weights: Path) -> bytes:
     return (project / "whole" / "x.mrcs").read_bytes()
 
 
-def busy(pool: Pool) -> int:
-    """Return the process of a worker that has a range."""
-    return busy_worker(pool)[1]
+Strike = Callable[[Callable[[], object]], None]
 
 
-def busy_worker(pool: Pool) -> tuple[str, int]:
-    """Return the address and the process of a worker that has a range."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        for address, keys in pool.client.processing().items():
-            if keys:
-                with_pid = pool.client.run(os.getpid, workers=[address])
-                return address, int(with_pid[address])
-    raise TimeoutError("no worker is busy")
+@pytest.fixture
+def strike(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Strike:
+    """Have something done, once, by the worker of the third range, in the midst of it: as it syncs a file."""
 
+    def arrange(what: Callable[[], object]) -> None:
+        submit, sent = pool.submit, list[str]()
 
-def once_under_way(what: Callable[[], object]) -> Callable[[int, int], None]:
-    """Return a progress callback that has something done once, beside the run, when a fifth of it is done."""
-    todo = [threading.Thread(target=what)]
+        def in_its_midst(part: Part, devices: LocalDevices) -> None:
+            fsync = os.fsync
 
-    def progress(done: int, total: int) -> None:
-        if todo and done >= total // 5:
-            todo.pop().start()
+            def struck(descriptor: int) -> None:
+                os.fsync = fsync
+                what()
+                fsync(descriptor)
 
-    return progress
+            os.fsync = struck
+            part.do(devices)
+
+        def counted(key: str, function: Callable[..., Any], *arguments: Any) -> Any:
+            if function is retry._do:
+                sent.append(key)
+                function = in_its_midst if len(sent) == 3 else function
+            return submit(key, function, *arguments)
+
+        monkeypatch.setattr(pool, "submit", counted)
+
+    return arrange
 
 
 def denoise(project: Path, weights: Path, pool: Pool, **given: Any) -> Path:
@@ -127,43 +134,42 @@ def denoise(project: Path, weights: Path, pool: Pool, **given: Any) -> Path:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_is_killed_or_frozen_loses_only_its_range(
-    project: Path, weights: Path, pool: Pool, expected: bytes, number: signal.Signals
+    project: Path, weights: Path, pool: Pool, expected: bytes, strike: Strike, number: signal.Signals
 ) -> None:
-    hit: list[int] = []
+    hit = project / "hit"
 
     def hurt() -> None:
-        hit.append(busy(pool))
-        os.kill(hit[0], number)
+        hit.write_text(str(os.getpid()))
+        os.kill(os.getpid(), number)
 
+    strike(hurt)
     try:
-        output = denoise(project, weights, pool, context=JobContext(once_under_way(hurt)))
+        output = denoise(project, weights, pool)
     finally:
-        for process in hit:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGCONT)
-    assert hit
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(hit.read_text()), signal.SIGCONT)
     assert (output / "x.mrcs").read_bytes() == expected
     assert not (output / RANGES_FOLDER).exists()
 
 
 def test_a_worker_over_its_memory_limit_is_killed_and_loses_only_its_range(
-    project: Path, weights: Path, pool: Pool, expected: bytes
+    project: Path, weights: Path, pool: Pool, expected: bytes, strike: Strike
 ) -> None:
-    killed: list[int] = []
+    hit = project / "hit"
 
     def overeat() -> None:
-        address, process = busy_worker(pool)
-        killed.append(process)
-        with contextlib.suppress(Exception):  # it is gone before it can answer
-            pool.client.run(operator.mul, b"x", 2 * 10**9, workers=[address])  # CONFIG.memory, and torch
+        hit.write_text(str(os.getpid()))
+        eaten = b"x" * (2 * 10**9)  # CONFIG.memory, and torch
+        time.sleep(600 if eaten else 0)
 
-    output = denoise(project, weights, pool, context=JobContext(once_under_way(overeat)))
+    strike(overeat)
+    output = denoise(project, weights, pool)
     assert (output / "x.mrcs").read_bytes() == expected
     assert not (output / RANGES_FOLDER).exists()
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{killed[0]}").exists() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while Path(f"/proc/{hit.read_text()}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not Path(f"/proc/{killed[0]}").exists()  # nobody but its nanny has done that
+    assert not Path(f"/proc/{hit.read_text()}").exists()  # nobody but its nanny has done that
 
 
 def test_a_range_that_always_fails_is_named_and_the_others_are_finished(
@@ -292,9 +298,18 @@ def files(summary: NoiseSummary) -> dict[str, bytes]:
     return found
 
 
-def test_noise_is_the_same_to_the_byte_though_a_worker_was_killed(micrographs: Path, pool: Pool) -> None:
-    killed = once_under_way(lambda: os.kill(busy(pool), signal.SIGKILL))
-    summary = search(micrographs, "parts", pool, context=JobContext(killed))
+def test_noise_is_the_same_to_the_byte_though_a_worker_was_killed(
+    micrographs: Path, pool: Pool, strike: Strike
+) -> None:
+    hit = micrographs.parent / "hit"
+
+    def die() -> None:
+        hit.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    strike(die)
+    summary = search(micrographs, "parts", pool)
+    assert hit.exists()
     whole = search(micrographs, "whole")
     assert [count.micrograph for count in summary.counts] == MICROGRAPHS
     assert summary.counts == whole.counts
