@@ -21,6 +21,8 @@ PIPELINE = "default_pipeline.star"
 LOCK = ".relion_lock"
 # RELION's own programs wait for two minutes.
 LOCK_SECONDS = 120.0
+# A lock that stays longer may be one that a program has left; whoever must not touch the project then asks.
+SETTLING_SECONDS = 2.0
 _FINISHED = ("2", "Succeeded")
 _OPTIONS = (
     "do_queue fn_exe in_3dref in_coords in_mask in_mic in_mov in_part min_dedicated nr_threads other_args "
@@ -45,13 +47,32 @@ class Process:
 
 
 def read_pipeline(project: Path) -> str:
-    """Return the text of the pipeline.
+    """Return the text of the pipeline, read while no program of RELION writes it: it writes in place.
 
     Raises
     ------
     InputError
         If the folder is no project of RELION.
     """
+    deadline = time.monotonic() + SETTLING_SECONDS
+    while True:
+        before, text = _state(project), _text(project)
+        is_settled = not (project / LOCK).exists() and _state(project) == before
+        if is_settled or time.monotonic() > deadline:
+            return text
+        time.sleep(0.1)
+
+
+def _state(project: Path) -> tuple[int, int, int] | None:
+    """Return what is other once the pipeline has been written."""
+    try:
+        found = (project / PIPELINE).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _text(project: Path) -> str:
     try:
         return (project / PIPELINE).read_text()
     except OSError as error:
@@ -91,7 +112,7 @@ def settled_jobs(project: Path) -> set[str]:
         If it cannot be locked.
     """
     with _locked(project):
-        return {process.name for process in processes(read_pipeline(project))}
+        return {process.name for process in processes(_text(project))}
 
 
 def refuse_if_busy(project: Path) -> None:
@@ -131,7 +152,7 @@ def add_running_job(project: Path, kind: Kind, source: str, command: str, alias:
         If it cannot be written.
     """
     with _locked(project):
-        text = read_pipeline(project)
+        text = _text(project)
         columns, _ = _table(text, "processes")
         counter = re.search(r"^(_rlnPipeLineJobCounter\s+)(\d+)", text, re.MULTILINE)
         if not columns or counter is None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from cryohush.core.errors import HostError
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.jobs.denoise import run_denoise
 from cryohush.relion_external import host as relion_batch
+from cryohush.relion_external import pipeline
 from cryohush.relion_external.cli import main
-from cryohush.relion_external.pipeline import LOCK, PIPELINE, settled_jobs
+from cryohush.relion_external.pipeline import LOCK, PIPELINE, Process, read_pipeline, settled_jobs
 from cryohush.relion_external.source import RelionSource
 
 pytest.importorskip("distributed")
@@ -355,6 +357,43 @@ def test_the_jobs_are_read_while_nobody_writes_them(tmp_path: Path) -> None:
     assert settled_jobs(tmp_path) == {"Extract/job001/"}
     writer.join()
     assert not lock.exists()
+
+
+@pytest.mark.parametrize("is_locked", [True, False])
+def test_the_pipeline_is_read_whole_though_it_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_locked: bool
+) -> None:
+    make_project(tmp_path, 0)
+    path, lock = tmp_path / PIPELINE, tmp_path / LOCK
+    whole, read = path.read_text(), Path.read_text
+    path.write_text(whole[: whole.index("_rlnPipeLineProcessName")])
+    if is_locked:
+        lock.mkdir()
+
+    def end(*_: object) -> None:
+        path.write_text(whole)
+        if is_locked:
+            lock.rmdir()
+
+    def read_and_end(file: Path) -> str:  # RELION had begun before, and ends before the lock is looked for
+        text = read(file)
+        if text != whole:
+            end()
+        return text
+
+    if is_locked:
+        monkeypatch.setattr(time, "sleep", end)
+    else:
+        monkeypatch.setattr(Path, "read_text", read_and_end)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert pipeline.processes(read_pipeline(tmp_path)) == [Process("Extract/job001/", True)]
+
+
+def test_a_lock_that_was_left_hides_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "SETTLING_SECONDS", 0.0)
+    make_project(tmp_path, 0)
+    (tmp_path / LOCK).mkdir()
+    assert pipeline.processes(read_pipeline(tmp_path)) == [Process("Extract/job001/", True)]
 
 
 def test_a_locked_or_busy_project_is_refused_before_anything_runs(
