@@ -25,8 +25,20 @@ pytest.importorskip("distributed")
 # Fewer than of other jobs, as a driver takes seconds to begin; CONTRIBUTING.md tells of the variables.
 KILLS = int(os.environ.get("CRYOHUSH_KILLS", "24")) // 6
 SEED = int(os.environ.get("CRYOHUSH_KILLS_SEED", "2"))
-# A driver is at work after so many seconds at the earliest, and done after so many at the latest.
-BEGINS, ENDS = 2.0, 14.0
+# `cryohush`, told how many file operations it has before it is killed; if it is not, it says how many it had.
+DRIVER = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1] / "jobs")!r})
+import kill_anywhere
+from cryohush.core import cli
+moment = int(sys.argv.pop(1))
+if moment:
+    kill_anywhere.kill_itself_at(moment)
+    sys.exit(cli.main())
+status = []
+print(kill_anywhere.counted(lambda: status.append(cli.main())), file=sys.stderr)
+sys.exit(status[0])
+"""
 NOISE = {"window_px": 64, "min_background": 0.5, "precision": "fp32", "min_noise_probability": 0.0}
 
 
@@ -52,13 +64,19 @@ def test_a_driver_killed_at_many_moments_is_resumed_to_the_same_bytes(tmp_path: 
         "sources": sources,
         "engine": {"device": "cpu", "workers": 2, "threads": 1, "dashboard": None, "range_mb": 0.01},
     }
-    path = tmp_path / "plan.yaml"
+    whole, path = tmp_path / "whole.yaml", tmp_path / "plan.yaml"
+    whole.write_text(yaml.safe_dump({**plan, "output": str(tmp_path / "at_once")}))
     path.write_text(yaml.safe_dump(plan))
-    times = random.Random(SEED)
-    killed = 0
-    for _ in range(KILLS):
-        killed += run(path, times.uniform(BEGINS, ENDS)) == -signal.SIGKILL
-    assert run(path) == 0
+    status, said = run(whole, "batch")
+    assert status == 0, said
+    n_operations = int(said.split()[-1])
+    shares, killed = random.Random(SEED), 0
+    for number in range(KILLS):
+        # what is done is not done again: each kill meets less than the one before
+        moment = max(1, int(n_operations * shares.uniform(0.05, 0.9 * 0.7**number)))
+        killed += run(path, *words(tmp_path), moment=moment)[0] == -signal.SIGKILL
+    status, said = run(path, *words(tmp_path))
+    assert status == 0, said
     assert killed  # else nothing was interrupted
 
     options = DenoiseOptions(**denoising, device="cpu", threads=1)  # type: ignore[arg-type]
@@ -75,13 +93,15 @@ def test_a_driver_killed_at_many_moments_is_resumed_to_the_same_bytes(tmp_path: 
     assert made == (tmp_path / "noise" / "noise.mrcs").read_bytes()
 
 
-def run(plan: Path, seconds: float | None = None) -> int:
-    """Begin the batch or go on with it, kill its driver after some seconds, and return its exit status."""
-    has_begun = (plan.parent / "batch" / STATE_NAME).exists()
-    words = ["batch", *(["resume"] if has_begun else []), str(plan)]
-    driver = subprocess.Popen([sys.executable, "-m", "cryohush.core.cli", *words], stdout=subprocess.DEVNULL)
-    try:
-        return driver.wait(seconds if seconds is not None else 600)
-    except subprocess.TimeoutExpired:
-        driver.kill()
-        return driver.wait()
+def words(folder: Path) -> list[str]:
+    """Return the words that begin the batch, or go on with it."""
+    return ["batch", "resume"] if (folder / "batch" / STATE_NAME).exists() else ["batch"]
+
+
+def run(plan: Path, *words: str, moment: int = 0) -> tuple[int, str]:
+    """Run a driver, which is killed at its file operation of this number; its exit status and errors."""
+    command, told = [sys.executable, "-c", DRIVER, str(moment), *words, str(plan)], plan.with_suffix(".err")
+    # a file: workers that have lost their driver would keep a pipe open
+    with told.open("w") as errors:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=errors, timeout=1800, check=False)
+    return done.returncode, told.read_text()
