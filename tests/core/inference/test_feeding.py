@@ -74,9 +74,12 @@ def test_a_device_that_fails_is_named_and_the_others_go_on_from_there(
 ) -> None:
     expected = run(source, weights, 1, "one")
 
+    lost: list[int] = []
+
     def fail(device: int, batch: int) -> None:
-        time.sleep(0.01)
-        if batch >= 5 and device == 1:
+        if batch == 5:
+            lost.append(device)
+        if device in lost:
             raise RuntimeError(LOST)
 
     with monkeypatch.context() as broken:
@@ -100,7 +103,7 @@ def denoise(source: Path, workers: Sequence[Worker], **given: Any) -> StreamResu
 
 def test_all_devices_work_at_the_same_time(source: Path) -> None:
     # nobody passes before all four are there: a run in which one waits for another does not end
-    meeting = threading.Barrier(4, timeout=60)
+    meeting = threading.Barrier(4, timeout=300)
     done = [0] * 4
 
     def on(device: int) -> Worker:

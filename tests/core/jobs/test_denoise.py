@@ -234,16 +234,22 @@ def test_no_more_than_a_few_batches_are_ever_in_memory(
 ) -> None:
     write_stack(tmp_path / "x.mrcs", noise(100, 16, 16))
     read, write, in_memory, most = feeding.Reader.read, stream.Output.write, [0], [0]
+    changes = threading.Condition()
 
     def counted_read(self: Any, pieces: Any) -> Any:
-        in_memory[0] += 1
-        most[0] = max(most[0], in_memory[0])
+        with changes:
+            in_memory[0] += 1
+            most[0] = max(most[0], in_memory[0])
+            changes.notify()
         return read(self, pieces)
 
     def counted_write(self: Any, *given: Any) -> None:
-        time.sleep(0.005)  # a slow disk: the others would run ahead if they could
+        with changes:  # a slow disk: nothing is written before the next batch is read, too
+            assert changes.wait_for(lambda: most[0] >= 2, 300)
+        time.sleep(0.005)  # the others would run ahead if they could
         write(self, *given)
-        in_memory[0] -= 1
+        with changes:
+            in_memory[0] -= 1
 
     monkeypatch.setattr(feeding.Reader, "read", counted_read)
     monkeypatch.setattr(stream.Output, "write", counted_write)
