@@ -18,7 +18,7 @@ def test_a_notebook_runs_and_shows_something(name: str, monkeypatch: pytest.Monk
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = nbformat.read(ROOT / "examples" / "notebooks" / f"{name}.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # as committed: no output to go stale
-    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}})
+    client = nbclient.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(ROOT)}})
     client.execute()
     folder = os.environ.get("CRYOHUSH_NOTEBOOKS")  # where to leave them, to be looked at
     if folder:

@@ -14,7 +14,7 @@ def _major_version() -> int:
     """Return the major version of the RELION on the PATH; without one, that of the tests' own set-up."""
     if shutil.which("relion_pipeliner") is None:
         return 3
-    told = subprocess.run(["relion_pipeliner", "--version"], capture_output=True, text=True, timeout=60)
+    told = subprocess.run(["relion_pipeliner", "--version"], capture_output=True, text=True, timeout=300)
     found = re.search(r"version:? *(\d+)", told.stdout + told.stderr)
     assert found is not None, told.stdout + told.stderr
     return int(found[1])

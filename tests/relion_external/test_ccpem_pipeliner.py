@@ -224,7 +224,7 @@ def test_a_training_learns_from_even_and_odd_frames(ran: dict[str, Any]) -> None
 def said_by(code: str) -> str:
     """What code prints in the pipeliner's environment."""
     assert PYTHON is not None
-    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -50,7 +50,7 @@ def start(directory: Path, work: str, ignored: str = "") -> subprocess.Popen[str
 
 
 def wait_until_ready(directory: Path) -> None:
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 300
     while not (directory / "ready").exists():
         assert time.monotonic() < give_up, "the job never started its work"
         time.sleep(0.02)
@@ -58,7 +58,7 @@ def wait_until_ready(directory: Path) -> None:
 
 def finish(job: subprocess.Popen[str], directory: Path) -> tuple[set[str], int, str]:
     """Return the markers, the exit code and what the job said on stderr."""
-    _, stderr = job.communicate(timeout=60)
+    _, stderr = job.communicate(timeout=300)
     return {path.name for path in directory.iterdir()} & MARKERS, job.returncode, stderr
 
 
@@ -156,8 +156,8 @@ def test_the_work_stops_when_its_parent_is_killed(tmp_path: Path) -> None:
     job = start(tmp_path, f"wait(should_stop); Path({str(tmp_path / 'stopped')!r}).touch()")
     wait_until_ready(tmp_path)
     job.kill()
-    job.communicate(timeout=60)
-    give_up = time.monotonic() + 60
+    job.communicate(timeout=300)
+    give_up = time.monotonic() + 300
     while not (tmp_path / "stopped").exists():
         assert time.monotonic() < give_up, "the orphan went on"
         time.sleep(0.02)
@@ -182,7 +182,7 @@ def test_the_work_leaves_the_marker_when_its_parent_is_killed(
     wait_until_ready(tmp_path)
     job.kill()
     # the pipes are closed when the orphan has ended, too
-    _, stderr = job.communicate(timeout=60)
+    _, stderr = job.communicate(timeout=300)
     assert {path.name for path in tmp_path.iterdir()} & MARKERS == {marker}
     assert message in stderr
     assert stderr.count("ERROR") == bool(message)
@@ -191,7 +191,7 @@ def test_the_work_leaves_the_marker_when_its_parent_is_killed(
 def test_a_job_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     job = start(tmp_path / "file" / "job001", "pass")
-    _, stderr = job.communicate(timeout=60)
+    _, stderr = job.communicate(timeout=300)
     assert job.returncode == 1
     assert stderr == f"ERROR: cannot use the job directory {tmp_path}/file/job001: Not a directory.\n"
 
@@ -205,7 +205,7 @@ def test_the_marker_is_written_when_no_message_can_be(tmp_path: Path) -> None:
         f"sys.exit(run_as_external_job(Path({str(tmp_path)!r}), work))"
     )
     with Path("/dev/full").open("w") as full:
-        subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full, timeout=60)
+        subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full, timeout=300)
     assert {path.name for path in tmp_path.iterdir()} == {EXIT_FAILURE}
 
 

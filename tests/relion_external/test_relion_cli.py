@@ -111,7 +111,7 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'torch', 'numpy', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(' '.join(sorted(heavy)) or 0)"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert (result.returncode, result.stderr) == (0, "")
     assert "relion_cryohush denoise" in result.stdout
 

@@ -35,7 +35,7 @@ HEAD = (
     "_rlnMicrographName #1\n_rlnOpticsGroup #2\n_rlnDefocusU #3\n_rlnDefocusV #4\n_rlnDefocusAngle #5\n"
 )
 # RELION looks every ten seconds whether a job has ended.
-PATIENCE_SECONDS = 240
+PATIENCE_SECONDS = 900
 
 
 def micrograph(project: Path, number: int) -> str:

@@ -141,7 +141,7 @@ def test_projections_and_ctf_agree_with_relion(tmp_path):
     )
     subprocess.run(
         ["relion_project", "--i", "map.mrc", "--ang", "angles.star", "--o", "out", "--angpix", "2", "--ctf"],
-        cwd=tmp_path, check=True, capture_output=True, timeout=60,
+        cwd=tmp_path, check=True, capture_output=True, timeout=300,
     )  # fmt: skip
     relion = mrcfile.read(tmp_path / "out.mrcs")
     size = torch.full((5,), 2.0)

@@ -30,7 +30,7 @@ def test_operators_are_a_group_of_the_right_order(group, order):
 @pytest.mark.parametrize("group", ["C1", "C7", "D2", "D7", "T", "O", "I", "I1", "I2", "I3", "I4"])
 def test_operators_are_those_that_relion_prints(group):
     printed = subprocess.run(
-        ["relion_refine", "--sym", group, "--print_symmetry_ops"], capture_output=True, text=True, timeout=60
+        ["relion_refine", "--sym", group, "--print_symmetry_ops"], capture_output=True, text=True, timeout=300
     ).stdout
     numbers = [
         line.split() for line in printed.splitlines() if re.fullmatch(r"(\s*-?[\d.]+(e-\d+)?){3}\s*", line)

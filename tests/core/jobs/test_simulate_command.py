@@ -100,7 +100,7 @@ def test_relion_reconstructs_the_map_from_each_stack(tmp_path: Path, monkeypatch
     for output in ("clean", "ctf_only", "noisy"):
         command = ["relion_reconstruct", "--i", f"out/{output}.star", "--o", f"{output}.mrc"]
         command += ["--ctf"] * (output != "clean")
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
         # its own columns are kept, and only they are not known
         unknown = {line.split()[-1] for line in done.stderr.splitlines() if "unknown label" in line}
         assert unknown <= {f"rlnCryohush{name}" for name in ("Structure", "Noise", "Snr", "Contaminated")}

@@ -70,7 +70,7 @@ def browse(page: Path, view: str, *more: str) -> str:
         *more,
         f"{page.absolute().as_uri()}#{view}",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     # what the page's program complains of
     assert "CONSOLE" not in done.stderr, done.stderr
     return done.stdout
