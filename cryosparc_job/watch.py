@@ -187,6 +187,8 @@ class Watcher:
         states = states if self._looks else [*states, "failed"]
         jobs = find_jobs(self.instance, self._directories, type=EXTERNAL, status=states)
         self._unfinished = {f"{job.project_uid} {job.uid}" for job in jobs if job.status != "failed"}
+        # one that failed, and is gone on with, is called so until its driver has begun
+        self._unfinished.update(self._started)
         for job in jobs:
             card = self._read(job)
             if card is None or card.key in self._started:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import textwrap
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,6 +210,29 @@ def _add_volumes(store: Store, kind: str, volumes: dict[str, NDArray[Any]]) -> N
         with mrcfile.new(store.directory / job.uid / f"{name}.mrc", volume.astype(np.float32)) as file:
             file.voxel_size = POSED_PIXEL_SIZE
     store._write(job, kind, table, passed=False)
+
+
+def process_at_work(store: Store) -> int:
+    """Wait until the child of a command, which is told to wait, is at work, and return its process."""
+    give_up = time.monotonic() + 300
+    while not (found := list(store.directory.glob("*/*/ready"))):
+        assert time.monotonic() < give_up, "the work never began"
+        time.sleep(0.01)
+    return int(found[0].read_text())
+
+
+def once_at_work(store: Store, action: Callable[[], object]) -> threading.Thread:
+    """Do something, beside the command, as soon as its child is at work."""
+
+    def wait() -> None:
+        try:
+            process_at_work(store)
+        finally:
+            action()  # without it the command would not end
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
 
 
 def scratch_of(scratch: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cryosparc_project import Run, add_micrographs, add_particles
+from cryosparc_project import Run, add_micrographs, add_particles, process_at_work
 from double_server import Fault
 from double_store import Job, Store
 from double_v5 import Double5
@@ -24,6 +24,8 @@ from cryohush.cryosparc_job.record import Record, new_mark
 from cryohush.cryosparc_job.tags import Tag, read_tag
 
 EVERY_SECONDS = 0.05
+# How long a test waits for what is to happen.
+PATIENCE_SECONDS = 300
 Until = Callable[[Callable[[], bool]], None]
 
 
@@ -46,7 +48,7 @@ def watch_until(double: Double5, quick: pytest.MonkeyPatch) -> Until:
     """Run a watcher in this process until something is so."""
 
     def run(is_so: Callable[[], bool], *words: str) -> None:
-        give_up = time.monotonic() + 60
+        give_up = time.monotonic() + PATIENCE_SECONDS
         tend = watch.Watcher.tend
 
         def look(watcher: watch.Watcher) -> None:
@@ -243,12 +245,13 @@ def test_requests_are_few(watch_until: Until, double: Double5, capfd: pytest.Cap
     assert asked - finds <= 4 + 2, double.server.operations
 
 
-def start(double: Double5, *words: str) -> subprocess.Popen[bytes]:
+def start(double: Double5, *words: str, claim_seconds: float = 3.0) -> subprocess.Popen[bytes]:
     """Start a watcher as a program of its own."""
     script = (
         "import sys\n"
         "from cryohush.cryosparc_job import cli, drivers, watch\n"
-        f"watch.QUIET_SECONDS, watch.CLAIM_SECONDS, watch.POLL_SECONDS = 0.2, 3.0, {EVERY_SECONDS}\n"
+        f"watch.QUIET_SECONDS, watch.CLAIM_SECONDS = 0.2, {claim_seconds}\n"
+        f"watch.POLL_SECONDS = {EVERY_SECONDS}\n"
         f"drivers.COMMAND = {drivers.COMMAND!r}\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
@@ -256,7 +259,7 @@ def start(double: Double5, *words: str) -> subprocess.Popen[bytes]:
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + PATIENCE_SECONDS
     while not is_so():
         assert time.monotonic() < give_up
         time.sleep(0.02)
@@ -265,7 +268,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 def test_two_watchers_never_take_one_job(quick: pytest.MonkeyPatch, store: Store, double: Double5) -> None:
     for _ in range(3):
         store.tag(add_particles(store).uid, "cryohush")
-    watchers = [start(double, "--gpus", name) for name in "01"]
+    watchers = [start(double, "--gpus", name, claim_seconds=600.0) for name in "01"]
     wait_until(done(store, 3))
     for watcher in watchers:
         watcher.terminate()
@@ -313,7 +316,7 @@ def watch_until_killed(double: Double5, operation: str, skip: int) -> None:
 
     double.server.faults = [Fault(operation, kill, skip)]
     watcher.append(start(double))
-    assert watcher[0].wait(60) == -signal.SIGKILL
+    assert watcher[0].wait(PATIENCE_SECONDS) == -signal.SIGKILL
 
 
 def children(pid: int) -> list[int]:
@@ -328,9 +331,9 @@ def test_a_watcher_that_is_stopped_goes_on_the_next_time(
     store.tag("J42", "cryohush")
     quick.setenv("CRYOHUSH_FAKE_WORK", "wait")
     watcher = start(double)
-    wait_until(lambda: bool(list(store.directory.glob("J43/denoised/ready"))))
+    process_at_work(store)
     watcher.terminate()
-    assert watcher.wait(60) == 0
+    assert watcher.wait(PATIENCE_SECONDS) == 0
     (job,) = store.external
     assert job.status == "failed"
     assert "stopped by SIGTERM" in job.texts("error")[-1]
@@ -471,20 +474,22 @@ def test_a_portion_waits_for_the_one_before_it(
     export = add_exposures(store, 2)
     store.tag(export.uid, "cryohush: new")
     quick.setenv("CRYOHUSH_FAKE_WORK", "wait")
-    watchers = [start(double, "--gpus", name) for name in "01"]
-    wait_until(lambda: bool(list(store.directory.glob("*/denoised/ready"))))
+    watchers = [start(double, "--gpus", name, claim_seconds=600.0) for name in "01"]
+    child = process_at_work(store)
     add_exposures(store, 4, export)
     wait_until(lambda: len(store.external) == 2)
     time.sleep(1.0)
-    assert [job.status for job in store.external] == ["running", "building"]
-    quick.setenv("CRYOHUSH_FAKE_WORK", "copy")
-    for watcher in watchers:  # both, before the one that waits sees that the other's job has ended
-        watcher.terminate()
-    assert [watcher.wait(60) for watcher in watchers] == [0, 0]
-    # the first was stopped with its watcher; taken up again it finds all that is there by now, and the
-    # second, which has waited for it, nothing
-    watch_until(done(store, 2))
     first, second = store.external
+    assert [first.status, second.status] == ["running", "building"]
+    quick.setenv("CRYOHUSH_FAKE_WORK", "copy")
+    # the one that waits first: it never sees that the other's job has ended
+    watchers.sort(key=lambda watcher: child in children(watcher.pid))
+    for watcher in watchers:
+        watcher.terminate()
+        assert watcher.wait(PATIENCE_SECONDS) == 0
+    # the first was stopped with its watcher; taken up again it finds all that is there by now, and the
+    # second, which has waited for it though another GPU is free, nothing
+    watch_until(done(store, 2), "--gpus", "0", "1")
     assert (first.status, uids(store, first)) == ("completed", [0, 1, 2, 3])
     assert "all 4 micrographs were denoised before, by J44" in second.texts("error")[-1]
 
