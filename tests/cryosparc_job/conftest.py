@@ -78,8 +78,8 @@ def signed_in(double: Double5, clean_environment: Path, monkeypatch: pytest.Monk
 
     get_default_auth_config_path.cache_clear()
     monkeypatch.setattr(instance, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(instance, "PATIENCE_SECONDS", 5.0)
-    monkeypatch.setattr(instance, "ERROR_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(instance, "PATIENCE_SECONDS", 120.0)
+    monkeypatch.setattr(instance, "ERROR_PATIENCE_SECONDS", 10.0)
     monkeypatch.setattr(job, "CONFIRM_SECONDS", 0.01)
     monkeypatch.setattr(guard, "LAST_WORD_SECONDS", 2.0)
     return store_token(clean_environment, double.url)

@@ -10,7 +10,7 @@ from cryohush.cryosparc_job import cli, guard, instance, job, place, worker
 
 fake = str(Path(__file__).with_name("fake_work.py"))
 worker.COMMAND = (sys.executable, fake, os.environ["CRYOHUSH_FAKE_WORK"])
-instance.FIRST_PAUSE_SECONDS, instance.PATIENCE_SECONDS, guard.WATCH_SECONDS = 0.01, 5.0, 0.05
-instance.ERROR_PATIENCE_SECONDS, job.CONFIRM_SECONDS = 2.0, 0.01
+instance.FIRST_PAUSE_SECONDS, instance.PATIENCE_SECONDS, guard.WATCH_SECONDS = 0.01, 120.0, 0.05
+instance.ERROR_PATIENCE_SECONDS, job.CONFIRM_SECONDS = 10.0, 0.01
 place.LOCK_PATIENCE_SECONDS = 0.5
 sys.exit(cli.main())

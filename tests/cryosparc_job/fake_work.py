@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cryohush.core.inference.plan import plan_stacks, read_images
+from cryohush.core.io.files import write_text
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.io.particles import ParticleSet
 
@@ -43,6 +44,11 @@ def copy(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def tell_ready(task: dict[str, Any]) -> None:
+    """Say which process this is, in a file that is whole as soon as it is there."""
+    write_text(Path(task["output"], "ready"), str(os.getpid()))
+
+
 def main() -> int:
     task, kind = json.load(sys.stdin), sys.argv[1]
     if task["task"] == "check":
@@ -64,7 +70,7 @@ def main() -> int:
     elif kind == "wait":
         stopped: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
-        Path(task["output"], "ready").write_text(str(os.getpid()))
+        tell_ready(task)
         while not stopped:
             time.sleep(0.01)
         Path(task["output"], "stopped").touch()
@@ -72,8 +78,8 @@ def main() -> int:
         return 1
     elif kind == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        Path(task["output"], "ready").write_text(str(os.getpid()))
-        time.sleep(60)
+        tell_ready(task)
+        time.sleep(600)
     elif kind == "SIGKILL":
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "SIGSEGV":

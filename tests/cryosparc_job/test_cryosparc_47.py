@@ -34,8 +34,8 @@ from cryohush.cryosparc_job import cli, guard, instance, job, worker
 kind, fake = sys.argv[1:3]
 if kind != "denoise":
     worker.COMMAND = (sys.executable, fake, kind)
-instance.FIRST_PAUSE_SECONDS, instance.PATIENCE_SECONDS, guard.WATCH_SECONDS = 0.01, 5.0, 0.05
-instance.ERROR_PATIENCE_SECONDS, job.CONFIRM_SECONDS = 2.0, 0.01
+instance.FIRST_PAUSE_SECONDS, instance.PATIENCE_SECONDS, guard.WATCH_SECONDS = 0.01, 120.0, 0.05
+instance.ERROR_PATIENCE_SECONDS, job.CONFIRM_SECONDS = 10.0, 0.01
 sys.exit(cli.main(sys.argv[3:]))
 """
 
@@ -64,7 +64,7 @@ def run(double: Double47, clean_environment: Path, monkeypatch: pytest.MonkeyPat
             [os.environ["CRYOHUSH_CRYOSPARC47_PYTHON"], "-c", DRIVER, kind, fake, *given],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryosparc_project import Run
+from cryosparc_project import Run, once_at_work
 from double_server import Fault
 from double_store import Job, Store
 from double_v5 import Double5
@@ -86,28 +84,12 @@ def test_errors_of_the_adapter_itself(
     assert type(error).__name__ in details
 
 
-def when_ready(store: Store, action: Callable[[], None]) -> threading.Thread:
-    """Do something once the child works."""
-
-    def wait() -> None:
-        give_up = time.monotonic() + 60
-        while not list(store.directory.glob("J43/denoised/ready")):
-            if time.monotonic() > give_up:
-                return
-            time.sleep(0.01)
-        action()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_work_and_fails_the_job(
     denoise: Run, store: Store, child_does: Does, number: signal.Signals
 ) -> None:
     child_does("wait")
-    thread = when_ready(store, lambda: os.kill(os.getpid(), number))
+    thread = once_at_work(store, lambda: os.kill(os.getpid(), number))
     assert denoise() == 2
     thread.join()
     assert f"stopped by {number.name}. Go on with --resume J43" in failed(store).texts("error")[-1]
@@ -129,7 +111,7 @@ def test_a_child_that_does_not_stop_is_killed(
 ) -> None:
     child_does("deaf")
     monkeypatch.setattr(worker, "STOP_GRACE_SECONDS", 0.2)
-    thread = when_ready(store, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    thread = once_at_work(store, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert denoise() == 2
     thread.join()
     failed(store)
@@ -156,7 +138,7 @@ def test_a_job_that_was_ended_in_cryosparc_stops_and_stays_as_it_is(
         else:
             store.jobs["J43"].status = status
 
-    thread = when_ready(store, end)
+    thread = once_at_work(store, end)
     assert denoise() == 2
     thread.join()
     assert (store.directory / "J43/denoised/stopped").exists()
@@ -177,9 +159,14 @@ def test_a_lost_connection_does_not_disturb_the_work(
 ) -> None:
     child_does("copy")
     monkeypatch.setattr(guard, "WATCH_SECONDS", 0.0)
-    double.server.faults = [Fault("jobs.find_one", "drop before", skip=12) for _ in range(1)]
-    double.server.faults += [Fault("jobs.add_event_log", "drop before") for _ in range(3)]
+
+    def begin() -> None:
+        for operation in ("jobs.find_one", "jobs.add_event_log"):
+            double.server.faults += [Fault(operation, "drop before") for _ in range(3)]
+
+    double.server.faults = [Fault("jobs.mark_running", begin)]
     assert denoise() == 0
+    assert not double.server.faults
 
 
 def test_a_server_that_stays_away_leaves_the_way_on(

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from cryosparc_project import (
     add_half_exposures,
     add_micrographs,
     add_posed_particles,
+    once_at_work,
     particle_table,
     scratch_of,
     training_file,
@@ -263,15 +262,7 @@ def test_ctrl_c_fails_the_job_which_can_be_gone_on_with(
 ) -> None:
     words = prepare(store, name, tmp_path)
     child_does("wait")
-
-    def interrupt() -> None:
-        give_up = time.monotonic() + 60
-        while not list(store.directory.glob("*/*/ready")) and time.monotonic() < give_up:
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
+    thread = once_at_work(store, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert command(name, *words) == 2
     thread.join()
     (job,) = store.external

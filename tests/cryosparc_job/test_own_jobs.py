@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from cryosparc_project import (
     Run,
     add_posed_particles,
     particle_table,
+    process_at_work,
     scratch_of,
     training_file,
     write_stacks,
@@ -133,9 +133,7 @@ def test_a_second_driver_leaves_the_first_alone(
     ended: list[subprocess.CompletedProcess[str]] = []
 
     def second() -> None:
-        give_up = time.monotonic() + 60
-        while not list(store.directory.glob("J43/denoised/ready")) and time.monotonic() < give_up:
-            time.sleep(0.01)
+        child = process_at_work(store)
         store.restart_needs_clear = True
         driver = [sys.executable, str(Path(__file__).with_name("fake_driver.py")), "denoise"]
         driver += ["--url", double.url, "--project", "P3", "--resume", "J43"]
@@ -143,7 +141,7 @@ def test_a_second_driver_leaves_the_first_alone(
             store.jobs["J43"].status = status
             ended.append(subprocess.run(driver, capture_output=True, text=True, check=False))
         store.jobs["J43"].status = "running"
-        os.kill(int((store.directory / "J43/denoised/ready").read_text()), signal.SIGTERM)
+        os.kill(child, signal.SIGTERM)
 
     thread = threading.Thread(target=second)
     thread.start()

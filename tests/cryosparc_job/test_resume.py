@@ -6,16 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryosparc_project import Run
+from cryosparc_project import Run, process_at_work
 from double_server import Fault
 from double_store import Store
 from double_v5 import Double5
 
+from cryohush.cryosparc_job import place
 from cryohush.cryosparc_job.cli import main
 
 
@@ -54,7 +54,12 @@ def test_a_crash_between_setting_aside_and_going_on_loses_nothing(
 
 
 def test_a_driver_that_was_killed_leaves_a_job_to_go_on_with(
-    denoise: Run, store: Store, double: Double5, weights: Path, child_does: Callable[[str], None]
+    denoise: Run,
+    store: Store,
+    double: Double5,
+    weights: Path,
+    child_does: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """SIGKILL, which nothing can catch; a program of its own, as a user runs it."""
     script = (
@@ -65,14 +70,12 @@ def test_a_driver_that_was_killed_leaves_a_job_to_go_on_with(
     )
     words = ["denoise", "--url", double.url, "--project", "P3", "--workspace", "W1"]
     driver = subprocess.Popen([sys.executable, "-c", script, *words, "--particles", "J42:particles"])
-    ready = store.directory / "J43/denoised/ready"
-    give_up = time.monotonic() + 60
-    while not ready.exists() and time.monotonic() < give_up:
-        time.sleep(0.02)
+    child = process_at_work(store)
     driver.kill()
     driver.wait()
     assert store.jobs["J43"].status == "running"
-    os.kill(int(ready.read_text()), signal.SIGTERM)
+    os.kill(child, signal.SIGTERM)
+    monkeypatch.setattr(place, "LOCK_PATIENCE_SECONDS", 120.0)  # the child has the lock until it has ended
     child_does("copy")
     assert main(["denoise", "--url", double.url, "--project", "P3", "--resume", "J43"]) == 0
     assert [job.status for job in store.external] == ["completed"]
