@@ -19,6 +19,7 @@ from cryohush.core.errors import Aborted, CryohushError, InputError, OutputError
 from cryohush.core.job_context import JobContext
 from cryohush.core.models.weights import load_model
 from cryohush.core.training import data
+from cryohush.core.training import record as record_module
 from cryohush.core.training.record import MEANINGS, Preview, PreviewRow, Record, _curves, meanings_of
 from cryohush.core.training.run import train
 
@@ -228,7 +229,10 @@ def test_the_picture_names_its_rows_and_shares_the_greys_of_a_column(tmp_path: P
     assert picture[:, middle:].mean() == pytest.approx(picture[:, :middle].mean(), abs=0.1)
 
 
-def test_a_quick_run_draws_its_first_and_its_last_line(tmp_path: Path) -> None:
+def test_a_quick_run_draws_its_first_and_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_module, "PICTURE_SECONDS", 3600.0)  # also a slow machine is quick
     preview = Preview([PreviewRow("noisy", torch.rand(2, 8, 8), 0)], ["1", "2"])
     lines = [{"step": step, "loss": 1.0} for step in (1, 2, 3)]
     record = Record(tmp_path, 0)
