@@ -314,8 +314,9 @@ def _find(
     of_row = torch.full((n,), -1, dtype=torch.int64)
     contexts: list[StackContext] = []
     names, notes = [], {}
+    earlier = {} if known is None else dict(zip(known.names, known.contexts, strict=True))
     for name, rows in rows_of.items():
-        kept = None if known is None or name not in known.names else known.contexts[known.names.index(name)]
+        kept = earlier.get(name)
         if kept is not None and min(len(rows), wanted.most_images) > OUTGROWN * kept.n_images:
             log(
                 f"{name} has {counted(len(rows), 'image')} now: what the stack adds, known from "

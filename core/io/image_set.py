@@ -21,8 +21,6 @@ from .optics import OpticsGroup
 from .star import Table, decode, encode, free_label, quote, rewrite, unquote
 
 _PREVIOUS = "rlnCryohushPreviousOriginalName"
-
-
 #: of particles and micrographs
 _IMAGES = ("rlnImageName", "rlnMicrographName")
 

@@ -28,7 +28,6 @@ from cryohush.core.io.journal import JOURNAL_NAME, RANGES_FOLDER
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs import parts
 from cryohush.core.jobs.denoise import DenoiseJob, run_denoise
-from cryohush.core.jobs.denoise_parts import Range
 from cryohush.core.jobs.extract_noise import ExtractNoiseJob
 from cryohush.core.jobs.job import Part
 from cryohush.core.noise.summary import NoiseSummary
@@ -47,9 +46,6 @@ CONFIG = EngineConfig(
     worker_timeout_seconds=8,
     attempts=5,  # a busy machine may starve a sound worker for eight seconds
 )
-
-
-FATAL = "images 41 to 48 of x.mrcs"
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +95,17 @@ def expected(project: Path, weights: Path) -> bytes:
     return (project / "whole" / "x.mrcs").read_bytes()
 
 
-Strike = Callable[[Callable[[], object]], None]
+Strike = Callable[..., None]
 
 
 @pytest.fixture
 def strike(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Strike:
-    """Have something done, once, by the worker of the third range, in the midst of it: as it syncs a file."""
+    """Have something done by the worker of a range, in the midst of it: as it syncs a file.
 
-    def arrange(what: Callable[[], object]) -> None:
+    It is that of the third range that is sent, once, or of one that is named, each time.
+    """
+
+    def arrange(what: Callable[[], object], named: str | None = None) -> None:
         submit, sent = pool.submit, list[str]()
 
         def in_its_midst(part: Part, devices: LocalDevices) -> None:
@@ -123,7 +122,8 @@ def strike(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> Strike:
         def counted(key: str, function: Callable[..., Any], *arguments: Any) -> Any:
             if function is retry._do:
                 sent.append(key)
-                function = in_its_midst if len(sent) == 3 else function
+                is_struck = len(sent) == 3 if named is None else arguments[0].describe() == named
+                function = in_its_midst if is_struck else function
             return submit(key, function, *arguments)
 
         monkeypatch.setattr(pool, "submit", counted)
@@ -202,25 +202,27 @@ def test_a_range_that_always_fails_is_named_and_the_others_are_finished(
 
 
 def test_a_range_that_kills_its_workers_is_set_aside_after_its_attempts(
-    project: Path, weights: Path, pool: Pool, expected: bytes, monkeypatch: pytest.MonkeyPatch
+    project: Path,
+    weights: Path,
+    pool: Pool,
+    expected: bytes,
+    strike: Strike,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    attempts, submit = [], pool.submit
+    fatal, hits = "images 41 to 48 of x.mrcs", project / "hits"
 
-    def die(*_: object) -> None:  # in a function, so that a worker needs no module of tests to load it
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def deadly(key: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        if arguments and isinstance(arguments[0], Range) and arguments[0].describe() == FATAL:
-            attempts.append(key)
-            return submit(key, die)
-        return submit(key, function, *arguments)
+    def die() -> None:
+        with hits.open("a") as file:
+            file.write("x")
+        if hits.stat().st_size <= 2:  # it lets its third worker live
+            os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as once:
         once.setattr(pool, "config", CONFIG.model_copy(update={"attempts": 2}))
-        once.setattr(pool, "submit", deadly)
-        with pytest.raises(RangesFailed, match=rf"1 of 20 ranges .* {FATAL}: the worker died"):
+        strike(die, fatal)
+        with pytest.raises(RangesFailed, match=rf"1 of 20 ranges .* {fatal}: the worker died"):
             denoise(project, weights, pool)
-    assert len(attempts) == 2
+    assert hits.read_text() == "xx"
     output = denoise(project, weights, pool)
     assert (output / "x.mrcs").read_bytes() == expected
 

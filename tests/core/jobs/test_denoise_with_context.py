@@ -58,17 +58,25 @@ def options(weights: Path, **given: Any) -> DenoiseOptions:
 
 
 def write_ctfs(
-    table: Path, names: Sequence[str], defocus_angstrom: Iterable[int], amplitude_contrast: float = 0.1
+    table: Path,
+    names: Sequence[str],
+    defocus_angstrom: Iterable[int],
+    amplitude_contrast: float = 0.1,
+    phase_shift: float = 0.0,
+    changed: tuple[str, int] = ("rlnCtfDataAreCtfPremultiplied", 0),
 ) -> None:
-    """A table of images with their defocus."""
+    """A table of images with their defocus; `changed` says what was done to their CTFs."""
+    label, value = changed
     rows = "".join(
-        f"{name} 1 {defocus} {defocus} 0\n" for name, defocus in zip(names, defocus_angstrom, strict=True)
+        f"{name} 1 {defocus} {defocus} 0 {phase_shift}\n"
+        for name, defocus in zip(names, defocus_angstrom, strict=True)
     )
     table.write_text(
         "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnVoltage\n"
-        f"_rlnSphericalAberration\n_rlnAmplitudeContrast\n1 3.0 300 2.7 {amplitude_contrast:g}\n\n"
+        f"_rlnSphericalAberration\n_rlnAmplitudeContrast\n_{label}\n"
+        f"1 3.0 300 2.7 {amplitude_contrast:g} {value}\n\n"
         "data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n_rlnDefocusU\n_rlnDefocusV\n"
-        f"_rlnDefocusAngle\n{rows}\n"
+        f"_rlnDefocusAngle\n_rlnPhaseShift\n{rows}\n"
     )
 
 
@@ -219,10 +227,7 @@ def test_ctfs_that_are_not_used_are_said(table: Path) -> None:
 
 @pytest.mark.parametrize(("phase_shift", "is_odd"), [(0, False), (1.5708, True), (90, False)])
 def test_phase_shifts_in_radians_are_noticed(table: Path, phase_shift: float, is_odd: bool) -> None:
-    write_ctfs(table, NAMES, [10000] * N)
-    head, rows = table.read_text().split("_rlnDefocusAngle\n")
-    rows = "".join(f"{row} {phase_shift}\n" for row in rows.splitlines() if row)
-    table.write_text(f"{head}_rlnDefocusAngle\n_rlnPhaseShift\n{rows}\n")
+    write_ctfs(table, NAMES, [10000] * N, phase_shift=phase_shift)
     lines: list[str] = []
     found = find_contexts(ParticleSet.read(table), log=lines.append)
     (stack, *_) = found.images.values()
@@ -233,16 +238,9 @@ def test_phase_shifts_in_radians_are_noticed(table: Path, phase_shift: float, is
 @pytest.mark.parametrize("label", ["rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"])
 def test_ctf_premultiplied_images_have_no_context(table: Path, label: str) -> None:
     """Their noise is as coloured as their signal; where phases were flipped it is not."""
-    names = [f"{i + 1:06d}@a.mrcs" for i in range(50)] + [f"{i + 1:06d}@b.mrcs" for i in range(N - 50)]
     found = {}
     for value in (0, 1):
-        rows = "".join(f"{name} 1 {10000 + 80 * i} {10000 + 80 * i} 0\n" for i, name in enumerate(names))
-        table.write_text(
-            "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n_rlnVoltage\n"
-            f"_rlnSphericalAberration\n_rlnAmplitudeContrast\n_{label}\n1 3.0 300 2.7 0.1 {value}\n\n"
-            "data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n_rlnDefocusU\n_rlnDefocusV\n"
-            f"_rlnDefocusAngle\n{rows}\n"
-        )
+        write_ctfs(table, NAMES, range(10000, 10000 + 80 * N, 80), changed=(label, value))
         found[value] = find_contexts(ParticleSet.read(table))
     assert len(found[0].contexts) == 1
     if "Premultiplied" in label:
