@@ -168,17 +168,19 @@ class RelionProjects:
         """Raise when RELION is at work in the project, or cannot take the result."""
         project = _project(item)
         refuse_if_busy(project)
-        _refuse_other_version(project)
+        pipeline = read_pipeline(project)
+        version = relion_version(pipeline)
+        _refuse_other_version(project, version)
         if not item.source.is_relative_to(project):
             raise ConfigurationError(f"{item.source} lies outside of the project {project}.")
         job = f"{'/'.join(_relative(item).split('/')[:2])}/"
-        known = {process.name: process.is_finished for process in processes(read_pipeline(project))}
+        known = {process.name: process.is_finished for process in processes(pipeline)}
         if not known.get(job, True):
             raise InputError("the job that makes it has not finished.", path=item.source)
         if " " in _relative(item):
             raise ConfigurationError(f"{item.source}: RELION takes no paths with blanks.")
         is_float16 = isinstance(item.options, DenoiseOptions) and item.options.output_dtype == "float16"
-        if is_float16 and relion_version(read_pipeline(project)) == "3.1":
+        if is_float16 and version == "3.1":
             raise ConfigurationError("output_dtype float16: RELION 3.1 cannot read float16 images.")
 
     def open(self, item: Item) -> Path:
@@ -299,8 +301,8 @@ def _installed_version(program: str) -> str | None:
     return f"{found[1]}.{found[2]}" if found[1] == "3" else found[1]
 
 
-def _refuse_other_version(project: Path) -> None:
-    """Raise when the pipeliner on the PATH is of another RELION than the project.
+def _refuse_other_version(project: Path, wanted: str | None) -> None:
+    """Raise when the pipeliner on the PATH is of another RELION than the project, `wanted`.
 
     An older one cannot read the pipeline, ends with its lock in place, and the GUI waits for that for ever; a
     newer one rewrites the pipeline so that the older GUI cannot read it.
@@ -310,7 +312,7 @@ def _refuse_other_version(project: Path) -> None:
     HostError
         Says both versions.
     """
-    program, wanted = shutil.which(PIPELINER), relion_version(read_pipeline(project))
+    program = shutil.which(PIPELINER)
     installed = None if program is None else _installed_version(program)
     if wanted is not None and installed is not None and wanted != installed:
         raise HostError(
