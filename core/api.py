@@ -23,7 +23,7 @@ from .context.contexts import context_of_images
 from .errors import ConfigurationError, ImageError, missing_package
 from .imaging.ctf import CtfParameters, ctf_parameters_of
 from .inference.denoiser import Denoiser
-from .inference.devices import choose_precision, resolve_devices
+from .inference.devices import CPU_BATCH_PX, choose_precision, resolve_devices
 from .inference.micrograph_denoiser import MicrographDenoiser
 from .inference.plan import PLAUSIBLE_ANGSTROM, SMALLEST_PX, finer_grid
 from .inference.plan import read_images as read_image_set
@@ -50,9 +50,6 @@ __all__ = [
 
 Protein = Literal["white", "dark"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-
-# Pixels that the network gets at once, if `batch_size` does not say how many images.
-_BATCH_PX = 2**18
 
 
 def denoise(
@@ -147,7 +144,7 @@ def denoise(
     if context == "stack" and bool(getattr(loaded.module, "context_channels", None)):
         channels = _context(stack, ctf, pixel_size, particle_diameter, dark=protein == "dark")
     finer = finer_grid(pixel_size, loaded.trained_pixel_sizes_angstrom)
-    size = batch_size or max(1, _BATCH_PX // (stack.shape[1] * stack.shape[2]))
+    size = batch_size or max(1, CPU_BATCH_PX // (stack.shape[1] * stack.shape[2]))
     result = np.empty_like(stack)
     conspicuous: dict[int, str] = {}
     for first in range(0, len(stack), size):

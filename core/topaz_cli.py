@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 DEFAULT_SUFFIX = ".denoised"
 MODEL = "general"
-# Pixels that the network gets at once.
-_BATCH_PX = 2**18
 # Networks of Topaz by name: each stands for ours.
 TOPAZ_MODELS = ("unet", "unet-small", "fcnet", "affine", "unet-v0.2.1", "unet-0.2.1", "L1", "L2", "SA")
 # What has no meaning here: with a value, and without.
@@ -249,11 +247,12 @@ def _denoise_file(plan: StackPlan, target: Path, denoiser: Denoiser, label: str,
     """Denoise one file, block by block, and write it whole or not at all."""
     import numpy as np
 
+    from .inference.devices import CPU_BATCH_PX
     from .io.files import make_folder
     from .io.mrc import StackReader, StackWriter
 
     make_folder(target.parent)
-    n, size = len(plan.indices), max(1, _BATCH_PX // (plan.shape[0] * plan.shape[1]))
+    n, size = len(plan.indices), max(1, CPU_BATCH_PX // (plan.shape[0] * plan.shape[1]))
     if not plan.is_micrograph:
         _say(f"denoising stack with shape: {(n, *plan.shape)}")
     with (

@@ -12,8 +12,9 @@ Of each stack the first images are judged; on others, a fifth as many but four a
 parameter is chosen with the clean images at hand; outputs are judged as they come. The covariance Wiener
 filter (CWF) and the radial one are fitted to the whole noisy stack. They, the best linear filter and the
 Bayes limit know the power of the noise; other baselines estimate it, and models get what a user gives them:
-images whose noise has mean 0 and standard deviation 1. The target is the particle with its CTF. The best
-linear filter is the covariance Wiener filter with the covariance of other clean views.
+images whose noise has mean 0 and standard deviation 1, each by itself and the whole stack. The target is the
+particle with its CTF. The best linear filter is the covariance Wiener filter with the covariance of other
+clean views.
 
 "share" is the share of the way from the noisy images to the limit, (noisy - method) / (noisy - Bayes) in
 log mean squared error; "efficiency" that from the best linear filter, (linear - method) / (linear - Bayes):
@@ -43,6 +44,7 @@ from bayes_denoiser import BayesDenoiser
 from pairs import denoise
 from torch import Tensor
 
+import cryohush
 from cryohush.core.classical.baselines import (
     BASELINES,
     available_baselines,
@@ -256,6 +258,9 @@ def judge(
         denoised = denoise(model, noisy, arguments.device, "auto")
         rate = len(noisy) / (time.perf_counter() - begin)
         rows.append({**figures(f"model {Path(name).stem}", denoised, clean), "rate": rate})
+        if getattr(model.module, "context_channels", 0):
+            label = f"model {Path(name).stem}, with its stack"
+            rows.append(figures(label, with_its_stack(model, stack, arguments.device)[judged], clean))
     rows.append(figures(LINEAR, best_linear(stack, linear, judged), clean))
     # the coarse stage takes half the box
     limit = BayesDenoiser(
@@ -265,6 +270,14 @@ def judge(
     floor = pose_floor(stack, specimen, judged) / float(clean.var((1, 2), correction=0).mean())
     rows.append({**figures(LIMIT, posterior.mean, clean), "pose_floor_nmse": floor})
     return rows
+
+
+def with_its_stack(model: LoadedModel, stack: Stack, device: str) -> Tensor:
+    images = stack.noisy.numpy()
+    size = stack.pixel_size_angstrom
+    return torch.from_numpy(
+        cryohush.denoise(images, pixel_size=size, model=model, ctf=stack.optics, device=device)
+    )
 
 
 def methods(stack: Stack, arguments: argparse.Namespace) -> dict[str, Callable[[Tensor, float], Tensor]]:
