@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 PIPELINER = "relion_pipeliner"
 COMMAND = "relion_cryohush follow"
+# of RELION's External form, for the table
+_FIELDS: dict[Kind, str] = {"micrographs": "in_mic", "particles": "in_part"}
 # The pipeliner sees the end of a job after its own interval.
 PIPELINER_SECONDS = 120.0
 # What RELION leaves in the project's folder for each job that a batch runs, by the name of the schedule.
@@ -240,8 +242,8 @@ class RelionProjects:
     def _add(self, item: Item) -> str:
         """Let RELION make the job, and return its name."""
         project = _project(item)
-        field = {"micrographs": "in_mic", "particles": "in_part"}[_kind(item)]
-        options = f"fn_exe == {COMMAND};{field} == {_relative(item)};nr_threads == 1;do_queue == No"
+        field = f"{_FIELDS[_kind(item)]} == {_relative(item)}"
+        options = f"fn_exe == {COMMAND};{field};nr_threads == 1;do_queue == No"
         # jobs of the same batch may run in the project already, and RELION writes down their ends
         before = settled_jobs(project)
         words = [PIPELINER, "--addJob", "External", "--addJobOptions", options]
@@ -252,7 +254,8 @@ class RelionProjects:
             )
         except subprocess.TimeoutExpired as error:
             raise HostError(f"{project}: {PIPELINER} did not answer. Is the pipeline locked?") from error
-        new = settled_jobs(project) - before
+        # somebody may have added another one meanwhile
+        new = {name for name in settled_jobs(project) - before if _is_of(project / name, item)}
         if done.returncode or len(new) != 1:
             raise HostError(
                 f"{project}: {PIPELINER} made no job: {(done.stderr or done.stdout).strip()[-300:]}"
@@ -320,6 +323,16 @@ def _refuse_other_version(project: Path, wanted: str | None) -> None:
             f"{installed} ({program}). Put RELION {wanted} first on the PATH, or none at all: the jobs are "
             "then written into the pipeline without it."
         )
+
+
+def _is_of(job: Path, item: Item) -> bool:
+    """Tell by RELION's form of a job, with our command and a source's table, whether it is that source's."""
+    form = job / "job.star"
+    text = form.read_text(errors="replace") if form.exists() else ""
+    wanted = (("fn_exe", COMMAND), (_FIELDS[_kind(item)], _relative(item)))
+    return all(
+        re.search(rf'^\s*{name}\s+"?{re.escape(value)}"?\s*$', text, re.MULTILINE) for name, value in wanted
+    )
 
 
 def _remembered(project: Path) -> bytes | None:

@@ -292,6 +292,29 @@ def test_noise_and_an_evaluation_are_jobs_of_the_project(
     assert json.loads((project / "External/quality/evaluation.json").read_text())["against_twin"]
 
 
+@pytest.mark.relion
+@of_31
+def test_a_job_that_somebody_else_adds_at_the_same_moment_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, program = tmp_path / "p", tmp_path / "pipeliner"
+    make_project(project, 0)
+    other = "--addJob External --addJobOptions 'fn_exe == other;in_part == Extract/job001/particles.star'"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = --addJob ] && relion_pipeliner {other}\nexec relion_pipeliner "$@"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(relion_batch, "PIPELINER", str(program))
+    sources: list[dict[str, object]] = [{"name": "a", "relion": str(project), "newest": "Extract"}]
+    assert main(["batch", str(write_plan(tmp_path / "plan.yaml", sources))]) == 0
+    assert list(processes(project).items())[1:] == [
+        ("External/job002/", "1"),
+        ("External/job003/", SUCCEEDED),
+    ]
+    assert not (project / "External/job002/particles.star").exists()
+
+
 PIPELINE_4 = PIPELINE_31.replace("_rlnPipeLineProcessType #3", "_rlnPipeLineProcessTypeLabel #3")
 PIPELINE_5 = PIPELINE_4.replace("# version 30001", "# version 50001")
 
