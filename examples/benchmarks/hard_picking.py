@@ -39,12 +39,24 @@ import torch
 from independent_pairs import topaz
 from micrograph_pairs import denoise
 from pairs import write_stack
-from processes import CRYOHUSH
 from realism import Exposure, read_exposures
 from sorting import of_atoms
 from topaz_detector import detector_picks, write_numbered
 from torch import Tensor
-from user_tasks import RAW, TOPAZ, Cell, Cells, centres_of, count, run, structure_file, table, task_parser
+from user_tasks import (
+    RAW,
+    SESSION,
+    TOPAZ,
+    Cell,
+    Cells,
+    centres_of,
+    count,
+    run,
+    structure_file,
+    table,
+    task_parser,
+    trained_on,
+)
 
 from cryohush.core.config.micrographs import MicrographSettings
 from cryohush.core.imaging.filters import low_pass
@@ -58,7 +70,6 @@ from cryohush.core.simulation.micrograph import CONTAMINATION, Species, simulate
 PIXEL_SIZE_ANGSTROM, SHAPE_PX = 2.5, (1024, 1024)
 LOW_PASS_ANGSTROM = 20.0
 TWENTY, GENERAL = f"low-pass {LOW_PASS_ANGSTROM:g} Å", "general"
-SESSION = "trained on the session"
 TARGETS = {
     "2cg9, one chain, 80 kDa": ("2cg9", 0.5),
     "2cg9, 160 kDa": ("2cg9", 1.0),
@@ -175,11 +186,7 @@ def session_model(
         tiles = [one.image.unfold(0, TILE_PX, TILE_PX).unfold(1, TILE_PX, TILE_PX) for one in micrographs]
         white = -torch.cat([one.reshape(-1, TILE_PX, TILE_PX) for one in tiles])
         write_stack(folder / "tiles.mrcs", white, pixel_size)
-        optimisation = f"steps={arguments.session_steps} batch_size=8 learning_rate=1e-4 ema_decay=0.98"
-        changes = [f"pairs.noisy={folder / 'tiles.mrcs'}", f"validate_every={arguments.session_steps}"]
-        changes += [f"optimisation.{change}" for change in optimisation.split()]
-        command = [*CRYOHUSH, "train", "recorrupted", "--output", str(folder / "run"), "--overwrite"]
-        run([*command, *(word for change in changes for word in ("--set", change))])
+        trained_on(folder / "tiles.mrcs", folder / "run", arguments.session_steps)
     return load_model(folder / "run" / WEIGHTS_NAME)
 
 

@@ -38,14 +38,17 @@ from cryohush.core.imaging.structure import read_structure
 from cryohush.core.io.mrc import StackReader
 from cryohush.core.io.star import write_tables
 from cryohush.core.metrics.picking import square_regions
-from cryohush.core.models.weights import load_model
+from cryohush.core.models.weights import WEIGHTS_NAME, load_model
 from cryohush.core.simulation.micrograph import SimulatedMicrograph, Species, simulate_micrograph
 
 HELD_OUT = ("1bxn", "2cg9", "4zxb", "6cvm", "6xlu", "pdb7pbl")
 """Structures on which no shipped model was trained."""
 RAW, LOW_PASS, TOPAZ = "raw", "low-pass", "Topaz"
 ALONE, STACK = "general, each by itself", "general, with its stack"
-METHODS = (RAW, LOW_PASS, TOPAZ, ALONE, STACK)
+SESSION = "trained on the session"
+METHODS = (RAW, LOW_PASS, TOPAZ, ALONE, STACK, SESSION)
+SESSION_STEPS = 150
+"""Updates of `general` on the very images that it then denoises, with their stack."""
 
 Cell = dict[str, dict[str, float]]
 """Figures by method and name."""
@@ -61,7 +64,10 @@ def task_parser(text: str | None, quick: str) -> argparse.ArgumentParser:
         "--topaz-python", help="python of an environment with topaz-em 0.3.20; None: no Topaz"
     )
     parser.add_argument("--model", default="general", help="name or .safetensors file (default: general)")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
+    untrained = [method for method in METHODS if method != SESSION]
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=untrained, help="default: all but the last"
+    )
     parser.add_argument("--repeats", type=count, default=2, help="of each, by another seed")
     parser.add_argument("--quick", action="store_true", help=f"a try of about a minute: {quick}")
     parser.add_argument("--threads", type=count, default=torch.get_num_threads())
@@ -359,8 +365,24 @@ def denoised_by_each(table_path: Path, arguments: argparse.Namespace) -> dict[st
         TOPAZ: lambda: -topaz(arguments.topaz_python, -raw, "unet", arguments.threads),
         ALONE: lambda: cryohush_denoise(table_path, folder / "alone", arguments, ["--context", "none"]),
         STACK: stack,
+        SESSION: lambda: cryohush_denoise(
+            table_path,
+            folder / "session",
+            arguments,
+            ["--model", str(trained_on(table_path.with_suffix(".mrcs"), folder / "run", SESSION_STEPS))],
+        ),
     }
     return {method: makers[method]() for method in asked_methods(arguments)}
+
+
+def trained_on(stack: Path, output: Path, steps: int) -> Path:
+    """Train `general` further on a stack of noisy images without truth; returns the weights."""
+    optimisation = f"steps={steps} batch_size=8 learning_rate=1e-4 ema_decay=0.98"
+    changes = [f"pairs.noisy={stack}", f"validate_every={steps}"]
+    changes += [f"optimisation.{change}" for change in optimisation.split()]
+    command = [*CRYOHUSH, "train", "recorrupted", "--output", str(output), "--overwrite"]
+    run([*command, *(word for change in changes for word in ("--set", change))])
+    return output / WEIGHTS_NAME
 
 
 def cryohush_denoise(

@@ -26,13 +26,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hard_picking import GENERAL, PICKERS, SESSION, TWENTY
+from hard_picking import GENERAL, PICKERS, TWENTY
 from scipy.stats import t as student
 from sorted_maps import EVERYTHING
-from user_tasks import ALONE, LOW_PASS, RAW, STACK, TOPAZ, Cell, mean_and_error, plus_minus, table
+from user_tasks import ALONE, LOW_PASS, RAW, SESSION, STACK, TOPAZ, Cell, mean_and_error, plus_minus, table
 
 HEAD, FOOT = "<!-- what_helps.py: begin -->", "<!-- what_helps.py: end -->"
-COLUMNS = (RAW, LOW_PASS, TOPAZ, ALONE, STACK)
+COLUMNS = (RAW, LOW_PASS, TOPAZ, ALONE, STACK, SESSION)
 CHANGES = {-1: "worse", 0: "no difference shown", 1: "better"}
 CLASSIFIED = {
     "species: NMI": "nmi",
@@ -228,7 +228,7 @@ def wanted(row: Row, name: str) -> bool:
 
 def line(row: Row, cells: Sequence[Cell]) -> str:
     # micrographs have no context
-    names = (RAW, TWENTY, TOPAZ, None, GENERAL, SESSION) if row.micrographs else (*COLUMNS, None)
+    names = (RAW, TWENTY, TOPAZ, None, GENERAL, SESSION) if row.micrographs else COLUMNS
     entries = []
     for name in names:
         having = [cell for cell in cells if name is not None and row.figure in cell.get(name, {})]
