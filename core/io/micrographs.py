@@ -149,14 +149,15 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
     rows: Rows | None = None
     optics: dict[int, OpticsGroup] | None = None
     row_optics: dict[int, OpticsGroup] = {}
+    labels: list[str] = []
     for table in read_tables(path):
         refuse_others(table)
         if table.name == "optics":
-            optics = read_optics(table, MICROGRAPH_PIXEL_SIZES)
+            optics = read_optics(table, MICROGRAPH_PIXEL_SIZES, before=optics)
         elif MicrographSet._is_own(table):
             if rows is not None:
                 raise StarError("a second table of micrographs.", path=path, line=table.line)
-            rows = Rows()
+            rows, labels = Rows(), table.labels
             group_of, row_optics = grouping(table, MICROGRAPH_PIXEL_SIZES)
             _read_rows(table, rows, group_of)
         elif _MOVIE in table.labels:
@@ -176,7 +177,7 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
         raise StarError("the table of micrographs has no rows.", path=path)
     if optics is None:
         return rows, row_optics
-    check_groups(path, rows.optics_group, rows.line, optics)
+    check_groups(path, rows.optics_group, rows.line, optics, labels)
     return rows, optics
 
 

@@ -89,8 +89,17 @@ def grouping(
     return group_of, optics
 
 
-def read_optics(table: Table, pixel_sizes: Sequence[str] = PARTICLE_PIXEL_SIZES) -> dict[int, OpticsGroup]:
-    """Read `data_optics`, written as a loop or as a list."""
+def read_optics(
+    table: Table,
+    pixel_sizes: Sequence[str] = PARTICLE_PIXEL_SIZES,
+    *,
+    before: dict[int, OpticsGroup] | None = None,
+) -> dict[int, OpticsGroup]:
+    """Read `data_optics`, written as a loop or as a list; `before` is what an earlier one said."""
+    if before is not None:
+        raise StarError(
+            "a second table data_optics.", path=table.path, line=table.line, remedy="Leave one in the file."
+        )
     optics: dict[int, OpticsGroup] = {}
     if table.labels:
         found = [
@@ -139,15 +148,27 @@ def _optics_group(
 
 
 def check_groups(
-    path: Path, group: Sequence[int] | NDArray[np.int32], line: Sequence[int], optics: dict[int, OpticsGroup]
+    path: Path,
+    group: Sequence[int] | NDArray[np.int32],
+    line: Sequence[int],
+    optics: dict[int, OpticsGroup],
+    labels: Sequence[str],
 ) -> None:
-    """Raise when a row's optics group, `(n,)` like `line`, is not in the table of optics.
+    """Raise when a row's optics group, `(n,)` like `line`, is not in the table of optics, or not told.
 
     Raises
     ------
     StarError
         Names the first one.
     """
+    if GROUP_LABEL not in labels and len(optics) > 1:
+        raise StarError(
+            f"data_optics has the groups {sorted(optics)}, and no column _{GROUP_LABEL} tells which of them "
+            "an image belongs to.",
+            path=path,
+            line=line[0],
+            remedy="Add the column, or leave the other groups out of data_optics.",
+        )
     groups, first_rows = np.unique(np.asarray(group, dtype=np.int32), return_index=True)
     for number, row in zip(groups.tolist(), first_rows.tolist(), strict=True):
         if number not in optics:

@@ -381,12 +381,12 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
     rows: Rows | None = None
     optics: dict[int, OpticsGroup] | None = None
     row_optics: dict[int, OpticsGroup] = {}
-    met = []
+    met, labels = [], list[str]()
     for table in read_tables(path):
         met += [f"data_{table.name}"] if table.line else []
         refuse_others(table)
         if table.name == "optics":
-            optics = read_optics(table)
+            optics = read_optics(table, before=optics)
         elif ParticleSet._is_own(table):
             if rows is not None:
                 raise StarError(
@@ -395,6 +395,7 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
                     line=table.line,
                     remedy="Leave one of them in the file.",
                 )
+            labels = table.labels
             rows, row_optics = _read_rows(table)
     if rows is None:
         raise StarError(
@@ -406,7 +407,7 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
         raise StarError("the table of particles has no rows.", path=path)
     if optics is None:
         return rows, row_optics
-    check_groups(path, rows.optics_group, rows.line, optics)
+    check_groups(path, rows.optics_group, rows.line, optics, labels)
     return rows, optics
 
 

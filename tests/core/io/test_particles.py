@@ -191,6 +191,11 @@ def test_a_missing_stack_is_named_with_its_row_and_all_places(
             OPTICS.replace("1 first", "2 first") + table(["1@a.mrcs 2"]),
             "line 16: optics group 2 appears twice",
         ),
+        (
+            OPTICS + table(["1@a.mrcs"], labels="rlnImageName"),
+            r"line 25: data_optics has the groups \[1, 2\], and no column _rlnOpticsGroup",
+        ),
+        (OPTICS + OPTICS + table(["1@a.mrcs 1"]), "line 21: a second table data_optics"),
         (OPTICS.replace("1.350000", "x.350000") + table(["1@a.mrcs 1"]), "line 15: .*_rlnImagePixelSize"),
         (OPTICS.replace("1.350000", "-1.35000") + table(["1@a.mrcs 1"]), "positive pixel size"),
         (OPTICS.replace("8            2", "8  3") + table(["1@a.mrcs 1"]), "line 15: subtomograms"),
