@@ -22,14 +22,15 @@ from numpy.typing import ArrayLike, NDArray
 from .context.contexts import context_of_images
 from .errors import ConfigurationError, ImageError, missing_package
 from .imaging.ctf import CtfParameters, ctf_parameters_of
-from .inference.denoiser import Denoiser
-from .inference.devices import CPU_BATCH_PX, choose_precision, resolve_devices
+from .imaging.normalise import background_mask
+from .inference.denoiser import Denoiser, why_no_limit
+from .inference.devices import CPU_BATCH_PX, DTYPES, choose_precision, resolve_devices
 from .inference.micrograph_denoiser import MicrographDenoiser
 from .inference.plan import PLAUSIBLE_ANGSTROM, SMALLEST_PX, finer_grid
 from .inference.plan import read_images as read_image_set
 from .io.mrc import StackReader
 from .io.particles import ParticleSet
-from .io.poses import PREMULTIPLIED, changed_ctf
+from .io.poses import PREMULTIPLIED, changed_ctf, why_impossible
 from .models.weights import LoadedModel, list_models, load_model
 
 if TYPE_CHECKING:
@@ -129,13 +130,21 @@ def denoise(
     stack, was_one = _as_stack(images)
     diameter_px = _in_pixels("particle_diameter", particle_diameter, pixel_size)
     keep_above_px = _in_pixels("keep_above", keep_above, pixel_size)
-    _check(blend, protein)
+    _check(blend, protein, precision)
+    _check_limit(keep_above, keep_above_px, stack.shape[1:])
+    if diameter_px is not None:
+        try:
+            background_mask(stack.shape[1:], diameter_px / 2)
+        except ValueError as error:
+            raise ConfigurationError(f"particle_diameter: {error}.") from error
     if context not in ("stack", "none"):
         raise ConfigurationError(f"context: expected 'stack' or 'none', found {context!r}.")
     if ctf is not None and pixel_size is None:
         raise ConfigurationError("ctf needs the pixel size (Å): pixel_size has to be given as well.")
     if ctf is not None and len(ctf) != len(stack):
         raise ConfigurationError(f"ctf: expected those of {len(stack)} images, found {len(ctf)}.")
+    if ctf is not None and (impossible := why_impossible(ctf)) is not None:
+        raise ConfigurationError(f"ctf: image {impossible[0] + 1}: {impossible[1]}.")
     if batch_size is not None and batch_size < 1:
         raise ConfigurationError(f"batch_size: expected 1 or more, found {batch_size}.")
     loaded = _loaded(model)
@@ -185,7 +194,8 @@ def denoise_micrograph(
     if not was_one:
         raise ImageError(f"expected one micrograph (y, x), found an array of the shape {stack.shape}.")
     keep_above_px = _in_pixels("keep_above", keep_above, pixel_size)
-    _check(blend, protein)
+    _check(blend, protein, precision)
+    _check_limit(keep_above, keep_above_px, stack.shape[1:])
     sign = np.float32(-1 if protein == "dark" else 1)
     loaded = _loaded(model)
     result, problem, remark = MicrographDenoiser(_denoiser(loaded, device, precision)).denoise(
@@ -202,7 +212,7 @@ def denoise_micrograph(
 
 
 def read_images(
-    source: str | Path, rows: Sequence[int] | None = None, *, root: str | Path | None = None
+    source: str | Path, rows: Sequence[int] | NDArray[Any] | None = None, *, root: str | Path | None = None
 ) -> NDArray[np.float32]:
     """Read the images of a table, in the order of its rows, or of a stack.
 
@@ -211,8 +221,8 @@ def read_images(
     source
         `particles.star`, `particles.cs`, or an MRC stack.
     rows
-        Which, counted from 0; None is all of them. They all come into memory: 100,000 boxes of 256 px are
-        24 GiB.
+        Which, counted from 0, or a mask with an entry for each row; None is all of them. They all come into
+        memory: 100,000 boxes of 256 px are 24 GiB.
     root
         Folder that the table's image names are relative to; None looks for it as `cryohush denoise` does.
 
@@ -260,7 +270,7 @@ def read_images(
 
 
 def read_ctf(
-    source: str | Path, rows: Sequence[int] | None = None, *, root: str | Path | None = None
+    source: str | Path, rows: Sequence[int] | NDArray[Any] | None = None, *, root: str | Path | None = None
 ) -> CtfParameters:
     """Read the CTF of each image of a table, for `denoise`. Parameters as of `read_images`.
 
@@ -339,14 +349,29 @@ def train(config: str | Path, output: str | Path, *, resume: bool = False, **set
 
 
 def _particles(
-    source: str | Path, rows: Sequence[int] | None, root: str | Path | None
+    source: str | Path, rows: Sequence[int] | NDArray[Any] | None, root: str | Path | None
 ) -> tuple[ParticleSet, NDArray[np.int64]]:
     """A set of particles, and the numbers of those of its rows that are wanted."""
     particles = read_image_set(source, root=None if root is None else Path(root))
     if not isinstance(particles, ParticleSet):
         raise ConfigurationError(f"{source} lists micrographs, not particles: read them one by one.")
     every = np.arange(len(particles))
-    return particles, every if rows is None else every[np.asarray(rows, dtype=np.int64)]
+    return particles, every if rows is None else every[_row_numbers(rows, len(particles))]
+
+
+def _row_numbers(rows: Sequence[int] | NDArray[Any], n_rows: int) -> NDArray[np.int64]:
+    """The numbers of wanted rows; a mask, as comparing a column gives it, stands for its true ones."""
+    wanted = np.asarray(rows)
+    if wanted.dtype == np.bool_ and wanted.shape == (n_rows,):
+        return np.flatnonzero(wanted)
+    if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
+        raise ConfigurationError(
+            f"rows: expected numbers, or a mask of {n_rows}, found {wanted.dtype} {wanted.shape}."
+        )
+    outside = wanted[(wanted < -n_rows) | (wanted >= n_rows)]
+    if outside.size:
+        raise ConfigurationError(f"rows: row {outside[0]} was asked for, counted from 0, of {n_rows}.")
+    return wanted.astype(np.int64)
 
 
 def _context(
@@ -389,7 +414,8 @@ def _as_stack(images: ArrayLike) -> tuple[NDArray[np.float32], bool]:
             "are needed."
         )
     one = array.ndim == 2
-    return np.ascontiguousarray(array[None] if one else array, dtype=np.float32), one
+    # torch warns of arrays that may not be written to, as mrcfile gives them
+    return np.require(array[None] if one else array, np.float32, ["C", "W"]), one
 
 
 def _in_pixels(name: str, length: float | None, pixel_size: float | None) -> float | None:
@@ -407,11 +433,18 @@ def _in_pixels(name: str, length: float | None, pixel_size: float | None) -> flo
     return length / pixel_size
 
 
-def _check(blend: float, protein: str) -> None:
+def _check_limit(length: float | None, length_px: float | None, shape: Sequence[int]) -> None:
+    if length_px is not None and (problem := why_no_limit(length_px, shape)) is not None:
+        raise ConfigurationError(f"keep_above: {length:g} Å are {length_px:g} px: {problem}.")
+
+
+def _check(blend: float, protein: str, precision: str) -> None:
     if not 0 <= blend <= 1:
         raise ConfigurationError(f"blend: expected 0 to 1, found {blend}.")
     if protein not in ("white", "dark"):
         raise ConfigurationError(f"protein: expected 'white' or 'dark', found {protein!r}.")
+    if precision not in ("auto", *DTYPES):
+        raise ConfigurationError(f"precision: expected auto, {', '.join(DTYPES)}, found {precision!r}.")
 
 
 def _loaded(model: str | Path | LoadedModel) -> LoadedModel:

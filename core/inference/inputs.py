@@ -70,6 +70,13 @@ def check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], images: 
             f"nothing in the images is finer than {limit:g} Å, above which the raw image was to be kept: two "
             f"pixels are {finest:g} Å. Give a coarser limit, or leave it out."
         )
+    for stack in stacks:
+        width = (stack.pixel_size_angstrom or 0.0) * max(stack.shape)
+        if limit is not None and 0 < width <= limit:
+            raise ConfigurationError(
+                f"nothing in images {width:g} Å wide is coarser than {limit:g} Å, above which the raw image "
+                "was to be kept: all of it would stay raw. Give a finer limit, or leave it out."
+            )
     for shape, pixel_size in {(stack.shape, stack.pixel_size_angstrom) for stack in stacks}:
         diameter = options.particle_diameter_angstrom
         if pixel_size is None:

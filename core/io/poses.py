@@ -198,25 +198,30 @@ def _ctf_of_cs(table: CsTable) -> CtfTable:
 
 
 def _check_possible(particles: ParticleSet, ctf: CtfTable) -> None:
-    error = CsError if particles.is_cs else StarError
-    defocus = np.abs(ctf.defocus_u_angstrom) + np.abs(ctf.defocus_v_angstrom)
-    for values, is_bad, expected in (
-        (ctf.voltage_kv, (ctf.voltage_kv < 10) | (ctf.voltage_kv > 3000), "an acceleration voltage in kV"),
-        (ctf.cs_mm, (ctf.cs_mm < 0) | (ctf.cs_mm > 100), "a spherical aberration in mm"),
-        (
-            ctf.amplitude_contrast,
-            (ctf.amplitude_contrast < 0) | (ctf.amplitude_contrast > 1),
-            "an amplitude contrast from 0 to 1",
-        ),
-        (ctf.defocus_u_angstrom, defocus > 4e5, "a defocus in Å below 20 µm"),
+    if (found := why_impossible(ctf)) is not None:
+        row, problem = found
+        raise (CsError if particles.is_cs else StarError)(
+            f"row {row + 1}: {problem}.", path=particles.source, line=int(particles.line[row]) or None
+        )
+
+
+def why_impossible(ctf: Any) -> tuple[int, str] | None:
+    """Return the 0-based image whose CTF cannot be, and why; None if all can.
+
+    `ctf` has the attributes of `CtfTable` up to `amplitude_contrast`, arrays or tensors.
+    """
+    names = ("voltage_kv", "cs_mm", "amplitude_contrast", "defocus_u_angstrom", "defocus_v_angstrom")
+    kv, cs, contrast, u, v = (np.asarray(getattr(ctf, name), dtype=np.float64) for name in names)
+    defocus = np.abs(u) + np.abs(v)
+    for values, is_possible, expected in (
+        (kv, (kv >= 10) & (kv <= 3000), "an acceleration voltage in kV"),
+        (cs, (cs >= 0) & (cs <= 100), "a spherical aberration in mm"),
+        (contrast, (contrast >= 0) & (contrast <= 1), "an amplitude contrast from 0 to 1"),
+        (u, defocus <= 4e5, "a defocus in Å below 20 µm"),
         # none at all is possible, in simulated images
-        (ctf.defocus_u_angstrom, (defocus > 0) & (defocus < 40), "a defocus in Å, not in µm"),
+        (u, (defocus == 0) | (defocus >= 40), "a defocus in Å, not in µm"),
     ):
-        if is_bad.any():
-            row = int(is_bad.argmax())
-            line = int(particles.line[row])
-            raise error(
-                f"row {row + 1}: expected {expected}, found {values[row]:g}.",
-                path=particles.source,
-                line=line or None,
-            )
+        if not is_possible.all():
+            row = int(is_possible.argmin())
+            return row, f"expected {expected}, found {values[row]:g}"
+    return None

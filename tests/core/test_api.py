@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import re
 import subprocess
@@ -22,6 +23,7 @@ from cryohush.core.io.mrc_header import label_of_denoised
 
 ROOT = Path(__file__).parents[2]
 STAR = ROOT / "examples" / "data" / "particles.star"
+DEFOCUS = ("defocus_u_angstrom", "defocus_v_angstrom")
 
 
 def test_importing_it_brings_in_nothing_heavy() -> None:
@@ -231,3 +233,44 @@ def test_images_of_two_sizes_are_not_one_array(tmp_path: Path) -> None:
     (tmp_path / "both.star").write_text(rows)
     with pytest.raises(CryohushError, match="expected images of 16 x 16 px, found 20 x 20 px"):
         cryohush.read_images(tmp_path / "both.star")
+
+
+def test_a_mask_stands_for_the_rows_that_are_true() -> None:
+    mask = np.arange(56) % 3 == 1
+    np.testing.assert_array_equal(cryohush.read_images(STAR, rows=mask), cryohush.read_images(STAR)[mask])
+    assert len(cryohush.read_ctf(STAR, rows=mask)) == mask.sum()
+
+
+@pytest.mark.parametrize("rows", [[0.5], [56], [-57], np.ones(3, bool), ["1"]])
+def test_rows_that_are_none_are_refused(rows: Any) -> None:
+    with pytest.raises(CryohushError, match="rows: "):
+        cryohush.read_images(STAR, rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"keep_above": 2.9}, "nothing would be kept"),
+        ({"keep_above": 500.0}, "all would stay raw"),
+        ({"particle_diameter": 500.0}, "particle_diameter: .* fewer than 16"),
+        ({"precision": "bf17"}, "precision: expected auto"),
+    ],
+)
+def test_what_does_not_suit_the_images_is_refused(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(CryohushError, match=problem):
+        cryohush.denoise(noise(2, 32, 32), pixel_size=1.5, **given)
+
+
+@pytest.mark.parametrize(("factor", "problem"), [(1e-4, "not in µm"), (np.nan, "below 20 µm")])
+def test_ctfs_that_cannot_be_are_refused(factor: float, problem: str) -> None:
+    ctf = cryohush.read_ctf(STAR, rows=[0, 1])
+    wrong = dataclasses.replace(ctf, **{name: getattr(ctf, name) * factor for name in DEFOCUS})
+    with pytest.raises(CryohushError, match=f"ctf: image 1: .*{problem}"):
+        cryohush.denoise(cryohush.read_images(STAR, rows=[0, 1]), pixel_size=1.5, ctf=wrong)
+
+
+def test_arrays_that_may_not_be_written_to_are_taken(recwarn: pytest.WarningsRecorder) -> None:
+    images = noise(2, 32, 32)
+    images.flags.writeable = False
+    cryohush.denoise(images, device="cpu")
+    assert not recwarn.list
