@@ -25,6 +25,8 @@ from ..progress import counted
 from .image_rows import ImageRows, batches, bring_together
 
 DENOISED, RAW = "denoised", "raw"
+# A circle of fewer pixels is a slip of the unit.
+_FEWEST_PX = 16
 FINE = "correlation_fine"
 
 # Pixels that are read at once; more when a baseline has to learn the noise from them, and fewer that SSIM,
@@ -99,6 +101,14 @@ class Sources:
                     f"the images are those of {other.path} themselves: their noise has to be independent.",
                     path=twin.path,
                     remedy="Give other images of the same particles, such as of other frames.",
+                )
+        # under another name, or copies
+        for other in (denoised, *([] if raw is None else [raw])):
+            if reference is not None and torch.equal(reference.read(first), other.read(first)):
+                raise InputError(
+                    f"the images are those of {other.path} themselves.",
+                    path=reference.path,
+                    remedy="Give the same particles without noise.",
                 )
         micrographs = next(filter(None, (rows.micrographs() for rows in (denoised, *present))), None)
         if micrographs is None and config.align_twin:
@@ -268,6 +278,7 @@ def compare(
     if not (sources.reference or sources.twin):
         return result
     mask = _circle(sources, config)
+    _refuse_no_band(sources, config)
     noise: Tensor = torch.zeros(1)
     done = 0
 
@@ -317,6 +328,16 @@ def _constant(name: str, images: Tensor) -> Counter[str]:
     return Counter({name: n} if n else {})
 
 
+def _refuse_no_band(sources: Sources, config: EvaluateConfig) -> None:
+    """Raise when no detail is finer than the coarsest that the second correlation leaves out."""
+    finest = 2 * (sources.pixel_size_angstrom or 0.0)
+    if sources.twin and config.coarsest_angstrom <= finest:
+        raise ConfigurationError(
+            f"nothing in the images is finer than {config.coarsest_angstrom:g} Å, the coarsest detail that "
+            f"was to count against the twin: two pixels are {finest:g} Å. Give a coarser limit."
+        )
+
+
 def _circle(sources: Sources, config: EvaluateConfig) -> Tensor | None:
     """`(y, x)` True within the particle's circle; None when all pixels count."""
     if config.particle_diameter_angstrom is None:
@@ -325,9 +346,15 @@ def _circle(sources: Sources, config: EvaluateConfig) -> Tensor | None:
         raise ConfigurationError("a particle diameter in Å needs a pixel size, and no table says it.")
     radius = config.particle_diameter_angstrom / sources.pixel_size_angstrom / 2
     try:
-        return ~background_mask(sources.denoised.shape, radius)
+        inside = ~background_mask(sources.denoised.shape, radius)
     except ValueError as error:
         raise ConfigurationError(f"the particle diameter: {error}.") from error
+    if int(inside.sum()) < _FEWEST_PX:
+        raise ConfigurationError(
+            f"the particle diameter: a circle of radius {radius:g} px holds {int(inside.sum())} pixels, too "
+            "few to compare."
+        )
+    return inside
 
 
 def _against_clean(

@@ -338,6 +338,8 @@ def test_bad_input_is_one_clear_error(
     bad[7, 3, 3] = math.nan
     write_particles(tmp_path, "nan", bad)
     denoised, clean = files["denoised"], files["clean"]
+    link = denoised.with_name("link.star")
+    link.symlink_to(denoised)
     cases: list[tuple[tuple[str | Path, ...], str]] = [
         (
             ("--denoised", denoised, "--reference", tmp_path / "fewer.star"),
@@ -348,6 +350,9 @@ def test_bad_input_is_one_clear_error(
         (("--denoised", denoised, "--reference", tmp_path / "nan.star"), "image 8: the image holds NaN"),
         (("--denoised", denoised, "--reference", tmp_path / "none.star"), "none.star"),
         (("--denoised", denoised, "--reference", denoised), "compared with itself"),
+        (("--denoised", denoised, "--reference", link), "the images are those of"),
+        (("--denoised", denoised, "--reference", clean, "--particle-diameter", "0.1"), "too few to compare"),
+        (("--pairs", denoised, files["twin"], "--coarsest", "0.1"), "nothing in the images is finer than"),
         (("--denoised", denoised, "--reference", clean, "--metrics", "pnsr"), "did you mean 'psnr'?"),
         (("--denoised", denoised, "--raw", files["raw"], "--metrics", "psnr"), "give reference"),
         (("--pairs", denoised, files["twin"], "--align-twin"), "--align-twin needs twin and raw"),
