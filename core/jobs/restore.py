@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import CsError, InputError, StarError
+from ..errors import CsError, InputError, OutputError, StarError
 from ..io.cs import CS_SUFFIX, CsTable, read_images, restore_images
 from ..io.journal import RECORD_NAME
 from ..io.mrc_header import HEADER_BYTES, denoised_label
@@ -71,7 +71,7 @@ def restore(
     InputError
         If the raw image of a row is not known, or no row has a denoised image.
     OutputError
-        If the new table cannot be written, or is the source.
+        If the new table cannot be written, or is there already.
     """
     source, destination = Path(source), Path(destination)
     suffix = source.suffix.lower()
@@ -79,6 +79,8 @@ def restore(
         expected = suffix if suffix in (".star", CS_SUFFIX) else ".star or .cs"
         found = destination if suffix == expected else source
         raise InputError(f"expected a table ({expected}), found another kind of file.", path=found)
+    if os.path.lexists(destination) and not (destination.exists() and destination.samefile(source)):
+        raise OutputError(f"{destination}: is there already, and is not replaced. Choose another name.")
     if suffix == CS_SUFFIX:
         return _restore_cs(source, destination, root, raw)
     if raw is not None:
@@ -161,7 +163,9 @@ def _rows(source: Path, is_target: Callable[[Table], bool]) -> Iterator[tuple[in
 
 def _file_of(token: bytes) -> str:
     """Return the file of an image name (`000001@stack` or a file)."""
-    return unquote(token).rpartition("@")[2]
+    name = unquote(token)
+    index, at, file = name.partition("@")
+    return file if at and index.isdigit() else name  # folders may have an @ as well
 
 
 class _Files:

@@ -248,3 +248,23 @@ def test_the_way_back_does_not_depend_on_where_it_is_gone(
     assert columns("../back.star", "particles", "rlnImageName") == columns(
         "../raw.star", "particles", "rlnImageName"
     )
+
+
+def test_a_table_that_is_there_is_not_replaced(denoised: Path) -> None:
+    before = Path("raw.star").read_bytes()
+    with pytest.raises(CryohushError, match=r"raw\.star: is there already"):
+        restore("D/particles.star", "raw.star")
+    assert Path("raw.star").read_bytes() == before
+
+
+def test_raw_images_in_a_folder_with_an_at_sign_stay_as_they_are(denoised: Path) -> None:
+    (name, original), *_ = columns("D/particles.star", "particles", "rlnImageName", "rlnImageOriginalName")
+    folder = Path("me@lab")
+    folder.mkdir()
+    file = original.partition("@")[2]
+    (folder / "raw.mrcs").write_bytes(Path(file).read_bytes())
+    text = Path("D/particles.star").read_text()
+    Path("D/joined.star").write_text(text.replace(name, "000002@me@lab/raw.mrcs", 1))
+    restored = restore("D/joined.star", "back.star")
+    assert (restored.n_restored, restored.n_missing) == (7, 0)
+    assert columns("back.star", "particles", "rlnImageName")[0] == ("000002@me@lab/raw.mrcs",)
