@@ -70,7 +70,8 @@ def find_root(
             f"{what} {name} {reason}{count}.{places}",
             "" if root else "Run in the project's directory, or name it with --root.",
         )
-    if root is None and relative:
+    # what is relative to the table itself is nowhere else
+    if root is None and relative and not (own_folder_first and chosen == folder):
         _refuse_two_projects(chosen, candidates, names, relative[:_COMPARED], error)
     return chosen
 

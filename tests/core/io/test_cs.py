@@ -161,6 +161,12 @@ def test_paths_of_exports_lie_beside_their_table(project: Path, monkeypatch: pyt
     monkeypatch.chdir(project)
     particles = ParticleSet.read(save(export / "particles.cs", table))
     assert (particles.stacks, particles.stack_names) == ([export / "A/a.mrc"], ["A/a.mrc"])
+    # the project has other images of that name: they are not meant
+    with mrcfile.open(project / "A" / "a.mrc", "r+") as file:
+        file.data[:] += 1
+    assert ParticleSet.read(export / "particles.cs").stacks == [export / "A/a.mrc"]
+    with mrcfile.open(project / "A" / "a.mrc", "r+") as file:
+        file.data[:] -= 1
     table["blob/path"] = "A/a.mrc"
     assert ParticleSet.read(save(export / "particles.cs", table)).stacks == [project / "A/a.mrc"]
 
