@@ -23,6 +23,9 @@ GO_ON = "Run the same command with --resume to go on."
 WARNING = "warning:"
 """What the lines begin with that are said even by --quiet, to stderr."""
 
+# What ends so is data, to which a line does harm.
+_DATA = (".mrc", ".mrcs", ".star", ".cs", ".csg")
+
 
 @dataclass
 class _Manner:
@@ -61,6 +64,10 @@ def speaking(
     with contextlib.ExitStack() as opened:
         log = None
         if log_file is not None:
+            if Path(log_file).suffix.lower() in _DATA:
+                raise OutputError(
+                    f"{log_file}: lines are not appended to images or tables. Name a .log file."
+                )
             try:
                 log = Path(log_file).open("a", encoding="utf-8", errors="replace", buffering=1)  # noqa: SIM115
             except OSError as error:

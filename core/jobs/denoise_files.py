@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ... import __version__
 from ..config.denoise import CONTEXT_NAME, SUSPICIOUS, TRUSTED, DenoiseOptions
 from ..context.contexts import told_of_images
-from ..errors import InputError, TableChanged
+from ..errors import InputError, OutputError, TableChanged
 from ..inference.plan import (
     CS_TABLE_NAME,
     CSG_NAME,
@@ -28,6 +28,7 @@ from ..io.files import file_state, sha256_of
 from ..io.journal import RANGES_FOLDER, RECORD_NAME, Undertaking
 from ..io.micrographs import MicrographSet
 from ..io.particles import ParticleSet
+from ..io.star import quote
 from ..report import PDF_NAME, PNG_NAME, VIEWER_NAME
 from .scores import Scores, keep_rows
 from .trust import error_name
@@ -120,6 +121,24 @@ def refuse_changed_inputs(
             path=sources.get(name, images.source),
             remedy="Run again with --resume, which does again what was made of it and keeps the rest.",
         )
+
+
+def refuse_unwritable_names(images: ImageSet, stacks: Sequence[StackPlan], output_dir: Path) -> None:
+    """Raise when a STAR table cannot name the images in a folder, such as one with a line end in its name.
+
+    Raises
+    ------
+    OutputError
+        Before hours of work.
+    """
+    if not images.has_table or (isinstance(images, ParticleSet) and images.is_cs):
+        return
+    folder = path_below(output_dir, images.root) or Path()
+    for stack in stacks:
+        try:
+            quote(f"000001@{folder / stack.name}")
+        except ValueError as error:
+            raise OutputError(f"{output_dir}: {error}. Choose another directory.") from error
 
 
 def table_files(images: ImageSet) -> list[str]:

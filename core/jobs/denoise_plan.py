@@ -34,6 +34,7 @@ from ..progress import counted
 from .contexts import contexts_of
 from .denoise_files import (
     refuse_changed_inputs,
+    refuse_unwritable_names,
     split_files,
     split_tables,
     table_files,
@@ -125,6 +126,7 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
     def begin(self, folder: JobFolder) -> DenoiseWork:
         """See `Plan`; what the stacks know of their particles is found first."""
         model, options = self.model, self.options
+        refuse_unwritable_names(self.images, self.stacks, folder.path)
         choices = self._choose(folder.journal)
         known = contexts_of(
             self.images,

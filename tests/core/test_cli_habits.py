@@ -184,6 +184,13 @@ def test_a_log_that_cannot_be_written_is_an_error_before_anything(
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/gone/log.txt: cannot be written")
 
 
+def test_a_log_is_not_appended_to_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.mrcs").write_bytes(b"pixels")
+    assert main(["models", "--log-file", str(tmp_path / "a.mrcs")]) == 1
+    assert "not appended to images" in capsys.readouterr().err
+    assert (tmp_path / "a.mrcs").read_bytes() == b"pixels"
+
+
 def test_verbose_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["denoise", str(tmp_path / "gone.star"), "-o", str(tmp_path / "out")]
     assert main(command) == 1

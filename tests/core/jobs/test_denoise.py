@@ -513,6 +513,21 @@ def test_a_limit_finer_than_two_pixels_keeps_nothing_and_is_refused(
         run_denoise(tmp_path / "x.mrcs", tmp_path / "out", chosen)
 
 
+def test_a_limit_coarser_than_the_images_leaves_all_raw_and_is_refused(tmp_path: Path, weights: Path) -> None:
+    write_stack(tmp_path / "x.mrcs", noise(2, 16, 16), pixel_size_angstrom=2.0)
+    with pytest.raises(ConfigurationError, match="images 32 Å wide is coarser than 32 Å"):
+        run_denoise(tmp_path / "x.mrcs", tmp_path / "out", options(weights, keep_above_angstrom=32.0))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_no_table_can_name_is_refused_before_the_work(tmp_path: Path, weights: Path) -> None:
+    write_stack(tmp_path / "x.mrcs", noise(2, 16, 16))
+    write_table(tmp_path / "p.star", ["1@x.mrcs", "2@x.mrcs"])
+    with pytest.raises(OutputError, match=r"cannot stand in a STAR file.*Choose another directory"):
+        run_denoise(tmp_path / "p.star", tmp_path / "a\nb", options(weights), root=tmp_path)
+    assert not list(tmp_path.glob("a*b/*"))
+
+
 def test_a_circle_that_fills_the_box_is_refused(tmp_path: Path, weights: Path) -> None:
     write_stack(tmp_path / "x.mrcs", noise(2, 16, 16))
     with pytest.raises(ConfigurationError, match=r"a particle diameter of 90 Å: .* 0\.75 of the box: 24 Å"):
