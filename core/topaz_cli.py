@@ -192,8 +192,8 @@ def _refuse_shared(paths: Sequence[Path], targets: Sequence[Path]) -> None:
     sources: dict[str, Path] = {}
     for path, target in zip(paths, targets, strict=True):
         place = os.path.realpath(target)
-        if target.is_dir() or (target.parent.exists() and not target.parent.is_dir()):
-            raise InputError("cannot be written: a folder, or in none.", path=target)
+        if target.is_dir():
+            raise InputError("cannot be written: it is a folder.", path=target)
         if place in inputs:
             raise InputError("is an input itself, which is never written to.", path=target)
         if place in sources:

@@ -120,6 +120,7 @@ def test_negative_devices_are_no_options() -> None:
         (["a.tif"], "expected an MRC file"),
         (["--pixel-size", "0", "a.mrc"], "expected a positive number of Å"),
         (["-o", "a.mrc/under", "a.mrc"], "cannot be written"),
+        (["--stack", "-o", "folder", "nan.mrcs"], "folder: cannot be written: it is a folder"),
         (["-m", "no_such", "a.mrc"], "no_such"),
     ],
 )
@@ -132,6 +133,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(Path("a.mrc"))
+    Path("folder").mkdir()
     write_stack(Path("nan.mrc"), np.full((1, 96, 96), np.nan, np.float32))
     many = write_stack(Path("nan.mrcs"), noise(32, 128, 128))
     many[29, 5, 5] = np.nan
