@@ -134,7 +134,7 @@ def denoise(
     _check_limit(keep_above, keep_above_px, stack.shape[1:])
     if diameter_px is not None:
         try:
-            background_mask(stack.shape[1:], diameter_px / 2)
+            background_mask((stack.shape[1], stack.shape[2]), diameter_px / 2)
         except ValueError as error:
             raise ConfigurationError(f"particle_diameter: {error}.") from error
     if context not in ("stack", "none"):
@@ -363,7 +363,7 @@ def _row_numbers(rows: Sequence[int] | NDArray[Any], n_rows: int) -> NDArray[np.
     """The numbers of wanted rows; a mask, as comparing a column gives it, stands for its true ones."""
     wanted = np.asarray(rows)
     if wanted.dtype == np.bool_ and wanted.shape == (n_rows,):
-        return np.flatnonzero(wanted)
+        return np.flatnonzero(wanted).astype(np.int64)
     if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
         raise ConfigurationError(
             f"rows: expected numbers, or a mask of {n_rows}, found {wanted.dtype} {wanted.shape}."

@@ -381,7 +381,7 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
     rows: Rows | None = None
     optics: dict[int, OpticsGroup] | None = None
     row_optics: dict[int, OpticsGroup] = {}
-    met, labels = [], list[str]()
+    met, labels = list[str](), list[str]()
     for table in read_tables(path):
         met += [f"data_{table.name}"] if table.line else []
         refuse_others(table)
