@@ -262,8 +262,11 @@ def test_discs_of_two_sizes_fall_into_their_classes(numbers: dict[str, Any]) -> 
 
 
 def test_what_is_not_finite_is_null_in_the_json(files: Files, tmp_path: Path) -> None:
-    write_particles(tmp_path, "same", files.images["clean"])
-    config = EvaluateConfig(denoised=tmp_path / "same.star", reference=files["clean"], threads=1)
+    clean = files.images["clean"].copy()
+    for name, least in (("clean", 0.0), ("same", 1e-30)):  # the very same images are refused
+        clean[:, 0, 0] = least
+        write_particles(tmp_path, name, clean)
+    config = EvaluateConfig(denoised=tmp_path / "same.star", reference=tmp_path / "clean.star", threads=1)
     run_evaluate(config, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["against_clean"]["denoised"]
     assert found["psnr"]["mean"] is None  # infinite
