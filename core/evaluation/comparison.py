@@ -102,14 +102,6 @@ class Sources:
                     path=twin.path,
                     remedy="Give other images of the same particles, such as of other frames.",
                 )
-        # under another name, or copies
-        for other in (denoised, *([] if raw is None else [raw])):
-            if reference is not None and torch.equal(reference.read(first), other.read(first)):
-                raise InputError(
-                    f"the images are those of {other.path} themselves.",
-                    path=reference.path,
-                    remedy="Give the same particles without noise.",
-                )
         micrographs = next(filter(None, (rows.micrographs() for rows in (denoised, *present))), None)
         if micrographs is None and config.align_twin:
             raise InputError(

@@ -48,7 +48,7 @@ from pairs import read_particles
 from projection_matching import Optics, phases
 from stack_context import markdown
 from torch import Tensor
-from user_tasks import LOW_PASS, METHODS, RAW, denoised_by_each, write_particles
+from user_tasks import LOW_PASS, RAW, UNTRAINED, denoised_by_each, write_particles
 
 from cryohush.core.errors import InputError
 from cryohush.core.imaging.ctf import ctf_parameters_of
@@ -86,7 +86,7 @@ def main() -> None:
     poses.add_argument("--dark", action="store_true", help="protein is dark in these particles")
     poses.add_argument("--model", default="general")
     poses.add_argument("--topaz-python", help="python of an environment with topaz-em 0.3.20")
-    poses.set_defaults(methods=METHODS)
+    poses.set_defaults(methods=UNTRAINED)
     poses.add_argument("--threads", type=int, default=torch.get_num_threads())
     poses.add_argument("--output", type=Path, required=True)
     frames = commands.add_parser("frames", help="one frame and the sum of the others of each movie")

@@ -46,7 +46,8 @@ HELD_OUT = ("1bxn", "2cg9", "4zxb", "6cvm", "6xlu", "pdb7pbl")
 RAW, LOW_PASS, TOPAZ = "raw", "low-pass", "Topaz"
 ALONE, STACK = "general, each by itself", "general, with its stack"
 SESSION = "trained on the session"
-METHODS = (RAW, LOW_PASS, TOPAZ, ALONE, STACK, SESSION)
+UNTRAINED = (RAW, LOW_PASS, TOPAZ, ALONE, STACK)
+METHODS = (*UNTRAINED, SESSION)
 SESSION_STEPS = 150
 """Updates of `general` on the very images that it then denoises, with their stack."""
 
@@ -64,10 +65,8 @@ def task_parser(text: str | None, quick: str) -> argparse.ArgumentParser:
         "--topaz-python", help="python of an environment with topaz-em 0.3.20; None: no Topaz"
     )
     parser.add_argument("--model", default="general", help="name or .safetensors file (default: general)")
-    untrained = [method for method in METHODS if method != SESSION]
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=untrained, help="default: all but the last"
-    )
+    default = list(UNTRAINED)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=default, help="all but the last")
     parser.add_argument("--repeats", type=count, default=2, help="of each, by another seed")
     parser.add_argument("--quick", action="store_true", help=f"a try of about a minute: {quick}")
     parser.add_argument("--threads", type=count, default=torch.get_num_threads())

@@ -262,11 +262,8 @@ def test_discs_of_two_sizes_fall_into_their_classes(numbers: dict[str, Any]) -> 
 
 
 def test_what_is_not_finite_is_null_in_the_json(files: Files, tmp_path: Path) -> None:
-    clean = files.images["clean"].copy()
-    for name, least in (("clean", 0.0), ("same", 1e-30)):  # the very same images are refused
-        clean[:, 0, 0] = least
-        write_particles(tmp_path, name, clean)
-    config = EvaluateConfig(denoised=tmp_path / "same.star", reference=tmp_path / "clean.star", threads=1)
+    write_particles(tmp_path, "same", files.images["clean"])
+    config = EvaluateConfig(denoised=tmp_path / "same.star", reference=files["clean"], threads=1)
     run_evaluate(config, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["against_clean"]["denoised"]
     assert found["psnr"]["mean"] is None  # infinite
@@ -341,8 +338,6 @@ def test_bad_input_is_one_clear_error(
     bad[7, 3, 3] = math.nan
     write_particles(tmp_path, "nan", bad)
     denoised, clean = files["denoised"], files["clean"]
-    link = denoised.with_name("link.star")
-    link.symlink_to(denoised)
     cases: list[tuple[tuple[str | Path, ...], str]] = [
         (
             ("--denoised", denoised, "--reference", tmp_path / "fewer.star"),
@@ -353,7 +348,6 @@ def test_bad_input_is_one_clear_error(
         (("--denoised", denoised, "--reference", tmp_path / "nan.star"), "image 8: the image holds NaN"),
         (("--denoised", denoised, "--reference", tmp_path / "none.star"), "none.star"),
         (("--denoised", denoised, "--reference", denoised), "compared with itself"),
-        (("--denoised", denoised, "--reference", link), "the images are those of"),
         (("--denoised", denoised, "--reference", clean, "--particle-diameter", "0.1"), "too few to compare"),
         (("--pairs", denoised, files["twin"], "--coarsest", "0.1"), "nothing in the images is finer than"),
         (("--denoised", denoised, "--reference", clean, "--metrics", "pnsr"), "did you mean 'psnr'?"),
