@@ -26,7 +26,7 @@ from .imaging.normalise import background_mask
 from .inference.denoiser import Denoiser, why_no_limit
 from .inference.devices import CPU_BATCH_PX, DTYPES, choose_precision, resolve_devices
 from .inference.micrograph_denoiser import MicrographDenoiser
-from .inference.plan import PLAUSIBLE_ANGSTROM, SMALLEST_PX, finer_grid
+from .inference.plan import PLAUSIBLE_ANGSTROM, SMALLEST_PX, finer_grid, sample
 from .inference.plan import read_images as read_image_set
 from .io.mrc import StackReader
 from .io.particles import ParticleSet
@@ -75,8 +75,8 @@ def denoise(
     images
         `(n, y, x)`, or one image `(y, x)`; boxes of any size, each at least 8 pixels a side.
     pixel_size
-        Å. Coarse pixels, beyond three quarters of the coarsest that the model was trained on, are made finer
-        for the network, so give it for binned images. `particle_diameter` and `keep_above` need it.
+        Å. Coarse and bright pixels are made finer for the network, so give it for binned images.
+        `particle_diameter` and `keep_above` need it.
     model
         A shipped model (`list_models`), a `.safetensors` file, the folder of a training, or what `load_model`
         returned.
@@ -152,7 +152,7 @@ def denoise(
     channels = None
     if context == "stack" and bool(getattr(loaded.module, "context_channels", None)):
         channels = _context(stack, ctf, pixel_size, particle_diameter, dark=protein == "dark")
-    finer = finer_grid(pixel_size, loaded.trained_pixel_sizes_angstrom)
+    finer = _finer(stack, pixel_size, loaded, is_micrograph=False)
     size = batch_size or max(1, CPU_BATCH_PX // (stack.shape[1] * stack.shape[2]))
     result = np.empty_like(stack)
     conspicuous: dict[int, str] = {}
@@ -202,7 +202,7 @@ def denoise_micrograph(
         sign * stack[0],
         blend=blend,
         keep_above_px=keep_above_px,
-        finer=finer_grid(pixel_size, loaded.trained_pixel_sizes_angstrom),
+        finer=_finer(stack, pixel_size, loaded, is_micrograph=True),
     )
     if problem is not None:
         raise ImageError(problem)
@@ -445,6 +445,15 @@ def _check(blend: float, protein: str, precision: str) -> None:
         raise ConfigurationError(f"protein: expected 'white' or 'dark', found {protein!r}.")
     if precision not in ("auto", *DTYPES):
         raise ConfigurationError(f"precision: expected auto, {', '.join(DTYPES)}, found {precision!r}.")
+
+
+def _finer(
+    images: NDArray[np.float32], pixel_size: float | None, model: LoadedModel, *, is_micrograph: bool
+) -> int:
+    """How many times finer the grid has to be on which the model sees images, as on the command line."""
+    return finer_grid(
+        pixel_size, model.trained_pixel_sizes_angstrom, lambda: [sample(images, is_micrograph=is_micrograph)]
+    )
 
 
 def _loaded(model: str | Path | LoadedModel) -> LoadedModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,36 @@ _END_SHARE = 6e-3
 _FINE = 0.3
 # Less than this share of what is coarse is rounding.
 _ROUNDING_SHARE, _COARSE = 1e-7, 0.03
+
+
+# The corners of the Fourier square, beyond Nyquist: cycles per pixel.
+_CORNERS = 0.55
+# They are empty, not white, with less than this share of the power of the last rings before Nyquist.
+_EMPTY_SHARE, _LAST_RINGS = 0.1, (0.45, 0.5)
+
+
+def brightness(images: Tensor) -> float:
+    """Mean power of images `(n, y, x)` over that of their white noise; 1 for white noise alone.
+
+    White noise is what there is in the corners of the Fourier square, where particles and ice have least.
+    Each image has the same weight; those that are constant or not finite have none. 1 if none is left.
+    """
+    centred = images.double() - images.double().mean((1, 2), keepdim=True)
+    spread = centred.square().mean((1, 2), keepdim=True).sqrt()
+    sound = torch.isfinite(spread).flatten() & (spread > 0).flatten()
+    if not sound.any():
+        return 1.0
+    shape = (images.shape[1], images.shape[2])
+    power = torch.fft.rfft2(centred[sound] / spread[sound]).abs().square().mean(0)
+    frequency, weight = frequency_grid(shape, images.device), hermitian_weight(shape, images.device)
+
+    def mean(chosen: Tensor) -> float:
+        share = weight.double() * chosen
+        return float((share * power).sum() / share.sum())
+
+    last = (frequency > _LAST_RINGS[0]) & (frequency <= _LAST_RINGS[1])
+    floor = max(mean(frequency > _CORNERS), _EMPTY_SHARE * mean(last))
+    return mean(torch.ones_like(last)) / floor if floor > 0 else math.inf
 
 
 def noise_ends_at(images: Tensor) -> float | None:

@@ -21,10 +21,10 @@ from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
 from ..io.poses import PREMULTIPLIED, changed_ctf
 from ..spread import evenly_spread
-from .plan import ImageSet, StackPlan
+from .plan import ImageSet, StackPlan, samples
 
-# Particles that are looked at, from so many stacks; micrographs.
-_PARTICLES, _STACKS, _MICROGRAPHS = 128, 8, 5
+# Stacks of particles that are looked at for their spectrum; micrographs.
+_STACKS, _MICROGRAPHS = 8, 5
 # Of each stack, and the middle of each image, for its spectrum.
 _SPECTRA, _SPECTRUM_PX = 8, 512
 # The middle of particles is so many standard errors away from the background: its sign is no chance.
@@ -118,8 +118,8 @@ def look_at_inputs(
     finer = {stack.pixel_size_angstrom: stack.finer for stack in stacks if stack.finer > 1}
     for size, factor in finer.items():
         facts.append(
-            f"pixels of {size:g} Å are coarser than the model knows well: it sees the images on a grid "
-            f"{factor} times as fine, and the results have the input's pixels"
+            f"pixels of {size:g} Å are coarser than the model knows well, and their signal is strong: it "
+            f"sees the images on a grid {factor} times as fine, and the results have the input's pixels"
         )
     with contextlib.suppress(InputError):  # told, with its remedy, where the run meets it
         warnings += [*_of_contrast(images, stacks), *_of_filters(stacks)]
@@ -193,13 +193,7 @@ def _of_contrast(images: ImageSet, stacks: Sequence[StackPlan]) -> list[str]:
 
 def _of_particles(stacks: Sequence[StackPlan], *, dark: bool) -> list[str]:
     heights, errors = [], []
-    for number in evenly_spread(len(stacks), _STACKS).tolist():
-        stack = stacks[number]
-        chosen = stack.indices[evenly_spread(len(stack.indices), _PARTICLES // min(_STACKS, len(stacks)))]
-        with StackReader(stack.source) as reader:
-            images = torch.from_numpy(reader.read(chosen))
-        # else masks and outlying pixels decide what looks bright
-        images = filled(images, default_radius_px(stack.shape))
+    for images in samples(stacks):
         height, error = middle_above_background(images)
         if error > 0:
             heights.append(height)

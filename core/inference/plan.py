@@ -6,19 +6,26 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..config.denoise import DenoiseOptions, Protein
 from ..errors import ConfigurationError, InputError, MrcError, OutputError, several
+from ..imaging.defects import filled
+from ..imaging.normalise import default_radius_px
+from ..imaging.rings import brightness
 from ..io.image_set import Examined
 from ..io.micrographs import MICROGRAPH_SUFFIX, MOVIE_SUFFIXES, MicrographSet, lists_micrographs
 from ..io.mrc import StackReader
 from ..io.particles import STACK_SUFFIXES, ParticleSet
+from ..spread import evenly_spread
 
 TABLE_NAME = "particles.star"
 CS_TABLE_NAME = "particles.cs"
@@ -28,7 +35,18 @@ MICROGRAPH_TABLE_NAME = "micrographs.star"
 TABLE_NAMES = (TABLE_NAME, CS_TABLE_NAME, CSG_NAME, MICROGRAPH_TABLE_NAME)
 
 COARSE_SHARE = 0.75
-"""Pixels coarser than this share of the coarsest that a model knows are made finer for it."""
+"""Bright pixels coarser than this share of the coarsest that a model knows are made finer for it."""
+
+BRIGHT = 2.1
+"""Images are bright with so many times the power of their white noise (`imaging.rings.brightness`).
+
+Binned images of strong signal gain on the finer grid; weak ones lose, for their signal there is weaker still.
+"""
+
+SAMPLE = 128
+"""Images that are looked at before the work, of all stacks together."""
+# They are from so many stacks.
+_STACKS = 8
 
 SMALLEST_PX = 8
 """Least side of an image: outside the circle of a particle in a smaller box nothing is left."""
@@ -248,23 +266,66 @@ def plan_stacks(
                 size,
                 stack in dark if protein == "auto" else protein == "dark",
                 size_source,
-                finer_grid(size, trained_angstrom),
-                is_micrographs,
-                (*found.remarks.get(stack, ()), *(() if says_contrast else (_UNSAID,))),
+                is_micrograph=is_micrographs,
+                remarks=(*found.remarks.get(stack, ()), *(() if says_contrast else (_UNSAID,))),
             )
         )
-    return plans
+    return _on_finer_grids(plans, trained_angstrom)
 
 
-def finer_grid(pixel_size_angstrom: float | None, trained_angstrom: tuple[float, float] | None) -> int:
-    """Return how many times finer a grid has to be for a model that knows pixels of a range of sizes.
+def finer_grid(
+    pixel_size_angstrom: float | None,
+    trained_angstrom: tuple[float, float] | None,
+    samples: Callable[[], Iterable[Tensor]],
+) -> int:
+    """Return how many times finer the grid has to be on which a model sees images.
 
     Near the coarse end of what it was trained on it is no longer at its best: what is coarser than
-    `COARSE_SHARE` of that end is made finer.
+    `COARSE_SHARE` of that end is made finer, if it is bright.
+
+    Parameters
+    ----------
+    pixel_size_angstrom
+        None if unknown: no finer grid then.
+    trained_angstrom
+        Smallest and largest pixel size that the model was trained on; None if that is not known.
+    samples
+        Gives some images `(n, y, x)` of each stack; called where pixels are coarse.
     """
     if pixel_size_angstrom is None or trained_angstrom is None:
         return 1
-    return max(1, math.ceil(pixel_size_angstrom / (COARSE_SHARE * trained_angstrom[1]) - 1e-9))
+    factor = math.ceil(pixel_size_angstrom / (COARSE_SHARE * trained_angstrom[1]) - 1e-9)
+    if factor <= 1 or np.median([brightness(images) for images in samples()]) <= BRIGHT:
+        return 1
+    return factor
+
+
+def sample(images: NDArray[np.float32], *, is_micrograph: bool) -> Tensor:
+    """Some of the images `(n, y, x)`, evenly spread, with their defects filled.
+
+    Else masks and outlying pixels would decide what looks bright.
+    """
+    some = torch.from_numpy(images[evenly_spread(len(images), SAMPLE)])
+    return filled(some, None if is_micrograph else default_radius_px((some.shape[1], some.shape[2])))
+
+
+def samples(stacks: Sequence[StackPlan]) -> Iterator[Tensor]:
+    """Read a `sample` of each of a few stacks, evenly spread."""
+    numbers = evenly_spread(len(stacks), _STACKS)
+    for number in numbers.tolist():
+        stack = stacks[number]
+        chosen = stack.indices[evenly_spread(len(stack.indices), SAMPLE // len(numbers))]
+        with StackReader(stack.source) as reader:
+            yield sample(reader.read(chosen), is_micrograph=stack.is_micrograph)
+
+
+def _on_finer_grids(plans: list[StackPlan], trained_angstrom: tuple[float, float] | None) -> list[StackPlan]:
+    """The plans with the grid of each, one for all stacks of a pixel size."""
+    alike: dict[float | None, list[StackPlan]] = {}
+    for plan in plans:
+        alike.setdefault(plan.pixel_size_angstrom, []).append(plan)
+    finer = {size: finer_grid(size, trained_angstrom, partial(samples, some)) for size, some in alike.items()}
+    return [replace(plan, finer=finer[plan.pixel_size_angstrom]) for plan in plans]
 
 
 def leave_out_damaged(images: ImageSet) -> tuple[ImageSet, list[InputError]]:

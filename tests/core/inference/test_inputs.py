@@ -10,6 +10,7 @@ from typing import Any
 import mrcfile
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from particle_files import CS_BLOB, save_cs, write_stack
 
@@ -144,9 +145,26 @@ def test_pixels_finer_than_any_that_the_model_knows_are_warned_of(tmp_path: Path
 @pytest.mark.parametrize(
     ("size", "factor"), [(1.0, 1), (4.5, 1), (6.0, 2), (7.5, 2), (9.6, 3), (15.0, 4), (None, 1)]
 )
-def test_coarse_pixels_get_a_finer_grid(size: float | None, factor: int) -> None:
-    assert finer_grid(size, (0.8, 6.0)) == factor
-    assert finer_grid(size, None) == 1
+def test_coarse_and_bright_pixels_get_a_finer_grid(size: float | None, factor: int) -> None:
+    bright, weak = (torch.from_numpy(particles(height, 8)) for height in (8.0, 0.3))
+    assert finer_grid(size, (0.8, 6.0), lambda: [bright]) == factor
+    assert finer_grid(size, (0.8, 6.0), lambda: [weak]) == 1
+    assert finer_grid(size, (0.8, 6.0), lambda: [weak, bright, bright]) == factor
+    assert finer_grid(size, None, lambda: [bright]) == 1
+
+
+def test_stacks_of_one_pixel_size_have_one_grid(tmp_path: Path) -> None:
+    """Else images of one particle would look different by the stack that they are in."""
+    heights = {"a": 8.0, "b": 0.3, "c": 8.0}
+    for name, height in heights.items():
+        write_stack(tmp_path / f"{name}.mrcs", particles(height, 8), 6.0)
+    rows = "".join(f"{number}@{name}.mrcs\n" for name in heights for number in range(1, 9))
+    (tmp_path / "p.star").write_text(f"data_particles\n\nloop_\n_rlnImageName\n{rows}\n")
+    table = read_images(tmp_path / "p.star")
+    plans = plan_stacks(table, pixel_size_angstrom=6.0, trained_angstrom=(0.8, 6.0))
+    assert [plan.finer for plan in plans] == [2, 2, 2]
+    weak = plan_stacks(read_images(tmp_path / "b.mrcs"), trained_angstrom=(0.8, 6.0))
+    assert [plan.finer for plan in weak] == [1]
 
 
 def density() -> NDArray[np.float32]:
