@@ -75,7 +75,7 @@ def denoise(
     images
         `(n, y, x)`, or one image `(y, x)`; boxes of any size, each at least 8 pixels a side.
     pixel_size
-        Å. Coarse and bright pixels are made finer for the network, so give it for binned images.
+        Å. Coarse pixels are made finer for the network, so give it for binned images.
         `particle_diameter` and `keep_above` need it.
     model
         A shipped model (`list_models`), a `.safetensors` file, the folder of a training, or what `load_model`
@@ -152,7 +152,7 @@ def denoise(
     channels = None
     if context == "stack" and bool(getattr(loaded.module, "context_channels", None)):
         channels = _context(stack, ctf, pixel_size, particle_diameter, dark=protein == "dark")
-    finer = _finer(stack, pixel_size, loaded, is_micrograph=False)
+    finer = finer_grid(pixel_size, loaded.trained_pixel_sizes_angstrom, lambda: [sample(stack)])
     size = batch_size or max(1, CPU_BATCH_PX // (stack.shape[1] * stack.shape[2]))
     result = np.empty_like(stack)
     conspicuous: dict[int, str] = {}
@@ -202,7 +202,7 @@ def denoise_micrograph(
         sign * stack[0],
         blend=blend,
         keep_above_px=keep_above_px,
-        finer=_finer(stack, pixel_size, loaded, is_micrograph=True),
+        finer=finer_grid(pixel_size, loaded.trained_pixel_sizes_angstrom, None),
     )
     if problem is not None:
         raise ImageError(problem)
@@ -445,15 +445,6 @@ def _check(blend: float, protein: str, precision: str) -> None:
         raise ConfigurationError(f"protein: expected 'white' or 'dark', found {protein!r}.")
     if precision not in ("auto", *DTYPES):
         raise ConfigurationError(f"precision: expected auto, {', '.join(DTYPES)}, found {precision!r}.")
-
-
-def _finer(
-    images: NDArray[np.float32], pixel_size: float | None, model: LoadedModel, *, is_micrograph: bool
-) -> int:
-    """How many times finer the grid has to be on which the model sees images, as on the command line."""
-    return finer_grid(
-        pixel_size, model.trained_pixel_sizes_angstrom, lambda: [sample(images, is_micrograph=is_micrograph)]
-    )
 
 
 def _loaded(model: str | Path | LoadedModel) -> LoadedModel:

@@ -118,8 +118,8 @@ def look_at_inputs(
     finer = {stack.pixel_size_angstrom: stack.finer for stack in stacks if stack.finer > 1}
     for size, factor in finer.items():
         facts.append(
-            f"pixels of {size:g} Å are coarser than the model knows well, and their signal is strong: it "
-            f"sees the images on a grid {factor} times as fine, and the results have the input's pixels"
+            f"pixels of {size:g} Å are coarser than the model knows well: it sees the images on a grid "
+            f"{factor} times as fine, and the results have the input's pixels"
         )
     with contextlib.suppress(InputError):  # told, with its remedy, where the run meets it
         warnings += [*_of_contrast(images, stacks), *_of_filters(stacks)]

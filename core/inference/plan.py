@@ -34,17 +34,20 @@ MICROGRAPH_TABLE_NAME = "micrographs.star"
 # Whatever table a run may leave: cryoSPARC's comes with a group file.
 TABLE_NAMES = (TABLE_NAME, CS_TABLE_NAME, CSG_NAME, MICROGRAPH_TABLE_NAME)
 
-COARSE_SHARE = 0.75
-"""Bright pixels coarser than this share of the coarsest that a model knows are made finer for it."""
+COARSE_SHARE, COARSE_SHARE_MICROGRAPH = 0.75, 0.55
+"""Pixels coarser than this share of the coarsest that a model knows are made finer for it.
 
-BRIGHT = 2.1
-"""Images are bright with so many times the power of their white noise (`imaging.rings.brightness`).
+A micrograph has no context that would make up for what is lost at the coarse end.
+"""
 
-Binned images of strong signal gain on the finer grid; weak ones lose, for their signal there is weaker still.
+BRIGHT = 1.12
+"""Particles are bright with so many times the power of their white noise (`imaging.rings.brightness`).
+
+With less their signal would be too weak for a network on the finer grid, where it is spread over more pixels.
 """
 
 SAMPLE = 128
-"""Images that are looked at before the work, of all stacks together."""
+"""Particles that are looked at before the work, of all stacks together."""
 # They are from so many stacks.
 _STACKS = 8
 
@@ -276,12 +279,11 @@ def plan_stacks(
 def finer_grid(
     pixel_size_angstrom: float | None,
     trained_angstrom: tuple[float, float] | None,
-    samples: Callable[[], Iterable[Tensor]],
+    samples: Callable[[], Iterable[Tensor]] | None,
 ) -> int:
     """Return how many times finer the grid has to be on which a model sees images.
 
-    Near the coarse end of what it was trained on it is no longer at its best: what is coarser than
-    `COARSE_SHARE` of that end is made finer, if it is bright.
+    Near the coarse end of what it was trained on it is no longer at its best.
 
     Parameters
     ----------
@@ -290,33 +292,36 @@ def finer_grid(
     trained_angstrom
         Smallest and largest pixel size that the model was trained on; None if that is not known.
     samples
-        Gives some images `(n, y, x)` of each stack; called where pixels are coarse.
+        Gives some particles `(n, y, x)` of each stack, which have to be bright; called where pixels are
+        coarse. None for micrographs.
     """
     if pixel_size_angstrom is None or trained_angstrom is None:
         return 1
-    factor = math.ceil(pixel_size_angstrom / (COARSE_SHARE * trained_angstrom[1]) - 1e-9)
-    if factor <= 1 or np.median([brightness(images) for images in samples()]) <= BRIGHT:
+    begin = COARSE_SHARE_MICROGRAPH if samples is None else COARSE_SHARE
+    if pixel_size_angstrom <= begin * trained_angstrom[1]:
         return 1
-    return factor
+    if samples is not None and np.median([brightness(images) for images in samples()]) <= BRIGHT:
+        return 1
+    return max(2, math.ceil(pixel_size_angstrom / (COARSE_SHARE * trained_angstrom[1]) - 1e-9))
 
 
-def sample(images: NDArray[np.float32], *, is_micrograph: bool) -> Tensor:
-    """Some of the images `(n, y, x)`, evenly spread, with their defects filled.
+def sample(images: NDArray[np.float32]) -> Tensor:
+    """Some of the particles `(n, y, x)`, evenly spread, with their defects filled.
 
     Else masks and outlying pixels would decide what looks bright.
     """
     some = torch.from_numpy(images[evenly_spread(len(images), SAMPLE)])
-    return filled(some, None if is_micrograph else default_radius_px((some.shape[1], some.shape[2])))
+    return filled(some, default_radius_px((some.shape[1], some.shape[2])))
 
 
 def samples(stacks: Sequence[StackPlan]) -> Iterator[Tensor]:
-    """Read a `sample` of each of a few stacks, evenly spread."""
+    """Read a `sample` of each of a few stacks of particles, evenly spread."""
     numbers = evenly_spread(len(stacks), _STACKS)
     for number in numbers.tolist():
         stack = stacks[number]
         chosen = stack.indices[evenly_spread(len(stack.indices), SAMPLE // len(numbers))]
         with StackReader(stack.source) as reader:
-            yield sample(reader.read(chosen), is_micrograph=stack.is_micrograph)
+            yield sample(reader.read(chosen))
 
 
 def _on_finer_grids(plans: list[StackPlan], trained_angstrom: tuple[float, float] | None) -> list[StackPlan]:
@@ -324,7 +329,10 @@ def _on_finer_grids(plans: list[StackPlan], trained_angstrom: tuple[float, float
     alike: dict[float | None, list[StackPlan]] = {}
     for plan in plans:
         alike.setdefault(plan.pixel_size_angstrom, []).append(plan)
-    finer = {size: finer_grid(size, trained_angstrom, partial(samples, some)) for size, some in alike.items()}
+    finer = {
+        size: finer_grid(size, trained_angstrom, None if some[0].is_micrograph else partial(samples, some))
+        for size, some in alike.items()
+    }
     return [replace(plan, finer=finer[plan.pixel_size_angstrom]) for plan in plans]
 
 

@@ -125,13 +125,13 @@ def test_dark_protein_is_the_negative_of_white() -> None:
     np.testing.assert_allclose(light, -dark, atol=1e-5)
 
 
-@pytest.mark.parametrize("pixel_size", [3.0, 5.0, 7.5, 14.0])
+@pytest.mark.parametrize("pixel_size", [3.0, 5.0, 14.0])
 @pytest.mark.parametrize("shape", [(4, 40, 40), (1, 90, 110)])
 @pytest.mark.parametrize("height", [0.0, 20.0])
 def test_coarse_pixels_come_out_as_the_command_line_writes_them(
     tmp_path: Path, pixel_size: float, shape: tuple[int, int, int], height: float
 ) -> None:
-    """Bright ones are seen on a finer grid by both, particles and micrographs; weak ones as they are."""
+    """Micrographs and bright particles are seen on a finer grid by both, weak particles as they are."""
     y, x = np.ogrid[: shape[1], : shape[2]]
     waves = height * np.sin(y / 7) * np.sin(x / 5)
     images = write_stack(tmp_path / "x.mrc", noise(*shape) + waves.astype(np.float32), pixel_size)
@@ -146,7 +146,7 @@ def test_coarse_pixels_come_out_as_the_command_line_writes_them(
         return cryohush.denoise(images, **size, batch_size=4, **how)
 
     np.testing.assert_array_equal(denoised(pixel_size=pixel_size), written)
-    if pixel_size > 4.5 and height:
+    if pixel_size > 4.5 and (height or shape[0] == 1):
         assert not np.allclose(denoised(), written, atol=0.01)
     else:
         np.testing.assert_array_equal(denoised(), written)

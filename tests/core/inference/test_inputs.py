@@ -143,19 +143,23 @@ def test_pixels_finer_than_any_that_the_model_knows_are_warned_of(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("size", "factor"), [(1.0, 1), (4.5, 1), (6.0, 2), (7.5, 2), (9.6, 3), (15.0, 4), (None, 1)]
+    ("size", "of_particles", "of_micrographs"),
+    [(1.0, 1, 1), (3.3, 1, 1), (3.6, 1, 2), (4.5, 1, 2), (6.0, 2, 2), (7.5, 2, 2), (9.6, 3, 3), (None, 1, 1)],
 )
-def test_coarse_and_bright_pixels_get_a_finer_grid(size: float | None, factor: int) -> None:
-    bright, weak = (torch.from_numpy(particles(height, 8)) for height in (8.0, 0.3))
-    assert finer_grid(size, (0.8, 6.0), lambda: [bright]) == factor
+def test_coarse_pixels_get_a_finer_grid_and_particles_if_they_are_bright(
+    size: float | None, of_particles: int, of_micrographs: int
+) -> None:
+    bright, weak = (torch.from_numpy(particles(height, 8)) for height in (4.0, 0.3))
+    assert finer_grid(size, (0.8, 6.0), lambda: [bright]) == of_particles
     assert finer_grid(size, (0.8, 6.0), lambda: [weak]) == 1
-    assert finer_grid(size, (0.8, 6.0), lambda: [weak, bright, bright]) == factor
+    assert finer_grid(size, (0.8, 6.0), lambda: [weak, bright, bright]) == of_particles
+    assert finer_grid(size, (0.8, 6.0), None) == of_micrographs
     assert finer_grid(size, None, lambda: [bright]) == 1
 
 
 def test_stacks_of_one_pixel_size_have_one_grid(tmp_path: Path) -> None:
     """Else images of one particle would look different by the stack that they are in."""
-    heights = {"a": 8.0, "b": 0.3, "c": 8.0}
+    heights = {"a": 4.0, "b": 0.3, "c": 4.0}
     for name, height in heights.items():
         write_stack(tmp_path / f"{name}.mrcs", particles(height, 8), 6.0)
     rows = "".join(f"{number}@{name}.mrcs\n" for name in heights for number in range(1, 9))
