@@ -198,10 +198,12 @@ def test_contamination_and_the_course_of_a_training_in_figures() -> None:
     sys.path.remove(str(BENCHMARKS))
 
     def runs(*errors: float) -> list[dict[str, Any]]:
-        return [{"cases": {"SNR 0.1": {"mse": error}}} for error in errors]
+        return [{"seed": 1 + at, "cases": {"SNR 0.1": {"mse": one}}} for at, one in enumerate(errors)]
 
-    by_row = {"l2, pure": runs(2.0, 4.0), "l2, type 1, 0.3": runs(4.5), "l1, type 1, 0.3": runs(1.0)}
-    assert document.against_pure("l2, type 1, 0.3", by_row) == "1.50"
+    by_row = {"l2, pure": runs(2.0, 4.0), "l2, type 1, 0.3": runs(3.0), "l1, type 1, 0.3": runs(1.0)}
+    assert document.against_pure("l2, type 1, 0.3", by_row) == "1.50"  # of the run that both have
+    by_row["l2, type 1, 0.3"] = runs(3.0, 8.0)  # times 1.5 and 2
+    assert document.against_pure("l2, type 1, 0.3", by_row) == "1.75 ± 0.35"
     assert document.against_pure("l2, pure", by_row) == document.against_pure("l1, type 1, 0.3", by_row) == ""
     # up by a half and by a twentieth
     assert document.course([{"held_out_scores": [0.4, 0.2, 0.3, 0.315]}]) == "0.200, 0.315, 1 of 3"

@@ -311,16 +311,15 @@ def contaminated(row: str) -> str:
 
 
 def against_pure(row: str, by_row: dict[str, list[dict[str, Any]]]) -> str:
-    """How many times the error is that of the same row without contamination."""
+    """How many times the error is that of the same row without contamination, seed by seed."""
     name, *kind = row.split(", type ")
-    pure = by_row.get(f"{name}, pure")
-    if not kind or pure is None:
+    if not kind or f"{name}, pure" not in by_row:
         return ""
-    error, of_pure = (
-        statistics.fmean(one["mse"] for run in runs for one in run["cases"].values())
-        for runs in (by_row[row], pure)
+    errors, of_pure = (
+        {run["seed"]: statistics.fmean(one["mse"] for one in run["cases"].values()) for run in by_row[which]}
+        for which in (row, f"{name}, pure")
     )
-    return f"{error / of_pure:.2f}"
+    return spread([errors[seed] / of_pure[seed] for seed in sorted(errors.keys() & of_pure.keys())], 2)
 
 
 def course(runs: list[dict[str, Any]]) -> str:
