@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.models import MODELS
@@ -61,15 +62,20 @@ def prepare(project: Path, version: str) -> None:
     shutil.copytree(DATA / f"relion{version}" / "External", project / "External")
 
 
-def run(
-    project: Path, *arguments: str | Path, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def run(project: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a job to its end."""
+    return warm.run(RUN, "denoise", "--o", JOB, *arguments, folder=project)
+
+
+def run_anew(
+    project: Path, *arguments: str | Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a job to its end, in a Python that has yet to import all."""
     command = [sys.executable, "-c", RUN, "denoise", "--o", JOB, *map(str, arguments)]
     result = subprocess.run(
         command,
         cwd=project,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=600,
@@ -106,24 +112,17 @@ def run_until(project: Path, model: Path, stop: str) -> subprocess.CompletedProc
         f"    denoise(Request(Path({JOB!r}), given, 'command', gate))\n"
         f"sys.exit(run_as_external_job(Path({JOB!r}), work))\n"
     )
-    job = subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=project,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    job = warm.Program(program, folder=project)
     give_up = time.monotonic() + 600
     while not (project / "ready").exists():
-        assert job.poll() is None, job.communicate()
+        assert job.poll() is None, job.end()
         assert time.monotonic() < give_up
         time.sleep(0.02)
     if stop == "file":
         (project / JOB / ABORT_NOW).touch()
     else:
         job.send_signal(signal.Signals[stop])
-    stdout, stderr = job.communicate(timeout=600)
-    return subprocess.CompletedProcess(job.args, job.returncode, stdout, stderr)
+    return job.end()
 
 
 def markers(project: Path) -> set[str]:
@@ -242,13 +241,13 @@ def test_a_torch_that_cannot_be_imported(project: Path, model: Path) -> None:
     broken = project / "site"
     broken.mkdir()
     (broken / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
-    result = run(project, "--in_parts", TABLE, "--model", model, environment={"PYTHONPATH": str(broken)})
+    result = run_anew(project, "--in_parts", TABLE, "--model", model, environment={"PYTHONPATH": str(broken)})
     assert_failed(project, result, "cannot import what cryohush needs: libcudart.so.12: cannot open")
 
 
 def test_a_gpu_that_is_asked_for_and_absent(project: Path, model: Path) -> None:
     arguments = ["--in_parts", TABLE, "--model", model, "--gpu", "0"]
-    result = run(project, *arguments, environment={"CUDA_VISIBLE_DEVICES": ""})
+    result = run_anew(project, *arguments, environment={"CUDA_VISIBLE_DEVICES": ""})
     assert_failed(project, result, "0")
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
 from cryohush.core.config.evaluate import EvaluateConfig
 from cryohush.core.errors import ConfigurationError
@@ -62,18 +61,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [sys.executable, "-c", RUN, "evaluate", "--o", JOB, *arguments],
-        cwd=project,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=600,
-    )
-    # not text=True, which would turn the carriage returns of the progress line into line feeds
-    return subprocess.CompletedProcess(
-        result.args, result.returncode, result.stdout.decode(), result.stderr.decode()
-    )
+    return warm.run(RUN, "evaluate", "--o", JOB, *arguments, folder=project)
 
 
 def markers(project: Path) -> set[str]:

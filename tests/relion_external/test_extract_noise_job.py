@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
 from cryohush.core.config.extract_noise import ExtractNoiseOptions
 from cryohush.core.errors import Aborted, ConfigurationError
@@ -46,16 +45,7 @@ def project(tmp_path: Path) -> Path:
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     code = "import sys; from cryohush.relion_external.cli import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", code, "extract-noise", "--o", JOB, *arguments],
-        cwd=project,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return warm.run(code, "extract-noise", "--o", JOB, *arguments, folder=project)
 
 
 def markers(project: Path) -> set[str]:

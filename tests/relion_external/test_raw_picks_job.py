@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from cryohush.relion_external.markers import EXIT_FAILURE, EXIT_SUCCESS
 from cryohush.relion_external.project import OUTPUT_NODES
@@ -40,15 +39,7 @@ def project(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", RUN, "raw-picks", "--o", JOB, *arguments],
-        cwd=project,
-        env=os.environ,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return warm.run(RUN, "raw-picks", "--o", JOB, *arguments, folder=project)
 
 
 def test_only_the_names_of_denoised_micrographs_change(project: Path) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from relion_project import EMPTY_PIPELINE, REPORT, SUCCEEDED, nodes_of, processes, run_job
 
 from cryohush.core.config.denoise import DenoiseOptions
@@ -127,15 +126,7 @@ def given(*extra: str, reference: str | None = MAP) -> dict[str, str | None]:
 
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", RUN, "train", "--o", JOB, *arguments],
-        cwd=project,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    return warm.run(RUN, "train", "--o", JOB, *arguments, folder=project)
 
 
 def test_a_job_leaves_a_model_that_the_next_one_takes_by_name(project, capsys):
