@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ MIDDLE_PERCENTILES, HEADROOM = (5.0, 50.0, 95.0), 2.0
 LOPSIDED = 3.0
 BAR_LENGTHS = tuple(step * 10**power for power in range(4) for step in (1, 2, 5))
 LABEL_SIZE, TITLE_SIZE = 8.0, 7.0
+# Between images, of their width or height.
+GAP = 0.04
+Point = tuple[float, float]
 Kind = Literal["particles", "micrographs"]
 POWER = "power per pixel (grey value²)"
 
@@ -167,7 +170,8 @@ def draw_side_by_side(
         panel.set_axis_on()
         _show(panel, row.images[number], limits_of(row, number))
         panel.set_title(row.label.replace("\n", " "), fontsize=LABEL_SIZE, pad=3)
-    _draw_scale_bar(axes[-1, 0], rows[0].images.shape[-1], pixel_size_angstrom)
+    y, x = rows[0].images.shape[-2:]
+    _draw_scale_bar(axes[-1, 0], x, pixel_size_angstrom, (-0.5, 1.07 * y - 0.5))
 
 
 def limits_of(row: Row, number: int) -> tuple[float, float]:
@@ -202,18 +206,38 @@ def draw_rows(
     pixel_size_angstrom
         For the scale bar, which is in pixels when this is None.
     """
-    # squeeze=False: also one image gives a 2-D array of axes
-    axes = figure.subplots(
-        len(rows), len(titles), squeeze=False, gridspec_kw={"wspace": 0.04, "hspace": 0.04}
+    y, x = rows[0].images.shape[-2:]
+    edges = figure.subplotpars
+    wide = _inches(figure) * (edges.right - edges.left)
+    tall = float(figure.bbox.height / figure.dpi) * (edges.top - edges.bottom)
+    cell_wide, cell_tall = (
+        side / (n + GAP * (n - 1)) for side, n in ((wide, len(titles)), (tall, len(rows)))
     )
-    for number, row in enumerate(rows):
-        for column, image in enumerate(row.images):
-            _show(axes[number, column], image, limits_of(row, column))
-        axes[number, 0].set_ylabel(row.label, fontsize=LABEL_SIZE)
-    room = _inches(figure) * axes[0, 0].get_position().width * 0.96
-    for column, title in enumerate(titles):
-        axes[0, column].set_title(column_title(title, room), fontsize=TITLE_SIZE, pad=3, linespacing=1.1)
-    _draw_scale_bar(axes[-1, 0], rows[0].images.shape[-1], pixel_size_angstrom)
+    scale = min(cell_wide / x, cell_tall / y)
+    # one panel in pixels of the images: one for each image takes longer than anything else in a report
+    panel = figure.add_axes((edges.left, edges.bottom, edges.right - edges.left, edges.top - edges.bottom))
+    panel.set_axis_off()
+    # as one they would have the resolution of the page
+    figure.figure.suppressComposite = True
+    lefts = [(column * (1 + GAP) + 0.5) * cell_wide / scale - x / 2 for column in range(len(titles))]
+    tops = [(number * (1 + GAP) + 0.5) * cell_tall / scale - y / 2 for number in range(len(rows))]
+    for number, (row, top) in enumerate(zip(rows, tops, strict=True)):
+        for column, (image, left) in enumerate(zip(row.images, lefts, strict=True)):
+            extent = (left, left + x, top + y, top)
+            low, high = limits_of(rows[number], column)
+            panel.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="antialiased", extent=extent)
+        beside: dict[str, Any] = {"rotation": 90, "rotation_mode": "anchor", "ha": "center", "va": "bottom"}
+        _write_beside(panel, row.label, (lefts[0], top + y / 2), (-4, 0), fontsize=LABEL_SIZE, **beside)
+    for title, left in zip(titles, lefts, strict=True):
+        text, above = column_title(title, 0.96 * cell_wide), (left + x / 2, tops[0])
+        _write_beside(panel, text, above, (0, 3), fontsize=TITLE_SIZE, ha="center", linespacing=1.1)
+    _draw_scale_bar(panel, x, pixel_size_angstrom, (lefts[0], tops[-1] + 1.07 * y))
+    panel.set(xlim=(0, wide / scale), ylim=(tall / scale, 0), aspect="auto")
+
+
+def _write_beside(panel: Axes, text: str, place: Point, points: Point, **style: Any) -> None:
+    """Write a text so many points beside a place of a panel."""
+    panel.annotate(text, place, points, textcoords="offset points", annotation_clip=False, **style)
 
 
 def column_title(title: str, room: float) -> str:
@@ -296,22 +320,14 @@ def draw_gain(axes: Axes, bands: Sequence[Mapping[str, float | None]]) -> None:
     axes.grid(color="0.9", linewidth=0.6)
 
 
-def _draw_scale_bar(panel: Axes, box_px: int, pixel_size_angstrom: float | None) -> None:
-    """Draw a bar below the panel, outside the image, where it hides nothing and needs no contrast."""
+def _draw_scale_bar(panel: Axes, box_px: int, pixel_size_angstrom: float | None, start: Point) -> None:
+    """Draw a bar from a place below an image, where it hides nothing and needs no contrast."""
     length = bar_length(box_px * (pixel_size_angstrom or 1.0))
     length_px = length / (pixel_size_angstrom or 1.0)
-    below = panel.get_xaxis_transform()
-    panel.plot(
-        [-0.5, length_px - 0.5], [-0.07, -0.07], color="black", linewidth=2.5, transform=below, clip_on=False,
-        solid_capstyle="butt",
-    )  # fmt: skip
+    left, y = start
+    bar: dict[str, Any] = {"color": "black", "linewidth": 2.5, "clip_on": False, "solid_capstyle": "butt"}
+    panel.plot([left, left + length_px], [y, y], **bar)
     unit = "Å" if pixel_size_angstrom else "px"
     panel.text(
-        length_px + 0.04 * box_px,
-        -0.07,
-        f"{length} {unit}",
-        transform=below,
-        fontsize=7,
-        va="center",
-        ha="left",
+        left + length_px + 0.5 + 0.04 * box_px, y, f"{length} {unit}", fontsize=7, va="center", ha="left"
     )

@@ -98,10 +98,14 @@ def test_of_images_that_show_nothing_no_low_pass_is_named(value: float) -> None:
 
 def test_each_column_holds_raw_low_pass_denoised_and_their_difference() -> None:
     raw, clean = particles()
-    shown = [np.asarray(axes.images[0].get_array()) for axes in draw().axes]
+    (panel,) = draw().axes
+    shown = [np.asarray(image.get_array()) for image in panel.images]
+    columns, lines = (np.array([image.get_extent() for image in panel.images])[:, n] for n in (0, 3))
+    # in rows, as they are read
+    assert np.array_equal(np.lexsort((columns, lines)), np.arange(16))
     for row, expected in ((0, raw), (2, clean)):
         np.testing.assert_array_equal(shown[4 * row : 4 * row + 4], expected)
-    labels = [draw().axes[4 * row].get_ylabel() for row in range(4)]
+    labels = [text.get_text() for text in panel.texts[:4]]
     assert [text.split("\n")[0] for text in labels] == ["raw", "raw, plain", "denoised", "removed,"]
     filtered = like_low_pass(raw, clean, 2.0)
     assert filtered is not None
@@ -193,10 +197,12 @@ def test_the_scale_bar_is_round_and_at_most_two_fifths_of_the_box(box: float, ex
 
 
 def test_the_scale_bar_has_its_length_in_pixels_of_the_image() -> None:
-    panel = draw().axes[12]
+    (panel,) = draw().axes
     (bar,) = panel.lines
     assert np.ptp(np.asarray(bar.get_xdata())) == pytest.approx(20 / 2.0)
-    assert panel.texts[0].get_text() == "20 Å"
+    left, right, *_ = panel.images[12].get_extent()
+    assert (bar.get_xdata()[0], right - left) == (left, 32)
+    assert panel.texts[-1].get_text() == "20 Å"
 
 
 def test_the_spectrum_of_white_noise_is_its_variance() -> None:
@@ -332,7 +338,7 @@ def test_the_titles_of_a_montage_never_run_into_each_other(name: str) -> None:
     figure = draw(4, name)
     FigureCanvasAgg(figure).draw()
     renderer = FigureCanvasAgg(figure).get_renderer()
-    boxes = [axes.title.get_window_extent(renderer) for axes in figure.axes[:4]]
+    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts[4:8]]
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
