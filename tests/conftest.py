@@ -4,9 +4,11 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from hypothesis import HealthCheck, settings
 
 # Modules that benchmarks share are tested, too; their names give way to all others.
@@ -48,6 +50,13 @@ def pytest_configure() -> None:
 def nobody_is_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables are read at once, though they are new and may end in mid-line."""
     monkeypatch.setattr("cryohush.core.io.star.SETTLING_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="module")
+def warm_workers() -> Iterator[None]:
+    """Batches that are run in the tests' own process start their workers quickly."""
+    with warm.workers():
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import warm
 from cryosparc_project import Run, particle_table, store_token, write_stacks
 from double_store import Store
 from double_v5 import Double5
@@ -21,6 +24,7 @@ from cryohush.core.models.weights import save_model
 from cryohush.cryosparc_job import guard, instance, job, worker
 from cryohush.cryosparc_job.cli import main
 
+COMMAND = worker.COMMAND
 NETWORK: dict[str, Any] = {"widths": [4, 4], "blocks": [1, 1], "unshuffle": 2}
 
 
@@ -44,6 +48,20 @@ def no_open_sockets() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def warm_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real work is begun quickly; other children are processes as always."""
+
+    def start(command: Sequence[str], **given: Any) -> Any:
+        if command != COMMAND:
+            return subprocess.Popen(command, **given)
+        keep = ("env", "umask", "pass_fds")
+        return warm.Child(command, **{name: given[name] for name in keep})
+
+    names = {name: getattr(subprocess, name) for name in ("PIPE", "STDOUT", "TimeoutExpired")}
+    monkeypatch.setattr(worker, "subprocess", SimpleNamespace(Popen=start, **names))
 
 
 @pytest.fixture

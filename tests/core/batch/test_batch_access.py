@@ -25,7 +25,7 @@ ENGINE = {"device": "cpu", "workers": 1, "threads": 1, "memory": "2GB"}
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+def pool(warm_workers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     with open_pool(EngineConfig(**ENGINE, dashboard=None), tmp_path_factory.mktemp("logs")) as pool:
         yield pool
 

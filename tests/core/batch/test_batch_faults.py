@@ -49,7 +49,7 @@ CONFIG = EngineConfig(
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+def pool(warm_workers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     with open_pool(CONFIG, tmp_path_factory.mktemp("logs")) as pool:
         yield pool
 

@@ -18,6 +18,7 @@ from cryohush.core.io.journal import JOURNAL_NAME
 from cryohush.core.jobs.evaluate import run_evaluate
 
 pytest.importorskip("distributed")
+pytestmark = pytest.mark.usefixtures("warm_workers")
 
 ENGINE = {"device": "cpu", "workers": 2, "threads": 1, "memory": "2GB", "dashboard": None}
 # the network knows real noise, not white noise: half and half is strict enough here

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
 from micrograph_files import empty_micrograph, table_of
 from particle_files import noise, write_stack, write_table
@@ -30,13 +29,16 @@ DRIVER = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1] / "jobs")!r})
 import kill_anywhere
+import warm
 from cryohush.core import cli
 moment = int(sys.argv.pop(1))
 if moment:
     kill_anywhere.kill_itself_at(moment)
-    sys.exit(cli.main())
+    with warm.workers():
+        sys.exit(cli.main())
 status = []
-print(kill_anywhere.counted(lambda: status.append(cli.main())), file=sys.stderr)
+with warm.workers():
+    print(kill_anywhere.counted(lambda: status.append(cli.main())), file=sys.stderr)
 sys.exit(status[0])
 """
 NOISE = {"window_px": 64, "min_background": 0.5, "precision": "fp32", "min_noise_probability": 0.0}
@@ -100,8 +102,5 @@ def words(folder: Path) -> list[str]:
 
 def run(plan: Path, *words: str, moment: int = 0) -> tuple[int, str]:
     """Run a driver, which is killed at its file operation of this number; its exit status and errors."""
-    command, told = [sys.executable, "-c", DRIVER, str(moment), *words, str(plan)], plan.with_suffix(".err")
-    # a file: workers that have lost their driver would keep a pipe open
-    with told.open("w") as errors:
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=errors, timeout=1800, check=False)
-    return done.returncode, told.read_text()
+    done = warm.run(DRIVER, str(moment), *words, plan, folder=plan.parent)
+    return done.returncode, done.stderr

@@ -7,8 +7,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import namedtuple
@@ -18,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import warm
 from particle_files import noise, read_alike, read_stack, write_stack, write_table
 
 from cryohush.core.config.denoise import DenoiseOptions
@@ -261,8 +260,7 @@ def test_no_more_than_a_few_batches_are_ever_in_memory(
 def killed(source: Path | str, output: Path, limit: int, weights: Path, how: str = "") -> None:
     """Run in a child that kills itself as soon as `limit` images are done."""
     given = options(weights).model_dump_json()
-    command = [sys.executable, "-c", CHILD, str(source), str(output), str(limit), how, given]
-    result = subprocess.run(command, timeout=300, capture_output=True, text=True)
+    result = warm.run(CHILD, source, output, str(limit), how, given, folder=Path())
     assert result.returncode == -signal.SIGKILL, result.stderr
 
 
