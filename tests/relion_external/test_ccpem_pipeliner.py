@@ -221,22 +221,25 @@ def test_a_training_learns_from_even_and_odd_frames(ran: dict[str, Any]) -> None
     )
 
 
-def said_by(code: str) -> str:
-    """What code prints in the pipeliner's environment."""
-    assert PYTHON is not None
-    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@with_pipeliner
-def test_a_training_without_anything_to_learn_from_is_refused_in_the_form() -> None:
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    """What forms say in the pipeliner's environment: their options, and what a training needs."""
     code = (
-        "from cryohush.relion_external.ccpem_pipeliner import TrainJob; job = TrainJob(); "
+        "import json; from cryohush.relion_external import ccpem_pipeliner as jobs; "
+        "made = [c() for c in vars(jobs).values() if hasattr(c, 'PROCESS_NAME') and hasattr(c, 'TITLE')]; "
+        "print(json.dumps({job.COMMAND: list(job._defaults) for job in made})); job = jobs.TrainJob(); "
         "print([found.message for found in job.additional_joboption_validation()]); "
         "job.joboptions['in_mics'].value = 'm.star'; print(job.additional_joboption_validation())"
     )
-    assert said_by(code).splitlines() == ["['Particles or micrographs are needed.']", "[]"]
+    assert PYTHON is not None
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@with_pipeliner
+def test_a_training_without_anything_to_learn_from_is_refused_in_the_form(said: list[str]) -> None:
+    assert said[1:] == ["['Particles or micrographs are needed.']", "[]"]
 
 
 @with_pipeliner
@@ -268,21 +271,8 @@ def test_picks_are_those_of_the_raw_micrographs(ran: dict[str, Any], project: Pa
         assert micrograph.shape == (1, SIDE, SIDE)
 
 
-@pytest.fixture(scope="module")
-def forms() -> dict[str, list[str]]:
-    """Command to the options of its form."""
-    code = (
-        "import json; from cryohush.relion_external import ccpem_pipeliner as jobs; "
-        "made = [c() for c in vars(jobs).values() if hasattr(c, 'PROCESS_NAME') and hasattr(c, 'TITLE')]; "
-        "print(json.dumps({job.COMMAND: list(job._defaults) for job in made}))"
-    )
-    return dict(json.loads(said_by(code)))
-
-
 @with_pipeliner
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_form_has_each_option_of_the_command_line_but_the_threads(
-    forms: dict[str, list[str]], command: str
-) -> None:
+def test_the_form_has_each_option_of_the_command_line_but_the_threads(said: list[str], command: str) -> None:
     wanted = [flag.lstrip("-") for flag, *_ in parameters_of(command) if flag != "--j"]
-    assert forms[command] == wanted
+    assert json.loads(said[0])[command] == wanted

@@ -1,4 +1,4 @@
-"""A session on the fly in a project of the real RELION: forty micrographs that arrive in five portions."""
+"""A session on the fly in a project of the real RELION: micrographs that arrive in portions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ pytestmark = [
 ]
 
 SESSION = Path(__file__).parents[2] / "examples" / "relion" / "session.sh"
-N_PORTIONS, PORTION = 5, 8
+# the first one, one that is gone on with as all that follow it, and the last
+N_PORTIONS, PORTION = 3, 8
 SIDE, RADIUS, PIXEL_SIZE = 256, 10, 3.0
 CENTRES = [(60, 60), (180, 80), (120, 190)]
 TABLE = "CtfFind/job001/micrographs_ctf.star"

@@ -204,7 +204,6 @@ def test_a_killed_driver_is_resumed_and_the_stacks_are_those_of_an_undisturbed_r
         (tmp_path / name).mkdir()
         for file in ("particles.mrcs", "particles.star"):
             shutil.copy(EXAMPLES / file, tmp_path / name)
-    plan["options"] = {"precision": "fp32", "batch_size": 4}
     plan["sources"] = [{"name": name, "file": str(tmp_path / name / "particles.star")} for name in names]
     plan["engine"] = {**ENGINE, "range_mb": 0.25}
     path, batch_state = write(tmp_path, plan), tmp_path / "batch" / "batch.json"
@@ -221,7 +220,7 @@ def test_a_killed_driver_is_resumed_and_the_stacks_are_those_of_an_undisturbed_r
     assert "holds this batch already" in capsys.readouterr().err
 
     assert main(["batch", "resume", path]) == 0
-    options = DenoiseOptions(precision="fp32", batch_size=4, device="cpu", threads=2)
+    options = DenoiseOptions(**plan["options"], device="cpu", threads=2)
     run_denoise(tmp_path / "a" / "particles.star", tmp_path / "whole", options)
     expected = (tmp_path / "whole" / "particles.mrcs").read_bytes()
     for name in names:

@@ -22,6 +22,7 @@ from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import Aborted, InputError, OutputError
 from cryohush.core.io.journal import JOURNAL_NAME, RECORD_NAME, Journal
 from cryohush.core.job_context import JobContext
+from cryohush.core.jobs import evaluation_files
 from cryohush.core.jobs.denoise import DenoiseJob
 from cryohush.core.jobs.evaluate import EvaluateJob
 from cryohush.core.jobs.extract_noise import ExtractNoiseJob
@@ -65,6 +66,17 @@ def train(folder: Path, weights: Path) -> Job[Any]:
 JOBS = (denoise, extract_noise, evaluate, particles, micrographs, train)
 Make = Callable[[Path, Path], Job[Any]]
 each_job = pytest.mark.parametrize("make", JOBS, ids=lambda make: make.__name__)
+
+
+@pytest.fixture(autouse=True)
+def without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pages of an evaluation show is of no concern here: a file that has their name."""
+
+    def write_pages(path: Path, *_: object) -> Path:
+        path.write_bytes(b"pages")
+        return path
+
+    monkeypatch.setattr(evaluation_files, "write_pages", write_pages)
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
