@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs cryohush without extras, then with each extra alone, as users do, and runs the commands that it is for.
-# The environments share the packages of the first (in .venv-extras), so that each takes seconds.
+# The environments share the packages of the first (in .venv-extras), pip among them, so that each takes seconds.
 # Arguments: the extras to try; all of them without.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,10 +14,12 @@ trap 'rm -rf "$work"' EXIT
 megabytes() { du -sm "$1/lib" | cut -f 1; }
 # A source tree that pip may write to, so that the checkout stays clean.
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$work" 2>/dev/null || true
-install() { "$1/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$work$2"; }
+install() { "$1/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "${@:2}"; }
 
 "${PYTHON:-python3}" -m venv "$folder/none"
-install "$folder/none" ""
+# Python compiles what the commands import, and keeps it; all of torch takes longer than everything else here.
+unset PYTHONDONTWRITEBYTECODE
+install "$folder/none" --no-compile "$work"
 packages='import sysconfig; print(sysconfig.get_path("purelib"))'
 base=$("$folder/none/bin/python" -c "$packages")
 echo "none: $(megabytes "$folder/none") MB"
@@ -48,10 +50,10 @@ sources: [{file: $PWD/$particles}]
 END
 for extra in "${@:-train evaluate batch cryosparc baselines}"; do
     for name in $extra; do
-        "$folder/none/bin/python" -m venv "$folder/$name"
+        "$folder/none/bin/python" -m venv --without-pip "$folder/$name"
         echo "import site; site.addsitedir('$base')" >"$("$folder/$name/bin/python" -c "$packages")/base.pth"
         before=$(megabytes "$folder/$name")
-        install "$folder/$name" "[$name]"
+        install "$folder/$name" "$work[$name]"
         echo "$name: $(($(megabytes "$folder/$name") - before)) MB more"
         case $name in
             train) try train cryohush simulate examples/simulate.yaml --output "$work/simulated" --set n_images=8 ;;

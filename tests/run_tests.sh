@@ -18,8 +18,8 @@ install '.[train,evaluate,batch,baselines,test]'
 .venv-tests/bin/mypy -p cryohush
 
 packages='import sysconfig; print(sysconfig.get_path("purelib"))'
-beside() { # FOLDER PIP-ARGUMENTS...: packages of its own, and behind them all those of the first environment
-    [ -x "$1/bin/python" ] || .venv-tests/bin/python -m venv "$1"
+beside() { # FOLDER PIP-ARGUMENTS...: packages of its own, behind them all those of the first environment, with pip
+    [ -x "$1/bin/python" ] || .venv-tests/bin/python -m venv --without-pip "$1"
     echo "import site; site.addsitedir('$(.venv-tests/bin/python -c "$packages")')" \
         >"$("$1/bin/python" -c "$packages")/tests.pth"
     "$1/bin/python" -m pip install --quiet --disable-pip-version-check "${@:2}"
