@@ -28,6 +28,25 @@ settings.load_profile("same")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+HERE = Path(__file__).parent
+# Files that take a minute or more begin first, of these the ones that wait for other programs: a long one
+# that begins last would have a machine of several cores for itself.
+LONG = (
+    "relion_external/test_session.py",
+    "relion_external/test_relion_batch.py",
+    "core/batch/test_batch_faults.py",
+    "core/batch/test_batch_kills.py",
+    "core/jobs/test_kills.py",
+    "cryosparc_job/test_cryosparc_batch.py",
+    "cryosparc_job/test_watch.py",
+    "relion_external/test_ccpem_pipeliner.py",
+    "relion_external/test_real_relion.py",
+    "relion_external/test_train_job.py",
+    "cryosparc_job/test_other_commands.py",
+    "test_user_tasks.py",
+    "core/jobs/test_evaluate.py",
+    "core/test_api.py",
+)
 
 RELION = shutil.which("relion_pipeliner")
 PYTHON_47 = os.environ.get("CRYOHUSH_CRYOSPARC47_PYTHON")
@@ -60,6 +79,8 @@ def warm_workers() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {HERE / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
     without_47 = pytest.mark.skip(
         reason="CRYOHUSH_CRYOSPARC47_PYTHON does not name a Python with cryosparc-tools 4.7 and cryohush"
     )
