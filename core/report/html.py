@@ -44,6 +44,8 @@ class Picture:
         """The figure as a PNG file, drawn once."""
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format="png", dpi=PNG_DOTS_PER_INCH)
+        # drawn again for paper all stays where it is: to find the places takes as long as to draw
+        self.figure.set_layout_engine("none")
         return buffer.getvalue()
 
 
