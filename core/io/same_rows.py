@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, MrcError
 from .cs import CS_SUFFIX, CsTable
+from .image_names import split_image_name
 from .image_set import ImageSet
 from .micrographs import MicrographSet
 from .mrc import StackReader
@@ -168,11 +169,9 @@ class _Identity:
         ]
         for label in filter(_EARLIER.fullmatch, self._columns):
             for chain, text in zip(chains, self._columns[label], strict=True):
-                number, at, file = text.partition("@")
-                if not at:
-                    number, file = "1", text
-                if file and number.isdigit():
-                    chain.append(name(int(number), file))
+                number, file = split_image_name(text)
+                if file:
+                    chain.append(name(int(number or "1"), file))
         return chains
 
     def numbers(self) -> tuple[list[int], int] | None:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
+from ..io.image_names import split_image_name
 from ..metrics.fourier import radial_power_spectrum, ring_frequencies
 from .text import fit, label
 from .verdict import Filtered, low_pass
@@ -218,8 +219,8 @@ def draw_rows(
 
 def column_title(title: str, room: float) -> str:
     """Return a title of at most `room` inches; of `54@stack.mrcs` the number goes below the name."""
-    number, at, name = title.partition("@")
-    lines = [name, f"no. {number}"] if at and number.isdigit() else [title]
+    number, name = split_image_name(title)
+    lines = [name, f"no. {number}"] if number else [title]
     return "\n".join(label(fit(line, TITLE_SIZE, room)) for line in lines)
 
 
