@@ -254,8 +254,8 @@ def test_rows_that_are_none_are_refused(rows: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"keep_above": 2.9}, "nothing would be kept"),
-        ({"keep_above": 500.0}, "all would stay raw"),
+        ({"keep_above": 2.9}, "two pixels are 3 Å, so that nothing would be kept"),
+        ({"keep_above": 500.0}, "images 48 Å wide is coarser than 500 Å.* all would stay raw"),
         ({"particle_diameter": 500.0}, "particle_diameter: .* fewer than 16"),
         ({"precision": "bf17"}, "precision: expected auto"),
     ],
