@@ -45,7 +45,7 @@ from .folder import JobFolder
 from .job import Devices, Plan
 from .scores import scores_of
 from .self_measurement import measure_gain
-from .trust import error_name, error_teller, write_error_stacks
+from .trust import error_names, error_teller, write_error_stacks
 
 # The journal's entry for what was chosen when the run began; no stack has an empty name.
 _CHOICES = ""
@@ -241,7 +241,7 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
             write_record(summary, self.context.command, started)
             split = [] if scores is None else split_files(images, options)
             has_errors = options.error_stacks and error_of is not None
-            errors = [error_name(stack) for stack in stacks] if has_errors else []
+            errors = error_names(stacks) if has_errors else []
             folder.journal.complete([*(one.name for one in stacks), *table, *split, *errors, RECORD_NAME])
         return summary
 

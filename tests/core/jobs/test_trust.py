@@ -71,6 +71,18 @@ def test_errors_can_be_had_afterwards_without_denoising_anew(table: Path, weight
     )
 
 
+def test_a_stack_that_is_named_like_the_errors_of_another_has_its_own(table: Path, weights: Path) -> None:
+    write_stack(Path("a_error.mrcs"), np.random.default_rng(2).normal(0, 3 * SD, (2, BOX, BOX)).astype("f4"))
+    write_table(table, [f"{i}@{name}.mrcs" for name in ("a", "a_error") for i in (1, 2)], box_px=BOX)
+    run_denoise(table, "out", options(weights))
+    # twice the background's standard deviation, which is SD and 3 SD
+    medians = {path.stem: float(np.median(read_stack(path))) for path in Path("out").glob("*.mrcs")}
+    assert sorted(medians) == ["a", "a_error", "a_error_2", "a_error_error"]
+    assert medians["a_error_2"] == pytest.approx(2 * SD, rel=0.05)
+    assert medians["a_error_error"] == pytest.approx(6 * SD, rel=0.05)
+    assert run_denoise(table, "out", options(weights), earlier="resume").was_complete
+
+
 def test_a_stack_of_errors_is_not_taken_for_raw_images(table: Path, weights: Path) -> None:
     run_denoise(table, "out", options(weights))
     with pytest.raises(InputError, match="denoised already"):
