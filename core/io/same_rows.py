@@ -74,10 +74,15 @@ class SameRows:
     n_other: int
 
     @property
+    def is_guess(self) -> bool:
+        """Whether nothing in the tables shows it: a table that was sorted in between would go unnoticed."""
+        return self.by in (_ORDER, _NUMBER)
+
+    @property
     def note(self) -> str:
         """What to tell the user: by what rows were paired, and how many have no partner."""
         text = f"paired by {self.by}"
-        if self.by in (_ORDER, _NUMBER):  # a table that was sorted in between would go unnoticed
+        if self.is_guess:
             text = f"warning: {text}: nothing in the tables shows which images are the same particle"
         if len(self.first) < max(self.n_first, self.n_other):
             text += f": {len(self.first)} of {self.n_other} rows, of {self.n_first} on the other side"
