@@ -404,6 +404,8 @@ def _context(
 
 def _as_stack(images: ArrayLike) -> tuple[NDArray[np.float32], bool]:
     """`(n, y, x)`, and whether it was one image."""
+    if np.ma.is_masked(images):
+        raise ImageError("expected an array of numbers, found a masked one. Fill it first.")
     array = np.asarray(images)
     if array.dtype.kind not in "fiu":
         raise ImageError(f"expected an array of real numbers, found one of {array.dtype}.")

@@ -251,6 +251,14 @@ def test_rows_that_are_none_are_refused(rows: Any) -> None:
         cryohush.read_images(STAR, rows=rows)
 
 
+def test_masked_pixels_are_not_taken_for_numbers() -> None:
+    images = noise(2, 32, 32)
+    with pytest.raises(CryohushError, match="found a masked one"):
+        cryohush.denoise(np.ma.masked_greater(images, 105))
+    with pytest.raises(CryohushError, match="found a masked one"):
+        cryohush.denoise_micrograph(np.ma.masked_greater(images[0], 105))
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
