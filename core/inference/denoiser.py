@@ -179,8 +179,8 @@ class Denoiser:
 
     @property
     def tells_error(self) -> bool:
-        """Whether the network knows the error of its images: whether it has a method `with_error`."""
-        return hasattr(self._network, "with_error")
+        """Whether the network knows the error of its images."""
+        return tells_error(self._network)
 
     def _seen(
         self,
@@ -256,6 +256,11 @@ class Denoiser:
                 raise
         torch.cuda.empty_cache()
         return torch.cat([self._in_memory(half, network) for half in images.chunk(2)])
+
+
+def tells_error(network: nn.Module) -> bool:
+    """Tell whether a network knows the error of its images: whether it has a method `with_error`."""
+    return hasattr(network, "with_error")
 
 
 class _LogVariance(nn.Module):
