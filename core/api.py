@@ -23,8 +23,9 @@ from .context.contexts import context_of_images
 from .errors import ConfigurationError, ImageError, missing_package
 from .imaging.ctf import CtfParameters, ctf_parameters_of
 from .imaging.normalise import background_mask
-from .inference.denoiser import Denoiser, why_no_limit
+from .inference.denoiser import Denoiser
 from .inference.devices import CPU_BATCH_PX, DTYPES, choose_precision, resolve_devices
+from .inference.inputs import check_limit
 from .inference.micrograph_denoiser import MicrographDenoiser
 from .inference.plan import PLAUSIBLE_ANGSTROM, SMALLEST_PX, finer_grid, sample
 from .inference.plan import read_images as read_image_set
@@ -131,7 +132,8 @@ def denoise(
     diameter_px = _in_pixels("particle_diameter", particle_diameter, pixel_size)
     keep_above_px = _in_pixels("keep_above", keep_above, pixel_size)
     _check(blend, protein, precision)
-    _check_limit(keep_above, keep_above_px, stack.shape[1:])
+    if keep_above is not None:
+        check_limit(keep_above, [((stack.shape[1], stack.shape[2]), pixel_size)])
     if diameter_px is not None:
         try:
             background_mask((stack.shape[1], stack.shape[2]), diameter_px / 2)
@@ -195,7 +197,8 @@ def denoise_micrograph(
         raise ImageError(f"expected one micrograph (y, x), found an array of the shape {stack.shape}.")
     keep_above_px = _in_pixels("keep_above", keep_above, pixel_size)
     _check(blend, protein, precision)
-    _check_limit(keep_above, keep_above_px, stack.shape[1:])
+    if keep_above is not None:
+        check_limit(keep_above, [((stack.shape[1], stack.shape[2]), pixel_size)])
     sign = np.float32(-1 if protein == "dark" else 1)
     loaded = _loaded(model)
     result, problem, remark = MicrographDenoiser(_denoiser(loaded, device, precision)).denoise(
@@ -401,6 +404,8 @@ def _context(
 
 def _as_stack(images: ArrayLike) -> tuple[NDArray[np.float32], bool]:
     """`(n, y, x)`, and whether it was one image."""
+    if np.ma.is_masked(images):
+        raise ImageError("expected an array of numbers, found a masked one. Fill it first.")
     array = np.asarray(images)
     if array.dtype.kind not in "fiu":
         raise ImageError(f"expected an array of real numbers, found one of {array.dtype}.")
@@ -431,11 +436,6 @@ def _in_pixels(name: str, length: float | None, pixel_size: float | None) -> flo
     if pixel_size is None:
         raise ConfigurationError(f"{name} is in Å, so pixel_size (Å) has to be given as well.")
     return length / pixel_size
-
-
-def _check_limit(length: float | None, length_px: float | None, shape: Sequence[int]) -> None:
-    if length_px is not None and (problem := why_no_limit(length_px, shape)) is not None:
-        raise ConfigurationError(f"keep_above: {length:g} Å are {length_px:g} px: {problem}.")
 
 
 def _check(blend: float, protein: str, precision: str) -> None:

@@ -23,6 +23,7 @@ RECORD_NAME = "cryohush.json"
 ENDINGS = (".mrc", ".mrcs", ".star")
 # Pixels of a layer: what is more is left out from the end, as a viewer holds all in memory.
 MAX_PIXELS = 2**28
+_LABEL = "mrc_label"
 
 
 def get_reader(path: str | list[str]) -> Callable[[str], list[Layer]] | None:
@@ -77,6 +78,10 @@ def _rows_of(source: Path) -> _Rows:
 
 def _raw_rows(source: Path, rows: _Rows) -> _Rows | None:
     """Return the raw images of what a run has written; None of anything else."""
+    from .errors import InputError
+    from .inference.plan import read_images
+    from .io.same_rows import match_rows
+
     for folder in source.absolute().parents[:4]:
         if (folder / RECORD_NAME).is_file():
             record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
@@ -86,11 +91,20 @@ def _raw_rows(source: Path, rows: _Rows) -> _Rows | None:
     name = source.absolute().relative_to(folder).as_posix()
     if name != record.get("table") and name not in record.get("stacks", ()):
         return None
-    raw = _rows_of(Path(record["input"]))
-    whole = _rows_of(folder / record["table"]) if record["table"] else rows
-    if len(whole.places) > len(raw.places) or record.get("damaged_files"):
-        return None  # rows were left out: which belongs to which is not told by their order
-    pairs = zip(whole.places, raw.places, strict=False)  # of a trial run only the first rows
+    images = read_images(Path(record["input"]))
+    raw = _Rows(images)
+    if record["table"]:
+        denoised = read_images(folder / record["table"])
+        whole = _Rows(denoised)
+        try:
+            same = match_rows(denoised, images)
+        except InputError:
+            return None
+        if same.is_guess:  # the table has changed: it names none of the images that were denoised
+            return None
+        pairs = [(whole.places[a], raw.places[b]) for a, b in zip(same.first, same.other, strict=True)]
+    else:
+        pairs = list(zip(rows.places, raw.places, strict=False))  # of a trial run only the first images
     before = {(path.resolve(), number): old for (path, number), old in pairs}
     found = [before.get((path.resolve(), number)) for path, number in rows.places]
     raw.places = [place for place in found if place is not None]
@@ -106,24 +120,30 @@ def _layer(rows: _Rows, name: str) -> Layer:
     with StackReader(rows.places[0][0]) as reader:
         shape = reader.shape[1:]
     parts: list[NDArray[np.float32]] = []
+    label = ""
     shown = rows.places[: max(1, MAX_PIXELS // (shape[0] * shape[1]))]
     for path, places in itertools.groupby(shown, lambda place: place[0]):
         with StackReader(path) as reader:
             if reader.shape[1:] != shape:
                 break
+            label = label or reader.header.denoised_label
             parts.append(reader.read([number for _, number in places]))
     images = np.concatenate(parts)
     data = images if len(images) > 1 else images[0]
     size = rows.pixel_size_angstrom
-    attributes: dict[str, Any] = {"name": name, "contrast_limits": contrast(images[0])}
+    metadata: dict[str, Any] = {"pixel_size_angstrom": size} if size else {}
+    attributes: dict[str, Any] = {"name": name, "contrast_limits": contrast(images[0]), "metadata": metadata}
     if size:
         attributes["scale"] = (*([1.0] * (data.ndim - 2)), size, size)
-        attributes["metadata"] = {"pixel_size_angstrom": size}
+    if label:
+        metadata[_LABEL] = label
     return data, attributes, "image"
 
 
 def write_image(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     """Write an image layer as an MRC file, with the pixel size that its scale says in Å.
+
+    What was read from denoised images says so in its header again.
 
     Raises
     ------
@@ -138,7 +158,7 @@ def write_image(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     images = images.reshape(-1, *images.shape[-2:])
     # a scale of 1 is what napari gives where nobody knows it
     size = float(attributes["scale"][-1]) if len(attributes.get("scale", ())) else 1.0
-    label = "written by cryohush from napari"
+    label = attributes.get("metadata", {}).get(_LABEL) or "written by cryohush from napari"
     with StackWriter(
         Path(path), images.shape, pixel_size_angstrom=None if size == 1.0 else size, label=label
     ) as writer:

@@ -193,11 +193,12 @@ class Watcher:
             card = self._read(job)
             if card is None or card.key in self._started:
                 continue
+            claim = last_claim(card.lock_path)
             how = self._ready(card, job)
             if how is not None:
                 found = True
                 if self._drivers.has_room():
-                    self._start(card, how)
+                    self._start(card, how, claim)
                 elif card.key not in self._waiting:
                     self._waiting.add(card.key)
                     with contextlib.suppress(HostError):
@@ -267,7 +268,7 @@ class Watcher:
             return None
         return "--resume" if find_job(card.project, card.uid).status() == job.status else None
 
-    def _start(self, card: Card, how: str) -> None:
+    def _start(self, card: Card, how: str, claim: Claim) -> None:
         job = find_job(card.project, card.uid)
         words = [card.record.command, "--url", self.instance.url, "--project", card.project.uid]
         words += [how, card.uid, "--watched", *self._words]
@@ -275,11 +276,15 @@ class Watcher:
             words += ["--device", "auto"]  # of those that it sees
         try:
             with card.place.lock(card.job_directory) as lock:
+                # since it was found ready, whose driver may not have the lock yet
+                if last_claim(card.lock_path) != claim:
+                    raise JobBusy(f"{card.uid}: another watcher has taken it")
                 where = self._drivers.start(card.key, words)
                 slurm = where.removeprefix(SLURM_JOB) if where.startswith(SLURM_JOB) else ""
                 lock.note(Holder(this_program(), watched=True, slurm=slurm))
-        except JobBusy:
-            return  # another watcher was faster
+        except JobBusy as error:
+            say(f"{card.project} {error}")
+            return
         except CryohushError as error:
             say(f"{card.key}: {error}")
             end_as_failed(job, str(error))
@@ -299,6 +304,17 @@ def fail_card(project: Project, uid: str, command: str, message: str) -> None:
         place = Place(project.directory(), is_shared=True, name=FOLDERS[command])
         if job.status() in ("building", *ACTIVE) and not is_locked(place.lock_path(job.directory_name())):
             end_as_failed(job, message)
+
+
+Claim = tuple[bytes, int]
+
+
+def last_claim(path: Path) -> Claim:
+    """Return what was last noted in the file of a lock, and when; nothing of one that is not there."""
+    with contextlib.suppress(OSError):
+        if text := path.read_bytes():
+            return text, path.stat().st_mtime_ns
+    return b"", 0
 
 
 def _is_fresh(path: Path) -> bool:

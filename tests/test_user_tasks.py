@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -257,6 +258,29 @@ def test_methods_that_were_not_asked_for_are_not_made(
     assert list(found) == asked.methods
     assert len(ran) == 1
     torch.testing.assert_close(found["raw"], images)
+
+
+def test_a_model_that_was_trained_on_the_stack_takes_the_place_of_the_asked_one(
+    tasks: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images = torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(8))
+    values = (torch.full((4,), value) for value in (9000.0, 9000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
+    tasks.write_particles(tmp_path / "p.star", images, 3.0, CtfParameters(*values))
+    commands: list[list[str]] = []
+
+    def run(command: list[str]) -> str:
+        commands.append(command)
+        output = Path(command[command.index("--output") + 1])
+        output.mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "p.mrcs", output / "p.mrcs")
+        return ""
+
+    monkeypatch.setattr(tasks, "run", run)
+    asked = argparse.Namespace(methods=[tasks.SESSION], topaz_python=None, model="general", threads=1)
+    tasks.denoised_by_each(tmp_path / "p.star", asked)
+    assert [command.count("--model") for command in commands if "denoise" in command] == [1]
+    (model,) = [command[command.index("--model") + 1] for command in commands if "denoise" in command]
+    assert Path(model).parent == tmp_path / "run"
 
 
 def test_raw_images_are_among_the_methods_and_alone_need_no_denoising(

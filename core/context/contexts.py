@@ -358,6 +358,8 @@ def _optics_of(
         if particles.has_table and particles.column(*_DEFOCUS) is not None:
             log(f"warning: the table's CTFs are not used: {error}")
         return None
+    if (odd := _odd_defocus(optics)) is not None:
+        log(f"warning: {odd}. If that is wrong, so are the CTFs; --context none does without them")
     largest = float(optics.phase_shift_degrees.abs().max()) if len(optics) else 0.0
     if 0 < largest <= math.pi and not particles.is_cs:
         log(
@@ -365,6 +367,20 @@ def _optics_of(
             "these are radians, the CTFs are wrong"
         )
     return optics
+
+
+def _odd_defocus(optics: CtfParameters) -> str | None:
+    """Return what is odd about the defoci of a set, in words; None if nothing is."""
+    defocus = (optics.defocus_u_angstrom + optics.defocus_v_angstrom) / 2
+    n_over, n = int((defocus < 0).sum()), len(defocus)
+    if 2 * n_over > n:
+        return (
+            f"{n_over} of {counted(n, 'particle')} have a negative defocus, which means overfocus, such as "
+            f"{float(defocus.min()):g} Å"
+        )
+    if n and not defocus.any():
+        return "every defocus is 0, as where nobody has estimated it"
+    return None
 
 
 def _are_premultiplied(particles: ParticleSet) -> bool:

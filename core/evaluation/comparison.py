@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -222,6 +222,8 @@ class Result:
         (y, x) by which each micrograph's twin was displaced, when that was taken back.
     constant
         How many images of each kind have one grey value all over, for the kinds that have any.
+    same
+        How many images of a first kind are those of a second one themselves, for the kinds that have any.
     """
 
     frequency: Tensor
@@ -230,14 +232,20 @@ class Result:
     noise_power: Tensor | None = None
     drift_px: dict[str, tuple[float, float]] = field(default_factory=dict)
     constant: Counter[str] = field(default_factory=Counter)
+    same: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @property
     def remarks(self) -> list[str]:
-        """What is to be said of images that correlate with nothing, a sentence for each kind."""
-        return [
+        """What is to be said of images that correlate with nothing, or are the same, for each kind."""
+        constant = [
             f"{counted(n, f'{name} image')} without any contrast: a correlation of 0 is counted. See whether "
             "this is the right file."
             for name, n in self.constant.items()
+        ]
+        return constant + [
+            f"{counted(n, f'{name} image')}, pixel by pixel the same as the {other}: a comparison of these "
+            "says nothing. See whether this is the right file."
+            for (name, other), n in self.same.items()
         ]
 
 
@@ -287,18 +295,23 @@ def compare(
             images[RAW] = sources.raw.read(rows)
         for name, read in images.items():
             result.constant += _constant(name, read)
+        if sources.raw:
+            result.same += _same(RAW, images[RAW], {DENOISED: images[DENOISED]})
+        given = dict(images)
         for name in config.baselines:
             images[name] = BASELINES[name].denoise(images[RAW], BASELINES[name].default)
             check()
         if sources.reference:
             clean = sources.reference.read(rows)
             result.constant += _constant("clean", clean)
+            result.same += _same("clean", clean, given)
             for name, comparison in result.reference.items():
                 _against_clean(comparison, images[name], clean, rows, sources, config, mask)
                 check()
         if sources.twin:
             twin = sources.twin.read(rows)
             result.constant += _constant("twin", twin)
+            result.same += _same("twin", twin, given)
             if config.align_twin and sources.micrographs:
                 twin, drift = align_twin(images[RAW], twin, [sources.micrographs[row] for row in rows])
                 result.drift_px.update(drift)
@@ -318,6 +331,12 @@ def _constant(name: str, images: Tensor) -> Counter[str]:
     flat = images.flatten(1)
     n = int((flat.amax(1) == flat.amin(1)).sum())
     return Counter({name: n} if n else {})
+
+
+def _same(name: str, images: Tensor, others: Mapping[str, Tensor]) -> Counter[tuple[str, str]]:
+    """How many of `(k, y, x)` images are those of another kind, by the names of both."""
+    found = {(name, other): int((images == those).flatten(1).all(1).sum()) for other, those in others.items()}
+    return Counter({names: n for names, n in found.items() if n})
 
 
 def _refuse_no_band(sources: Sources, config: EvaluateConfig) -> None:

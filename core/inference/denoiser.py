@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -179,8 +179,8 @@ class Denoiser:
 
     @property
     def tells_error(self) -> bool:
-        """Whether the network knows the error of its images: whether it has a method `with_error`."""
-        return hasattr(self._network, "with_error")
+        """Whether the network knows the error of its images."""
+        return tells_error(self._network)
 
     def _seen(
         self,
@@ -256,6 +256,11 @@ class Denoiser:
                 raise
         torch.cuda.empty_cache()
         return torch.cat([self._in_memory(half, network) for half in images.chunk(2)])
+
+
+def tells_error(network: nn.Module) -> bool:
+    """Tell whether a network knows the error of its images: whether it has a method `with_error`."""
+    return hasattr(network, "with_error")
 
 
 class _LogVariance(nn.Module):
@@ -335,15 +340,6 @@ def _mirrored(side: int, stride: int, device: torch.device) -> Tensor:
     missing = -side % stride
     padding = (missing // 2, missing - missing // 2)
     return torch.from_numpy(np.pad(np.arange(side), padding, mode="reflect")).to(device)
-
-
-def why_no_limit(keep_above_px: float, shape: Sequence[int]) -> str | None:
-    """Return why a period cannot divide raw from denoised coefficients of `(y, x)` images; None if it can."""
-    if keep_above_px < 2:
-        return "nothing in the images is finer than two pixels, so that nothing would be kept"
-    if keep_above_px >= max(shape):
-        return f"nothing in images of {shape[1]} x {shape[0]} px is coarser, so that all would stay raw"
-    return None
 
 
 def raw_weight(shape: tuple[int, int], keep_above_px: float, device: torch.device | None = None) -> Tensor:

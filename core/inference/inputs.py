@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,21 +63,8 @@ def check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], images: 
     """Raise when an option that is a length in Å, or the circle, does not suit an image."""
     if isinstance(images, MicrographSet) and options.particle_diameter_angstrom is not None:
         raise ConfigurationError("the particle diameter is for particles, not micrographs. Leave it out.")
-    limit = options.keep_above_angstrom
-    sizes = [stack.pixel_size_angstrom for stack in stacks if stack.pixel_size_angstrom is not None]
-    finest = 2 * min(sizes, default=0.0)
-    if limit is not None and limit < finest:
-        raise ConfigurationError(
-            f"nothing in the images is finer than {limit:g} Å, above which the raw image was to be kept: two "
-            f"pixels are {finest:g} Å. Give a coarser limit, or leave it out."
-        )
-    for stack in stacks:
-        width = (stack.pixel_size_angstrom or 0.0) * max(stack.shape)
-        if limit is not None and 0 < width <= limit:
-            raise ConfigurationError(
-                f"nothing in images {width:g} Å wide is coarser than {limit:g} Å, above which the raw image "
-                "was to be kept: all of it would stay raw. Give a finer limit, or leave it out."
-            )
+    if options.keep_above_angstrom is not None:
+        check_limit(options.keep_above_angstrom, [(one.shape, one.pixel_size_angstrom) for one in stacks])
     for shape, pixel_size in {(stack.shape, stack.pixel_size_angstrom) for stack in stacks}:
         diameter = options.particle_diameter_angstrom
         if pixel_size is None:
@@ -96,6 +84,32 @@ def check_options(options: DenoiseOptions, stacks: Sequence[StackPlan], images: 
                 f"a particle diameter of {diameter:g} Å: {error}. Leave it out to get "
                 f"{PARTICLE_SHARE_OF_BOX:g} of the box: {default:g} Å."
             ) from error
+
+
+def check_limit(keep_above_angstrom: float, images: Iterable[tuple[tuple[int, int], float | None]]) -> None:
+    """Raise when a resolution, Å, cannot divide raw from denoised coefficients.
+
+    Parameters
+    ----------
+    images
+        `(y, x)` and pixel size of each kind of images, Å; those of unknown size are left out.
+    """
+    sizes = [(size, size * max(shape)) for shape, size in images if size is not None]
+    finest, width = (
+        2 * min((size for size, _ in sizes), default=0.0),
+        min((w for _, w in sizes), default=math.inf),
+    )
+    kept = f"{keep_above_angstrom:g} Å, above which the raw image was to be kept"
+    if keep_above_angstrom < finest:
+        raise ConfigurationError(
+            f"nothing in the images is finer than {kept}: two pixels are {finest:g} Å, so that nothing would "
+            "be kept. Give a coarser limit, or leave it out."
+        )
+    if keep_above_angstrom >= width:
+        raise ConfigurationError(
+            f"nothing in images {width:g} Å wide is coarser than {kept}: all would stay raw. Give a finer "
+            "limit, or leave it out."
+        )
 
 
 def look_at_inputs(

@@ -401,13 +401,18 @@ def output_names(images: ImageSet) -> list[str]:
     names = []
     for path in below:
         stem = path.stem if path.suffix.lower() in STACK_SUFFIXES else path.name
-        name, number = path.with_name(f"{stem}{suffix}"), 1
-        while str(name) in taken:
-            number += 1
-            name = name.with_name(f"{stem}_{number}{suffix}")
-        taken.add(str(name))
-        names.append(str(name))
+        names.append(free_name(path.with_name(f"{stem}{suffix}"), taken))
     return names
+
+
+def free_name(path: PurePosixPath, taken: set[str]) -> str:
+    """Return the name of a file, with a number if it is taken, and take it."""
+    name, number = path, 1
+    while str(name) in taken:
+        number += 1
+        name = path.with_stem(f"{path.stem}_{number}")
+    taken.add(str(name))
+    return str(name)
 
 
 def _below(path: Path, root: Path) -> PurePosixPath:

@@ -224,7 +224,8 @@ class CsImages:
     stack_names
         The stacks as first written, without the `>` of exports.
     beside
-        Whether a stack has such a `>`: then it is relative to the file's own folder.
+        Whether the stacks have such a `>`: then they are relative to the file's own folder. Where only some
+        do, the names of these are absolute.
     stack, image
         int32 `(n,)`: position in `stack_names` and 0-based index in the stack, per row.
     dark_stacks
@@ -263,15 +264,16 @@ def read_images(table: CsTable) -> CsImages:
     """
     _check_fields(table)
     paths, stack = _distinct(table.column(_PATH))
-    names, merged = _stack_names(table, paths, stack)
+    folder = _folder_of_some(table, paths)
+    names, merged = _stack_names(table, paths, stack, folder)
     stack = merged[stack]
     image = table.column(_INDEX)
     _refuse(table, (image < 0) | (image > _LARGEST_INDEX), _INDEX, "an index from 0 to 2147483647")
     optics, group = _optics(table)
-    micrograph_names, micrograph = _micrographs(table)
+    micrograph_names, micrograph = _micrographs(table, folder)
     return CsImages(
         stack_names=names,
-        beside=any(path.startswith(_BESIDE.encode()) for path in paths),
+        beside=folder is None and any(path.startswith(_BESIDE.encode()) for path in paths),
         stack=stack,
         image=image.astype(np.int32),
         dark_stacks=_dark_stacks(table, names, stack),
@@ -283,12 +285,25 @@ def read_images(table: CsTable) -> CsImages:
     )
 
 
-def _micrographs(table: CsTable) -> tuple[tuple[str, ...], NDArray[np.int32] | None]:
+def _folder_of_some(table: CsTable, paths: Sequence[bytes]) -> Path | None:
+    """Return the folder of a table in which only some of the paths are relative to it; None otherwise."""
+    marks = {path.startswith(_BESIDE.encode()) for path in paths if not path.startswith(b"/")}
+    return table.path.absolute().parent if len(marks) > 1 else None
+
+
+def _name(path: bytes, folder: Path | None) -> str:
+    """Return a file's name without its mark; with the folder where not all files are relative to that."""
+    name = os.fsdecode(path)
+    is_beside, name = name.startswith(_BESIDE), name.removeprefix(_BESIDE)
+    return str(folder / name) if name and is_beside and folder is not None else name
+
+
+def _micrographs(table: CsTable, folder: Path | None) -> tuple[tuple[str, ...], NDArray[np.int32] | None]:
     kind = table.fields.get(_MICROGRAPH)
     if kind is None or kind.kind != "S":
         return (), None
     names, micrograph = _distinct(table.column(_MICROGRAPH))
-    return tuple(os.fsdecode(name).removeprefix(_BESIDE) for name in names), micrograph
+    return tuple(_name(name, folder) for name in names), micrograph
 
 
 def _check_fields(table: CsTable) -> None:
@@ -333,14 +348,14 @@ def _distinct(column: NDArray[Any]) -> tuple[list[Any], NDArray[np.int32]]:
 
 
 def _stack_names(
-    table: CsTable, paths: Sequence[bytes], path_of_row: NDArray[np.int32]
+    table: CsTable, paths: Sequence[bytes], path_of_row: NDArray[np.int32], folder: Path | None
 ) -> tuple[list[str], NDArray[np.int32]]:
     """Return the stacks' names, and the position among them of each path; two spellings are one stack."""
     names: list[str] = []
     known: dict[str, int] = {}
     merged = []
     for path in paths:
-        name = os.fsdecode(path).removeprefix(_BESIDE)
+        name = _name(path, folder)
         if not name:
             _refuse(table, path_of_row == paths.index(path), _PATH, "the path of a stack")
         merged.append(known.setdefault(os.path.normpath(name), len(names)))

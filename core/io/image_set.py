@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, StarError, several
 from .columns import Columns, find_table, read_columns
+from .image_names import split_image_name
 from .mrc import StackReader
 from .optics import OpticsGroup
 from .star import Table, decode, encode, free_label, quote, rewrite, unquote
@@ -303,20 +304,18 @@ class ImageSet(ABC):
         def find(token: bytes) -> tuple[int, int]:
             if token[:1] in (b'"', b"'"):
                 token = encode(unquote(token))
-            index, at, name = token.partition(b"@")
-            if not at:
-                index, name = b"1", token
+            index, name = split_image_name(token)
             if name not in positions:
                 positions[name] = known.get(os.path.normpath(decode(name)), -1)
-            return positions[name], int(index) - 1 if index.isdigit() else -1
+            return positions[name], int(index or b"1") - 1
 
         return find
 
     def _absolute(self, token: bytes) -> bytes:
         """Return an image name (`000001@stack` or a file) with the absolute path of its file."""
         text = unquote(token)
-        index, at, name = text.partition("@") if "@" in text else ("", "", text)
-        return quote(f"{index}{at}{os.path.normpath(self.root / name)}")
+        index, name = split_image_name(text)
+        return quote(f"{index}{'@' * bool(index)}{os.path.normpath(self.root / name)}")
 
     def _changed(self) -> StarError:
         return StarError("the file was changed while it was in use.", path=self.source)

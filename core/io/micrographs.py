@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MrcError, StarError
+from .image_names import split_image_name
 from .image_set import ImageSet, Rows, header_pixel_size, refuse_others
 from .mrc import StackReader
 from .optics import MICROGRAPH_PIXEL_SIZES, OpticsGroup, check_groups, grouping, read_optics
@@ -188,13 +189,16 @@ def _read_rows(table: Table, rows: Rows, group_of: Callable[[list[bytes], int], 
             continue
         name = unquote(tokens[column])
         suffix = Path(name).suffix.lower()
-        if not name or "@" in name or suffix in MOVIE_SUFFIXES:
-            kind = f"a movie or compressed file ({suffix})" if suffix in MOVIE_SUFFIXES else repr(name)
+        is_movie, is_image = suffix in MOVIE_SUFFIXES, bool(split_image_name(name)[0])
+        if not name or is_image or is_movie:
+            kind = f"a movie or compressed file ({suffix})" if is_movie else "an image of a stack"
             raise StarError(
-                f"expected a micrograph in MRC format, found {kind}{f': {name}' if suffix else ''}.",
+                f"expected a micrograph in MRC format, found {f'{kind}: {name}' if name else 'no name'}.",
                 path=table.path,
                 line=line,
-                remedy="Give the micrographs of a motion correction job.",
+                remedy="Give each image a file of its own, or particles their column rlnImageName."
+                if is_image and not is_movie
+                else "Give the micrographs of a motion correction job.",
             )
         rows.stack.append(rows.stack_of(encode(name)))
         rows.line.append(line)

@@ -32,6 +32,8 @@ from .mrc_header import (
 _MODE_OF_DTYPE = {"float32": 2, "float16": 12}
 # What is converted at once: enough for full speed, little beside the images themselves.
 _CHUNK_BYTES = 1 << 24
+# What is rounded off for float16 is less than this share of an image's contrast.
+_LARGEST_ROUNDING = 0.2
 
 
 class StackReader:
@@ -378,7 +380,8 @@ class StackWriter:
         Raises
         ------
         ImageError
-            If a pixel is NaN or infinite, or does not fit into float16; names the image.
+            If a pixel is NaN or infinite, or float16 has no place or too coarse steps for it; names the
+            image.
         OutputError
             If the disk is full or fails.
         ValueError
@@ -398,11 +401,25 @@ class StackWriter:
                 state = state.after(image[np.isfinite(image)] if position in unchecked else image)
                 if not np.isfinite(state.total):
                     raise self._not_finite(state.written, original)
+                if image.dtype == np.float16 and position not in unchecked:
+                    self._refuse_rounded(state.written, image, original)
         try:
             self._write_at(HEADER_BYTES + self.state.written * self._image_bytes, values)
         except OSError as error:
             raise writing_failed(self.path, error, self._bytes) from error
         self.state = state
+
+    def _refuse_rounded(self, number: int, image: NDArray[Any], original: NDArray[Any]) -> None:
+        """Raise when too little of an image's contrast is left: float16 has steps."""
+        error = np.std(image.astype(np.float32) - original, dtype=np.float64)
+        if error > _LARGEST_ROUNDING * np.std(original, dtype=np.float64):
+            raise ImageError(
+                "the steps of float16 are too coarse for the image's contrast, which lies between "
+                f"{original.min():g} and {original.max():g}.",
+                path=self.path,
+                image=number,
+                remedy="Write float32 instead.",
+            )
 
     def _not_finite(self, number: int, original: NDArray[Any]) -> ImageError:
         if np.isfinite(original).all():

@@ -16,6 +16,7 @@ from ..errors import ConfigurationError, CsError, ImageError, MrcError, StarErro
 from ..spread import evenly_spread
 from .cs import CS_SUFFIX, CsTable, read_images
 from .cs import rewrite as rewrite_cs
+from .image_names import split_image_name
 from .image_set import ImageSet, Rows, header_pixel_size, refuse_others
 from .mrc import StackReader
 from .optics import LARGEST_INDEX, OpticsGroup, check_groups, grouping, read_optics
@@ -433,13 +434,15 @@ def _read_rows(table: Table) -> tuple[Rows, dict[int, OpticsGroup]]:
         name = tokens[image_column]
         if name[:1] in (b'"', b"'"):
             name = encode(unquote(name))
-        index, at, stack_name = name.partition(b"@")
-        if not (at and stack_name and index.isdigit() and 0 < int(index) <= LARGEST_INDEX):
+        index, stack_name = split_image_name(name)
+        if not (stack_name and index and 0 < int(index) <= LARGEST_INDEX):
             raise StarError(
                 f"expected an image name like 000001@stack.mrcs, found {decode(name)!r}.",
                 path=table.path,
                 line=line,
-                remedy="" if at else "Names without @ mean subtomograms or single images: not supported.",
+                remedy=""
+                if index
+                else "Names without 000001@ mean subtomograms or single images: not supported.",
             )
         rows.stack.append(rows.stack_of(stack_name))
         rows.image.append(int(index) - 1)

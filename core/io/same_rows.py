@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, MrcError
 from .cs import CS_SUFFIX, CsTable
+from .image_names import split_image_name
 from .image_set import ImageSet
 from .micrographs import MicrographSet
 from .mrc import StackReader
@@ -73,10 +74,15 @@ class SameRows:
     n_other: int
 
     @property
+    def is_guess(self) -> bool:
+        """Whether nothing in the tables shows it: a table that was sorted in between would go unnoticed."""
+        return self.by in (_ORDER, _NUMBER)
+
+    @property
     def note(self) -> str:
         """What to tell the user: by what rows were paired, and how many have no partner."""
         text = f"paired by {self.by}"
-        if self.by in (_ORDER, _NUMBER):  # a table that was sorted in between would go unnoticed
+        if self.is_guess:
             text = f"warning: {text}: nothing in the tables shows which images are the same particle"
         if len(self.first) < max(self.n_first, self.n_other):
             text += f": {len(self.first)} of {self.n_other} rows, of {self.n_first} on the other side"
@@ -168,11 +174,9 @@ class _Identity:
         ]
         for label in filter(_EARLIER.fullmatch, self._columns):
             for chain, text in zip(chains, self._columns[label], strict=True):
-                number, at, file = text.partition("@")
-                if not at:
-                    number, file = "1", text
-                if file and number.isdigit():
-                    chain.append(name(int(number), file))
+                number, file = split_image_name(text)
+                if file:
+                    chain.append(name(int(number or "1"), file))
         return chains
 
     def numbers(self) -> tuple[list[int], int] | None:

@@ -31,7 +31,7 @@ from ..io.particles import ParticleSet
 from ..io.star import quote
 from ..report import PDF_NAME, PNG_NAME, VIEWER_NAME
 from .scores import Scores, keep_rows
-from .trust import error_name
+from .trust import error_names
 
 # What the denoised images do not depend on; the model counts by its weights, the device by its kind.
 _NOT_OF_THE_IMAGES = {"model", "device", "skip_bad", "threads", "score", "error_stacks"}
@@ -64,8 +64,8 @@ def undertaking_of(
     ]
     parts = _digests(images, stacks, options)
     if isinstance(images, ParticleSet) and options.context != "none":
-        for stack, told in zip(stacks, told_of_images(images), strict=True):
-            for name in _made_of(stack, options):
+        for names, told in zip(_made_of(stacks, options), told_of_images(images), strict=True):
+            for name in names:
                 parts[name] += hashlib.sha256(told).hexdigest()[:16]
     return Undertaking("denoise", fingerprint, parts, others, [RANGES_FOLDER])
 
@@ -79,22 +79,25 @@ def _digests(images: ImageSet, stacks: Sequence[StackPlan], options: DenoiseOpti
         If something of it is gone.
     """
     digests: dict[str, str] = {}
-    for stack in stacks:
+    for stack, names in zip(stacks, _made_of(stacks, options), strict=True):
         digest = hashlib.sha256(file_state(stack.source).encode(errors="surrogateescape"))
         digest.update(f"\0{stack.shape} {stack.pixel_size_angstrom} {stack.protein_dark}\0".encode())
         digest.update(stack.indices.astype("<i4").tobytes())
-        digests |= dict.fromkeys(_made_of(stack, options), digest.hexdigest()[:32])
+        digests |= dict.fromkeys(names, digest.hexdigest()[:32])
     for name in table_files(images)[:1]:
         # the names in it are those of the stacks, relative to the root
         scored = ["scored"] if options.score else []
-        names = "\0".join([str(images.root.absolute()), *scored, *(stack.name for stack in stacks)])
-        digests[name] = sha256_of(*source_files(images), salt=names)
+        named = "\0".join([str(images.root.absolute()), *scored, *(stack.name for stack in stacks)])
+        digests[name] = sha256_of(*source_files(images), salt=named)
     return digests
 
 
-def _made_of(stack: StackPlan, options: DenoiseOptions) -> list[str]:
-    """Return the names of the files that are made of a stack."""
-    return [stack.name, error_name(stack)] if options.error_stacks else [stack.name]
+def _made_of(stacks: Sequence[StackPlan], options: DenoiseOptions) -> list[tuple[str, ...]]:
+    """Return the names of the files that are made of each stack."""
+    names = [stack.name for stack in stacks]
+    return list(
+        zip(names, error_names(stacks), strict=True) if options.error_stacks else zip(names, strict=True)
+    )
 
 
 def refuse_changed_inputs(

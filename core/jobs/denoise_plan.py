@@ -16,7 +16,7 @@ import torch
 from ..config.denoise import CONTEXT_NAME, DenoiseOptions
 from ..context.contexts import StackContexts, load_contexts
 from ..errors import InputError
-from ..inference.denoiser import Denoiser
+from ..inference.denoiser import Denoiser, tells_error
 from ..inference.devices import LocalDevices, Precision
 from ..inference.engine import Choices, Task, choose, tiling
 from ..inference.inputs import InputNotes
@@ -45,7 +45,7 @@ from .folder import JobFolder
 from .job import Devices, Plan
 from .scores import scores_of
 from .self_measurement import measure_gain
-from .trust import error_name, error_teller, write_error_stacks
+from .trust import error_names, error_teller, write_error_stacks
 
 # The journal's entry for what was chosen when the run began; no stack has an empty name.
 _CHOICES = ""
@@ -115,12 +115,16 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
         return f"{rows}, {counted(self.n_images, 'image')} in {files}"
 
     def bytes_left(self, folder: JobFolder) -> int:
-        """See `Plan`; of table and stacks."""
+        """See `Plan`; of table, stacks and stacks of errors."""
         images, dtype = self.images, self.options.output_dtype
         left = sum(path.stat().st_size for path in source_files(images)) if images.has_table else 0
         for stack in self.stacks:
             done = n_safely_written(stack, folder.path, folder.journal, dtype)
             left += (len(stack.indices) - done) * stack.shape[0] * stack.shape[1] * np.dtype(dtype).itemsize
+        if self.options.error_stacks and tells_error(self.model.module) and not self.are_micrographs:
+            for stack, name in zip(self.stacks, error_names(self.stacks), strict=True):
+                n = 0 if folder.journal.is_finished(name) else len(stack.indices)
+                left += n * stack.shape[0] * stack.shape[1] * np.dtype(np.float32).itemsize
         return left
 
     def begin(self, folder: JobFolder) -> DenoiseWork:
@@ -241,7 +245,7 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
             write_record(summary, self.context.command, started)
             split = [] if scores is None else split_files(images, options)
             has_errors = options.error_stacks and error_of is not None
-            errors = [error_name(stack) for stack in stacks] if has_errors else []
+            errors = error_names(stacks) if has_errors else []
             folder.journal.complete([*(one.name for one in stacks), *table, *split, *errors, RECORD_NAME])
         return summary
 

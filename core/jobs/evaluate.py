@@ -289,6 +289,7 @@ def _compute(
             result = compare(sources, config, progress=context.progress, should_stop=context.should_stop)
             for remark in result.remarks:
                 context.log(f"warning: {remark}")
+            numbers["warnings"] = result.remarks
             numbers["frequency"] = result.frequency.tolist()
             sections.append(sample_section(sources))
         for name, work in _tasks(config, sources, result, check).items():

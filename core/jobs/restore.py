@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import CsError, InputError, OutputError, StarError
 from ..io.cs import CS_SUFFIX, CsTable, read_images, restore_images
+from ..io.image_names import split_image_name
 from ..io.journal import RECORD_NAME
 from ..io.mrc_header import HEADER_BYTES, denoised_label
 from ..io.star import Table, read_tables, rewrite, unquote
@@ -163,9 +164,7 @@ def _rows(source: Path, is_target: Callable[[Table], bool]) -> Iterator[tuple[in
 
 def _file_of(token: bytes) -> str:
     """Return the file of an image name (`000001@stack` or a file)."""
-    name = unquote(token)
-    index, at, file = name.partition("@")
-    return file if at and index.isdigit() else name  # folders may have an @ as well
+    return split_image_name(unquote(token))[1]
 
 
 class _Files:

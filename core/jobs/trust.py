@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from ..config.denoise import DenoiseOptions
 from ..context.contexts import StackContexts
 from ..imaging.normalise import circle_radius_px
 from ..inference.denoiser import Denoiser
-from ..inference.plan import StackPlan
+from ..inference.plan import StackPlan, free_name
 from ..inference.summary import ErrorOf
 from ..io.journal import Journal
 from ..io.mrc import StackReader, StackWriter
@@ -50,10 +50,14 @@ def error_teller(
     return error_of
 
 
-def error_name(stack: StackPlan) -> str:
-    """Name below the output folder of a stack's errors: `particles_error.mrcs`."""
-    path = Path(stack.name)
-    return str(path.with_name(f"{path.stem}_error{path.suffix}"))
+def error_names(stacks: Sequence[StackPlan]) -> list[str]:
+    """Names below the output folder of the stacks' errors: `particles_error.mrcs`.
+
+    Names that a denoised stack has get a number.
+    """
+    taken = {stack.name for stack in stacks}
+    paths = [PurePosixPath(stack.name) for stack in stacks]
+    return [free_name(path.with_stem(f"{path.stem}_error"), taken) for path in paths]
 
 
 def write_error_stacks(
@@ -73,22 +77,22 @@ def write_error_stacks(
     if error_of is None:
         context.log("warning: no stacks of errors: this model does not know the errors of such images")
         return
-    for stack in stacks:
-        if not journal.is_finished(error_name(stack)):
+    for stack, name in zip(stacks, error_names(stacks), strict=True):
+        if not journal.is_finished(name):
             context.log(f"expected errors of {stack.source.name}")
             write_error_stack(
                 stack,
-                output_dir,
+                output_dir / name,
                 error_of,
                 lambda: context.stop_if_asked("stopped while writing expected errors; --resume goes on"),
             )
-            journal.finish(error_name(stack))
+            journal.finish(name)
 
 
 def write_error_stack(
-    stack: StackPlan, output_dir: Path, error_of: ErrorOf, stop_if_asked: Callable[[], None]
+    stack: StackPlan, path: Path, error_of: ErrorOf, stop_if_asked: Callable[[], None]
 ) -> None:
-    """Write the expected error of each image beside the denoised ones, on the images' grey scale.
+    """Write the expected error of each image to a stack, on the images' grey scale.
 
     Raises
     ------
@@ -100,7 +104,6 @@ def write_error_stack(
     n = len(stack.indices)
     label = label_of_denoised("expected error")
     size = stack.pixel_size_angstrom
-    path = output_dir / error_name(stack)
     with (
         StackReader(stack.source) as source,
         StackWriter(path, (n, *stack.shape), pixel_size_angstrom=size, label=label) as writer,

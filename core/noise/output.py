@@ -16,6 +16,7 @@ from ... import __version__
 from ..errors import InputError, OutputError
 from ..inference.plan import path_below
 from ..io.files import make_folder, writing
+from ..io.image_names import split_image_name
 from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader, StackWriter, write_mrc
 from ..io.star import read_tables, unquote, write_tables
@@ -217,7 +218,7 @@ def _read_rows(table: Path) -> tuple[dict[str, list[list[float]]], dict[str, lis
             row = dict(zip(found.labels, map(unquote, tokens), strict=True)) if tokens else {}
             name = row.get("rlnMicrographName", "")
             if found.name == "particles" and row:
-                number = float(row["rlnImageName"].partition("@")[0])
+                number = float(split_image_name(row["rlnImageName"])[0])
                 rows.setdefault(name, []).append([number, *(float(row[column]) for column in columns)])
             elif found.name == "whitening" and row:
                 amplitudes.setdefault(name, []).append(float(row["rlnCryohushAmplitude"]))

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
+from ..io.image_names import split_image_name
 from ..metrics.fourier import radial_power_spectrum, ring_frequencies
 from .text import fit, label
 from .verdict import Filtered, low_pass
@@ -242,8 +243,8 @@ def _write_beside(panel: Axes, text: str, place: Point, points: Point, **style: 
 
 def column_title(title: str, room: float) -> str:
     """Return a title of at most `room` inches; of `54@stack.mrcs` the number goes below the name."""
-    number, at, name = title.partition("@")
-    lines = [name, f"no. {number}"] if at and number.isdigit() else [title]
+    number, name = split_image_name(title)
+    lines = [name, f"no. {number}"] if number else [title]
     return "\n".join(label(fit(line, TITLE_SIZE, room)) for line in lines)
 
 

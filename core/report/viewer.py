@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
+from ..io.image_names import split_image_name
 from ..metrics.gain import Verdict
 from ..spread import evenly_spread
 from .figures import Kind, bar_length, comparison_rows, limits_of
@@ -105,8 +106,8 @@ def write_viewer(
         if relative is not None:
             shown["error"] = _picture(relative[number], (0.0, LARGEST_ERROR), "viridis")
         values = {name: round(float(score[number]), 4) for name, score in scores.items()}
-        place, at, name = titles[number].partition("@")
-        title = [f"no. {place}", plain(name)] if at and place.isdigit() else ["", plain(titles[number])]
+        place, name = split_image_name(titles[number])
+        title = [f"no. {place}" if place else "", plain(name)]
         images.append({"number": title[0], "name": title[1], "layers": shown, "scores": values})
     length = bar_length(x * (pixel_size_angstrom or 1.0))
     unit = "Å" if pixel_size_angstrom else "px"

@@ -27,6 +27,7 @@ from ..errors import ConfigurationError, InputError, StarError
 from ..io.columns import Columns, read_columns
 from ..io.coordinates import read_coordinates
 from ..io.files import write_text
+from ..io.image_names import split_image_name
 from ..io.micrographs import EVEN_LABEL, ODD_LABEL, MicrographSet
 from ..io.mrc import StackReader, StackWriter
 from ..io.star import write_tables
@@ -182,7 +183,7 @@ def read_halves(path: Path) -> tuple[list[Halves], float | None]:
     columns = table.columns(names)
     found = []
     for line, name, even, odd in zip(columns.lines, *(columns.text[label] for label in names), strict=True):
-        halves = Halves(name, _sum(table.root, even), _sum(table.root, odd))
+        halves = Halves(name, _sum(table, even, line), _sum(table, odd, line))
         for half in (halves.even, halves.odd):
             if not half.path.is_file():
                 raise StarError(f"{half.path} is not there.", path=path, line=line)
@@ -190,9 +191,11 @@ def read_halves(path: Path) -> tuple[list[Halves], float | None]:
     return found, sizes.pop() if len(sizes) == 1 else None
 
 
-def _sum(root: Path, name: str) -> Sum:
-    number, _, file = name.rpartition("@")
-    return Sum(root / file, int(number) - 1 if number.isdigit() else 0)
+def _sum(table: MicrographSet, name: str, line: int) -> Sum:
+    number, file = split_image_name(name)
+    if int(number or "1") < 1:
+        raise StarError(f"images are counted from 1, found {name}.", path=table.source, line=line)
+    return Sum(table.root / file, int(number or "1") - 1)
 
 
 def _places(config: PairsConfig, micrographs: list[Halves], seed: int) -> list[NDArray[np.int64]]:

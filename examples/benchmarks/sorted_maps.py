@@ -52,6 +52,7 @@ from cryohush.core.config.denoise import SUSPICIOUS_BELOW
 from cryohush.core.imaging.ctf import CtfParameters
 from cryohush.core.imaging.rings import ring_index
 from cryohush.core.imaging.structure import potential_map, read_structure
+from cryohush.core.io.image_names import split_image_name
 from cryohush.core.metrics.fourier import fourier_shell_correlation
 from cryohush.core.metrics.ordinary import figure_of_merit
 
@@ -162,7 +163,7 @@ def trusted(folder: Path, n: int) -> Tensor:
     (path,) = folder.glob("*trusted*.star")
     names = starfile.read(path)["particles"]["rlnImageName"]
     found = torch.zeros(n, dtype=torch.bool)
-    found[torch.tensor(names.str.split("@").str[0].astype(int).to_numpy() - 1)] = True
+    found[[int(split_image_name(name)[0]) - 1 for name in names]] = True
     return found
 
 

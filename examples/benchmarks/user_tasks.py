@@ -35,6 +35,7 @@ from cryohush.core.imaging.noise import image_generator
 from cryohush.core.imaging.normalise import default_radius_px, normalise
 from cryohush.core.imaging.projection import rotations_from_euler
 from cryohush.core.imaging.structure import read_structure
+from cryohush.core.io.image_names import split_image_name
 from cryohush.core.io.mrc import StackReader
 from cryohush.core.io.star import write_tables
 from cryohush.core.metrics.picking import square_regions
@@ -368,7 +369,7 @@ def denoised_by_each(table_path: Path, arguments: argparse.Namespace) -> dict[st
             table_path,
             folder / "session",
             arguments,
-            ["--model", str(trained_on(table_path.with_suffix(".mrcs"), folder / "run", SESSION_STEPS))],
+            model=trained_on(table_path.with_suffix(".mrcs"), folder / "run", SESSION_STEPS),
         ),
     }
     return {method: makers[method]() for method in asked_methods(arguments)}
@@ -385,10 +386,16 @@ def trained_on(stack: Path, output: Path, steps: int) -> Path:
 
 
 def cryohush_denoise(
-    source: Path, output: Path, arguments: argparse.Namespace, more: Sequence[str] = ()
+    source: Path,
+    output: Path,
+    arguments: argparse.Namespace,
+    more: Sequence[str] = (),
+    *,
+    model: Path | None = None,
 ) -> Tensor:
-    """Run `cryohush denoise` on a table of one stack, and read what it made."""
-    options = ["--model", arguments.model, "--threads", str(arguments.threads), "--overwrite", *more]
+    """Run `cryohush denoise` on a table of one stack, and read what it made; by `model`, or the asked one."""
+    weights = str(model or arguments.model)
+    options = ["--model", weights, "--threads", str(arguments.threads), "--overwrite", *more]
     run([*CRYOHUSH, "denoise", str(source), "--output", str(output), *options])
     (stack,) = output.rglob(f"{source.stem}*.mrcs")
     return read_stack(stack)
@@ -416,8 +423,7 @@ def relion_refine(folder: Path, options: Mapping[str, Any], more: Sequence[str] 
     command += ["--ctf", "--norm", "--scale", "--zero_mask", "--flatten_solvent", "--dont_check_norm"]
     run([*command, "--preread_images"], folder)
     data = starfile.read(folder / f"run_it{options['iter']:03d}_data.star")["particles"]
-    order = data["rlnImageName"].str.split("@").str[0].astype(int).to_numpy() - 1
-    return data.iloc[order.argsort()]
+    return data.iloc[np.argsort([int(split_image_name(name)[0]) for name in data["rlnImageName"]])]
 
 
 def shifts_of(data: pandas.DataFrame, pixel_size_angstrom: float) -> Tensor:

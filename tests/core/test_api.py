@@ -251,11 +251,19 @@ def test_rows_that_are_none_are_refused(rows: Any) -> None:
         cryohush.read_images(STAR, rows=rows)
 
 
+def test_masked_pixels_are_not_taken_for_numbers() -> None:
+    images = noise(2, 32, 32)
+    with pytest.raises(CryohushError, match="found a masked one"):
+        cryohush.denoise(np.ma.masked_greater(images, 105))
+    with pytest.raises(CryohushError, match="found a masked one"):
+        cryohush.denoise_micrograph(np.ma.masked_greater(images[0], 105))
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"keep_above": 2.9}, "nothing would be kept"),
-        ({"keep_above": 500.0}, "all would stay raw"),
+        ({"keep_above": 2.9}, "two pixels are 3 Å, so that nothing would be kept"),
+        ({"keep_above": 500.0}, "images 48 Å wide is coarser than 500 Å.* all would stay raw"),
         ({"particle_diameter": 500.0}, "particle_diameter: .* fewer than 16"),
         ({"precision": "bf17"}, "precision: expected auto"),
     ],

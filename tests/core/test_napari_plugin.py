@@ -14,6 +14,7 @@ import yaml
 from particle_files import noise, read_stack, write_stack, write_table
 
 from cryohush.core.cli import main
+from cryohush.core.io.mrc import StackReader
 from cryohush.core.napari_plugin import get_reader, read_layers, write_image
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,36 @@ def test_a_denoised_stack_finds_its_own_raw_images(run: Path) -> None:
     for before, after in zip(raw, denoised, strict=True):
         correlation = [np.corrcoef(before.ravel(), other.ravel())[0, 1] for other in denoised]
         assert np.argmax(correlation) == np.flatnonzero((denoised == after).all((1, 2)))[0]
+
+
+def test_raw_images_are_found_by_name_after_the_table_was_sorted(run: Path) -> None:
+    table = run / "particles.star"
+    text = table.read_text()
+    lines = text.splitlines(keepends=True)
+    places = [k for k, line in enumerate(lines) if "@" in line]
+    try:
+        for place, line in zip(places, sorted(lines[k] for k in places), strict=True):
+            lines[place] = line
+        table.write_text("".join(lines))
+        (raw, _, _), _ = read_layers(str(run / "out" / "particles.star"))
+        np.testing.assert_array_equal(raw, rows(run))
+        # of other images none is shown
+        table.write_text(text.replace("b.mrcs", "a.mrcs"))
+        assert len(read_layers(str(run / "out" / "particles.star"))) == 1
+    finally:
+        table.write_text(text)
+
+
+def test_denoised_images_that_are_saved_still_say_so(run: Path, tmp_path: Path) -> None:
+    layers = read_layers(str(run / "out" / "particles.star"))
+    labels = []
+    for name, (data, about, _) in zip(("raw", "denoised"), layers, strict=True):
+        write_image(str(tmp_path / f"{name}.mrcs"), data, about)
+        with StackReader(tmp_path / f"{name}.mrcs") as reader:
+            labels.append(reader.header.denoised_label)
+    with StackReader(next((run / "out").rglob("b.mrcs"))) as reader:
+        assert labels == ["", reader.header.denoised_label]
+    assert "denoised by" in labels[1]
 
 
 def test_what_no_run_has_written_is_one_layer(run: Path) -> None:

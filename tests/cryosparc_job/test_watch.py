@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from double_v5 import Double5
 from cryohush.core.io.mrc import StackWriter
 from cryohush.cryosparc_job import drivers, watch
 from cryohush.cryosparc_job.cli import main
+from cryohush.cryosparc_job.lock import Holder
+from cryohush.cryosparc_job.place import FOLDERS, Place
 from cryohush.cryosparc_job.record import Record, new_mark
 from cryohush.cryosparc_job.tags import Tag, read_tag
 
@@ -277,6 +279,34 @@ def test_two_watchers_never_take_one_job(quick: pytest.MonkeyPatch, store: Store
     assert len({job.inputs["particles"].connections[0] for job in store.external}) == 3
     begun = [text for job in store.external for text in job.texts() if text.startswith("cryohush 0")]
     assert len(begun) == 3, "each was begun once"
+
+
+def test_what_another_watcher_takes_at_the_last_moment_gets_no_second_driver(
+    watch_until: Until, store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store.tag(add_particles(store).uid, "cryohush")
+    has_room, start_driver, taken, started = drivers.Local.has_room, drivers.Local.start, [], []
+
+    def take(local: drivers.Local) -> bool:
+        """Do what another watcher does between the look at a card and its start here."""
+        if not taken:
+            (job,) = store.external
+            taken.append(time.monotonic())
+            with Place(store.directory, is_shared=True, name=FOLDERS["denoise"]).lock(job.uid) as lock:
+                lock.note(Holder("process 1 of another machine", watched=True))
+        return has_room(local)
+
+    def note_start(local: drivers.Local, key: str, words: Sequence[str]) -> str:
+        started.append(time.monotonic())
+        return start_driver(local, key, words)
+
+    monkeypatch.setattr(drivers.Local, "has_room", take)
+    monkeypatch.setattr(drivers.Local, "start", note_start)
+    watch_until(done(store, 1))
+    # the other one's driver never came
+    assert len(started) == 1
+    assert started[0] - taken[0] > watch.CLAIM_SECONDS - 0.5
+    assert "another watcher has taken it" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from cryohush.core.errors import ConfigurationError, CryohushError, CsError, ImageError, OutputError
+from cryohush.core.inference.plan import output_names
 from cryohush.core.io.cs import CsTable
 from cryohush.core.io.mrc import StackReader
 from cryohush.core.io.particles import ParticleSet
@@ -155,7 +156,7 @@ def test_an_index_is_that_in_a_stack_of_the_images_in_use(project: Path) -> None
 
 def test_paths_of_exports_lie_beside_their_table(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = rows(3)
-    table["blob/path"] = [">A/a.mrc", ">./A/a.mrc", "A/a.mrc"]
+    table["blob/path"] = [">A/a.mrc", ">./A/a.mrc", ">A//a.mrc"]
     export = project / "exports" / "J7"
     stack(export / "A" / "a.mrc")
     monkeypatch.chdir(project)
@@ -169,6 +170,30 @@ def test_paths_of_exports_lie_beside_their_table(project: Path, monkeypatch: pyt
         file.data[:] -= 1
     table["blob/path"] = "A/a.mrc"
     assert ParticleSet.read(save(export / "particles.cs", table)).stacks == [project / "A/a.mrc"]
+
+
+def test_some_paths_may_lie_beside_the_table_and_others_in_the_project(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = rows(3)
+    table["blob/path"] = [">A/a.mrc", "A/a.mrc", "B/a.mrc"]
+    export = project / "exports" / "J7"
+    stack(export / "A" / "a.mrc")
+    monkeypatch.chdir(project)
+    path = save(export / "particles.cs", table)
+    for root in (None, project):
+        particles = ParticleSet.read(path, root=root)
+        assert [particles.stacks[stack] for stack in particles.stack] == [
+            export / "A/a.mrc",
+            project / "A/a.mrc",
+            project / "B/a.mrc",
+        ]
+        assert len(set(output_names(particles))) == 3
+        particles.write_cs(export / "out.cs", [f"{number}.mrcs" for number in range(3)])
+        assert np.load(export / "out.cs")["blob/path"].tolist() == [b">0.mrcs", b">1.mrcs", b">2.mrcs"]
+    (project / "B/a.mrc").unlink()
+    with pytest.raises(CsError, match=r"row 3: the stack B/a\.mrc does not exist"):
+        ParticleSet.read(path)
 
 
 def test_stacks_may_differ_in_contrast_and_box(project: Path) -> None:

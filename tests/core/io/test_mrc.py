@@ -448,6 +448,25 @@ def test_a_value_too_large_for_float16_is_named(tmp_path: Path) -> None:
     writer.discard()
 
 
+@pytest.mark.parametrize(
+    ("mean", "sd", "is_refused"),
+    # the steps of float16 are 32 beyond 2^15, 16 below it, and 6e-8 at 0; rounding errs by their 0.29
+    [(0.0, 1e-8, True), (4e4, 20.0, True), (3e4, 300.0, False), (100.0, 3.0, False), (0.0, 1e-4, False)],
+)
+def test_contrast_that_float16_would_round_off_is_refused(
+    tmp_path: Path, mean: float, sd: float, is_refused: bool
+) -> None:
+    images = np.random.default_rng(0).normal(mean, sd, (2, 16, 16)).astype(np.float32)
+    writer = StackWriter(tmp_path / "x.mrcs", (2, 16, 16), pixel_size_angstrom=1.0, dtype="float16", label="")
+    if is_refused:
+        with pytest.raises(ImageError, match=r"image 1: the steps of float16 are too coarse.*float32"):
+            writer.write(images)
+        writer.discard()
+    else:
+        writer.write(images)
+        writer.close()
+
+
 def test_a_stack_with_images_missing_never_gets_its_name(tmp_path: Path) -> None:
     writer = StackWriter(tmp_path / "x.mrcs", (4, 4, 4), pixel_size_angstrom=1.0, label="")
     writer.write(np.zeros((3, 4, 4), dtype=np.float32))

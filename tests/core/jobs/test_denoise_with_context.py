@@ -235,6 +235,30 @@ def test_phase_shifts_in_radians_are_noticed(table: Path, phase_shift: float, is
     assert any("radians" in line for line in lines) is is_odd
 
 
+@pytest.mark.parametrize(
+    ("defocus", "said"),
+    [
+        ([10000] * N, ""),
+        ([-10000] * 20 + [10000] * (N - 20), ""),  # as it may be close to focus
+        (
+            [10000] * 20 + [-10000] * (N - 20),
+            "110 of 130 particles have a negative defocus",
+        ),
+        ([0] * N, "every defocus is 0"),
+        ([0] * (N - 1) + [300], ""),
+    ],
+)
+def test_a_defocus_of_the_other_sign_and_none_at_all_are_noticed(
+    table: Path, defocus: list[int], said: str
+) -> None:
+    write_ctfs(table, NAMES, defocus)
+    lines: list[str] = []
+    find_contexts(ParticleSet.read(table), log=lines.append)
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    assert len(warnings) == bool(said)
+    assert said in "".join(warnings)
+
+
 @pytest.mark.parametrize("label", ["rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"])
 def test_ctf_premultiplied_images_have_no_context(table: Path, label: str) -> None:
     """Their noise is as coloured as their signal; where phases were flipped it is not."""

@@ -70,6 +70,7 @@ def test_the_names_that_can_be_asked_for_are_those_that_exist() -> None:
 
 
 def test_figures_against_clean_images_are_those_of_the_metrics(files: Files, numbers: dict[str, Any]) -> None:
+    assert numbers["warnings"] == []
     images = tensors(files)
     span = image.grey_value_span(images["clean"])
     expected = image.image_metrics(images["denoised"], images["clean"], data_range=span)
@@ -507,6 +508,21 @@ def told(denoised: Path, files: Files, folder: Path) -> str:
     config = EvaluateConfig(denoised=denoised, twin=files["twin"], threads=1, pair_by_order=True)
     run_evaluate(config, folder, JobContext(log=said.append))
     return "\n".join(said)
+
+
+@pytest.mark.parametrize(("what", "kind"), [("reference", "clean"), ("twin", "twin"), ("raw", "raw")])
+def test_copies_of_the_denoised_images_are_named(what: str, kind: str, files: Files, tmp_path: Path) -> None:
+    images = files.images["clean"].copy()
+    images[:3] = files.images["denoised"][:3]
+    given = {"reference": files["clean"], what: write_particles(tmp_path, "copies", images)}
+    said: list[str] = []
+    config = EvaluateConfig(denoised=files["denoised"], threads=1, **given)
+    run_evaluate(config, tmp_path / "out", JobContext(log=said.append))
+    remark = f"3 {kind} images, pixel by pixel the same as the denoised: "
+    assert [line.startswith(f"warning: {remark}") for line in said].count(True) == 1
+    record = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert any(line.startswith(remark) for line in record["warnings"])
+    assert remark in (tmp_path / "out/evaluation.html").read_text()
 
 
 def test_images_without_contrast_are_named(odd: Callable[..., Path], files: Files, tmp_path: Path) -> None:

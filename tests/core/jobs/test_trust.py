@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from particle_files import read_stack, write_stack, write_table
 
 from cryohush.core.config.denoise import DenoiseOptions
-from cryohush.core.errors import InputError
+from cryohush.core.errors import InputError, OutputError
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.denoise import run_denoise
 from cryohush.core.models.context_average import ContextAverage
@@ -69,6 +70,30 @@ def test_errors_can_be_had_afterwards_without_denoising_anew(table: Path, weight
     np.testing.assert_array_equal(
         read_stack(Path("later/a_error.mrcs")), read_stack(Path("once/a_error.mrcs"))
     )
+
+
+def test_a_stack_that_is_named_like_the_errors_of_another_has_its_own(table: Path, weights: Path) -> None:
+    write_stack(Path("a_error.mrcs"), np.random.default_rng(2).normal(0, 3 * SD, (2, BOX, BOX)).astype("f4"))
+    write_table(table, [f"{i}@{name}.mrcs" for name in ("a", "a_error") for i in (1, 2)], box_px=BOX)
+    run_denoise(table, "out", options(weights))
+    # twice the background's standard deviation, which is SD and 3 SD
+    medians = {path.stem: float(np.median(read_stack(path))) for path in Path("out").glob("*.mrcs")}
+    assert sorted(medians) == ["a", "a_error", "a_error_2", "a_error_error"]
+    assert medians["a_error_2"] == pytest.approx(2 * SD, rel=0.05)
+    assert medians["a_error_error"] == pytest.approx(6 * SD, rel=0.05)
+    assert run_denoise(table, "out", options(weights), earlier="resume").was_complete
+
+
+def test_the_disk_has_to_have_room_for_the_errors_as_well(
+    table: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = N * BOX * BOX * 4 * 3 // 2 + 2**16  # for the images and half of their errors, and the reports
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2**40, 0, free))
+    run_denoise(table, "without", options(weights, error_stacks=False))
+    with pytest.raises(OutputError, match="the disk is too small"):
+        run_denoise(table, "out", options(weights))
+    assert not list(Path("out").iterdir())
 
 
 def test_a_stack_of_errors_is_not_taken_for_raw_images(table: Path, weights: Path) -> None:

@@ -103,6 +103,34 @@ def test_without_coordinates_boxes_lie_anywhere(tmp_path: Path) -> None:
     assert len({box.tobytes() for box in boxes}) == 20 * N
 
 
+@pytest.mark.parametrize("name", ["job002/m{}", "me@lab/m{}"])
+def test_both_sums_in_one_file_are_its_first_and_second_image(tmp_path: Path, name: str) -> None:
+    table = write_session(tmp_path)
+    text = table.read_text()
+    for number in range(N):
+        halves = [mrcfile.read(tmp_path / f"job002/m{number}_{half}.mrc")[None] for half in ("EVN", "ODD")]
+        file = f"{name.format(number)}_both.mrcs"
+        write_stack(tmp_path / file, np.concatenate(halves).reshape(2, *SIDE), 1.5)
+        for place, half in enumerate(("EVN", "ODD"), 1):
+            text = text.replace(f"job002/m{number}_{half}.mrc", f"{place}@{file}")
+    (tmp_path / "both.star").write_text(text)
+    coordinates = write_coordinates(tmp_path)
+    apart = cut_pairs(pairs(table, coordinates=coordinates), tmp_path / "apart", seed=1)
+    joined = cut_pairs(pairs(tmp_path / "both.star", coordinates=coordinates), tmp_path / "joined", seed=1)
+    for one, other in ((apart.noisy, joined.noisy), (apart.target, joined.target)):
+        assert one is not None
+        assert other is not None
+        one_boxes, other_boxes = (mrcfile.read(path.with_suffix(".mrcs")) for path in (one, other))
+        np.testing.assert_array_equal(one_boxes, other_boxes)
+
+
+def test_a_sum_that_is_image_0_is_refused(tmp_path: Path) -> None:
+    table = write_session(tmp_path)
+    table.write_text(table.read_text().replace("job002/m1_EVN.mrc", "0@job002/m1_EVN.mrc"))
+    with pytest.raises(StarError, match=r"line 16: images are counted from 1, found 0@job002/m1_EVN"):
+        cut_pairs(pairs(table), tmp_path / "out", seed=1)
+
+
 def test_a_model_learns_from_the_session_alone(tiny: dict[str, Any], tmp_path: Path) -> None:
     session = write_session(tmp_path)
     options = {**tiny["optimisation"], "steps": 60, "batch_size": 16, "learning_rate": 3e-3}
