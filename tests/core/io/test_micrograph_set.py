@@ -90,7 +90,10 @@ def test_a_bare_micrograph_has_its_headers_pixel_size(project: Path) -> None:
             r"line 21: expected a micrograph in MRC format, found a movie or compr",
         ),
         (table_of(["a.mrc.gz"]), r"compressed file \(.gz\): a.mrc.gz"),
-        (table_of(["000001@a.mrcs"]), "line 21: expected a micrograph in MRC format, found '000001@a.mrcs'"),
+        (
+            table_of(["000001@a.mrcs"]),
+            "line 21: expected a micrograph in MRC format, found an image of a stack: 000001@a.mrcs",
+        ),
         (table_of(["gone.mrc"]), "line 21: the micrograph gone.mrc does not exist"),
         (table_of([NAMES[0]], [3]), "line 21: optics group 3 is not in data_optics"),
         (table_of([]), "has no rows"),
