@@ -229,6 +229,8 @@ def test_a_row_is_compared_with_another_run_by_run() -> None:
     # 20, 22 and 30 less 21: mean 3, standard error sqrt(28) / sqrt(3)
     (line,) = document.difference(rows, "l1", "CWF")
     assert line.startswith("SNR 0.1, 3 run(s): PSNR +3.000 ± 3.055,")
+    (line,) = document.difference(rows, "CWF", "l1")
+    assert line.startswith("SNR 0.1, 3 run(s): PSNR -3.000 ± 3.055,")
     for row, told in zip(rows, (40.0, 44.0, 50.0, 41.0, 43.0, 42.0), strict=True):
         row["cases"]["SNR 0.1"]["told_apart"] = {"mds": told}
     # -1 and 1; 40, 44 and 50 less 42: mean 8 / 3, deviation sqrt(19 / 3 * 4), over sqrt(3)

@@ -219,9 +219,9 @@ def difference(rows: list[dict[str, Any]], row: str, other: str) -> list[str]:
     runs, others = (
         {one["seed"]: one["cases"] for one in rows if one["row"] == name} for name in (row, other)
     )
-    seeds = sorted(runs.keys() & others.keys()) or sorted(runs)
-    if len(others) == 1:  # a filter has no seeds
-        others = dict.fromkeys(seeds, *others.values())
+    seeds = sorted(runs.keys() & others.keys()) or sorted(max(runs, others, key=len))
+    # a filter has no seeds
+    runs, others = (dict.fromkeys(seeds, *of.values()) if len(of) == 1 else of for of in (runs, others))
     lines = []
     for case in runs[seeds[0]]:
         texts = []
