@@ -245,12 +245,18 @@ def test_cells_of_another_model_of_that_name_are_not_gone_on_with(tasks: ModuleT
         tasks.Cells("task", {"model": "general"}, tmp_path)
 
 
+def four_particles(tasks: ModuleType, path: Path) -> torch.Tensor:
+    """Noise, written as a table of particles."""
+    images = torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(8))
+    values = (torch.full((4,), value) for value in (9000.0, 9000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
+    tasks.write_particles(path, images, 3.0, CtfParameters(*values))
+    return images
+
+
 def test_methods_that_were_not_asked_for_are_not_made(
     tasks: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    images = torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(8))
-    values = (torch.full((4,), value) for value in (9000.0, 9000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
-    tasks.write_particles(tmp_path / "p.star", images, 3.0, CtfParameters(*values))
+    images = four_particles(tasks, tmp_path / "p.star")
     ran = []
     monkeypatch.setattr(tasks, "cryohush_denoise", lambda *words: ran.append(words) or images / 2)
     asked = argparse.Namespace(methods=["raw", "general, with its stack"], topaz_python=None)
@@ -263,9 +269,7 @@ def test_methods_that_were_not_asked_for_are_not_made(
 def test_a_model_that_was_trained_on_the_stack_takes_the_place_of_the_asked_one(
     tasks: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    images = torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(8))
-    values = (torch.full((4,), value) for value in (9000.0, 9000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
-    tasks.write_particles(tmp_path / "p.star", images, 3.0, CtfParameters(*values))
+    four_particles(tasks, tmp_path / "p.star")
     commands: list[list[str]] = []
 
     def run(command: list[str]) -> str:
@@ -286,9 +290,7 @@ def test_a_model_that_was_trained_on_the_stack_takes_the_place_of_the_asked_one(
 def test_raw_images_are_among_the_methods_and_alone_need_no_denoising(
     tasks: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    images = torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(8))
-    values = (torch.full((4,), value) for value in (9000.0, 9000.0, 0.0, 300.0, 2.7, 0.1, 0.0))
-    tasks.write_particles(tmp_path / "p.star", images, 3.0, CtfParameters(*values))
+    four_particles(tasks, tmp_path / "p.star")
     monkeypatch.setattr(tasks, "cryohush_denoise", lambda *words: pytest.fail("denoised"))
     # Topaz's network only where an environment with it was named
     asked = argparse.Namespace(methods=["Topaz"], topaz_python=None)

@@ -95,10 +95,8 @@ def check_limit(keep_above_angstrom: float, images: Iterable[tuple[tuple[int, in
         `(y, x)` and pixel size of each kind of images, Å; those of unknown size are left out.
     """
     sizes = [(size, size * max(shape)) for shape, size in images if size is not None]
-    finest, width = (
-        2 * min((size for size, _ in sizes), default=0.0),
-        min((w for _, w in sizes), default=math.inf),
-    )
+    finest = 2 * min((size for size, _ in sizes), default=0.0)
+    width = min((width for _, width in sizes), default=math.inf)
     kept = f"{keep_above_angstrom:g} Å, above which the raw image was to be kept"
     if keep_above_angstrom < finest:
         raise ConfigurationError(

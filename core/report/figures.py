@@ -222,10 +222,10 @@ def draw_rows(
     figure.figure.suppressComposite = True
     lefts = [(column * (1 + GAP) + 0.5) * cell_wide / scale - x / 2 for column in range(len(titles))]
     tops = [(number * (1 + GAP) + 0.5) * cell_tall / scale - y / 2 for number in range(len(rows))]
-    for number, (row, top) in enumerate(zip(rows, tops, strict=True)):
+    for row, top in zip(rows, tops, strict=True):
         for column, (image, left) in enumerate(zip(row.images, lefts, strict=True)):
             extent = (left, left + x, top + y, top)
-            low, high = limits_of(rows[number], column)
+            low, high = limits_of(row, column)
             panel.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="antialiased", extent=extent)
         beside: dict[str, Any] = {"rotation": 90, "rotation_mode": "anchor", "ha": "center", "va": "bottom"}
         _write_beside(panel, row.label, (lefts[0], top + y / 2), (-4, 0), fontsize=LABEL_SIZE, **beside)

@@ -42,7 +42,7 @@ from cryohush.core.spread import evenly_spread
 STRUCTURES, EXPOSED = ("6xlu", "1bxn", "4zxb"), ("2cg9", "6xlu")
 RATIOS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 EXPOSED_ANGSTROM, BINNED_ANGSTROM = (3.3, 4.2, 5.0, 6.0), (3.0, 3.6, 4.2, 4.8, 6.0, 8.0, 12.0)
-# A grid finer than a third is tried for no pixel size.
+# The finer grid is the coarsest, of two times or more, whose pixels are no larger.
 FINE_ANGSTROM = 4.5
 COARSEST_ANGSTROM, DISC_ANGSTROM = 64.0, 66.5
 BOX_PX, BOXES = 64, 128
