@@ -170,8 +170,9 @@ class Denoiser:
             raise ValueError("this network does not know the error of its images")
         with torch.inference_mode():
             seen = self._seen(images, radius_px, context, protein_dark=protein_dark)
-            error = (self._on_finer_grid(seen.shown, finer, _LogVariance(self._network)) / 2).exp()
-            error *= seen.std[:, None, None]
+            # what comes back is scaled as an image, which is weaker by that factor on a finer grid
+            log_variance = self._on_finer_grid(seen.shown, finer, _LogVariance(self._network)) / finer
+            error = finer * (log_variance / 2).exp() * seen.std[:, None, None]
             if seen.defects is not None:
                 error[seen.defects.noise_free] = 0.0
             error[seen.bad] = 0.0

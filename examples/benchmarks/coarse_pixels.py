@@ -6,10 +6,11 @@
 Stacks of `test_set.py` (64 px), from weak to strong signal: their error, |estimate - clean|^2 over |clean|^2,
 as they are and on a grid twice as fine. Simulated exposures at the dose of real ones, of a small and a large
 complex: the same of boxes and of whole micrographs, and their gain over the raw images in correlation with
-the clean ones, from 64 Å to 2.2 pixels, all rings at equal power. Real particles and micrographs with a
-second table of the same exposures whose noise is independent, binned to several pixel sizes: their gain in
-correlation with the second. "brightness" is `imaging.rings.brightness`. No structure was used to train the
-shipped models, no image gets a context. Writes coarse_pixels.md.
+the clean ones, from 64 Å to 2.2 pixels, all rings at equal power; of boxes also the error that the network
+expects over the one that it makes, root mean squares. Real particles and micrographs with a second table of
+the same exposures whose noise is independent, binned to several pixel sizes: their gain in correlation with
+the second. "brightness" is `imaging.rings.brightness`. No structure was used to train the shipped models, no
+image gets a context. Writes coarse_pixels.md.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     denoiser = Denoiser(load_model("general").module)
     ways = {"particles": partial(of_particles, denoiser), "micrographs": partial(of_micrographs, denoiser)}
-    table = stacks(arguments, ways["particles"]) + exposures(arguments, ways)
+    table = stacks(arguments, ways["particles"]) + exposures(arguments, denoiser, ways)
     for kind, denoise in ways.items():
         if getattr(arguments, kind):
             table += real(kind, *getattr(arguments, kind), denoise)
@@ -102,10 +103,10 @@ def stacks(arguments: argparse.Namespace, denoise: Denoise) -> str:
     return "\n".join(lines) + "\n"
 
 
-def exposures(arguments: argparse.Namespace, ways: dict[str, Denoise]) -> str:
+def exposures(arguments: argparse.Namespace, denoiser: Denoiser, ways: dict[str, Denoise]) -> str:
     """Errors and gains on simulated exposures, three of each."""
     lines = [
-        "\n| simulated exposures | brightness | error, gain as they are | on a finer grid |",
+        "\n| simulated exposures | brightness | error, gain, expected error as they are | on a finer grid |",
         "|---" * 4 + "|",
     ]
     for name in EXPOSED:
@@ -126,7 +127,10 @@ def exposures(arguments: argparse.Namespace, ways: dict[str, Denoise]) -> str:
                 for finer in (1, 2):
                     denoised = ways[kind](noisy, finer)
                     gain = gain_of(denoised, noisy, clean, radius_px, angstrom)
-                    cells.append(f"{error_of(denoised, clean):.3f}, {gain.gain:.3f}")
+                    cell = f"{error_of(denoised, clean):.3f}, {gain.gain:.3f}"
+                    if kind == "particles":
+                        cell += f", {expected_over_true(denoiser, noisy, denoised - clean, finer):.2f}"
+                    cells.append(cell)
                 lines.append(f"| {kind} {what} | {brightness(noisy):.2f} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines) + "\n"
 
@@ -162,6 +166,12 @@ def error_of(denoised: Tensor, clean: Tensor) -> float:
     """Squared error over squared signal, both about the mean of each image."""
     first, second = (images - images.mean((1, 2), keepdim=True) for images in (denoised, clean))
     return float((first - second).square().sum() / second.square().sum())
+
+
+def expected_over_true(denoiser: Denoiser, noisy: Tensor, error: Tensor, finer: int) -> float:
+    """Root mean square of the errors that a network expects over that of the true ones `(n, y, x)`."""
+    parts = [torch.from_numpy(denoiser.error(some.numpy(), finer=finer)) for some in noisy.split(32)]
+    return float((torch.cat(parts).square().mean() / error.square().mean()).sqrt())
 
 
 def gain_of(denoised: Tensor, raw: Tensor, twin: Tensor, radius_px: float, angstrom: float) -> BandGain:

@@ -347,3 +347,23 @@ def test_shares_stay_what_they_are_on_a_finer_grid() -> None:
     )
     found = torch.cat(seen)[:, 1:].amax((0, 2, 3))
     torch.testing.assert_close(found, torch.tensor([0.5, 0.5, 0.4, 0.7]))
+
+
+@pytest.mark.parametrize("finer", [1, 2, 3])
+def test_expected_errors_are_on_the_scale_of_the_images_on_any_grid(finer: int) -> None:
+    """On a finer grid an image is weaker by that factor, and so is what the network says of its error."""
+
+    class Telling(DenoisingNetwork):
+        stride = 1
+        receptive_field_px = 1
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, :1]
+
+        def with_error(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x[:, :1], torch.full_like(x[:, :1], -3.0)
+
+    images = np.random.default_rng(0).normal(100.0, 7.0, (3, 64, 64)).astype(np.float32)
+    error = Denoiser(Telling()).error(images, finer=finer)
+    # the background has an sd of 7, within what 2,000 pixels tell of it
+    np.testing.assert_allclose(error, finer * 7.0 * np.exp(-1.5), rtol=0.1)
