@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .console import complain, in_one_line, is_quiet, note, say, show
 from .errors import Aborted, ConfigurationError, CryohushError, missing_package
-from .job_context import JobContext
+from .job_context import JobContext, import_torch
 from .progress import ProgressText, counted
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def denoise_command(arguments: argparse.Namespace, should_stop: Callable[[], boo
             return "micrographs" if holds_micrographs(source) else "images"
 
         given: dict[str, Any] = {"root": arguments.root, "passthrough": arguments.passthrough}
+        import_torch()
         with _context(arguments, should_stop, noun) as context:
             if arguments.preview is not None:
                 from .jobs.preview import preview
@@ -181,6 +182,7 @@ def simulate_command(arguments: argparse.Namespace, should_stop: Callable[[], bo
     if arguments.print_config:
         _print_config(config)
         return
+    import_torch()
     try:
         from .jobs.simulate import simulate
     except ModuleNotFoundError as error:
@@ -199,6 +201,7 @@ def extract_noise_command(arguments: argparse.Namespace, should_stop: Callable[[
         _print_config(options)
         return
 
+    import_torch()
     from .jobs.extract_noise import extract_noise
 
     def work(source: Path, output: Path) -> None:
@@ -227,6 +230,7 @@ def train_command(arguments: argparse.Namespace, should_stop: Callable[[], bool]
     if arguments.print_config:
         _print_config(config)
         return
+    import_torch()
     try:
         from .jobs.train import train
     except ModuleNotFoundError as error:
@@ -252,6 +256,7 @@ def evaluate_command(arguments: argparse.Namespace, should_stop: Callable[[], bo
         _print_config(config)
         return
 
+    import_torch()
     from .jobs.evaluate import evaluate
 
     with _context(arguments, should_stop) as context:

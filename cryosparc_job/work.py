@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import CryohushError, missing_package
-from ..core.job_context import JobContext
+from ..core.job_context import JobContext, import_torch
 from .worker import SMALLER
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ def main() -> int:
         print(json.dumps(message), flush=True)
 
     try:
+        import_torch()
         say({"result": TASKS[task["task"]](task, say, lambda: bool(stopped) or os.getppid() != parent)})
     except CryohushError as error:
         say({"error": str(error), "details": ""})

@@ -19,6 +19,7 @@ from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.config.load import validate
 from ..core.config.training import TrainingConfig
 from ..core.errors import ConfigurationError, InputError, TableChanged, TooFewBlocks
+from ..core.job_context import import_torch
 from ..core.progress import counted
 from ..core.report import PDF_NAME, quiet_matplotlib
 from .host import finish
@@ -55,7 +56,8 @@ def denoise(request: Request) -> None:
             "output_dtype float16: RELION 3.1 cannot read float16 images. Leave the parameter out."
         )
     _begin(request, kind, source)
-    # Heavy: torch. Nothing that a user can mistype is still unread by now.
+    import_torch()
+    # Heavy. Nothing that a user can mistype is still unread by now.
     from .half_sets import half_models, warning
 
     if "output_dtype" not in options.model_fields_set:
@@ -181,7 +183,8 @@ def evaluate(request: Request) -> None:
     kind, source = find_input(request.given)
     config = read_evaluate_config(request.given, source)
     project = _begin(request, kind, source)
-    # Heavy: torch. Nothing that a user can mistype is still unread by now.
+    # Heavy. Nothing that a user can mistype is still unread by now.
+    import_torch()
     from ..core.jobs.evaluate import run_evaluate
 
     evaluation = run_evaluate(config, request.directory, request.context(kind), earlier="replace")
@@ -217,7 +220,8 @@ def extract_noise(request: Request) -> None:
     options = read_options(request.given, ExtractNoiseOptions)
     kind, source = find_input(request.given, "micrographs")
     project = _begin(request, kind, source)
-    # Heavy: torch. Nothing that a user can mistype is still unread by now.
+    # Heavy. Nothing that a user can mistype is still unread by now.
+    import_torch()
     from ..core.jobs.extract_noise import run_extract_noise
     from ..core.report.overlays import write_overlay
 
@@ -269,7 +273,8 @@ def train(request: Request) -> None:
     set_device(options)
     # it says on stderr which number format it uses
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    # Heavy: torch. Nothing that a user can mistype is still unread by now, but for the model's name.
+    import_torch()
+    # Heavy. Nothing that a user can mistype is still unread by now, but for the model's name.
     from ..core.jobs.train import train as run_training
     from ..core.report.training import write_training_report
     from ..core.training.run import with_network

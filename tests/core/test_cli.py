@@ -37,6 +37,16 @@ def test_help_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=300).returncode == 0
 
 
+def test_a_program_leaves_torch_out_of_searches_for_garbage(tmp_path: Path) -> None:
+    """Torch alone comes with a few hundred thousand objects."""
+    program = (
+        "import gc, sys; from cryohush.core.cli import main; "
+        "assert main(['evaluate', '--pairs', 'a.star', 'b.star', '--output', 'out']) == 1; "
+        "sys.exit(gc.get_freeze_count() < 100_000)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False).returncode == 0
+
+
 def test_help_tells_the_true_default_of_each_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of("denoise", capsys).partition(" options: ")[2]
     for option in options_of(DenoiseOptions):
