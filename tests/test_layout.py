@@ -141,6 +141,15 @@ def test_errors_config_and_io_never_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_plans_and_what_talks_to_a_host_need_no_torch() -> None:
+    """A driver of cryoSPARC and a watcher, of which many may run, leave it to the process that calculates."""
+    with_torch = {"cryohush.cryosparc_job." + name for name in ("host", "plots")}
+    names = {name for name in modules() if layer(name) == "cryosparc_job"} - with_torch
+    assert len(names) > 20
+    code = f"import cryohush.core.inference.plan, {', '.join(names)}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_the_page_about_the_rooms_names_what_is_there() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     picture = page.split("```")[1]

@@ -10,22 +10,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..config.denoise import DenoiseOptions, Protein
 from ..errors import ConfigurationError, InputError, MrcError, OutputError, several
-from ..imaging.defects import filled
-from ..imaging.normalise import default_radius_px
-from ..imaging.rings import brightness
 from ..io.image_set import Examined
 from ..io.micrographs import MICROGRAPH_SUFFIX, MOVIE_SUFFIXES, MicrographSet, lists_micrographs
 from ..io.mrc import StackReader
 from ..io.particles import STACK_SUFFIXES, ParticleSet
 from ..spread import evenly_spread
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TABLE_NAME = "particles.star"
 CS_TABLE_NAME = "particles.cs"
@@ -300,8 +299,12 @@ def finer_grid(
     begin = COARSE_SHARE_MICROGRAPH if samples is None else COARSE_SHARE
     if pixel_size_angstrom <= begin * trained_angstrom[1]:
         return 1
-    if samples is not None and np.median([brightness(images) for images in samples()]) <= BRIGHT:
-        return 1
+    if samples is not None:
+        # torch takes over a second to be imported, and hosts plan without it
+        from ..imaging.rings import brightness
+
+        if np.median([brightness(images) for images in samples()]) <= BRIGHT:
+            return 1
     return max(2, math.ceil(pixel_size_angstrom / (COARSE_SHARE * trained_angstrom[1]) - 1e-9))
 
 
@@ -310,6 +313,11 @@ def sample(images: NDArray[np.float32]) -> Tensor:
 
     Else masks and outlying pixels would decide what looks bright.
     """
+    import torch
+
+    from ..imaging.defects import filled
+    from ..imaging.normalise import default_radius_px
+
     some = torch.from_numpy(images[evenly_spread(len(images), SAMPLE)])
     return filled(some, default_radius_px((some.shape[1], some.shape[2])))
 
