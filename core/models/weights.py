@@ -28,6 +28,8 @@ from ..registry import is_place
 from . import ALL_NETWORKS, MODELS, SEGMENTERS, VIEW_NETWORKS, DenoisingNetwork, Networks
 from .base import require_denoising_network
 
+# The fast one, where PyYAML was built with it.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 # What a training run calls its result.
 WEIGHTS_NAME = "weights.safetensors"
@@ -142,7 +144,7 @@ def list_models() -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        entries = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
     except (OSError, yaml.YAMLError) as error:
         raise ModelError(f"{path}: the list of models cannot be read: {error}") from error
     if not isinstance(entries, dict):
