@@ -2,13 +2,15 @@
 
 Each is a copy of a process that has imported libraries, but nothing of cryohush: what is tested is imported
 anew, in a process of its own, with its own arguments, folder, output, exit status and signals. Not for tests
-of what is imported, nor of variables that Python or a library reads as it starts.
+of what is imported, nor of variables that Python or a library reads as it starts. No search for garbage goes
+through the libraries, as none goes through torch in the programs themselves.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import multiprocessing
 import os
 import runpy
@@ -143,6 +145,7 @@ def _work(
     kept: list[Connection],
 ) -> None:
     """Be the module; `kept` stays open as long as this runs."""
+    gc.freeze()
     os.setsid()
     if umask >= 0:
         os.umask(umask)
@@ -166,6 +169,7 @@ def _speak() -> None:
 def _become(given: list[str], folder: Path, environment: dict[str, str], said: list[Path]) -> None:
     """Be the program; the libraries that the process has imported stay."""
     assert "cryohush" not in sys.modules
+    gc.freeze()
     for number, path in enumerate(said, 1):
         with path.open("ab") as file:
             os.dup2(file.fileno(), number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -93,5 +94,6 @@ def shorten(change: Callable[[Any, str, Any], None]) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()
     shorten(setattr)
     sys.exit(cli.main())
