@@ -8,9 +8,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
 [ -x .venv-tests/bin/python ] || "$python" -m venv .venv-tests
-install() {
-    .venv-tests/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$1"
-}
+# Python compiles what is imported, and keeps it; all of torch alone takes three times as long.
+unset PYTHONDONTWRITEBYTECODE
+pip_install() { "$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "${@:2}"; }
+install() { pip_install .venv-tests --constraint constraints.txt "$1"; }
 install ruff
 .venv-tests/bin/ruff check .
 .venv-tests/bin/ruff format --check .
@@ -22,7 +23,7 @@ beside() { # FOLDER PIP-ARGUMENTS...: packages of its own, behind them all those
     [ -x "$1/bin/python" ] || .venv-tests/bin/python -m venv --without-pip "$1"
     echo "import site; site.addsitedir('$(.venv-tests/bin/python -c "$packages")')" \
         >"$("$1/bin/python" -c "$packages")/tests.pth"
-    "$1/bin/python" -m pip install --quiet --disable-pip-version-check "${@:2}"
+    pip_install "$@"
 }
 if [ -n "${CRYOHUSH_REQUIRE_CRYOSPARC47:-}" ] && [ -z "${CRYOHUSH_CRYOSPARC47_PYTHON:-}" ]; then
     beside .venv-cryosparc47 --no-deps cryosparc-tools==4.7.1
