@@ -37,8 +37,6 @@ _HYDROGENS_PER_ATOM = 1.0
 # Atoms with a B of 32 times the grid's squared spacing alias by 4 % of their potential, with 8 times by a
 # third (measured against a fourfold grid).
 _B_PER_SQUARED_SPACING = 32.0
-# Atoms of similar B share one blur of the solvent that they displace.
-_SOLVENT_GROUPS = 4
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,6 @@ def potential_map(
     pixel_size_angstrom: float,
     b_factor: float,
     *,
-    add_atomic_b_factors: bool = False,
     offset_angstrom: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Tensor:
     """Electrostatic potential of a complex in vitreous ice, relative to the ice.
@@ -169,8 +166,6 @@ def potential_map(
     b_factor
         Isotropic B in Å² given to every atom in place of the file's own (which are refined against
         very different data).
-    add_atomic_b_factors
-        Add the file's B factors to it, and use the file's occupancies.
     offset_angstrom
         Moves the centroid (x, y, z) off that voxel.
 
@@ -192,22 +187,16 @@ def potential_map(
             f"{structure.name} has a diameter of {2 * structure.radius_angstrom:.0f} Å and does not fit "
             f"into {box_px} px of {pixel_size_angstrom:g} Å"
         )
-    b_factors, occupancies = np.full(len(positions), float(b_factor)), np.ones(len(positions))
-    if add_atomic_b_factors:
-        b_factors += np.array([atom.b_iso for atom in _atoms(structure.model)])
-        occupancies[:] = [atom.occ for atom in _atoms(structure.model)]
-        if b_factors.min() < 0 or occupancies.min() < 0:
-            raise ValueError(f"{structure.name} has a negative B factor or occupancy")
     positions += (box_px // 2) * pixel_size_angstrom
     wanted = _B_PER_SQUARED_SPACING * pixel_size_angstrom**2
-    finer = 1 if b_factors.min() >= wanted else 2
+    finer = 1 if b_factor >= wanted else 2
     # too sharp even for the finer grid: blurred on it, and sharpened again once cut off at Nyquist
-    blur = max(0.0, wanted / finer**2 - float(b_factors.min()))
+    blur = max(0.0, wanted / finer**2 - b_factor)
     fine_px, fine_size = finer * box_px, pixel_size_angstrom / finer
-    atoms = _atoms_on_grid(structure.model, positions, b_factors + blur, occupancies, fine_px, fine_size)
+    atoms = _atoms_on_grid(structure.model, positions, b_factor + blur, fine_px, fine_size)
     transform = _crop(torch.fft.rfftn(atoms), box_px)
     transform *= fine_size**3 * torch.exp(_squared_frequency(box_px, pixel_size_angstrom) * (blur / 4))
-    transform -= _displaced_solvent(positions, b_factors, occupancies, box_px, pixel_size_angstrom, finer)
+    transform -= _displaced_solvent(positions, b_factor, box_px, pixel_size_angstrom, finer)
     volume: Tensor = torch.fft.irfftn(transform, s=(box_px,) * 3)
     return volume / pixel_size_angstrom**3
 
@@ -229,8 +218,7 @@ def _crop(transform: Tensor, box_px: int) -> Tensor:
 def _atoms_on_grid(
     model: gemmi.Model,
     positions: NDArray[np.float64],
-    b_factors: NDArray[np.float64],
-    occupancies: NDArray[np.float64],
+    b_factor: float,
     box_px: int,
     pixel_size_angstrom: float,
 ) -> Tensor:
@@ -240,10 +228,10 @@ def _atoms_on_grid(
     calculator.d_min = 2 * pixel_size_angstrom
     calculator.grid.set_unit_cell(gemmi.UnitCell(side, side, side, 90, 90, 90))
     calculator.grid.set_size(box_px, box_px, box_px)
-    for atom, xyz, b, occupancy in zip(_atoms(model), positions, b_factors, occupancies, strict=True):
+    for atom, xyz in zip(_atoms(model), positions, strict=True):
         placed = atom.clone()
         placed.pos = gemmi.Position(*xyz)
-        placed.b_iso, placed.occ = float(b), float(occupancy)
+        placed.b_iso, placed.occ = b_factor, 1.0
         placed.aniso = gemmi.SMat33f(0, 0, 0, 0, 0, 0)
         calculator.add_atom_density_to_grid(placed)
     potential = np.array(calculator.grid, dtype=np.float32).transpose(2, 1, 0)  # gemmi's axes are x, y, z
@@ -252,8 +240,7 @@ def _atoms_on_grid(
 
 def _displaced_solvent(
     positions: NDArray[np.float64],
-    b_factors: NDArray[np.float64],
-    occupancies: NDArray[np.float64],
+    b_factor: float,
     box_px: int,
     pixel_size_angstrom: float,
     finer: int,
@@ -263,14 +250,10 @@ def _displaced_solvent(
     Both have the atom's volume. They are put on a grid that is `finer`, and its interpolation is undone.
     """
     squared = _squared_frequency(box_px, pixel_size_angstrom)
-    transform = torch.zeros(squared.shape, dtype=torch.complex64)
-    groups = _SOLVENT_GROUPS if np.ptp(b_factors) > 0 else 1
-    for group in np.array_split(np.argsort(b_factors), min(groups, len(positions))):
-        places = positions[group] * (finer / pixel_size_angstrom)
-        counts = _splat(places, occupancies[group], finer * box_px)
-        # [2]: exp(-pi r^2 / v^(2/3)) in real space, widened by the atoms' B
-        width = math.pi * _ATOM_VOLUME_CUBIC_ANGSTROM ** (2 / 3) + float(b_factors[group].mean()) / 4
-        transform += _crop(torch.fft.rfftn(counts), box_px) * torch.exp(-squared * width)
+    counts = _splat(positions * (finer / pixel_size_angstrom), finer * box_px)
+    # [2]: exp(-pi r^2 / v^(2/3)) in real space, widened by the atoms' B
+    width = math.pi * _ATOM_VOLUME_CUBIC_ANGSTROM ** (2 / 3) + b_factor / 4
+    transform = _crop(torch.fft.rfftn(counts), box_px) * torch.exp(-squared * width)
     axis = torch.sinc(torch.fft.fftfreq(box_px) / finer) ** 2
     transform /= axis[:, None, None] * axis[:, None] * axis[: box_px // 2 + 1]
     return transform * (
@@ -279,15 +262,15 @@ def _displaced_solvent(
     )
 
 
-def _splat(positions_px: NDArray[np.float64], weights: NDArray[np.float64], box_px: int) -> Tensor:
-    """`(z, y, x)` weights of points (x, y, z), each shared linearly (cloud-in-cell) by its eight voxels."""
+def _splat(positions_px: NDArray[np.float64], box_px: int) -> Tensor:
+    """`(z, y, x)` number of points (x, y, z), each shared linearly (cloud-in-cell) by its eight voxels."""
     scaled = positions_px[:, ::-1]
     lower = np.floor(scaled).astype(np.int64)
     fraction = scaled - lower
     counts = np.zeros(box_px**3)
     for corner in np.ndindex(2, 2, 2):
         offset = np.array(corner)
-        weight = weights * np.prod(np.where(offset == 1, fraction, 1 - fraction), axis=1)
+        weight = np.prod(np.where(offset == 1, fraction, 1 - fraction), axis=1)
         index = np.ravel_multi_index(tuple(((lower + offset) % box_px).T), (box_px,) * 3)
         counts += np.bincount(index, weights=weight, minlength=box_px**3)
     return torch.from_numpy(counts.reshape((box_px,) * 3).astype(np.float32))

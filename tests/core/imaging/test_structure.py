@@ -125,11 +125,3 @@ def test_sharp_atoms_give_the_same_map_on_a_coarse_grid_as_on_a_fine_one(tmp_pat
     # without the finer grid and its sharpening they differ by more than half here
     kept = slice(0, 9)  # up to 3/4 of the coarse Nyquist
     assert (a[kept, kept, kept] - b[kept, kept, kept]).norm() / b[kept, kept, kept].norm() < 0.03
-
-
-def test_atomic_b_factors_blur_as_the_same_common_one(tmp_path):
-    path = write_pdb(tmp_path / "a.pdb", [(3, 0, 0, "O"), (-3, 1, 2, "P")])  # B 20 in the file
-    structure = read_structure(path)
-    one = potential_map(structure, 24, 1.0, 50)
-    other = potential_map(structure, 24, 1.0, 30, add_atomic_b_factors=True)
-    torch.testing.assert_close(one, other)
