@@ -25,7 +25,7 @@ from ..core.report import PDF_NAME, quiet_matplotlib
 from .host import finish
 from .log import begin_log, say, warn
 from .project import Kind, Project, write_output_nodes
-from .request import Request, find_input, read_options, read_values, split_list
+from .request import Request, find_input, read_options, read_values
 from .train_inputs import plan_runs, read_train_options, reference_map, set_device
 
 if TYPE_CHECKING:
@@ -211,7 +211,8 @@ def read_evaluate_config(given: Mapping[str, str | None], source: str) -> Evalua
     """
     values = read_values(given, EvaluateConfig)
     path = given.get("config")
-    values = split_list(values, ("metrics", "baselines"))
+    for name in values.keys() & {"metrics", "baselines"}:
+        values[name] = values[name].split(",")  # RELION's form would split them at blanks
     return read_config({**values, "denoised": source}, Path(path) if path else None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -142,8 +142,3 @@ def read_options(given: Mapping[str, str | None], model: type[Options]) -> Optio
     if given.get("config"):
         values = load_yaml(str(given["config"]), model).model_dump(exclude_unset=True) | values
     return validate(values, model, "parameters")
-
-
-def split_list(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Split lists, which RELION's form takes with commas between because it splits at blanks."""
-    return values | {name: values[name].split(",") for name in names if name in values}

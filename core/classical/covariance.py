@@ -30,6 +30,8 @@ from torch import Tensor
 
 from .fourier_bessel import FourierBesselBasis
 
+_BATCH = 512
+
 
 @dataclass(frozen=True)
 class ImageCovariance:
@@ -107,9 +109,7 @@ class ImageCovariance:
         return total / self.basis.box_px**2
 
 
-def estimate_covariance(
-    images: Tensor, noise_variance: float, basis: FourierBesselBasis, batch_size: int = 512
-) -> ImageCovariance:
+def estimate_covariance(images: Tensor, noise_variance: float, basis: FourierBesselBasis) -> ImageCovariance:
     """Covariance of the clean images in noisy `(n, y, x)` ones, by least squares with shrinkage.
 
     Parameters
@@ -129,7 +129,7 @@ def estimate_covariance(
     places = angular_places(basis)
     sums = [torch.zeros(len(place), len(place), dtype=torch.float64) for place in places]
     total = torch.zeros(len(places[0]), dtype=torch.float64)
-    for batch in torch.split(images, batch_size):
+    for batch in torch.split(images, _BATCH):
         coefficients = basis.analyse(batch)
         total += coefficients[:, places[0]].real.double().sum(0)
         for place, outer in zip(places, sums, strict=True):
@@ -301,10 +301,10 @@ def angular_places(basis: FourierBesselBasis) -> list[Tensor]:
     return [(basis.angular == order).nonzero().squeeze(1) for order in range(orders)]
 
 
-def _group_members(group: Tensor, n_groups: int, batch_size: int = 512) -> Iterator[tuple[int, Tensor]]:
+def _group_members(group: Tensor, n_groups: int) -> Iterator[tuple[int, Tensor]]:
     """The images of each group, a batch at a time."""
     for number in range(n_groups):
-        for members in torch.split((group == number).nonzero().squeeze(1), batch_size):
+        for members in torch.split((group == number).nonzero().squeeze(1), _BATCH):
             if len(members):
                 yield number, members
 

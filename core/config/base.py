@@ -32,7 +32,6 @@ def option(
     metavar: str | None = None,
     flag: str | None = None,
     shown: str | None = None,
-    label: str | None = None,
     former: str | None = None,
     **limits: Any,
 ) -> Any:
@@ -50,14 +49,12 @@ def option(
         Its name on command lines; None is that of the field, without the unit `_angstrom`.
     shown
         What stands for the default; None is the default itself.
-    label
-        In forms; None is the description.
     former
         A flag that it had in release 0.1, which command lines still take and no longer show.
     limits
         `ge`, `gt` and so on, as for `pydantic.Field`.
     """
-    facts: Any = {"metavar": metavar, "flag": flag, "shown": shown, "label": label, "former": former}
+    facts: Any = {"metavar": metavar, "flag": flag, "shown": shown, "former": former}
     return Field(default=default, description=description, json_schema_extra={_KEY: facts}, **limits)
 
 
@@ -71,7 +68,7 @@ class Option:
         Of the field, and of the key in a YAML file.
     flag
         On the command line, without dashes, words joined by hyphens.
-    metavar, description, shown, label
+    metavar, description, shown
         See `option`.
     is_switch
         Whether it is yes or no.
@@ -86,7 +83,6 @@ class Option:
     metavar: str
     description: str
     shown: str
-    label: str
     is_switch: bool
     is_list: bool
     former: str | None = None
@@ -119,7 +115,6 @@ def options_of(model: type[BaseModel]) -> list[Option]:
                 metavar=facts["metavar"] or flag.rpartition("-")[2].upper(),
                 description=(field.description or "").replace("`", ""),
                 shown=facts["shown"] or _as_text(field.default),
-                label=facts["label"] or (field.description or ""),
                 is_switch=field.annotation is bool,
                 is_list=_is_list(field),
                 former=facts["former"],

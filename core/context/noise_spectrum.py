@@ -36,7 +36,7 @@ def floor_of(background: Tensor, nyquist: int) -> float:
     return float(background[first:last].median())
 
 
-def noise_spectrum(background: Tensor, nyquist: int, without_ctf: Tensor | None = None) -> Tensor:
+def noise_spectrum(background: Tensor, nyquist: int, without_ctf: Tensor | None) -> Tensor:
     """`(rings,)` power of the noise.
 
     Parameters

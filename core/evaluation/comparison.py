@@ -434,8 +434,7 @@ def score(values: NDArray[np.float64], groups: NDArray[np.int64]) -> Score:
     """Mean of the finite values with the standard error over groups; NaN where it cannot be known."""
     finite = np.isfinite(values)
     kept, of_groups = torch.from_numpy(values[finite]), groups[finite]
-    n_groups = len(np.unique(of_groups))
-    if n_groups < 2:
+    if len(np.unique(of_groups)) < 2:
         mean = float(kept.mean()) if len(kept) else float("nan")
-        return Score(mean, float("nan"), len(kept), n_groups)
+        return Score(mean, float("nan"), len(kept))
     return bootstrap_score(kept, [str(group) for group in of_groups.tolist()], n_resamples=RESAMPLES)

@@ -162,58 +162,40 @@ def electron_wavelength_angstrom(voltage_kv: Tensor) -> Tensor:
     return wavelength
 
 
-def box_needed_px(
-    parameters: CtfParameters,
-    pixel_size_angstrom: Tensor,
-    resolution_angstrom: float = 0.0,
-    radius_angstrom: float = 0.0,
-) -> Tensor:
+def box_needed_px(parameters: CtfParameters, pixel_size_angstrom: Tensor) -> Tensor:
     """`(n,)` int64: the smallest even box whose samples follow the oscillations of the CTF.
 
     Detail of spatial frequency k is displaced by `wavelength defocus k - Cs wavelength³ k³` [2]_, the slope
     of the CTF's phase over 2π. Where this is more than half the box, neighbouring Fourier samples are more
     than half an oscillation apart: the CTF aliases, and the image wraps around.
-
-    Parameters
-    ----------
-    resolution_angstrom
-        Finest detail that counts; that of Nyquist when finer.
-    radius_angstrom
-        Of the particle: with it the displaced detail of a particle in the middle stays within the box.
     """
     wavelength = electron_wavelength_angstrom(parameters.voltage_kv)[:, None]
-    finest = (2 * pixel_size_angstrom.double()).clamp_min(resolution_angstrom)[:, None]
+    finest = 2 * pixel_size_angstrom.double()[:, None]
     frequency = torch.linspace(0, 1, 257, dtype=torch.float64, device=finest.device) / finest
     spherical = parameters.cs_mm.double()[:, None] * 1e7 * wavelength**3 * frequency**3
     reach = torch.zeros(len(parameters), dtype=torch.float64, device=finest.device)
     for defocus in (parameters.defocus_u_angstrom, parameters.defocus_v_angstrom):
         displaced = (wavelength * defocus.double()[:, None] * frequency - spherical).abs()
         reach = torch.maximum(reach, displaced.amax(1))
-    return 2 * ((reach + radius_angstrom) / pixel_size_angstrom.double()).ceil().long()
+    return 2 * (reach / pixel_size_angstrom.double()).ceil().long()
 
 
-def check_ctf_sampling(
-    parameters: CtfParameters,
-    pixel_size_angstrom: Tensor,
-    box_px: int,
-    resolution_angstrom: float = 0.0,
-    radius_angstrom: float = 0.0,
-) -> None:
-    """Refuse a box in which the CTF of an image aliases; the arguments are those of `box_needed_px`.
+def check_ctf_sampling(parameters: CtfParameters, pixel_size_angstrom: Tensor, box_px: int) -> None:
+    """Refuse a box in which the CTF of an image aliases, see `box_needed_px`.
 
     Raises
     ------
     ConfigurationError
         The box is too small: with the image, its defocus and the box needed.
     """
-    needed = box_needed_px(parameters, pixel_size_angstrom, resolution_angstrom, radius_angstrom)
+    needed = box_needed_px(parameters, pixel_size_angstrom)
     worst = int(needed.argmax())
     if int(needed[worst]) > box_px:
         size = float(pixel_size_angstrom[worst])
         raise ConfigurationError(
             f"the CTF oscillates faster than a box of {box_px} px can hold: image {worst + 1} with a defocus "
             f"of {float(parameters.defocus_u_angstrom[worst]):.0f} Å at {size:g} Å/px needs a box of "
-            f"{int(needed[worst])} px to {max(2 * size, resolution_angstrom):.3g} Å. Take a larger box, a "
+            f"{int(needed[worst])} px to {2 * size:.3g} Å. Take a larger box, a "
             "smaller defocus, or a lower resolution."
         )
 

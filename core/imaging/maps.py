@@ -28,6 +28,8 @@ from .structure import Structure, potential_map
 
 # A fitted model explains far more than this of its map, a misplaced one far less.
 _SMALLEST_CORRELATION = 0.2
+# The mask is 1 up to so far from an atom and falls to 0 over so much more.
+_MASK_ANGSTROM, _EDGE_ANGSTROM = 3.0, 5.0
 _EDGE_STEPS = 6
 
 
@@ -147,22 +149,17 @@ def _as_cube(volume: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     return cube, (z, y, x)
 
 
-def resampled(
-    density: DensityMap, pixel_size_angstrom: float, box_px: int, resolution_angstrom: float | None = None
-) -> DensityMap:
-    """The map at another pixel size and box about the same centre, low-pass filtered first where asked.
+def resampled(density: DensityMap, pixel_size_angstrom: float, box_px: int) -> DensityMap:
+    """The map at another pixel size and box about the same centre.
 
     Raises
     ------
     ValueError
-        The pixel size, box or resolution is not positive, or the box is odd.
+        The pixel size or box is not positive, or the box is odd.
     """
     if box_px < 2 or box_px % 2:
         raise ValueError(f"an even box is needed, not {box_px} px")
-    volume = density.volume
-    if resolution_angstrom is not None:
-        volume = low_pass_volume(volume, resolution_angstrom, density.pixel_size_angstrom)
-    volume = resample_volume(volume, pixel_size_angstrom / density.pixel_size_angstrom, box_px)
+    volume = resample_volume(density.volume, pixel_size_angstrom / density.pixel_size_angstrom, box_px)
     half = box_px // 2 * pixel_size_angstrom
     x, y, z = (centre - half for centre in density.centre_angstrom)
     return DensityMap(volume, pixel_size_angstrom, (x, y, z))
@@ -174,8 +171,6 @@ def clean_map(
     *,
     resolution_angstrom: float,
     amplitudes: Literal["map", "model"] = "map",
-    radius_angstrom: float = 3.0,
-    edge_angstrom: float = 5.0,
 ) -> DensityMap:
     """Free a map of structural noise (carbon, ice, density without atoms) by its fitted atomic model.
 
@@ -191,8 +186,6 @@ def clean_map(
         From `read_structure`, fitted into the map: it is placed by its coordinates, never moved.
     resolution_angstrom
         Of the map: what is finer is removed.
-    radius_angstrom, edge_angstrom
-        The mask is 1 up to `radius_angstrom` from an atom and falls to 0 over `edge_angstrom` more.
 
     Raises
     ------
@@ -213,7 +206,7 @@ def clean_map(
         ) from error
     atoms = low_pass_volume(atoms, resolution_angstrom, size)
     volume = low_pass_volume(density.volume, resolution_angstrom, size)
-    mask = _mask(structure, (x, y, z), box, size, radius_angstrom, edge_angstrom)
+    mask = _mask(structure, (x, y, z), box, size)
     correlation = float(torch.corrcoef(torch.stack([atoms[mask > 0], volume[mask > 0]]))[0, 1])
     if not correlation > _SMALLEST_CORRELATION:
         raise InputError(
@@ -228,12 +221,7 @@ def clean_map(
 
 
 def _mask(
-    structure: Structure,
-    offset: tuple[float, float, float],
-    box_px: int,
-    pixel_size_angstrom: float,
-    radius_angstrom: float,
-    edge_angstrom: float,
+    structure: Structure, offset: tuple[float, float, float], box_px: int, pixel_size_angstrom: float
 ) -> Tensor:
     """Soft mask about the atoms: the mean of sharp ones whose radii make a raised cosine."""
     side = box_px * pixel_size_angstrom
@@ -248,7 +236,7 @@ def _mask(
         grid = gemmi.FloatGrid(box_px, box_px, box_px)
         grid.set_unit_cell(gemmi.UnitCell(side, side, side, 90, 90, 90))
         share = math.acos(1 - 2 * (step + 0.5) / _EDGE_STEPS) / math.pi
-        grid.mask_points_in_constant_radius(placed, radius_angstrom + edge_angstrom * share, 1.0)
+        grid.mask_points_in_constant_radius(placed, _MASK_ANGSTROM + _EDGE_ANGSTROM * share, 1.0)
         total += np.array(grid, dtype=np.float32)
     return torch.from_numpy(np.ascontiguousarray(total.transpose(2, 1, 0))) / _EDGE_STEPS
 

@@ -64,12 +64,10 @@ def _dirichlet(side: int, ratio: float, box_px: int) -> Tensor:
     return kernel / side * inside[:, None]
 
 
-def low_pass_volume(
-    volume: Tensor, resolution_angstrom: float, pixel_size_angstrom: float, edge_shells: float = 2.0
-) -> Tensor:
+def low_pass_volume(volume: Tensor, resolution_angstrom: float, pixel_size_angstrom: float) -> Tensor:
     """Remove from a volume `(z, y, x)` what is finer than `resolution_angstrom`.
 
-    The gain falls from 1 to 0 as a raised cosine over `edge_shells` Fourier shells centred on the cut-off.
+    The gain falls from 1 to 0 as a raised cosine over two Fourier shells centred on the cut-off.
 
     Raises
     ------
@@ -83,7 +81,7 @@ def low_pass_volume(
         )
     cut = pixel_size_angstrom / resolution_angstrom
     beyond = (volume_frequency(volume.shape, volume.device) - cut) * min(volume.shape)
-    gain = 0.5 + 0.5 * torch.cos(math.pi * (beyond / max(edge_shells, 1e-6) + 0.5).clamp(0.0, 1.0))
+    gain = 0.5 + 0.5 * torch.cos(math.pi * (beyond / 2 + 0.5).clamp(0.0, 1.0))
     filtered: Tensor = torch.fft.irfftn(torch.fft.rfftn(volume.float()) * gain, s=volume.shape)
     return filtered
 

@@ -81,13 +81,11 @@ class RingGain:
             )
         self._raw, self._twin = raw, twin
 
-    def bands(
-        self, denoised: Spectra, bands: Sequence[tuple[float, float]] = BANDS_ANGSTROM
-    ) -> list[BandGain]:
-        """The gain in each band, Å."""
+    def bands(self, denoised: Spectra) -> list[BandGain]:
+        """The gain in each of `BANDS_ANGSTROM`."""
         return [
             _gain(denoised, self._raw, self._twin, band)
-            for band in bands
+            for band in BANDS_ANGSTROM
             if bool(denoised.members(band).any())
         ]
 

@@ -71,8 +71,6 @@ class Score:
     mean: float
     standard_error: float
     n_images: int
-    #: micrographs, or images where each stands alone
-    n_groups: int
 
 
 def independent_correlation(
@@ -136,13 +134,7 @@ def noise_free_gain(images: Tensor, twin: Tensor, least_ssnr: float) -> float:
     return float((best.sum() / (information / power).sum()).sqrt())
 
 
-def bootstrap_score(
-    values: Tensor,
-    groups: Sequence[str] | None = None,
-    *,
-    n_resamples: int = 2000,
-    generator: torch.Generator | None = None,
-) -> Score:
+def bootstrap_score(values: Tensor, groups: Sequence[str] | None = None, *, n_resamples: int = 2000) -> Score:
     """Mean of `values` `(n,)` with the standard error that a bootstrap over groups finds.
 
     Images of one micrograph share its ice, defocus and overlapping neighbours, so whole micrographs are
@@ -169,8 +161,6 @@ def bootstrap_score(
     values = values.detach().cpu().double()
     sums = torch.zeros(n_groups, dtype=torch.float64).index_add_(0, group_index, values)
     counts = torch.bincount(group_index, minlength=n_groups).double()
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(n_groups, (n_resamples, n_groups), generator=generator)
+    drawn = torch.randint(n_groups, (n_resamples, n_groups), generator=torch.Generator().manual_seed(0))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    return Score(float(values.mean()), float(means.std()), len(values), n_groups)
+    return Score(float(values.mean()), float(means.std()), len(values))

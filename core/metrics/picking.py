@@ -44,6 +44,8 @@ except ModuleNotFoundError as error:
 _BLOB_DIAMETER_PX, _CLUSTER_DIAMETER_PX = 20, 6
 # The Laplacian of Gaussian falls to 0 over this many standard deviations.
 _REACH = 4.0
+# Of the particle's disc, that a cluster of bright pixels has to fill.
+_LEAST_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,11 @@ def pick_blobs(
     return _picks(found[order], scores[order], block)
 
 
-def pick_by_mean_shift(
-    micrograph: Tensor, diameter_px: float, *, threshold: float | None = None, least_share: float = 0.2
-) -> Picks:
+def pick_by_mean_shift(micrograph: Tensor, diameter_px: float) -> Picks:
     """Pick clusters of bright pixels of `(y, x)`: modes of mean shift [2]_ with a flat disc of the particle.
+
+    Pixels are bright from Otsu's threshold on. Clusters that fill less than `_LEAST_SHARE` of the particle's
+    disc are left out.
 
     Parameters
     ----------
@@ -112,17 +115,11 @@ def pick_by_mean_shift(
         `(y, x)`, protein white. It is reduced to about 6 px per diameter by averaging first.
     diameter_px
         Of the particle; the bandwidth is its half.
-    threshold
-        Grey value from which a pixel of the reduced micrograph is bright; Otsu's by default.
-    least_share
-        Clusters that fill less than this share of the particle's disc are left out.
     """
     reduced, block = _reduced(micrograph, diameter_px / _CLUSTER_DIAMETER_PX)
     if reduced.min() == reduced.max():
         return Picks(torch.zeros(0, 2), torch.zeros(0))
-    if threshold is None:
-        threshold = threshold_otsu(reduced)  # type: ignore[no-untyped-call]
-    bright = np.argwhere(reduced > threshold)
+    bright = np.argwhere(reduced > threshold_otsu(reduced))  # type: ignore[no-untyped-call]
     if not len(bright):
         return Picks(torch.zeros(0, 2), torch.zeros(0))
     radius = diameter_px / 2 / block
@@ -131,7 +128,7 @@ def pick_by_mean_shift(
     area = np.array([len(inside) for inside in tree.query_ball_point(clusters.cluster_centers_, radius)])
     share = area / (math.pi * radius**2)
     order = np.argsort(-share, kind="stable")
-    order = order[share[order] >= least_share]
+    order = order[share[order] >= _LEAST_SHARE]
     return _picks(clusters.cluster_centers_[order], share[order], block)
 
 

@@ -60,26 +60,24 @@ _CRITICS: dict[str, Callable[..., nn.Module] | str] = {
 CRITICS: Registry[Callable[..., nn.Module]] = Registry("critic", _CRITICS)
 
 
-def build_network(name: str, arguments: Mapping[str, Any], key: str = "network") -> DenoisingNetwork:
+def build_network(name: str, arguments: Mapping[str, Any]) -> DenoisingNetwork:
     """Make a network that denoises.
 
     Parameters
     ----------
     name, arguments
         Its name in `MODELS`, and the arguments of its constructor.
-    key
-        The section of the configuration that names it.
 
     Raises
     ------
     ConfigurationError
         There is none of that name, it does not take these arguments, or it is not what it should be.
     """
-    make = MODELS.find(name, f"{key}.name")
+    make = MODELS.find(name, "network.name")
     try:
         module = make(**arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{key}.arguments: {name} cannot be made of them: {error}.") from error
+        raise ConfigurationError(f"network.arguments: {name} cannot be made of them: {error}.") from error
     return cast(DenoisingNetwork, module) if MODELS.is_own(name) else require_denoising_network(module, name)
 
 

@@ -112,4 +112,3 @@ def test_box_needed_is_where_the_ctf_begins_to_alias():
     check_ctf_sampling(p, torch.tensor([1.0]), box)
     with pytest.raises(ConfigurationError, match=rf"image 1 .*needs a box of {box} px"):
         check_ctf_sampling(p, torch.tensor([1.0]), box - 2)
-    check_ctf_sampling(p, torch.tensor([1.0]), box // 2 + 2, resolution_angstrom=4.0)

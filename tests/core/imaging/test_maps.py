@@ -88,7 +88,7 @@ def test_file_that_is_no_map_is_refused(tmp_path, content):
 
 def test_resampled_map_keeps_its_centre_in_the_models_frame():
     density = DensityMap(torch.rand(16, 16, 16), 2.0, (5.0, -3.0, 1.0))
-    other = resampled(density, 1.3, 24, resolution_angstrom=8.0)
+    other = resampled(density, 1.3, 24)
     assert other.pixel_size_angstrom == 1.3
     assert other.volume.shape == (24, 24, 24)
     assert other.centre_angstrom == pytest.approx(density.centre_angstrom)
