@@ -250,13 +250,24 @@ def _stacked(optics: CtfParameters) -> Tensor:
     return torch.stack([getattr(optics, name) for name in _OPTICS]).contiguous()
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads in their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def find_contexts(
     particles: ParticleSet,
     *,
     dark_stacks: frozenset[int] = frozenset(),
     pixel_sizes_angstrom: Sequence[float | None] | None = None,
     diameter_angstrom: float | None = None,
-    most_images: int = MOST_IMAGES,
     known: StackContexts | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> StackContexts:
@@ -274,8 +285,6 @@ def find_contexts(
         Of the particle; None is three quarters of the box.
     pixel_sizes_angstrom
         Of each stack; None takes those of the table.
-    most_images
-        Of a sample.
     known
         Contexts of an earlier part of the set, which stay as they are but for groups that have outgrown them.
 
@@ -284,30 +293,10 @@ def find_contexts(
     MrcError
         A stack cannot be read.
     """
+    n = len(particles)
     sizes = pixel_sizes_angstrom
     if sizes is None:
         sizes = [particles.pixel_size_angstrom(number) for number in range(len(particles.stacks))]
-    with _one_thread():
-        return _find(particles, _Wanted(dark_stacks, sizes, diameter_angstrom, most_images), known, log)
-
-
-@dataclass(frozen=True, eq=False)
-class _Wanted:
-    """What `find_contexts` was told."""
-
-    dark_stacks: frozenset[int]
-    pixel_sizes_angstrom: Sequence[float | None]
-    diameter_angstrom: float | None
-    most_images: int
-
-
-def _find(
-    particles: ParticleSet,
-    wanted: _Wanted,
-    known: StackContexts | None,
-    log: Callable[[str], None],
-) -> StackContexts:
-    n = len(particles)
     optics, premultiplied = _optics_of(particles, log), _are_premultiplied(particles)
     rows_of_stacks = _rows_of_stacks(particles)
     rows_of = _groups(particles, _first_rows(rows_of_stacks))
@@ -317,7 +306,7 @@ def _find(
     earlier = {} if known is None else dict(zip(known.names, known.contexts, strict=True))
     for name, rows in rows_of.items():
         kept = earlier.get(name)
-        if kept is not None and min(len(rows), wanted.most_images) > OUTGROWN * kept.n_images:
+        if kept is not None and min(len(rows), MOST_IMAGES) > OUTGROWN * kept.n_images:
             log(
                 f"{name} has {counted(len(rows), 'image')} now: what the stack adds, known from "
                 f"{kept.n_images}, is found anew for what is still to be denoised"
@@ -332,7 +321,15 @@ def _find(
                 context, note = None, "none: the images were multiplied by their CTF"
             else:
                 looked_at = sum(context.n_images for context in contexts)
-                context, note = _fit(particles, rows, optics, wanted, with_views=looked_at < MOST_VIEWS)
+                context, note = _fit(
+                    particles,
+                    rows,
+                    optics,
+                    dark_stacks,
+                    sizes,
+                    diameter_angstrom,
+                    with_views=looked_at < MOST_VIEWS,
+                )
             notes[name] = f"{name}: {note}"
             log(f"context of {notes[name]}")
         if context is not None:
@@ -442,29 +439,31 @@ def _fit(
     particles: ParticleSet,
     rows: NDArray[np.int64],
     optics: CtfParameters | None,
-    wanted: _Wanted,
+    dark_stacks: frozenset[int],
+    pixel_sizes_angstrom: Sequence[float | None],
+    diameter_angstrom: float | None,
     *,
     with_views: bool,
 ) -> tuple[StackContext | None, str]:
     """The context of some rows, and a line about it."""
     if len(rows) < FEWEST_IMAGES:
         return None, f"none: {counted(len(rows), 'image')}, at least {FEWEST_IMAGES} are needed"
-    sizes = {wanted.pixel_sizes_angstrom[number] for number in np.unique(particles.stack[rows]).tolist()}
+    sizes = {pixel_sizes_angstrom[number] for number in np.unique(particles.stack[rows]).tolist()}
     if len(sizes) > 1:
         return None, "none: the images have several pixel sizes"
     (pixel_size,) = sizes
-    rows = _sampled(rows, wanted.most_images)
-    rows = _in_order(particles, rows)
+    rows = _in_order(particles, _sampled(rows, MOST_IMAGES))
     return _from_blocks(
-        _blocks(particles, rows, wanted.dark_stacks),
+        _blocks(particles, rows, dark_stacks),
         _shape(particles, rows),
         None if optics is None or not pixel_size else optics[torch.from_numpy(rows)],
         pixel_size,
-        wanted.diameter_angstrom,
+        diameter_angstrom,
         with_views=with_views,
     )
 
 
+@_one_thread()
 def context_of_images(
     images: Tensor,
     optics: CtfParameters | None,
@@ -487,14 +486,13 @@ def context_of_images(
         return None, f"none: {counted(n, 'image')}, at least {FEWEST_IMAGES} are needed"
     chosen = torch.from_numpy(_sampled(np.arange(n), MOST_IMAGES))
     blocks = (images[some] for some in torch.split(chosen, _BLOCK))
-    with _one_thread():
-        return _from_blocks(
-            (-block if protein_dark else block for block in blocks),
-            (images.shape[-2], images.shape[-1]),
-            None if optics is None or not pixel_size_angstrom else optics[chosen],
-            pixel_size_angstrom,
-            diameter_angstrom,
-        )
+    return _from_blocks(
+        (-block if protein_dark else block for block in blocks),
+        (images.shape[-2], images.shape[-1]),
+        None if optics is None or not pixel_size_angstrom else optics[chosen],
+        pixel_size_angstrom,
+        diameter_angstrom,
+    )
 
 
 def _sampled(rows: NDArray[np.int64], most_images: int) -> NDArray[np.int64]:
@@ -502,17 +500,6 @@ def _sampled(rows: NDArray[np.int64], most_images: int) -> NDArray[np.int64]:
     if len(rows) <= most_images:
         return rows
     return np.sort(np.random.default_rng(_SEED).choice(rows, most_images, replace=False))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums depend on the number of threads in their last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _from_blocks(
@@ -571,8 +558,8 @@ def read_sample(
     if not groups:
         return None
     name = max(groups, key=lambda one: len(groups[one]))
-    rows = _sampled(groups[name], most_images)
-    rows, images = _read(particles, rows, dark_stacks)
+    rows = _in_order(particles, _sampled(groups[name], most_images))
+    images = torch.cat(list(_blocks(particles, rows, dark_stacks)))
     if contexts is None or contexts.contexts[contexts.names.index(name)].group_optics is None:
         return images, None
     return images, ctf_parameters_of(particles)[torch.from_numpy(rows)]
@@ -584,14 +571,6 @@ def _differ(optics: CtfParameters) -> bool:
         if not math.isclose(float(values.min()), float(values.max()), rel_tol=1e-4, abs_tol=1e-4):
             return True
     return False
-
-
-def _read(
-    particles: ParticleSet, rows: NDArray[np.int64], dark_stacks: frozenset[int]
-) -> tuple[NDArray[np.int64], Tensor]:
-    """Rows in the order of their stacks, and their images `(n, y, x)`, protein white."""
-    rows = _in_order(particles, rows)
-    return rows, torch.cat(list(_blocks(particles, rows, dark_stacks)))
 
 
 def _in_order(particles: ParticleSet, rows: NDArray[np.int64]) -> NDArray[np.int64]:
