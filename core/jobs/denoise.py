@@ -85,8 +85,8 @@ class DenoiseJob(BatchJob[Summary]):
         """
         clock, options, log = (time.time(), time.monotonic()), self.options, context.log
         model = load_model(options.model)
-        images, damaged, n_rows = self._images()
-        stacks = self._stacks(images, model.trained_pixel_sizes_angstrom)
+        images, damaged, n_rows = self.images()
+        stacks = self.stacks(images, model.trained_pixel_sizes_angstrom)
         notes = look_at_inputs(images, stacks, model.trained_pixel_sizes_angstrom)
         for fact in notes.facts:
             log(fact)
@@ -107,12 +107,14 @@ class DenoiseJob(BatchJob[Summary]):
         log(plan.describe())
         return plan
 
-    def _images(self) -> tuple[ImageSet, list[InputError], int]:
+    def images(self) -> tuple[ImageSet, list[InputError], int]:
+        """Read the source; see `chosen_images`."""
         return chosen_images(self.source, self.options, root=self._root, passthrough=self._passthrough)
 
-    def _stacks(
+    def stacks(
         self, images: ImageSet, trained_angstrom: tuple[float, float] | None = None
     ) -> list[StackPlan]:
+        """Plan the stacks of the source, and check the options against them; see `plan_stacks`."""
         stacks = plan_stacks(
             images,
             self.options.protein,
@@ -131,8 +133,8 @@ class DenoiseJob(BatchJob[Summary]):
             As `run`, but for pixels, devices and the room on the disk.
         """
         load_model(self.options.model)
-        images, _, _ = self._images()
-        stacks = self._stacks(images)
+        images, _, _ = self.images()
+        stacks = self.stacks(images)
         refuse_to_replace_inputs(images, stacks, output_dir)
         n_pixels = sum(len(stack.indices) * stack.shape[0] * stack.shape[1] for stack in stacks)
         tables = source_files(images) if images.has_table else []

@@ -13,7 +13,7 @@ from ..config.denoise import DenoiseOptions
 from ..errors import ConfigurationError
 from ..inference.engine import Task, choose, denoise
 from ..inference.inputs import look_at_inputs
-from ..inference.plan import StackPlan, chosen_images, plan_stacks
+from ..inference.plan import StackPlan, refuse_to_replace_inputs
 from ..inference.summary import SAMPLED_MICROGRAPHS, read_samples
 from ..io.files import make_folder
 from ..io.journal import JOURNAL_NAME, Journal, Undertaking
@@ -66,17 +66,12 @@ def preview(
         raise ConfigurationError(f"preview: expected 1 to {LARGEST_PREVIEW} images, found {n_images}.")
     output_dir = Path(output_dir)
     job = DenoiseJob(source, options, root=root, passthrough=passthrough)
-    job.measure(output_dir)  # raises what a run would
-    model, devices = load_model(options.model), job.devices()
-    images, _, _ = chosen_images(source, options, root=root, passthrough=passthrough)
-    is_micrographs = isinstance(images, MicrographSet)
+    model = load_model(options.model)
     trained_angstrom = model.trained_pixel_sizes_angstrom
-    stacks = plan_stacks(
-        images,
-        options.protein,
-        pixel_size_angstrom=options.pixel_size_angstrom,
-        trained_angstrom=trained_angstrom,
-    )
+    images, _, _ = job.images()
+    stacks = job.stacks(images, trained_angstrom)
+    refuse_to_replace_inputs(images, stacks, output_dir)
+    is_micrographs, devices = isinstance(images, MicrographSet), job.devices()
     notes = look_at_inputs(images, stacks, trained_angstrom)
     for line in (*notes.facts, *(f"warning: {warning}" for warning in notes.warnings)):
         context.log(line)
