@@ -168,7 +168,6 @@ def shown_progress(noun: Callable[[], str] = lambda: "images") -> Iterator[Calla
 
 
 def simulate_command(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
-
     from .config.load import load_kind
     from .config.micrographs import MicrographsConfig
     from .config.simulate import ParticlesConfig
@@ -212,7 +211,6 @@ def extract_noise_command(arguments: argparse.Namespace, should_stop: Callable[[
 
 
 def train_command(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
-
     from .config.load import find_preset, load_kind
     from .config.nt2c import Nt2cConfig
     from .config.segmentation import SegmentationConfig
@@ -237,8 +235,7 @@ def train_command(arguments: argparse.Namespace, should_stop: Callable[[], bool]
         raise missing_package(error) from error
 
     assert isinstance(config, TrainingConfig | SegmentationConfig | Nt2cConfig)  # one of the kinds
-    with shown_progress(lambda: "steps") as progress:
-        context = JobContext(progress, should_stop, say, command=arguments.command_line)
+    with _context(arguments, should_stop, lambda: "steps") as context:
         train(config, arguments.output, context, earlier=_earlier(arguments))
 
 

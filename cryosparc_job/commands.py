@@ -27,13 +27,19 @@ if TYPE_CHECKING:
     from .project import Project
 
 
-def _sign_in(arguments: argparse.Namespace, secrets: list[str]) -> Instance:
-    from .credentials import normalise_url, read_credentials
-    from .sign_in import sign_in
+def _url(arguments: argparse.Namespace) -> str:
+    from .credentials import normalise_url
 
     if not arguments.url:
         raise ConfigurationError("--url is missing, as in --url https://host:39000.")
-    url = normalise_url(arguments.url)
+    return normalise_url(arguments.url)
+
+
+def _sign_in(arguments: argparse.Namespace, secrets: list[str]) -> Instance:
+    from .credentials import read_credentials
+    from .sign_in import sign_in
+
+    url = _url(arguments)
     credentials = read_credentials(arguments.credentials, os.environ)
     secrets += credentials.secrets
     return sign_in(url, credentials)
@@ -236,12 +242,9 @@ def run_batch(arguments: argparse.Namespace, secrets: list[str]) -> int:
 
 
 def run_login(arguments: argparse.Namespace, secrets: list[str]) -> int:
-    from .credentials import normalise_url
     from .sign_in import login
 
-    if not arguments.url:
-        raise ConfigurationError("--url is missing, as in --url https://host:39000.")
-    login(normalise_url(arguments.url), arguments.email, arguments.days, secrets)
+    login(_url(arguments), arguments.email, arguments.days, secrets)
     return 0
 
 

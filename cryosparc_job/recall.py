@@ -66,7 +66,7 @@ def recall(
             f"{uid} is none of cryohush's jobs, and going on in it could empty its directory. Name one that "
             "cryosparc_cryohush has made."
         )
-    made = _given(build_parser, record)
+    made = given_options(build_parser, record.words)
     if made["command"] != arguments.command:
         way = "cryosparc_cryohush batch resume" if made["command"] == "batch" else (
             f"cryosparc_cryohush {made['command']} --resume {uid}"
@@ -84,10 +84,6 @@ def recall(
         line = _line([*record.words, *_words(arguments.command_line)[1:]])
         record = Record(line, record.mark, record.origin)
     return job, argparse.Namespace(**values), record
-
-
-def _given(build_parser: Parser, record: Record) -> dict[str, Any]:
-    return given_options(build_parser, record.words)
 
 
 def _words(command_line: str) -> list[str]:

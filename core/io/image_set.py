@@ -213,7 +213,7 @@ class ImageSet(ABC):
         found = read_columns(self.source, text, number, optional=labels, among=self._is_own)
         n_rows = len(self) if self.kept is None else len(self.kept)
         if found is None or len(found) != n_rows:
-            raise StarError("the file was changed while it was in use.", path=self.source)
+            raise self._changed()
         for label in labels:
             if label not in optional:
                 found.table.column(label)
@@ -252,7 +252,7 @@ class ImageSet(ABC):
         """
         table = find_table(self.source, self._is_own)
         if table is None:
-            raise StarError("the file was changed while it was in use.", path=self.source)
+            raise self._changed()
         column = table.column(label)
         labels = [label, original_label]
         original_column = table.labels.index(original_label) if original_label in table.labels else None
