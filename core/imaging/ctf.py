@@ -10,6 +10,7 @@ References
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,12 @@ class CtfParameters:
 
     def __len__(self) -> int:
         return len(self.defocus_u_angstrom)
+
+    @staticmethod
+    def joined(parts: Sequence[CtfParameters]) -> CtfParameters:
+        """Those of some images after those of others."""
+        names = CtfParameters.__dataclass_fields__
+        return CtfParameters(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     def to(self, device: torch.device) -> CtfParameters:
         """The same on another device."""

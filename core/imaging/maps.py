@@ -26,6 +26,7 @@ from ..errors import InputError, MrcError
 from .resample import low_pass_volume, resample_volume, volume_frequency
 from .structure import Structure, potential_map
 
+MAP_SUFFIXES = (".mrc", ".map", ".mrc.gz", ".map.gz")
 # A fitted model explains far more than this of its map, a misplaced one far less.
 _SMALLEST_CORRELATION = 0.2
 # The mask is 1 up to so far from an atom and falls to 0 over so much more.

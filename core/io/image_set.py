@@ -21,7 +21,8 @@ from .mrc import StackReader
 from .optics import OpticsGroup
 from .star import Table, decode, encode, free_label, quote, rewrite, unquote
 
-_PREVIOUS = "rlnCryohushPreviousOriginalName"
+#: where a table of denoised images keeps original names that its source had; `…2`, `…3` of earlier ones
+PREVIOUS = "rlnCryohushPreviousOriginalName"
 #: of particles and micrographs
 _IMAGES = ("rlnImageName", "rlnMicrographName")
 
@@ -257,7 +258,7 @@ class ImageSet(ABC):
         labels = [label, original_label]
         original_column = table.labels.index(original_label) if original_label in table.labels else None
         if original_column is not None:
-            labels.append(free_label(_PREVIOUS, table.labels))
+            labels.append(free_label(PREVIOUS, table.labels))
         labels += more
         left, n_rows, n_kept = iter(names), 0, 0
         is_kept = [True] * len(self) if self.kept is None else self.kept.tolist()

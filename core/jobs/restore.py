@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import CsError, InputError, OutputError, StarError
 from ..io.cs import CS_SUFFIX, CsTable, read_images, restore_images
 from ..io.image_names import split_image_name
+from ..io.image_set import PREVIOUS
 from ..io.journal import RECORD_NAME
 from ..io.mrc_header import HEADER_BYTES, denoised_label
 from ..io.star import Table, read_tables, rewrite, unquote
@@ -23,8 +24,6 @@ _RAW = {
     _PARTICLE: ("rlnImageOriginalName",),
     _MICROGRAPH: ("rlnCryohushRawMicrographName", "rlnImageOriginalName"),
 }
-# What a denoised table makes of original names that its source had; `…2`, `…3` of earlier ones.
-_PREVIOUS = "rlnCryohushPreviousOriginalName"
 # Texts that stand for no name, as RELION writes them where tables are joined.
 _NO_NAME = ("", "None", "none", "Unknown")
 
@@ -101,7 +100,7 @@ def _restore_star(source: Path, destination: Path, root: Path | None) -> Restore
             line=table.line,
             remedy="Give a table that cryohush wrote, or one that was selected of it.",
         )
-    previous = [name for name in table.labels if name.startswith(_PREVIOUS)]
+    previous = [name for name in table.labels if name.startswith(PREVIOUS)]
     columns = [table.column(name) for name in (label, raw_label, *previous)]
     rows = _rows(source, is_target)
     files = _Files(source, root, (_file_of(values[columns[0]]) for _, values in rows))

@@ -18,6 +18,7 @@ from ..inference.devices import LocalDevices
 from ..io.files import sha256_of, state_of, write_json
 from ..io.journal import RECORD_NAME, Undertaking
 from ..job_context import QUIET, JobContext
+from ..models.weights import WEIGHTS_NAME
 from ..report import PDF_NAME
 from ..training.frame_halves import FOLDER as HALVES_FOLDER
 from ..training.run import train as run_loop
@@ -26,7 +27,6 @@ from .folder import Earlier, JobFolder
 from .job import Devices, Job, Plan
 from .nt2c import Nt2cPlan
 
-WEIGHTS_NAME = "weights.safetensors"
 # What the loops leave besides the weights.
 FILES = (
     "last.pt",

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from ..config.simulate import ParticlesConfig, StructureConfig
 from ..errors import ConfigurationError
-from ..imaging.maps import DensityMap, clean_map, read_map, resampled
+from ..imaging.maps import MAP_SUFFIXES, DensityMap, clean_map, read_map, resampled
 from ..imaging.morph import conformational_series
 from ..imaging.resample import low_pass_volume, volume_frequency
 from ..imaging.structure import Structure, potential_map, read_structure
 
 # The B that a grid needs so that atoms do not alias, times the squared pixel size.
 _B_PER_SQUARED_PIXEL = 8.0
-_MAP_SUFFIXES = (".mrc", ".map", ".mrc.gz", ".map.gz")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +55,7 @@ def read_classes(config: ParticlesConfig) -> list[ParticleClass]:
     """
     classes: list[ParticleClass] = []
     for entry in config.structures:
-        if entry.path.name.lower().endswith(_MAP_SUFFIXES):
+        if entry.path.name.lower().endswith(MAP_SUFFIXES):
             classes.append(_from_map(entry, config))
             continue
         if entry.model is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from ..config.training import SimulationConfig
 from ..errors import ConfigurationError
 from ..imaging.ctf import CtfParameters, read_ctf_table
+from ..imaging.maps import MAP_SUFFIXES
 from ..imaging.noise import image_generator, uniform
 from ..noise.synthesis import read_blocks
 from ..simulation.image_formation import ImagingRanges, ProjectionBank, make_projection_bank, simulate_pairs
 from .cache import kept_tensors
 
-_MAP_SUFFIXES = (".mrc", ".map", ".mrc.gz", ".map.gz")
 _SUFFIXES = (".pdb", ".cif", ".ent", ".pdb.gz", ".cif.gz", ".ent.gz")
 
 # What projections depend on, besides the structures and the seed.
@@ -76,7 +76,7 @@ class SimulatedParticles:
             self._noise_blocks = blocks.to(device)
         # without tables no image has a CTF, and these numbers do nothing
         tables = [read_ctf_table(path) for path in config.ctf_tables] or [CtfParameters(*torch.ones(7, 1))]
-        self._optics = _join(tables).to(device)
+        self._optics = CtfParameters.joined(tables).to(device)
         files = find_structures(config, held_out=held_out)
         self.structures = [path.name.split(".")[0] for path in files]
         self.target = "clean"
@@ -118,17 +118,29 @@ def find_structures(config: SimulationConfig, *, held_out: bool) -> list[Path]:
     ConfigurationError
         A held-out name that does not exist, or nothing left to train on.
     """
-    files = sorted(path for path in config.structures.glob("*") if path.name.endswith(_SUFFIXES))
-    names = {path.name.split(".")[0] for path in files}
-    unknown = sorted(set(config.held_out) - names)
+    return structures_in(
+        config.structures, config.held_out, "data", held_out=held_out and bool(config.held_out)
+    )
+
+
+def structures_in(folder: Path, names: Collection[str], section: str, *, held_out: bool) -> list[Path]:
+    """The files of a folder that have one of the held-out names, or the others, sorted.
+
+    `section` of the configuration says so.
+
+    Raises
+    ------
+    ConfigurationError
+        A name that does not exist, or no file is left.
+    """
+    files = sorted(path for path in folder.glob("*") if path.name.endswith(_SUFFIXES))
+    unknown = sorted(set(names) - {path.name.split(".")[0] for path in files})
     if unknown:
-        raise ConfigurationError(f"data.held_out names {', '.join(unknown)}, not in {config.structures}")
-    chosen = [path for path in files if (path.name.split(".")[0] in config.held_out) == held_out]
-    if not config.held_out:
-        chosen = files
+        raise ConfigurationError(f"{section}.held_out names {', '.join(unknown)}, not in {folder}.")
+    chosen = [path for path in files if (path.name.split(".")[0] in names) == held_out]
     if not chosen:
         kind = "held-out" if held_out else "training"
-        raise ConfigurationError(f"data.structures: no {kind} PDB or mmCIF file in {config.structures}")
+        raise ConfigurationError(f"{section}.structures: no {kind} PDB or mmCIF file in {folder}.")
     return chosen
 
 
@@ -143,7 +155,7 @@ def find_maps(config: SimulationConfig, structures: list[Path]) -> dict[str, Pat
     if config.maps is None:
         return {}
     names = {path.name.split(".")[0] for path in structures}
-    files = [path for path in sorted(config.maps.glob("*")) if path.name.lower().endswith(_MAP_SUFFIXES)]
+    files = [path for path in sorted(config.maps.glob("*")) if path.name.lower().endswith(MAP_SUFFIXES)]
     found = {path.name.split(".")[0]: path for path in files if path.name.split(".")[0] in names}
     if not found:
         raise ConfigurationError(
@@ -151,8 +163,3 @@ def find_maps(config: SimulationConfig, structures: list[Path]) -> dict[str, Pat
             f"structures, {', '.join(sorted(names))}."
         )
     return found
-
-
-def _join(tables: list[CtfParameters]) -> CtfParameters:
-    names = CtfParameters.__dataclass_fields__
-    return CtfParameters(*(torch.cat([getattr(table, name) for table in tables]) for name in names))

@@ -24,8 +24,8 @@ from ..noise.segmentation import (
 )
 from ..simulation.micrograph import Species, simulate_micrograph
 from .cache import kept_tensors
+from .data import structures_in
 
-_SUFFIXES = (".pdb", ".cif", ".ent", ".pdb.gz", ".cif.gz", ".ent.gz")
 # Simulated at half of the network's pixel size: nothing finer than 16 Å reaches the network.
 _SIMULATED_BIN = 2
 _LARGE_DISCS = 5.0
@@ -97,7 +97,7 @@ def simulated_micrographs(
     InputError
         A structure cannot be read.
     """
-    files = _structures(config, held_out=held_out)
+    files = structures_in(config.structures, config.held_out, "simulated", held_out=held_out)
     names = [path.name.split(".")[0] for path in files for _ in range(config.micrographs_per_structure)]
 
     def simulate() -> dict[str, Tensor]:
@@ -202,18 +202,3 @@ def _simulate(
     simulated = simulate_micrograph([species], settings, seed, index)
     image = normalise_robustly(bin_micrograph(simulated.image, _SIMULATED_BIN))
     return image.half(), bin_labels(simulated.labels, _SIMULATED_BIN)
-
-
-def _structures(config: SimulatedMicrographs, *, held_out: bool) -> list[Path]:
-    files = sorted(path for path in config.structures.glob("*") if path.name.endswith(_SUFFIXES))
-    names = [path.name.split(".")[0] for path in files]
-    unknown = sorted(set(config.held_out) - set(names))
-    if unknown:
-        raise ConfigurationError(
-            f"simulated.held_out names {', '.join(unknown)}, not in {config.structures}."
-        )
-    chosen = [path for path, name in zip(files, names, strict=True) if (name in config.held_out) == held_out]
-    if not chosen:
-        kind = "held-out" if held_out else "training"
-        raise ConfigurationError(f"simulated.structures: no {kind} PDB or mmCIF file in {config.structures}.")
-    return chosen
