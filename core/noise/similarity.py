@@ -54,18 +54,8 @@ def patch_similarity(denoised: Tensor, patch_px: int, stride_px: int, n_local: i
         When `n_local` is not the square of a whole number from 2 on, the local patches are smaller than the
         window of SSIM, or the patch larger than the micrograph.
     """
-    grid = math.isqrt(n_local)
-    if grid < 2 or grid * grid != n_local:
-        raise ValueError(f"the number of local patches must be 4, 9, 16 and so on, found {n_local}")
-    local_px = patch_px // grid
-    if local_px < SSIM_WINDOW_PX:
-        raise ValueError(
-            f"{n_local} local patches of a patch of {patch_px} px are {local_px} px wide, and SSIM needs "
-            f"{SSIM_WINDOW_PX} px"
-        )
     y, x = denoised.shape
-    if patch_px > min(y, x):
-        raise ValueError(f"a patch of {patch_px} px is larger than the micrograph of {x} x {y} px")
+    grid, local_px = _local_patches((y, x), patch_px, n_local, SSIM_WINDOW_PX)
     image = to_unit_range(denoised)
     moments = _window_mean(torch.stack([image, image.square()]))
     rows, columns = ((side - patch_px) // stride_px + 1 for side in (y, x))
@@ -98,14 +88,8 @@ def published_patch_similarity(denoised: Tensor, patch_px: int, stride_px: int, 
 
     Parameters and Raises as of `patch_similarity`; local patches may be as small as 2 px.
     """
-    grid = math.isqrt(n_local)
-    if grid < 2 or grid * grid != n_local:
-        raise ValueError(f"the number of local patches must be 4, 9, 16 and so on, found {n_local}")
-    local_px, (y, x) = patch_px // grid, denoised.shape
-    if local_px < 2:
-        raise ValueError(f"{n_local} local patches of a patch of {patch_px} px are {local_px} px wide, not 2")
-    if patch_px > min(y, x):
-        raise ValueError(f"a patch of {patch_px} px is larger than the micrograph of {x} x {y} px")
+    y, x = denoised.shape
+    grid, local_px = _local_patches((y, x), patch_px, n_local, 2)
     image = to_unit_range(denoised).double()
     side = grid * local_px
     rows = []
@@ -119,6 +103,23 @@ def published_patch_similarity(denoised: Tensor, patch_px: int, stride_px: int, 
         each = [similarity_of_patches(parts[:, a], parts[:, b]) for a, b in pairs]
         rows.append(torch.stack(each).amin(0))
     return torch.stack(rows).to(denoised.dtype)
+
+
+def _local_patches(shape: tuple[int, int], patch_px: int, n_local: int, smallest_px: int) -> tuple[int, int]:
+    """How many local patches a patch has along a side, and their side; `shape` is the micrograph's."""
+    grid = math.isqrt(n_local)
+    if grid < 2 or grid * grid != n_local:
+        raise ValueError(f"the number of local patches must be 4, 9, 16 and so on, found {n_local}")
+    local_px = patch_px // grid
+    if local_px < smallest_px:
+        raise ValueError(
+            f"{n_local} local patches of a patch of {patch_px} px are {local_px} px wide, and SSIM needs "
+            f"{smallest_px} px"
+        )
+    y, x = shape
+    if patch_px > min(y, x):
+        raise ValueError(f"a patch of {patch_px} px is larger than the micrograph of {x} x {y} px")
+    return grid, local_px
 
 
 def similarity_of_patches(a: Tensor, b: Tensor) -> Tensor:
