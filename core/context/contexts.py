@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from ..io.files import writing
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
 from ..io.poses import PREMULTIPLIED, changed_ctf
+from ..models.precision import threads_kept
 from ..progress import counted
 from .centres import Centres
 from .like_views import LikeViews
@@ -96,7 +96,7 @@ class StackContexts:
         """
         found = [self._look_up(path, index) for path, index in places]
         of_image = torch.cat([context for context, _ in found])
-        optics = CtfParameters(*(torch.cat([getattr(part, name) for _, part in found]) for name in _OPTICS))
+        optics = CtfParameters.joined([part for _, part in found])
         channels = images.new_zeros(len(images), CHANNELS, *images.shape[-2:])
         for number, context in enumerate(self.contexts):
             members = (of_image == number).nonzero().squeeze(1)
@@ -250,18 +250,7 @@ def _stacked(optics: CtfParameters) -> Tensor:
     return torch.stack([getattr(optics, name) for name in _OPTICS]).contiguous()
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums depend on the number of threads in their last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@_one_thread()
+@threads_kept(1)  # on whose number sums depend in their last bits
 def find_contexts(
     particles: ParticleSet,
     *,
@@ -463,7 +452,7 @@ def _fit(
     )
 
 
-@_one_thread()
+@threads_kept(1)
 def context_of_images(
     images: Tensor,
     optics: CtfParameters | None,

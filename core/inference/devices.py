@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import ConfigurationError, DeviceError
 from ..job_context import JobContext
 from ..models.base import DenoisingNetwork
-from ..models.precision import bf16_instructions
+from ..models.precision import bf16_instructions, threads_kept
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -186,11 +186,8 @@ def _seconds_per_batch(module: DenoisingNetwork, device: torch.device, precision
     side = _multiple(128, module)
     images = torch.randn(4 if device.type == "cpu" else 128, 1, side, side, device=device)
     network = prepare(module, device, precision)
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        best = float("inf")
+    best = float("inf")
+    with threads_kept(1 if device.type == "cpu" else None):
         for attempt in range(4):
             begin = time.perf_counter()
             run_network(network, images, DTYPES[precision])
@@ -198,8 +195,6 @@ def _seconds_per_batch(module: DenoisingNetwork, device: torch.device, precision
                 torch.cuda.synchronize(device)
             if attempt:  # the first one sets up
                 best = min(best, time.perf_counter() - begin)
-    finally:
-        torch.set_num_threads(threads)
     return best
 
 

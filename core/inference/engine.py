@@ -15,6 +15,7 @@ from ..context.contexts import StackContexts
 from ..errors import DeviceError
 from ..io.journal import Journal
 from ..job_context import QUIET, JobContext
+from ..models.precision import threads_kept
 from ..models.weights import LoadedModel, Weights
 from .denoiser import Denoiser
 from .devices import (
@@ -138,7 +139,6 @@ def denoise(
 
     `denoisers` are the model on each device, if it is already there.
     """
-    threads = torch.get_num_threads()
     if denoisers is None:
         denoisers = make_denoisers(task.weights.load(), task.choices.precision, devices.devices)
     feeding = Feeding(
@@ -147,12 +147,13 @@ def denoise(
         readers=len(denoisers),
         patience_seconds=None if devices.on_cpu else GPU_PATIENCE_SECONDS,
     )
-    try:
-        with _workers(task, devices, denoisers) as workers, _output(task, output_dir, journal) as output:
-            denoise_stacks(output, workers, task.batch_sizes, feeding, context)
-            return output.result
-    finally:
-        torch.set_num_threads(threads)
+    with (
+        threads_kept(),
+        _workers(task, devices, denoisers) as workers,
+        _output(task, output_dir, journal) as output,
+    ):
+        denoise_stacks(output, workers, task.batch_sizes, feeding, context)
+        return output.result
 
 
 def _output(task: Task, output_dir: Path, journal: Journal) -> Output:

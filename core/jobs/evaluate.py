@@ -25,6 +25,7 @@ from ..inference.plan import source_files
 from ..io.files import state_of
 from ..io.journal import RANGES_FOLDER, Undertaking
 from ..job_context import QUIET, JobContext
+from ..models.precision import threads_kept
 from ..models.weights import load_model
 from ..report import PDF_NAME
 from ..report.html import Section
@@ -111,14 +112,8 @@ class EvaluateJob(BatchJob[Evaluation]):
         def should_stop() -> bool:
             return done > 0 and time.perf_counter() - begin > _TRIAL_SECONDS
 
-        before = torch.get_num_threads()
-        torch.set_num_threads(devices.cpu_threads)
-        try:
+        with threads_kept(devices.cpu_threads), contextlib.suppress(Aborted):  # enough was seen
             compare(Sources.open(config), config, progress=progress, should_stop=should_stop)
-        except Aborted:
-            pass  # enough was seen
-        finally:
-            torch.set_num_threads(before)
         seconds = time.perf_counter() - begin
         return size, seconds * size.n_images / done if done else 0.0
 
@@ -276,12 +271,10 @@ def _compute(
     def check() -> None:
         context.stop_if_asked("Stopped. Nothing was written.")
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
-    try:
-        sections: list[Section] = []
-        numbers: dict[str, Any] = {}
-        result = None
+    sections: list[Section] = []
+    numbers: dict[str, Any] = {}
+    result = None
+    with threads_kept(n_threads):
         if sources is not None:
             context.log(describe_images(sources))
             for note in sources.notes:
@@ -300,8 +293,6 @@ def _compute(
                 context.log(section.verdict.text)
             sections.append(section)
         check()
-    finally:
-        torch.set_num_threads(threads)
     return numbers, sections, result
 
 

@@ -17,6 +17,7 @@ from ..config.extract_noise import ExtractNoiseOptions
 from ..errors import Aborted
 from ..inference.devices import WORKERS_PER_GPU, LocalDevices, Precision, choose_precision
 from ..job_context import JobContext
+from ..models.precision import threads_kept
 from ..models.weights import Weights
 from ..noise.finders import WindowFinder, finder_of
 from ..noise.micrograph import Draw, MicrographCounts, MicrographTask, extract_from
@@ -109,11 +110,8 @@ def search_micrographs(
     Aborted
         If `should_stop` said so; what was taken is kept.
     """
-    threads = torch.get_num_threads()
-    try:
+    with threads_kept():
         _run(search, _finders(search, devices), take, should_stop)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _finders(search: Search, devices: LocalDevices) -> list[WindowFinder]:
