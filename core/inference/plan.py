@@ -332,6 +332,22 @@ def samples(stacks: Sequence[StackPlan]) -> Iterator[Tensor]:
             yield sample(reader.read(chosen))
 
 
+def spread_over(stacks: Sequence[StackPlan], most: int) -> Iterator[tuple[StackPlan, NDArray[np.int64]]]:
+    """Yield stacks, and positions in them, of images evenly spread over those that are like the first."""
+    first = stacks[0]
+    alike = [
+        stack
+        for stack in stacks
+        if (stack.shape, stack.pixel_size_angstrom) == (first.shape, first.pixel_size_angstrom)
+    ]
+    ends = np.cumsum([len(stack.indices) for stack in alike])
+    picks = evenly_spread(int(ends[-1]), most)
+    of_stack = np.searchsorted(ends, picks, side="right")
+    for number in np.unique(of_stack).tolist():
+        stack = alike[number]
+        yield stack, picks[of_stack == number] - (int(ends[number]) - len(stack.indices))
+
+
 def _on_finer_grids(plans: list[StackPlan], trained_angstrom: tuple[float, float] | None) -> list[StackPlan]:
     """The plans with the grid of each, one for all stacks of a pixel size."""
     alike: dict[float | None, list[StackPlan]] = {}

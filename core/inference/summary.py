@@ -21,9 +21,8 @@ from ..io.journal import RECORD_NAME
 from ..io.mrc import StackReader
 from ..models.weights import LoadedModel
 from ..progress import counted
-from ..spread import evenly_spread
 from .devices import Precision
-from .plan import StackPlan
+from .plan import StackPlan, spread_over
 from .stream import ImageNote
 
 # Of images that are conspicuous in the same way the record names so many.
@@ -216,33 +215,22 @@ def read_samples(
     skipped: Sequence[ImageNote],
     *,
     are_micrographs: bool = False,
-    error_of: Callable[[NDArray[np.float32], StackPlan, NDArray[np.int64]], NDArray[np.float32]]
-    | None = None,
+    error_of: ErrorOf | None = None,
 ) -> Samples:
     """Read back pairs of images, evenly spread over the files that are like the first one.
 
     `error_of` tells the expected errors of raw images, by their stack and positions in it.
     """
     first = stacks[0]
-    alike = [
-        stack
-        for stack in stacks
-        if (stack.shape, stack.pixel_size_angstrom) == (first.shape, first.pixel_size_angstrom)
-    ]
     rows, columns = _middle(first) if are_micrographs else (slice(None), slice(None))
-    ends = np.cumsum([len(stack.indices) for stack in alike])
-    limit = SAMPLED_MICROGRAPHS if are_micrographs else SAMPLED_IMAGES
-    picks = evenly_spread(int(ends[-1]), limit)
     unchanged = {(note.stack, note.image) for note in skipped}
     raw, denoised, errors = [], [], []
     titles: list[str] = []
-    for number in np.unique(np.searchsorted(ends, picks, side="right")).tolist():
-        stack = alike[number]
-        begin = int(ends[number]) - len(stack.indices)
+    for stack, some in spread_over(stacks, SAMPLED_MICROGRAPHS if are_micrographs else SAMPLED_IMAGES):
         positions = np.array(
             [
                 position
-                for position in (picks[(picks >= begin) & (picks < ends[number])] - begin).tolist()
+                for position in some.tolist()
                 if (str(stack.source), int(stack.indices[position]) + 1) not in unchanged
             ],
             dtype=np.int64,

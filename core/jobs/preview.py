@@ -7,13 +7,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..config.denoise import DenoiseOptions
 from ..errors import ConfigurationError
 from ..inference.engine import Task, choose, denoise
 from ..inference.inputs import look_at_inputs
-from ..inference.plan import StackPlan, refuse_to_replace_inputs
+from ..inference.plan import refuse_to_replace_inputs, spread_over
 from ..inference.summary import SAMPLED_MICROGRAPHS, read_samples
 from ..io.files import make_folder
 from ..io.journal import JOURNAL_NAME, Journal, Undertaking
@@ -21,7 +19,6 @@ from ..io.micrographs import MicrographSet
 from ..job_context import QUIET, JobContext
 from ..models.weights import Weights, load_model
 from ..report.pdf import write_montage
-from ..spread import evenly_spread
 from .contexts import contexts_of
 from .denoise import DenoiseJob
 
@@ -75,7 +72,11 @@ def preview(
     notes = look_at_inputs(images, stacks, trained_angstrom)
     for line in (*notes.facts, *(f"warning: {warning}" for warning in notes.warnings)):
         context.log(line)
-    chosen = _spread(stacks, min(n_images, SAMPLED_MICROGRAPHS) if is_micrographs else n_images)
+    most = min(n_images, SAMPLED_MICROGRAPHS) if is_micrographs else n_images
+    chosen = [
+        dataclasses.replace(stack, indices=stack.indices[positions])
+        for stack, positions in spread_over(stacks, most)
+    ]
     make_folder(output_dir)
     with tempfile.TemporaryDirectory(prefix=".preview-", dir=output_dir) as folder:
         place = Path(folder)
@@ -102,22 +103,3 @@ def preview(
         context.log(verdict)
     context.log(f"wrote {path}")
     return path
-
-
-def _spread(stacks: Sequence[StackPlan], n_images: int) -> list[StackPlan]:
-    """Return stacks with only some of their images, evenly spread over those that are like the first one."""
-    first = stacks[0]
-    alike = [
-        stack
-        for stack in stacks
-        if (stack.shape, stack.pixel_size_angstrom) == (first.shape, first.pixel_size_angstrom)
-    ]
-    ends = np.cumsum([len(stack.indices) for stack in alike])
-    picks = evenly_spread(int(ends[-1]), n_images)
-    chosen = []
-    for stack, end in zip(alike, ends.tolist(), strict=True):
-        begin = end - len(stack.indices)
-        positions = picks[(picks >= begin) & (picks < end)] - begin
-        if len(positions):
-            chosen.append(dataclasses.replace(stack, indices=stack.indices[positions]))
-    return chosen
