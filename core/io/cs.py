@@ -10,7 +10,7 @@ import datetime
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -435,17 +435,25 @@ def rewrite(
         If a file cannot be written, or is one of the inputs.
     """
     path = Path(path)
-    if path.exists() and any(path.samefile(source) for source in (table.path, *table.passthrough)):
-        raise OutputError(f"{path}: is an input itself, which is never written to. Choose another name.")
+    _refuse_input(path, [table])
     names = np.array([os.fsencode(_BESIDE + name) for name in stack_names])
-    with writing(path) as part, part.open("wb") as file:
-        fields = _fields(table, names)
-        if scores is not None:
-            kinds = {name: fields[name] for name in fields.names or ()} | {SCORE_FIELD: np.dtype("<f4")}
-            fields = np.dtype(list(kinds.items()))
-        _write_header(file, fields, len(stack))
-        for block in _blocks(table, fields, names, stack, image, kept, scores):
-            file.write(block.view(np.uint8).data)
+    chosen = None if kept is None else np.flatnonzero(kept)
+    kinds = table.fields | {_PATH: names.dtype}
+    new: dict[str, Callable[[slice], Any]] = {
+        _PATH: lambda rows: names[stack[rows]],
+        _INDEX: lambda rows: image[rows],
+        _SIGNATURE: lambda rows: 0,
+    }
+    if scores is not None:
+        kinds[SCORE_FIELD] = np.dtype("<f4")
+        new[SCORE_FIELD] = lambda rows: scores[rows]
+
+    def column(name: str, rows: slice) -> Any:
+        return (
+            new[name](rows) if name in new else table.column(name, rows if chosen is None else chosen[rows])
+        )
+
+    _write_rows(path, kinds, len(stack), column)
     _write_group(table, path, len(stack), _DENOISED_GROUP)
 
 
@@ -476,9 +484,7 @@ def restore_images(
         If a file cannot be written, or is one of the inputs.
     """
     path = Path(path)
-    inputs = [source for one in (table, *raws) for source in (one.path, *one.passthrough)]
-    if path.exists() and any(path.samefile(source) for source in inputs):
-        raise OutputError(f"{path}: is an input itself, which is never written to. Choose another name.")
+    _refuse_input(path, [table, *raws])
     slot, folder = _slot(_PATH), path.absolute().parent
     columns = {name: table.column(name) for name in table.fields if _slot(name) == slot}
     for number, raw in enumerate(raws):
@@ -491,18 +497,19 @@ def restore_images(
                 values = _moved(values, raw.path.absolute().parent, folder)
                 columns[name] = columns[name].astype(np.promote_types(columns[name].dtype, values.dtype))
             columns[name][rows] = values
-    fields = np.dtype(
-        [(name, columns[name].dtype if name == _PATH else kind) for name, kind in table.fields.items()]
-    )
-    with writing(path) as part, part.open("wb") as file:
-        _write_header(file, fields, len(table))
-        for begin in range(0, len(table), _BLOCK_ROWS):
-            some = slice(begin, min(begin + _BLOCK_ROWS, len(table)))
-            block = np.zeros(some.stop - some.start, fields)
-            for name in table.fields:
-                block[name] = columns[name][some] if name in columns else table.column(name, some)
-            file.write(block.view(np.uint8).data)
+
+    def column(name: str, some: slice) -> NDArray[Any]:
+        return columns[name][some] if name in columns else table.column(name, some)
+
+    _write_rows(path, table.fields | {_PATH: columns[_PATH].dtype}, len(table), column)
     _write_group(table, path, len(table), _RAW_GROUP)
+
+
+def _refuse_input(path: Path, tables: Iterable[CsTable]) -> None:
+    """Raise when a file to write is one of those that tables are read from."""
+    inputs = [source for table in tables for source in (table.path, *table.passthrough)]
+    if path.exists() and any(path.samefile(source) for source in inputs):
+        raise OutputError(f"{path}: is an input itself, which is never written to. Choose another name.")
 
 
 def _rows_of(table: CsTable, wanted: NDArray[np.uint64], of: Path) -> NDArray[np.intp]:
@@ -534,9 +541,19 @@ def _moved(paths: NDArray[Any], folder: Path, new_folder: Path) -> NDArray[Any]:
     return np.array(moved)[position.reshape(-1)]
 
 
-def _fields(table: CsTable, names: NDArray[np.bytes_]) -> np.dtype[Any]:
-    """Return the type of the new rows: only the paths' length differs."""
-    return np.dtype([(name, names.dtype if name == _PATH else kind) for name, kind in table.fields.items()])
+def _write_rows(
+    path: Path, kinds: Mapping[str, np.dtype[Any]], n_rows: int, column: Callable[[str, slice], Any]
+) -> None:
+    """Write a table of fields of some kinds, some thousand rows at a time, of which `column` gives each."""
+    fields = np.dtype(list(kinds.items()))
+    with writing(path) as part, part.open("wb") as file:
+        _write_header(file, fields, n_rows)
+        for begin in range(0, n_rows, _BLOCK_ROWS):
+            rows = slice(begin, min(begin + _BLOCK_ROWS, n_rows))
+            block = np.zeros(rows.stop - rows.start, fields)
+            for name in kinds:
+                block[name] = column(name, rows)
+            file.write(block.view(np.uint8).data)
 
 
 def _write_header(file: Any, fields: np.dtype[Any], n_rows: int) -> None:
@@ -545,32 +562,6 @@ def _write_header(file: Any, fields: np.dtype[Any], n_rows: int) -> None:
         np.lib.format.write_array_header_1_0(file, header)
     except ValueError:  # longer than 65,535 characters
         np.lib.format.write_array_header_2_0(file, header)
-
-
-def _blocks(
-    table: CsTable,
-    fields: np.dtype[Any],
-    names: NDArray[np.bytes_],
-    stack: NDArray[np.int32],
-    image: NDArray[np.int32],
-    kept: NDArray[np.bool_] | None,
-    scores: NDArray[np.float32] | None,
-) -> Iterator[NDArray[Any]]:
-    """Yield the new rows, some thousand at a time."""
-    chosen = None if kept is None else np.flatnonzero(kept)
-    for begin in range(0, len(stack), _BLOCK_ROWS):
-        rows = slice(begin, min(begin + _BLOCK_ROWS, len(stack)))
-        block = np.zeros(rows.stop - rows.start, fields)
-        for name in fields.names or ():
-            if name == SCORE_FIELD and scores is not None:
-                block[name] = scores[rows]
-            elif name == _PATH:
-                block[name] = names[stack[rows]]
-            elif name == _INDEX:
-                block[name] = image[rows]
-            elif name != _SIGNATURE:
-                block[name] = table.column(name, rows if chosen is None else chosen[rows])
-        yield block
 
 
 def _write_group(table: CsTable, path: Path, n_rows: int, about: Mapping[str, str]) -> None:
