@@ -47,7 +47,7 @@ Parameter = tuple[str, str, str, str]
 THREADS = ("--j", "threads", "N", "CPU threads; RELION's 'Number of threads'")
 GPU = ("--gpu", "gpu", "IDS", "GPUs, as 0 or 0,1; empty: all that there are, else the CPU")
 TRAIN_OPTIONS = (
-    ("--j", "threads", "N", "CPU threads; RELION's 'Number of threads'"),
+    THREADS,
     ("--gpu", "gpu", "ID", "GPU; empty: one if there is one, else the CPU"),
     ("--device", "device", "DEVICE", "auto, cpu or cuda:0, instead of --gpu (default: auto)"),
     (
@@ -174,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_arguments(command: argparse.ArgumentParser, options: Sequence[tuple[str, str, str, str]]) -> None:
+def _add_arguments(command: argparse.ArgumentParser, options: Sequence[Parameter]) -> None:
     """Add what RELION gives every External job, and the options of a command."""
     command.add_argument("--o", metavar="DIR", required=True, help="job directory (RELION gives it)")
     command.add_argument("--in_parts", metavar="STAR", nargs="?", help="particles (RELION gives them)")
@@ -203,7 +203,7 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
     return vars(parsed)
 
 
-def _explain(unknown: str, options: Sequence[tuple[str, str, str, str]]) -> str:
+def _explain(unknown: str, options: Sequence[Parameter]) -> str:
     """Say what an argument that nobody wants may have been meant to be."""
     if not unknown.startswith("-"):
         return f"unexpected {unknown!r}. RELION splits at blanks: a value must not hold any."

@@ -68,7 +68,7 @@ def against_clean(result: Result, sources: Sources, config: EvaluateConfig) -> F
     metrics = list(result.reference[DENOISED].values)
     rows = _table(metrics, numbers, gains)
     curves = {name: found.rings.correlation() for name, found in result.reference.items()}
-    _add_curves(numbers, curves, result, sources, _HALF)
+    _add_curves(numbers, curves, sources, _HALF)
     pixel_size = sources.pixel_size_angstrom
     resolutions = {name: found["resolution_angstrom"] for name, found in numbers.items()}
     if pixel_size:
@@ -116,7 +116,7 @@ def against_twin(result: Result, sources: Sources, config: EvaluateConfig) -> Fo
     metrics = list(result.twin[DENOISED].values)
     rows = _table(metrics, numbers, gains)
     curves = {name: found.rings.correlation() for name, found in result.twin.items()}
-    _add_curves(numbers, curves, result, sources, None)
+    _add_curves(numbers, curves, sources, None)
     if result.noise_power is not None:
         rows += _unbiased_rows(result, result.noise_power, numbers, gains, sources, config)
     pixel_size = sources.pixel_size_angstrom
@@ -285,7 +285,6 @@ def _cell(mean: float, error: float, *, signed: bool = False) -> str:
 def _add_curves(
     numbers: dict[str, dict[str, Any]],
     curves: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-    result: Result,
     sources: Sources,
     threshold: float | None,
 ) -> None:
