@@ -56,9 +56,6 @@ class Drivers(Protocol):
             If it cannot be started.
         """
 
-    def is_there(self, slurm_job: str) -> bool:
-        """Tell whether a job of SLURM's still waits or runs."""
-
     def ended(self) -> list[Ended]:
         """Return those that have ended since they were last asked for."""
 
@@ -112,10 +109,6 @@ class Local:
             )
         self._running[slot] = key, driver
         return f"on GPU {slot} of this machine" if slot else "on this machine"
-
-    def is_there(self, slurm_job: str) -> bool:
-        """See `Drivers`."""
-        return _in_queue(slurm_job)
 
     def ended(self) -> list[Ended]:
         """See `Drivers`."""
@@ -181,16 +174,12 @@ class Slurm:
         self._submitted[key] = number
         return f"{SLURM_JOB}{number}"
 
-    def is_there(self, slurm_job: str) -> bool:
-        """See `Drivers`."""
-        return _in_queue(slurm_job)
-
     def ended(self) -> list[Ended]:
         """See `Drivers`; how they ended, their jobs say."""
         if time.monotonic() - self._asked < ASK_SECONDS:
             return []
         self._asked = time.monotonic()
-        gone = [key for key, number in self._submitted.items() if not _in_queue(number)]
+        gone = [key for key, number in self._submitted.items() if not is_in_queue(number)]
         return [Ended(key, f"{SLURM_JOB}{self._submitted.pop(key)} has ended") for key in gone]
 
     def stop(self) -> None:
@@ -200,7 +189,7 @@ class Slurm:
 SLURM_JOB = "SLURM job "
 
 
-def _in_queue(number: str) -> bool:
+def is_in_queue(number: str) -> bool:
     """Tell whether a job of SLURM's has not ended; if SLURM cannot be asked, it has not."""
     try:
         done = subprocess.run(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigurationError, CryohushError, HostError
-from .drivers import SLURM_JOB, Drivers, Local, Slurm
+from .drivers import SLURM_JOB, Drivers, Local, Slurm, is_in_queue
 from .growing import left_out
 from .guard import end_as_failed
 from .instance import Instance
@@ -252,7 +252,7 @@ class Watcher:
                 return None
             if time.monotonic() - since < QUIET_SECONDS or is_locked(card.lock_path):
                 return None
-            if holder.slurm and self._drivers.is_there(holder.slurm):
+            if holder.slurm and is_in_queue(holder.slurm):
                 return None
             # what they have made is left out, and only known in the end
             if any(
