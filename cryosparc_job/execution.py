@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.console import show
 from ..core.errors import ConfigurationError, HostError, OutputError
 from . import worker
 from .command import OPTIONS, Command, Prepared
@@ -199,8 +200,7 @@ def open_command(
     """Create the job of a command, for an output, and say its name; see `create_job`."""
     title = title or command.title.replace("{source}", str(source))
     job = create_job(project, workspace, title, command.description, record)
-    with contextlib.suppress(OSError):  # nobody reads it any more
-        print(f"job {job.uid} of {project}", flush=True)
+    show(f"job {job.uid} of {project}")
     return job
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,8 @@ from .instance import ConnectionLost
 from .job import ACTIVE
 from .outputs import Kind
 from .project import Project, Source
-from .recall import FREE, IMAGES, WHERE
+from .recall import FREE, IMAGES, WHERE, Parser
 from .record import Record, given_options
-
-Parser = Callable[[], argparse.ArgumentParser]
 
 
 def leave_out_earlier(

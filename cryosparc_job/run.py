@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..core.console import show
 from ..core.errors import HostError
 from ..core.progress import ProgressText
 from .guard import Watch
@@ -24,11 +25,6 @@ from .worker import run_work
 PROGRESS_SECONDS, PROGRESS_SECONDS_4 = 5.0, 60.0
 # Lines for the event log that could not be written, until they can be.
 _LINES_KEPT = 1000
-
-
-def _print(line: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it any more
-        print(line, flush=True)
 
 
 class JobRun:
@@ -46,9 +42,7 @@ class JobRun:
         Gets what is said, besides the event log.
     """
 
-    def __init__(
-        self, job: ExternalJob, place: Place, noun: str, echo: Callable[[str], None] = _print
-    ) -> None:
+    def __init__(self, job: ExternalJob, place: Place, noun: str, echo: Callable[[str], None] = show) -> None:
         self.job, self._place, self._noun, self._echo = job, place, noun, echo
         self.watch = Watch(job)
         self._progress: ProgressText | None = None

@@ -7,14 +7,15 @@ them as it finds the cards that people have cloned.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..core.console import show
 from ..core.errors import CryohushError, HostError
 from .command import Command
 from .growing import leave_out_earlier
@@ -87,15 +88,18 @@ class TagCards:
 
     def _read_tags(self) -> None:
         """Read the titles of all tags."""
+        for tag in self._all("list the tags", self._instance.client.api.tags.find, patience_seconds=0.0):
+            self._tags[tag.uid], self._titles[tag.uid] = read_tag(tag.title), tag.title
+
+    def _all(
+        self, doing: str, find: Callable[..., Any], *, patience_seconds: float | None = None
+    ) -> Iterator[Any]:
+        """Yield all that the server finds, page by page."""
         after = None
         while True:
-            page = self._instance.call(
-                "list the tags",
-                lambda after=after: self._instance.client.api.tags.find(after=after, limit=_PAGE),  # type: ignore[misc]
-                patience_seconds=0.0,
-            )
-            for tag in page:
-                self._tags[tag.uid], self._titles[tag.uid] = read_tag(tag.title), tag.title
+            ask = partial(find, after=after, limit=_PAGE)
+            page = self._instance.call(doing, ask, patience_seconds=patience_seconds)
+            yield from page
             if len(page) < _PAGE:
                 return
             after = page[-1].id
@@ -116,23 +120,13 @@ class TagCards:
 
     def _cards_of_tags(self, project: Project) -> Iterator[tuple[Any, Record]]:
         """Yield each card of a project that was made for a tag, also those that were deleted."""
-        api = self._instance.client.api.jobs
+        find = partial(self._instance.client.api.jobs.find, project_uid=[project.uid], type=[EXTERNAL])
         for deleted in (False, True):
-            after = None
-            while True:
-                page = self._instance.call(
-                    f"list the external jobs of {project}",
-                    lambda deleted=deleted, after=after: api.find(  # type: ignore[misc]
-                        project_uid=[project.uid], type=[EXTERNAL], deleted=deleted, after=after, limit=_PAGE
-                    ),
-                )
-                for model in page:
-                    record = Record.read(model.description)
-                    if record is not None and record.origin and not model.cloned_from:
-                        yield model, record
-                if len(page) < _PAGE:
-                    break
-                after = page[-1].id
+            doing = f"list the external jobs of {project}"
+            for model in self._all(doing, partial(find, deleted=deleted)):
+                record = Record.read(model.description)
+                if record is not None and record.origin and not model.cloned_from:
+                    yield model, record
 
     def _create(
         self, project: Project, job: Any, tag: Tag, origin: str, cards: list[tuple[Any, Record]]
@@ -204,5 +198,4 @@ def _line(words: list[str]) -> str:
 
 def say(line: str) -> None:
     """Say a line with the time."""
-    with contextlib.suppress(OSError):  # nobody reads it any more
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
+    show(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
