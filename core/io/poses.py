@@ -57,7 +57,6 @@ class CtfTable:
     cs_mm: NDArray[np.float64]
     amplitude_contrast: NDArray[np.float64]
     phase_shift_degrees: NDArray[np.float64]
-    b_factor: NDArray[np.float64]
 
 
 def read_poses(particles: ParticleSet) -> PoseTable:
@@ -106,7 +105,7 @@ def read_ctf(particles: ParticleSet) -> CtfTable:
         table = CsTable(particles.source, particles.passthrough)
         ctf = _of_rows(_ctf_of_cs(table), particles.kept)
     else:
-        more = ("rlnPhaseShift", "rlnCtfBfactor", *_OPTICS)
+        more = ("rlnPhaseShift", *_OPTICS)
         found = particles.columns(number=(*_DEFOCUS, *more), optional=more).number
         columns = {label: np.array(values) for label, values in found.items()}
         rest = {
@@ -114,15 +113,8 @@ def read_ctf(particles: ParticleSet) -> CtfTable:
             for label, name in _OPTICS.items()
         }
         u, v, angle = (columns[label] for label in _DEFOCUS)
-        zero = np.zeros(len(particles))
-        ctf = CtfTable(
-            u,
-            v,
-            angle,
-            **rest,
-            phase_shift_degrees=columns.get("rlnPhaseShift", zero),
-            b_factor=columns.get("rlnCtfBfactor", zero),
-        )
+        phase = columns.get("rlnPhaseShift", np.zeros(len(particles)))
+        ctf = CtfTable(u, v, angle, **rest, phase_shift_degrees=phase)
     _check_possible(particles, ctf)
     return ctf
 
@@ -193,8 +185,7 @@ def _poses_of_cs(table: CsTable) -> PoseTable:
 def _ctf_of_cs(table: CsTable) -> CtfTable:
     names = ("df1_A", "df2_A", "df_angle_rad", "accel_kv", "cs_mm", "amp_contrast", "phase_shift_rad")
     u, v, angle, kv, cs, contrast, phase = (_cs_column(table, f"ctf/{name}") for name in names)
-    b_factor = _cs_column(table, "ctf/bfactor") if "ctf/bfactor" in table.fields else np.zeros(len(u))
-    return CtfTable(u, v, np.rad2deg(angle), kv, cs, contrast, np.rad2deg(phase), b_factor)
+    return CtfTable(u, v, np.rad2deg(angle), kv, cs, contrast, np.rad2deg(phase))
 
 
 def _check_possible(particles: ParticleSet, ctf: CtfTable) -> None:
