@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -135,7 +135,7 @@ def write_report(
             paper.paragraph(f"… and {len(remarks) - NAMED} more: cryohush.json names them all.", SMALL)
     return (
         paper.write(directory / PDF_NAME),
-        save(_montage(*parts, pixel_size_angstrom, kind), directory / PNG_NAME, format="png", dpi=150),
+        save(_montage(*parts, pixel_size_angstrom, kind), directory / PNG_NAME),
         write_viewer(
             directory / VIEWER_NAME,
             raw,
@@ -253,7 +253,7 @@ def write_montage(
     """Write the picture alone, of all images `(n, y, x)`; return its path and what is to be said of it."""
     filtered = like_low_pass(raw, denoised, pixel_size_angstrom)
     figure = _montage(raw, denoised, filtered, titles, pixel_size_angstrom, kind)
-    return save(figure, path, format="png", dpi=150), filtered.verdict if filtered else ""
+    return save(figure, path), filtered.verdict if filtered else ""
 
 
 def _montage(
@@ -290,8 +290,8 @@ def _montage(
     return figure
 
 
-def save(figure: Figure, path: Path, **options: Any) -> Path:
-    """Write a figure, replacing an earlier file, and return its path.
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, replacing an earlier file, and return its path.
 
     Raises
     ------
@@ -299,5 +299,5 @@ def save(figure: Figure, path: Path, **options: Any) -> Path:
         When it cannot be written.
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, **options)
+    figure.savefig(buffer, format="png", dpi=150)
     return write_bytes(path, buffer.getvalue())

@@ -52,4 +52,4 @@ def draw_simulation(
         figure = Figure(figsize=(side * len(rows), height))
         figure.subplots_adjust(0.005, 0.35 / height, 0.995, 1 - 0.25 / height)
         draw_side_by_side(figure, rows, 0, columns=len(rows), pixel_size_angstrom=pixel_size_angstrom)
-    return save(figure, directory / PNG_NAME, format="png", dpi=150)
+    return save(figure, directory / PNG_NAME)

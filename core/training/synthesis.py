@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from ..config.nt2c import SynthesiserConfig
 from ..errors import InputError
 from ..imaging.noise import measure_spectrum
-from ..io.files import write_text, writing
+from ..io.files import write_json, writing
 from ..job_context import QUIET, JobContext
 from ..losses.adversarial import gradient_penalty, wasserstein_critic_loss, wasserstein_generator_loss
 from ..models.synthesis import FieldGenerator, GaussianField, NoiseCritic, NoiseGenerator, NoiseModel
@@ -234,8 +233,7 @@ def compare(
             f"({100 * merit.two_sample_error:.0f} % error; 50 is best), degrees of freedom "
             f"{merit.degrees_of_freedom:.0f} (real {merit.real_degrees_of_freedom:.0f})"
         )
-    text = json.dumps({name: asdict(merit) for name, merit in merits.items()}, indent=2)
-    write_text(output_dir / "comparison.json", text)
+    write_json(output_dir / "comparison.json", {name: asdict(merit) for name, merit in merits.items()})
     draw_comparison({"held-back real blocks": real, **drawn}, output_dir / "comparison.png")
     return merits
 
