@@ -56,16 +56,13 @@ class Baseline(NamedTuple):
     ----------
     denoise
         `(n, y, x)` images and the parameter to denoised images on the same grey scale.
-    parameter
-        What the parameter is.
     candidates
-        Values to choose from, ascending.
+        Values of the parameter to choose from, ascending.
     default
         Without a choice.
     """
 
     denoise: Callable[[Tensor, float], Tensor]
-    parameter: str
     candidates: tuple[float, ...]
     default: float
 
@@ -219,10 +216,11 @@ def covariance_wiener_through_ctf(
     *,
     strength: float = 1.0,
     noise_power: Tensor | None = None,
-    n_groups: int = 100,
     keep_ctf: bool = True,
 ) -> Tensor:
     """The covariance Wiener filter [7]_ of a stack whose CTFs are known.
+
+    They are taken in groups of like defocus, 100 at most, of 20 images or more.
 
     Parameters
     ----------
@@ -232,8 +230,6 @@ def covariance_wiener_through_ctf(
         Of the n images, which differ in nothing but defocus.
     strength, noise_power
         As of `radial_wiener`.
-    n_groups
-        Groups of like defocus at most, of 20 images or more.
     keep_ctf
         Whether the result shows the particles through each image's own CTF, as the input and the result of
         every other denoiser here do, or without CTF.
@@ -246,7 +242,7 @@ def covariance_wiener_through_ctf(
 
     box = images.shape[-1]
     white, power, background = _whitened(images, noise_power)
-    group, common = defocus_groups(parameters, max(1, min(n_groups, len(images) // 20)))
+    group, common = defocus_groups(parameters, max(1, min(100, len(images) // 20)))
     on_grid = power[ring_index((box, box))]
     transfer = ctf(common, torch.full((len(common),), pixel_size_angstrom), box) / on_grid.sqrt()
     covariance = estimate_covariance_through_ctf(white, strength, _basis(box), transfer, group)
@@ -265,28 +261,18 @@ _FACTORS = (0.8, 0.9, 1.0, 1.1, 1.25)
 
 BASELINES: dict[str, Baseline] = {
     "mean": Baseline(
-        lambda images, width: filters.mean_filter(images, int(width)),
-        "side of the square, px",
-        (3, 5, 7, 9, 11, 13, 15),
-        7,
+        lambda images, width_px: filters.mean_filter(images, int(width_px)), (3, 5, 7, 9, 11, 13, 15), 7
     ),
-    "gaussian": Baseline(filters.gaussian_filter, "standard deviation, px", _geometric(0.5, 6, 14), 2.0),
+    "gaussian": Baseline(filters.gaussian_filter, _geometric(0.5, 6, 14), 2.0),
     "low_pass": Baseline(
-        lambda images, period: filters.low_pass(images, period, 1.0),
-        "shortest period that is kept, px",
-        _geometric(3, 30, 14),
-        10.0,
+        lambda images, period_px: filters.low_pass(images, period_px, 1.0), _geometric(3, 30, 14), 10.0
     ),
-    "bilateral": Baseline(bilateral_filter, "spatial standard deviation, px", _geometric(1, 8, 7), 3.0),
-    "non_local_means": Baseline(
-        non_local_means, "distance of like patches, noise sd", _geometric(0.3, 2, 7), 0.6
-    ),
-    "bm3d": Baseline(block_matching_3d, "factor on the noise's sd", (0.8, 0.9, 1.0, 1.1, 1.2, 1.4), 1.0),
-    "dictionary": Baseline(
-        dictionary_filter, "noise that a patch's atoms leave, sd", (1.05, 1.1, 1.15, 1.2, 1.3), 1.15
-    ),
-    "radial_wiener": Baseline(radial_wiener, "factor on the noise's power", _FACTORS, 1.0),
-    "covariance_wiener": Baseline(covariance_wiener, "factor on the noise's power", _FACTORS, 1.0),
+    "bilateral": Baseline(bilateral_filter, _geometric(1, 8, 7), 3.0),
+    "non_local_means": Baseline(non_local_means, _geometric(0.3, 2, 7), 0.6),
+    "bm3d": Baseline(block_matching_3d, (0.8, 0.9, 1.0, 1.1, 1.2, 1.4), 1.0),
+    "dictionary": Baseline(dictionary_filter, (1.05, 1.1, 1.15, 1.2, 1.3), 1.15),
+    "radial_wiener": Baseline(radial_wiener, _FACTORS, 1.0),
+    "covariance_wiener": Baseline(covariance_wiener, _FACTORS, 1.0),
 }
 
 

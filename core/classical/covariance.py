@@ -97,17 +97,6 @@ class ImageCovariance:
             restored[members] = self.basis.synthesise(filtered + self.mean)
         return restored
 
-    def expected_squared_error(self, noise_variance: float) -> float:
-        """Mean squared error per pixel that no linear filter falls below, if this is the true covariance.
-
-        Without the energy that lies outside the basis (beyond the radius or the band limit), which is lost.
-        """
-        total = 0.0
-        for order, values in enumerate(self.eigenvalues):
-            left = (values * noise_variance / (values + noise_variance)).sum()
-            total += float(left) * (1 if order == 0 else 2)
-        return total / self.basis.box_px**2
-
 
 def estimate_covariance(images: Tensor, noise_variance: float, basis: FourierBesselBasis) -> ImageCovariance:
     """Covariance of the clean images in noisy `(n, y, x)` ones, by least squares with shrinkage.

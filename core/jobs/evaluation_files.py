@@ -68,12 +68,6 @@ class Evaluation:
         """The most telling figure, if there is one."""
         return None if self.telling is None else self.folder / self.telling
 
-    @property
-    def numbers(self) -> dict[str, Any]:
-        """What `evaluation.json` holds."""
-        numbers: dict[str, Any] = json.loads((self.folder / JSON_NAME).read_text(encoding="utf-8"))
-        return numbers
-
 
 def summarise(folder: Path, names: list[str], sections: Sequence[Section]) -> Evaluation:
     """Return what is to be said of the sections of a report."""

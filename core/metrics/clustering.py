@@ -55,13 +55,7 @@ class ClusteringScores:
 
 
 def conformation_scores(
-    images: Tensor,
-    conformations: Tensor,
-    embedding: Embedding = "isomap",
-    *,
-    n_dimensions: int = 2,
-    n_neighbours: int = 25,
-    seed: int = 0,
+    images: Tensor, conformations: Tensor, embedding: Embedding = "isomap"
 ) -> ClusteringScores:
     """Embed `(n, y, x)` images, group them into as many groups as conformations `(n,)`, and score the groups.
 
@@ -74,20 +68,12 @@ def conformation_scores(
         raise InputError(
             f"expected one conformation for each image, found {len(conformations)} for {len(images)} images."
         )
-    points = embed(images, embedding, n_dimensions=n_dimensions, n_neighbours=n_neighbours, seed=seed)
-    n_groups = len(torch.unique(conformations))
-    return clustering_scores(group(points, n_groups, seed=seed), conformations)
+    groups = group(embed(images, embedding), len(torch.unique(conformations)))
+    return clustering_scores(groups, conformations)
 
 
-def embed(
-    images: Tensor,
-    embedding: Embedding,
-    *,
-    n_dimensions: int = 2,
-    n_neighbours: int = 25,
-    seed: int = 0,
-) -> Tensor:
-    """Lay out `(n, y, x)` images as points `(n, n_dimensions)`, similar images side by side.
+def embed(images: Tensor, embedding: Embedding, *, n_neighbours: int = 25, seed: int = 0) -> Tensor:
+    """Lay out `(n, y, x)` images as points `(n, 2)`, similar images side by side.
 
     Parameters
     ----------
@@ -104,7 +90,7 @@ def embed(
     if len(images) <= n_neighbours:
         raise InputError(f"{n_neighbours} neighbours need more images than that, found {len(images)}.")
     vectors = images.flatten(1).double().cpu().numpy()
-    common: dict[str, Any] = {"n_components": n_dimensions}
+    common: dict[str, Any] = {"n_components": 2}
     model: Any
     if embedding == "isomap":
         model = Isomap(n_neighbors=n_neighbours, **common)
@@ -117,9 +103,7 @@ def embed(
     else:
         model = PCA(random_state=seed, **common)
     # MDS begins with the principal components; only some versions know a name for that
-    start = (
-        {"init": PCA(n_dimensions, random_state=seed).fit_transform(vectors)} if embedding == "mds" else {}
-    )
+    start = {"init": PCA(2, random_state=seed).fit_transform(vectors)} if embedding == "mds" else {}
     with warnings.catch_warnings():
         # that neighbours fall into separate groups, which is what one hopes for, and what that costs
         warnings.simplefilter("ignore")
@@ -127,9 +111,9 @@ def embed(
     return torch.from_numpy(np.asarray(points, dtype=np.float64))
 
 
-def group(points: Tensor, n_groups: int, *, seed: int = 0) -> Tensor:
+def group(points: Tensor, n_groups: int) -> Tensor:
     """k-means of `(n, dimensions)` points: the number `(n,)` of each one's group, the best of 10 starts."""
-    labels = KMeans(n_groups, n_init=10, random_state=seed).fit_predict(points.numpy())
+    labels = KMeans(n_groups, n_init=10, random_state=0).fit_predict(points.numpy())
     return torch.from_numpy(labels.astype(np.int64))
 
 

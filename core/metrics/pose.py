@@ -182,15 +182,12 @@ class PoseErrors:
         Of the rotation that leads from the true orientation to the one found, 0 to 180.
     direction_degrees
         Between the two viewing directions, 0 to 180.
-    in_plane_degrees
-        What remains to be turned in the plane, 0 to 180.
     shift_px
         Distance between the centres.
     """
 
     angle_degrees: Tensor
     direction_degrees: Tensor
-    in_plane_degrees: Tensor
     shift_px: Tensor
 
     def share_within(self, angle_degrees: float) -> float:
@@ -226,10 +223,8 @@ def pose_errors(found: Poses, true: Poses, symmetry: Tensor | None = None) -> Po
     sine = torch.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], -1).norm(dim=-1) / 2
     angle = torch.atan2(sine, (between.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2)
     direction = torch.atan2(between[:, :2, 2].norm(dim=-1), between[:, 2, 2])
-    in_plane = torch.atan2(between[:, 1, 0] - between[:, 0, 1], between[:, 0, 0] + between[:, 1, 1]).abs()
     return PoseErrors(
         torch.rad2deg(angle),
         torch.rad2deg(direction),
-        torch.rad2deg(in_plane),
         (found.shifts_px - true.shifts_px).double().norm(dim=-1),
     )

@@ -89,13 +89,6 @@ class SegmentationFinder:
         self._network = prepare(model.module, device, precision)
         self._options = options
 
-    def label(self, image: Tensor, pixel_size_angstrom: float) -> Tensor:
-        """`(y, x)` uint8 labels of a micrograph."""
-        factor = working_bin(pixel_size_angstrom)
-        binned = normalise_robustly(bin_micrograph(image.to(self.device), factor))
-        labels, _ = self._label_binned(binned)
-        return expand_labels(labels, factor, (image.shape[0], image.shape[1]))
-
     def _label_binned(self, binned: Tensor) -> tuple[Tensor, Tensor]:
         """`(y, x)` uint8 labels, and a mask of what is background beyond doubt."""
 

@@ -320,7 +320,7 @@ def test_a_finished_evaluation_is_not_made_again_on_resuming(files: Files, tmp_p
     lines: list[str] = []
     again = run_evaluate(config, tmp_path / "out", JobContext(log=lines.append), earlier="resume")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
-    assert (set(again.files), again.numbers["facts"]) == (set(first.files), first.numbers["facts"])
+    assert set(again.files) == set(first.files)
     assert any("nothing is left to do" in line for line in lines)
 
 
