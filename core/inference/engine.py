@@ -32,7 +32,6 @@ from .plan import Piece, StackPlan
 from .stream import (
     BATCHES_PER_WORKER,
     MICROGRAPHS_PER_WORKER,
-    ImageOptions,
     Output,
     StreamResult,
     denoise_stacks,
@@ -175,9 +174,7 @@ def _workers(task: Task, devices: LocalDevices, denoisers: Sequence[Denoiser]) -
     On the CPU the tiles of all micrographs under way share its threads: enough micrographs that none of
     these waits, and one more, which is normalised or put together meanwhile.
     """
-    options = ImageOptions(
-        task.options.particle_diameter_angstrom, task.options.blend, task.options.keep_above_angstrom
-    )
+    options = task.options
     if not task.are_micrographs:
         yield [
             on_device(particle_worker(denoiser, options, task.stacks, task.contexts), denoiser.device)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from ..config.denoise import DenoiseOptions
 from ..context.contexts import StackContexts
 from ..errors import Aborted, ImageError
 from ..imaging.normalise import circle_radius_px
@@ -75,18 +76,9 @@ class StreamResult:
             (self.skipped if unchanged else self.remarks).append(ImageNote(*note))
 
 
-@dataclass(frozen=True)
-class ImageOptions:
-    """What is done to each image; see `Denoiser.denoise`."""
-
-    particle_diameter_angstrom: float | None
-    blend: float
-    keep_above_angstrom: float | None
-
-
 def particle_worker(
     denoiser: Denoiser,
-    options: ImageOptions,
+    options: DenoiseOptions,
     stacks: Sequence[StackPlan],
     contexts: StackContexts | None = None,
 ) -> Worker:
@@ -113,7 +105,7 @@ def particle_worker(
     return work
 
 
-def micrograph_worker(denoiser: MicrographDenoiser, options: ImageOptions) -> Worker:
+def micrograph_worker(denoiser: MicrographDenoiser, options: DenoiseOptions) -> Worker:
     """Return a worker for micrographs; otherwise as `particle_worker`.
 
     Networks know protein as white: where it is dark they get the negative, and theirs is returned.
