@@ -108,8 +108,15 @@ def _add_print_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _named(text: str) -> Path:
+    """An empty name, as of a variable that is not set, would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty.")
+    return Path(text)
+
+
 def _add_output(parser: argparse.ArgumentParser, help: str = "where the result goes") -> None:
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help=help)
+    parser.add_argument("-o", "--output", type=_named, metavar="DIR", required=True, help=help)
 
 
 def _add_inputs(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
@@ -334,7 +341,7 @@ def _add_restore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input", type=Path, metavar="TABLE", help="particles.star, micrographs.star or particles.cs"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", required=True, help="the new table")
+    parser.add_argument("-o", "--output", type=_named, metavar="FILE", required=True, help="the new table")
     parser.add_argument("--root", type=Path, metavar="DIR", help="as for denoise (default: looked for)")
     parser.add_argument(
         "--raw",

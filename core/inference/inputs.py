@@ -22,7 +22,7 @@ from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
 from ..io.poses import PREMULTIPLIED, changed_ctf
 from ..spread import evenly_spread
-from .plan import ImageSet, StackPlan, samples
+from .plan import UNSET_ANGSTROM, ImageSet, StackPlan, sampled_stacks, samples
 
 # Stacks of particles that are looked at for their spectrum; micrographs.
 _STACKS, _MICROGRAPHS = 8, 5
@@ -36,8 +36,6 @@ _SKEWED = 0.15
 _BOX_PX = 256
 # Pixel sizes that were refined for each optics group differ by less.
 _SAME_SIZE = 1.02
-# Many programs write this where they do not know the pixel size.
-_UNSET_ANGSTROM = 1.0
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ def _of_pixel_sizes(
 ) -> list[str]:
     warnings = []
     for size, source in sizes:
-        if size == _UNSET_ANGSTROM and source.startswith("the header"):
+        if size == UNSET_ANGSTROM and source.startswith("the header"):
             warnings.append(
                 f"a pixel size of 1 Å, by {source}, is what many programs write where they do not know it. "
                 "Give --pixel-size if it is another."
@@ -204,25 +202,37 @@ def _of_contrast(images: ImageSet, stacks: Sequence[StackPlan]) -> list[str]:
 
 
 def _of_particles(stacks: Sequence[StackPlan], *, dark: bool) -> list[str]:
-    heights, errors = [], []
-    for images in samples(stacks):
-        height, error = middle_above_background(images)
-        if error > 0:
-            heights.append(height)
-            errors.append(error)
-    if not heights:
+    some = [stacks[number] for number in sampled_stacks(stacks).tolist()]
+    found = [middle_above_background(images) for images in samples(stacks)]
+    looked_at = [(*one, stack) for one, stack in zip(found, some, strict=True) if one[1] > 0]
+    taken, looks = ("dark", "white") if dark else ("white", "dark")
+    height, certainty = _together(looked_at)
+    if certainty >= _CERTAIN and (height < 0) != dark:
+        return [
+            f"protein looks {looks}, but is taken for {taken}: the middle of the particles is "
+            f"{abs(height):.2g} standard deviations {'below' if height < 0 else 'above'} the background "
+            f"({certainty:.0f} standard errors). A wrong contrast gives wrong images: say --protein {looks} "
+            "if it is so."
+        ]
+    # sets of two contrasts may have been joined
+    wrong = [one for one in looked_at if one[0] * (-1 if dark else 1) < 0]
+    if _together(wrong)[1] < _CERTAIN:
         return []
-    weight = 1 / np.square(errors)
-    height = float((weight * heights).sum() / weight.sum())
-    certainty = abs(height) * float(np.sqrt(weight.sum()))
-    if certainty < _CERTAIN or (height < 0) == dark:
-        return []
-    found, taken = ("dark", "white") if height < 0 else ("white", "dark")
     return [
-        f"protein looks {found}, but is taken for {taken}: the middle of the particles is {abs(height):.2g} "
-        f"standard deviations {'below' if height < 0 else 'above'} the background ({certainty:.0f} standard "
-        f"errors). A wrong contrast gives wrong images: say --protein {found} if it is so."
+        f"protein looks {looks} in {len(wrong)} of {len(looked_at)} stacks that were looked at, such as "
+        f"{wrong[0][2].source}, but is taken for {taken} in all. A wrong contrast gives wrong images: "
+        f"denoise those by themselves, with --protein {looks}, if it is so."
     ]
+
+
+def _together(heights: Sequence[tuple[float, float, StackPlan]]) -> tuple[float, float]:
+    """Weighted mean of the middles above the background, and by how many standard errors it is off 0."""
+    if not heights:
+        return 0.0, 0.0
+    values, errors = np.array([one[:2] for one in heights]).T
+    weight = 1 / np.square(errors)
+    mean = float((weight * values).sum() / weight.sum())
+    return mean, abs(mean) * float(np.sqrt(weight.sum()))
 
 
 def _of_kind(images: ImageSet, first: StackPlan) -> list[str]:

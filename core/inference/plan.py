@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..config.denoise import DenoiseOptions, Protein
 from ..errors import ConfigurationError, InputError, MrcError, OutputError, several
+from ..io.image_names import without_dots
 from ..io.image_set import Examined
 from ..io.micrographs import MICROGRAPH_SUFFIX, MOVIE_SUFFIXES, MicrographSet, lists_micrographs
 from ..io.mrc import StackReader
@@ -55,6 +56,12 @@ SMALLEST_PX = 8
 
 PLAUSIBLE_ANGSTROM = (0.1, 40.0)
 """Pixels of other sizes are a mistake: nm or pm for Å, or a header that holds something else."""
+
+UNSET_ANGSTROM = 1.0
+"""Many programs write this into a header where they do not know the pixel size."""
+
+# A pixel size that was refined later differs from the header's by less.
+_REFINED = 1.05
 
 _UNSAID = (
     "its .cs file has no field blob/sign, so protein is taken for white. Say --protein dark if it is dark."
@@ -259,6 +266,14 @@ def plan_stacks(
                 path=source,
                 remedy="Correct the table, or give the right size with --pixel-size.",
             )
+        remarks = [*found.remarks.get(stack, ()), *(() if says_contrast else (_UNSAID,))]
+        told = found.pixel_sizes[stack]
+        known = size if pixel_size_angstrom is None and told != UNSET_ANGSTROM else None
+        if known and told and max(told / known, known / told) > _REFINED:
+            remarks.append(
+                f"its header says pixels of {told:g} Å, {size_source} {known:g} Å, which is taken. If the "
+                "header is right, correct the table, or give --pixel-size."
+            )
         plans.append(
             StackPlan(
                 source,
@@ -269,7 +284,7 @@ def plan_stacks(
                 stack in dark if protein == "auto" else protein == "dark",
                 size_source,
                 is_micrograph=is_micrographs,
-                remarks=(*found.remarks.get(stack, ()), *(() if says_contrast else (_UNSAID,))),
+                remarks=tuple(remarks),
             )
         )
     return _on_finer_grids(plans, trained_angstrom)
@@ -322,9 +337,14 @@ def sample(images: NDArray[np.float32]) -> Tensor:
     return filled(some, default_radius_px((some.shape[1], some.shape[2])))
 
 
+def sampled_stacks(stacks: Sequence[StackPlan]) -> NDArray[np.int64]:
+    """Return the positions of the few stacks that `samples` reads, evenly spread."""
+    return evenly_spread(len(stacks), _STACKS)
+
+
 def samples(stacks: Sequence[StackPlan]) -> Iterator[Tensor]:
-    """Read a `sample` of each of a few stacks of particles, evenly spread."""
-    numbers = evenly_spread(len(stacks), _STACKS)
+    """Read a `sample` of each of a few stacks of particles (`sampled_stacks`)."""
+    numbers = sampled_stacks(stacks)
     for number in numbers.tolist():
         stack = stacks[number]
         chosen = stack.indices[evenly_spread(len(stack.indices), SAMPLE // len(numbers))]
@@ -414,7 +434,7 @@ def output_names(images: ImageSet) -> list[str]:
     meet: RELION 3.1 finds the coordinates of a micrograph by the rest of its name, so picks on denoised
     micrographs are also those of the raw ones.
     """
-    root, taken = Path(os.path.normpath(images.root.absolute())), set[str]()
+    root = Path(os.path.normpath(images.root.absolute()))
     below = [_below(Path(os.path.normpath(name)), root) for name in images.stack_names]
     suffix = ".mrcs"
     if isinstance(images, MicrographSet):
@@ -422,7 +442,8 @@ def output_names(images: ImageSet) -> list[str]:
         short = [PurePosixPath(_JOB_FOLDER.sub("", str(name), count=1)) for name in below]
         counts = Counter(short)
         below = [name if counts[name] == 1 else long for name, long in zip(short, below, strict=True)]
-    names = []
+    # a folder may be called `a.mrcs`, too
+    names, taken = [], {str(folder) for path in below for folder in path.parents}
     for path in below:
         stem = path.stem if path.suffix.lower() in STACK_SUFFIXES else path.name
         names.append(free_name(path.with_name(f"{stem}{suffix}"), taken))
@@ -484,8 +505,8 @@ def written_image_names(images: ImageSet, stacks: Sequence[StackPlan], output_di
 
 def path_below(path: Path, root: Path) -> Path | None:
     """Return `path` relative to `root`, or None when it does not lie below it."""
-    for spelling in (os.path.abspath, os.path.realpath):
-        absolute, base = Path(spelling(path)), Path(spelling(root))
+    for spelling in (without_dots, os.path.realpath):
+        absolute, base = Path(spelling(str(path.absolute()))), Path(spelling(str(root.absolute())))
         if absolute.is_relative_to(base):
             return absolute.relative_to(base)
     return None

@@ -25,6 +25,7 @@ from ..errors import CsError, OutputError
 from .csdat import MAGIC as CSDAT_MAGIC
 from .csdat import read_csdat
 from .files import file_state, link_target, write_text, writing
+from .image_names import same_file
 
 CS_SUFFIX = ".cs"
 _MAGIC = b"\x93NUMPY"
@@ -358,7 +359,7 @@ def _stack_names(
         name = _name(path, folder)
         if not name:
             _refuse(table, path_of_row == paths.index(path), _PATH, "the path of a stack")
-        merged.append(known.setdefault(os.path.normpath(name), len(names)))
+        merged.append(known.setdefault(same_file(name), len(names)))
         if merged[-1] == len(names):
             names.append(name)
     return names, np.array(merged, np.int32)
@@ -531,6 +532,8 @@ def _moved(paths: NDArray[Any], folder: Path, new_folder: Path) -> NDArray[Any]:
     """Return paths of which those that are relative to a table's folder are so to another's."""
     if folder == new_folder or not len(paths):
         return paths
+    # from a link, `..` leads out of its target
+    folder, new_folder = (Path(os.path.realpath(place)) for place in (folder, new_folder))
     different, position = np.unique(paths, return_inverse=True)
     moved = [
         os.fsencode(_BESIDE + os.path.relpath(folder / os.fsdecode(name[1:]), new_folder))

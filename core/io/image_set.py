@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, StarError, several
 from .columns import Columns, find_table, read_columns
-from .image_names import split_image_name
+from .image_names import same_file, split_image_name, without_dots
 from .mrc import StackReader
 from .optics import OpticsGroup
 from .star import Table, decode, encode, free_label, quote, rewrite, unquote
@@ -74,12 +73,15 @@ class Examined:
         What a user should know of how a sound file is read.
     denoised
         The label of a sound file that says so (`mrc_header.denoised_label`).
+    pixel_sizes
+        What the header of a sound file says, Å; None where it does not.
     """
 
     shapes: dict[int, tuple[int, int, int]]
     damaged: dict[int, InputError]
     remarks: dict[int, list[str]]
     denoised: dict[int, str]
+    pixel_sizes: dict[int, float | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,12 +170,13 @@ class ImageSet(ABC):
 
     def examine(self) -> Examined:
         """Open each file once, and tell the sound ones from the others."""
-        found = Examined({}, {}, {}, {})
+        found = Examined({}, {}, {}, {}, {})
         for number, path in enumerate(self.stacks):
             try:
                 with StackReader(path) as reader:
                     self._check_file(number, reader)
                     found.shapes[number] = reader.shape
+                    found.pixel_sizes[number] = reader.pixel_size_angstrom
                     if reader.header.denoised_label:
                         found.denoised[number] = reader.header.denoised_label
                     if reader.remarks:
@@ -299,7 +302,7 @@ class ImageSet(ABC):
 
     def _stack_finder(self) -> Callable[[bytes], tuple[int, int]]:
         """Return what tells the position in `stacks`, -1 if none, and the 0-based number of a named image."""
-        known = {os.path.normpath(name): position for position, name in enumerate(self.stack_names)}
+        known = {same_file(name): position for position, name in enumerate(self.stack_names)}
         positions: dict[bytes, int] = {}
 
         def find(token: bytes) -> tuple[int, int]:
@@ -307,7 +310,7 @@ class ImageSet(ABC):
                 token = encode(unquote(token))
             index, name = split_image_name(token)
             if name not in positions:
-                positions[name] = known.get(os.path.normpath(decode(name)), -1)
+                positions[name] = known.get(same_file(decode(name)), -1)
             return positions[name], int(index or b"1") - 1
 
         return find
@@ -316,7 +319,7 @@ class ImageSet(ABC):
         """Return an image name (`000001@stack` or a file) with the absolute path of its file."""
         text = unquote(token)
         index, name = split_image_name(text)
-        return quote(f"{index}{'@' * bool(index)}{os.path.normpath(self.root / name)}")
+        return quote(f"{index}{'@' * bool(index)}{without_dots(str(self.root / name))}")
 
     def _changed(self) -> StarError:
         return StarError("the file was changed while it was in use.", path=self.source)
@@ -352,7 +355,7 @@ class Rows:
         position = self._known.get(name)
         if position is None:
             text = decode(name)
-            position = self._normalised.setdefault(os.path.normpath(text), len(self.stack_names))
+            position = self._normalised.setdefault(same_file(text), len(self.stack_names))
             if position == len(self.stack_names):
                 self.stack_names.append(text)
             self._known[name] = position

@@ -94,6 +94,12 @@ class StackReader:
         self.pixel_size_angstrom = (x if y is None else y) if isotropic((y, x)) else None
         self._dtype = self.header.dtype
         self._image_bytes = self.shape[1] * self.shape[2] * self._dtype.itemsize
+        if self.header.axes is not None:
+            columns, rows = ("xyz"[axis - 1] for axis in self.header.axes[:2])
+            self.remarks.append(
+                f"the header says that columns run along {columns} and rows along {rows} (MAPC, MAPR), which "
+                "is not obeyed: pixels are taken as they lie in the file, as RELION does, and written so."
+            )
         surplus = self._check_size()
         if surplus:
             self.remarks.append(

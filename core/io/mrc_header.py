@@ -63,6 +63,9 @@ class MrcHeader:
         Bytes before the first image.
     pixel_size_angstrom
         `(y, x)`, Å; None where the header does not say.
+    axes
+        Which of x (1), y (2) and z (3) columns, rows and sections run along, where it is not this order; else
+        None.
     is_volume
         Whether the header is that of a 3D map: many programs write stacks with such a one, too.
     bytes_signed
@@ -78,6 +81,7 @@ class MrcHeader:
     dtype: np.dtype[Any]
     offset: int
     pixel_size_angstrom: tuple[float | None, float | None]
+    axes: tuple[int, int, int] | None
     is_volume: bool
     bytes_signed: bool | None
     bytes_reason: str
@@ -141,6 +145,7 @@ def parse_header(path: Path, raw: bytes) -> MrcHeader:
         np.dtype(byte_order + DTYPE_OF_MODE[mode]),
         HEADER_BYTES + int(header["nsymbt"]),
         (_pixel_size(header, "y", "my"), _pixel_size(header, "x", "mx")),
+        _other_axes(header),
         _says_volume(header),
         signed,
         reason,
@@ -207,10 +212,15 @@ def isotropic(size: tuple[float | None, float | None]) -> bool:
     return y is None or x is None or abs(y - x) <= _MAX_ANISOTROPY * max(y, x)
 
 
+def _other_axes(header: NDArray[np.void]) -> tuple[int, int, int] | None:
+    c, r, s = (int(header[name]) for name in ("mapc", "mapr", "maps"))
+    return (c, r, s) if {c, r, s} == {1, 2, 3} and (c, r, s) != (1, 2, 3) else None
+
+
 def _says_volume(header: NDArray[np.void]) -> bool:
-    axes = tuple(int(header[name]) for name in ("mapc", "mapr", "maps"))
-    permuted = sorted(axes) == [1, 2, 3] and axes != (1, 2, 3)
-    return permuted or (1 <= int(header["ispg"]) <= 230 and int(header["mz"]) == int(header["nz"]) > 1)
+    return _other_axes(header) is not None or (
+        1 <= int(header["ispg"]) <= 230 and int(header["mz"]) == int(header["nz"]) > 1
+    )
 
 
 def _signed_bytes(header: NDArray[np.void], raw: bytes, byte_order: str) -> tuple[bool | None, str]:

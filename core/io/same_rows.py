@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, MrcError
 from .cs import CS_SUFFIX, CsTable
-from .image_names import split_image_name
+from .image_names import split_image_name, without_dots
 from .image_set import ImageSet
 from .micrographs import MicrographSet
 from .mrc import StackReader
@@ -164,7 +164,7 @@ class _Identity:
         root = self.table.root if absolute else Path()
 
         def name(index: int, file: str) -> tuple[int, str]:
-            return index, os.path.normpath(root / file.removeprefix(">"))
+            return index, without_dots(str(root / file.removeprefix(">")))
 
         stacks = [name(0, file)[1] for file in self.table.stack_names]
         index = self.table.image if isinstance(self.table, ParticleSet) else np.zeros(len(self), np.int32)

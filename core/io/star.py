@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -145,11 +146,15 @@ class _Lines:
         if b"\0" in block:
             raise StarError("binary data: this is not a STAR file. Images are .mrcs or .mrc.", path=self.path)
         if b"\r" in block:
+            before = block[: block.index(b"\r")]
+            ends, system, edit = "CR", "old Macintoshes", r"s/\r/\n/g"
+            if block[len(before) :].startswith(b"\r\n"):
+                ends, system, edit = "CR+LF", "Windows", r"s/\r$//"
             raise StarError(
-                "the line ends in CR+LF, as files written on Windows do; RELION cannot read such files.",
+                f"the line ends in {ends}, as files written on {system} do; RELION cannot read such files.",
                 path=self.path,
-                line=self._before + block[: block.index(b"\r")].count(b"\n") + 1,
-                remedy=f"Convert it with: sed -i 's/\\r$//' {self.path.name}",
+                line=self._before + before.count(b"\n") + 1,
+                remedy=f"Convert it with: sed -i '{edit}' {shlex.quote(str(self.path))}",
             )
 
     def step_back(self) -> None:
@@ -289,7 +294,7 @@ def open_text(path: Path) -> BinaryIO:
             "the file begins with a byte-order mark, as editors on Windows write it; RELION cannot read it.",
             path=path,
             line=1,
-            remedy=f"Remove it with: LC_ALL=C sed -i '1s/^...//' {path}",
+            remedy=f"Remove it with: LC_ALL=C sed -i '1s/^...//' {shlex.quote(str(path))}",
         )
     if begin.startswith((b"<!doctype", b"<html", b"<?xml")):
         file.close()

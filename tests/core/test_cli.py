@@ -81,6 +81,8 @@ def test_every_option_tells_its_default(command: str) -> None:
         ["denoise"],
         ["denoise", "x.star"],
         ["denoise", "x.star", "--output", "o", "--resume", "--overwrite"],
+        ["denoise", "x.star", "--output", ""],
+        ["restore", "x.star", "--output", ""],
     ],
 )
 def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,40 @@ def test_particles_of_the_other_contrast_are_warned_of(
     assert f"--protein {found}" in warning
 
 
+@pytest.mark.parametrize("other", [0.5, -0.5])
+def test_one_stack_of_the_other_contrast_among_several_is_warned_of(tmp_path: Path, other: float) -> None:
+    for name, height in (("a", 0.5), ("b", 0.5), ("c", other)):
+        write_stack(tmp_path / f"{name}.mrcs", particles(height))
+    rows = "".join(f"{i + 1}@{name}.mrcs\n" for name in "abc" for i in range(40))
+    (tmp_path / "p.star").write_text(f"data_\n\nloop_\n_rlnImageName\n{rows}\n")
+    warnings = look(tmp_path / "p.star").warnings
+    assert len(warnings) == (other < 0)
+    assert all("looks dark in 1 of 3 stacks" in text and "c.mrcs" in text for text in warnings)
+
+
+@pytest.mark.parametrize(("header", "said"), [(3.0, True), (1.53, False), (1.0, False), (None, False)])
+def test_a_header_of_another_pixel_size_than_the_tables_is_told(
+    tmp_path: Path, header: float | None, said: bool
+) -> None:
+    write_stack(tmp_path / "p.mrcs", particles(0.5), header)
+    (tmp_path / "p.star").write_text(
+        "data_optics\n\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n1 1.5\n\n"
+        "data_particles\n\nloop_\n_rlnImageName\n_rlnOpticsGroup\n1@p.mrcs 1\n\n"
+    )
+    told = "its header says pixels of 3 Å, rlnImagePixelSize of p.star 1.5 Å"
+    assert any(told in text for text in look(tmp_path / "p.star").warnings) is said
+    assert look(tmp_path / "p.star", size=1.5).warnings == []
+
+
+@pytest.mark.parametrize(("columns", "rows", "said"), [(1, 2, False), (2, 1, True), (0, 0, False)])
+def test_a_header_of_other_axes_is_told(tmp_path: Path, columns: int, rows: int, said: bool) -> None:
+    with mrcfile.new(tmp_path / "m.mrc", micrograph(-1.5)) as file:
+        file.voxel_size = 1.5
+        file.header.mapc, file.header.mapr = columns, rows
+    warnings = look(tmp_path / "m.mrc").warnings
+    assert any("columns run along y and rows along x" in text for text in warnings) is said
+
+
 @pytest.mark.parametrize(("height", "protein", "n"), [(-1.5, "auto", 0), (1.5, "auto", 1), (1.5, "white", 0)])
 def test_inverted_micrographs_are_warned_of(tmp_path: Path, height: float, protein: str, n: int) -> None:
     for number in range(3):
@@ -357,7 +391,7 @@ SPOTS = {
 def test_ctf_premultiplied_particles_are_warned_of(
     tmp_path: Path, label: str, value: str, in_optics: bool
 ) -> None:
-    write_stack(tmp_path / "p.mrcs", particles(1.0, 4))
+    write_stack(tmp_path / "p.mrcs", particles(1.0, 4), 1.5)
     optics, extra = ("", value) if not in_optics else (value, "")
     rows = "".join(f"{i}@p.mrcs 1 {extra}\n" for i in range(1, 5))
     columns = [f"_{label}\n" if text else "" for text in (optics, extra)]

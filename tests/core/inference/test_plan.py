@@ -17,6 +17,7 @@ from cryohush.core.inference.plan import (
     output_names,
     plan_stacks,
     refuse_to_replace_inputs,
+    written_image_names,
 )
 from cryohush.core.io.particles import ParticleSet
 
@@ -75,3 +76,23 @@ def test_an_output_that_would_replace_an_input_is_refused(tmp_path: Path, output
     particles = ParticleSet.read(tmp_path / "a.mrcs")
     with pytest.raises(OutputError, match=r"a\.mrcs is an input of this run"):
         refuse_to_replace_inputs(particles, plan_stacks(particles), tmp_path / output)
+
+
+def test_a_stack_and_a_folder_of_one_name_stay_apart(tmp_path: Path) -> None:
+    written = ["a.mrc", "a.mrcs/b.mrcs", "c.mrcs/d.mrcs/e.mrcs", "c.mrcs/d.mrc"]
+    for name in written:
+        write_stack(tmp_path / name, noise(1, 16, 16))
+    write_table(tmp_path / "p.star", [f"1@{name}" for name in written])
+    names = output_names(ParticleSet.read(tmp_path / "p.star", root=tmp_path))
+    assert names == ["a_2.mrcs", "a.mrcs/b.mrcs", "c.mrcs/d.mrcs/e.mrcs", "c.mrcs/d_2.mrcs"]
+
+
+def test_an_output_folder_beyond_a_link_is_named_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/deep")
+    write_stack(tmp_path / "a.mrcs", noise(1, 16, 16))
+    write_table(tmp_path / "p.star", ["1@a.mrcs"])
+    images = ParticleSet.read(tmp_path / "p.star", root=tmp_path)
+    for place, name in (("link/../out", "real/out/a.mrcs"), ("real/../out", "out/a.mrcs")):
+        (written,) = written_image_names(images, plan_stacks(images), tmp_path / place)
+        assert written == f"000001@{name}"

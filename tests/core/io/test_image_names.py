@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-from particle_files import noise, write_stack
+from particle_files import CS_BLOB, noise, read_stack, save_cs, write_stack, write_table
 
 from cryohush.core.errors import StarError
+from cryohush.core.io.columns import read_columns
 from cryohush.core.io.image_names import split_image_name
 from cryohush.core.io.micrographs import MicrographSet
+from cryohush.core.io.particles import ParticleSet
 
 TABLE = "data_micrographs\n\nloop_\n_rlnMicrographName #1\n_rlnVoltage #2\n"
 
@@ -49,3 +52,30 @@ def test_images_of_a_stack_are_no_micrographs(tmp_path: Path) -> None:
     (tmp_path / "m.star").write_text(f"{TABLE}000001@stack.mrcs 300\n")
     with pytest.raises(StarError, match=r"line 6: .* found an image of a stack: 000001@stack\.mrcs"):
         MicrographSet.read(tmp_path / "m.star")
+
+
+@pytest.mark.parametrize("suffix", [".star", ".cs"])
+def test_two_dots_after_a_link_lead_where_its_target_says(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/deep")
+    here = write_stack(tmp_path / "s.mrcs", noise(1, 16, 16, seed=1))
+    there = write_stack(tmp_path / "real" / "s.mrcs", noise(1, 16, 16, seed=2))
+    names = ["link/../s.mrcs", "./s.mrcs", "s.mrcs"]
+    table = tmp_path / f"p{suffix}"
+    if suffix == ".star":
+        write_table(table, [f"1@{name}" for name in names])
+    else:
+        rows = np.zeros(3, CS_BLOB)
+        rows["uid"], rows["blob/path"], rows["blob/shape"], rows["blob/psize_A"] = [1, 2, 3], names, 16, 2
+        rows["blob/sign"] = 1
+        save_cs(table, rows)
+    images = ParticleSet.read(table, root=tmp_path)
+    assert images.stack.tolist() == [0, 1, 1]
+    for stack, pixels in zip(images.stacks, (there, here), strict=True):
+        np.testing.assert_array_equal(read_stack(stack), pixels)
+    if suffix == ".star":
+        images.write(tmp_path / "new.star", [f"1@{k}.mrcs" for k in range(3)], absolute_originals=True)
+        originals = read_columns(tmp_path / "new.star", ("rlnImageOriginalName",), ()).text
+        assert originals["rlnImageOriginalName"] == [
+            f"1@{tmp_path}/{name}" for name in ("real/s.mrcs", "s.mrcs", "s.mrcs")
+        ]

@@ -98,6 +98,7 @@ def test_rows_that_nobody_reads_are_checked_all_the_same(tmp_path: Path) -> None
         (b"data_\n1 2\n", "line 2: expected loop_ or a label"),
         (b"data_\r\nloop_\r\n", r"line 1: .*CR\+LF.*sed -i"),
         (b"data_\nloop_\n_a\n1\r\n", r"line 4: .*CR\+LF"),
+        (b"data_\rloop_\r_a\r1\r", r"line 1: .*in CR, .*sed -i 's/\\r/\\n/g' /"),
         (b"data_\n\0\1", "binary"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -268,3 +269,17 @@ def test_raw_images_in_a_folder_with_an_at_sign_stay_as_they_are(denoised: Path)
     restored = restore("D/joined.star", "back.star")
     assert (restored.n_restored, restored.n_missing) == (7, 0)
     assert columns("back.star", "particles", "rlnImageName")[0] == ("000002@me@lab/raw.mrcs",)
+
+
+def test_a_table_of_cryosparc_is_restored_into_a_linked_folder(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_stack(Path("J0/a.mrc"), noise(3, 16, 16))
+    cs_table(Path("a.cs"), ">J0/a.mrc", 3, 2**60)
+    assert main(["denoise", "a.cs", "-o", "D", "--model", str(weights), *OPTIONS]) == 0
+    Path("far/away").mkdir(parents=True)
+    Path("near").symlink_to("far/away")
+    restore("D/particles.cs", "near/back.cs")
+    (path,) = set(np.load("near/back.cs")["blob/path"].tolist())
+    assert Path("near", os.fsdecode(path[1:])).samefile("J0/a.mrc")
