@@ -42,7 +42,7 @@ from .denoise_files import (
 )
 from .denoise_parts import DenoiseWork
 from .folder import JobFolder
-from .job import Devices, Plan
+from .job import Devices, Plan, placed
 from .scores import scores_of
 from .self_measurement import measure_gain
 from .trust import error_names, error_teller, write_error_stacks
@@ -113,6 +113,10 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
             return ", ".join(f"{counted(n, 'micrograph')} of {_box(shape)} px" for shape, n in shapes.items())
         rows, files = counted(len(self.images), "particle"), counted(len(self.stacks), "stack")
         return f"{rows}, {counted(self.n_images, 'image')} in {files}"
+
+    def undertaking_in(self, output_dir: Path) -> Undertaking:
+        """See `Plan`."""
+        return placed(self.undertaking, table_files(self.images)[:1], output_dir, self.images.root)
 
     def bytes_left(self, folder: JobFolder) -> int:
         """See `Plan`; of table, stacks and stacks of errors."""

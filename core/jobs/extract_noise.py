@@ -27,7 +27,7 @@ from ..noise.summary import NoiseSummary, explain
 from ..progress import counted
 from ..report import PDF_NAME
 from .folder import Earlier, JobFolder
-from .job import BatchJob, Devices, JobSize, Plan
+from .job import BatchJob, Devices, JobSize, Plan, placed
 from .noise_plan import label_name, plan_search, remedy, smaller_window
 from .noise_search import Search, SearchWork, choose
 
@@ -35,6 +35,7 @@ from .noise_search import Search, SearchWork, choose
 WARNINGS = 8
 # The journal's entries for the number format, and for a window that is not the usual one.
 _PRECISION, _WINDOW = "precision", "window"
+_TABLE_PART = f"{PARTS_FOLDER}/table"
 
 
 class ExtractNoiseJob(BatchJob[NoiseSummary]):
@@ -219,6 +220,10 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
         """The files that it reads."""
         return [self.images.source, *self.images.stacks]
 
+    def undertaking_in(self, output_dir: Path) -> Undertaking:
+        """See `Plan`."""
+        return placed(self.undertaking, [_TABLE_PART], output_dir, self.images.root)
+
     def bytes_left(self, folder: JobFolder) -> int:
         """See `Plan`; of the labels alone: how many blocks there are is not known before."""
         if not finder_of(self.options).makes_labels:
@@ -390,7 +395,7 @@ def _parts(images: MicrographSet, tasks: Sequence[MicrographTask]) -> dict[str, 
         made_of = f"{replace(task, index=0)}\0{file_state(task.path)}"
         digest = hashlib.sha256(made_of.encode(errors="surrogateescape"))
         parts[_part_name(task)] = digest.hexdigest()[:32]
-    parts[f"{PARTS_FOLDER}/table"] = sha256_of(
+    parts[_TABLE_PART] = sha256_of(
         *([images.source] if images.has_table else []), salt=str(images.root.absolute())
     )
     return parts

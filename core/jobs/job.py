@@ -8,16 +8,19 @@ them together: it is the same work, and the same files to the byte. What a batch
 
 from __future__ import annotations
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 
 from ..inference.devices import DoneHere, LocalDevices
+from ..inference.plan import path_below
 from ..io.journal import Undertaking
 from ..job_context import QUIET, JobContext
 from .folder import Earlier, JobFolder
@@ -127,6 +130,16 @@ class JobSize:
     inputs: list[Path]
 
 
+def placed(undertaking: Undertaking, tables: Sequence[str], output_dir: Path, root: Path) -> Undertaking:
+    """Return an undertaking whose tables, some of its parts, are of another make in a folder that was moved.
+
+    They name files below `output_dir` as seen from `root`.
+    """
+    place = os.fsencode(path_below(output_dir, root) or "")
+    parts = {name: undertaking.parts[name] + hashlib.sha256(place).hexdigest()[:16] for name in tables}
+    return replace(undertaking, parts={**undertaking.parts, **parts})
+
+
 W = TypeVar("W", bound=DoneHere)
 R = TypeVar("R")
 
@@ -147,6 +160,10 @@ class Plan(ABC, Generic[W, R]):
     undertaking: Undertaking
     inputs: Sequence[Path]
     smaller: ClassVar[str] = "do less at a time"
+
+    def undertaking_in(self, output_dir: Path) -> Undertaking:
+        """Return the undertaking for a folder: what names files by their folder depends on it, too."""
+        return self.undertaking
 
     def bytes_left(self, folder: JobFolder) -> int:
         """Return how much the folder lacks of the files whose size is known before they are made."""
@@ -212,7 +229,8 @@ class Job(ABC, Generic[R]):
         """
         devices = self.devices() if devices is None else devices
         plan, work = self.plan(devices, context), None
-        with JobFolder(output_dir, plan.undertaking, earlier, inputs=plan.inputs, log=context.log) as folder:
+        undertaking = plan.undertaking_in(Path(output_dir))
+        with JobFolder(output_dir, undertaking, earlier, inputs=plan.inputs, log=context.log) as folder:
             if not folder.journal.is_complete:
                 folder.check_room(plan.bytes_left(folder), plan.smaller)
                 work = plan.begin(folder)

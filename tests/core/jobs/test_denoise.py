@@ -610,6 +610,18 @@ def test_a_complete_run_is_left_as_it_is(project: Path, weights: Path) -> None:
     assert any("nothing is left to do" in line for line in lines)
 
 
+def test_the_table_of_a_run_whose_folder_was_moved_names_its_stacks_again(
+    project: Path, weights: Path
+) -> None:
+    run_denoise("particles.star", "out", options(weights))
+    before = images_of(Path("out/particles.star"), project)
+    Path("out").rename("moved")
+    again = run_denoise("particles.star", "moved", options(weights), earlier="resume")
+    assert again.n_resumed == again.n_images
+    np.testing.assert_array_equal(images_of(Path("moved/particles.star"), project), before)
+    assert run_denoise("particles.star", "moved", options(weights), earlier="resume").was_complete
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 @pytest.mark.parametrize("finished", [True, False])
 def test_an_own_stack_that_was_damaged_is_made_again(

@@ -287,6 +287,15 @@ def test_a_table_that_has_grown_costs_only_what_is_new(
     assert [row["rlnMicrographName"] for row in rows_of(fewer)] == 9 * ["mics/c.mrc"] + 9 * ["mics/b.mrc"]
 
 
+def test_blocks_whose_folder_was_moved_are_named_again(table: Path, tmp_path: Path) -> None:
+    first = run_extract_noise(table, tmp_path / "out", options())
+    text = first.table.read_text()
+    (tmp_path / "out").rename(tmp_path / "moved")
+    again = run_extract_noise(table, tmp_path / "moved", options(), earlier="resume")
+    assert (again.counts, again.n_resumed) == (first.counts, 2)
+    assert again.table.read_text() == text.replace("@out/", "@moved/") != text
+
+
 @pytest.mark.parametrize("damage", ["no stack", "no table", "a row less", "nonsense"])
 def test_blocks_that_were_damaged_are_searched_again_when_a_table_grows(
     table: Path, tmp_path: Path, damage: str
