@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -390,9 +391,9 @@ def told_of_images(particles: ParticleSet) -> list[bytes]:
 def _rows_of_stacks(particles: ParticleSet) -> list[NDArray[np.int64]]:
     """Of each stack, the first row of each image, in the order of the images: it speaks for the others.
 
-    A stack that the table has by several names has the rows of all of them.
+    A stack that the table has by several names, links among them, has the rows of all of them.
     """
-    paths = [str(path.absolute()) for path in particles.stacks]
+    paths = [os.path.realpath(path) for path in particles.stacks]
     numbers = {path: number for number, path in enumerate(dict.fromkeys(paths))}
     of_path = np.array([numbers[path] for path in paths], dtype=np.int64)
     stack = of_path[particles.stack]

@@ -204,9 +204,13 @@ def test_copies_of_an_image_are_no_like_views_of_it(table: Path, weights: Path) 
     assert expanded["gain"] == once["gain"]
 
 
-def test_a_stack_with_two_names_is_one_stack(table: Path, weights: Path) -> None:
-    """A relative and an absolute name of it, as in joined tables: an image keeps its own CTF."""
-    rows = [(f"{i + 1:06d}@{Path('b.mrcs').absolute()}", 9000 + 300 * i) for i in range(40, 80)]
+@pytest.mark.parametrize("other", ["absolute", "link.mrcs", "folder/../b.mrcs"])
+def test_a_stack_with_two_names_is_one_stack(table: Path, weights: Path, other: str) -> None:
+    """Two names of it, as in joined tables: an image keeps its own CTF."""
+    Path("folder").mkdir()
+    Path("link.mrcs").symlink_to("b.mrcs")
+    name = str(Path("b.mrcs").absolute()) if other == "absolute" else other
+    rows = [(f"{i + 1:06d}@{name}", 9000 + 300 * i) for i in range(40, 80)]
     rows += [(f"{i + 1:06d}@b.mrcs", 9000 + 300 * i) for i in range(40)]
     rows += [(f"{i + 1:06d}@a.mrcs", 20000) for i in range(50)]
     write_ctfs(table, *zip(*rows, strict=True))
