@@ -155,6 +155,13 @@ class Aborted(CryohushError):
     """The user or the host asked the job to stop."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error, of Python or of torch, means that there was not enough memory."""
+    # torch need not be there; it has an error of its own for GPUs and only a text for the CPU
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
+
+
 # Packages whose name to install is not that to import; of the others it is the same with hyphens.
 _DISTRIBUTIONS = {
     "cryosparc": "cryosparc-tools",

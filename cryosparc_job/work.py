@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..core.errors import CryohushError, missing_package
+from ..core.errors import CryohushError, is_out_of_memory, missing_package
 from ..core.job_context import JobContext, import_torch
 from .worker import SMALLER
 
@@ -241,17 +241,11 @@ def main() -> int:
         return 1
     except BaseException as error:
         text = f"unexpected {type(error).__name__}: {error}"
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             text = f"out of memory. {SMALLER}"
         say({"error": text, "details": traceback.format_exc()})
         return 1
     return 0
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # torch has an error of its own for GPUs and only a text for the CPU
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from ..core.errors import Aborted, CryohushError
+from ..core.errors import Aborted, CryohushError, is_out_of_memory
 
 EXIT_SUCCESS = "RELION_JOB_EXIT_SUCCESS"
 EXIT_FAILURE = "RELION_JOB_EXIT_FAILURE"
@@ -182,7 +182,7 @@ def _run_child(work: Work, should_stop: Callable[[], bool]) -> int:
         # argparse has said what is wrong; anything that ends in here has not done the work.
         code = error.code if isinstance(error.code, int) and error.code else 2
     except BaseException as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             _complain(f"out of memory. {SMALLER}")
         else:
             traceback.print_exc()
@@ -195,12 +195,6 @@ def _run_child(work: Work, should_stop: Callable[[], bool]) -> int:
         # A log that cannot be written: most often the disk is full.
         code = code or 1
     return code
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # torch must not be imported here; it has an error of its own for GPUs and only a text for the CPU
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
 
 
 def _why_killed(number: int) -> str:
