@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ..classical.baselines import BASELINES
 from ..config.evaluate import IMAGE_METRICS, EvaluateConfig
-from ..errors import Aborted, ConfigurationError, InputError
+from ..errors import ConfigurationError, InputError
 from ..imaging.filters import background_power
 from ..imaging.normalise import background_mask, default_radius_px
 from ..imaging.rings import hermitian_weight, ring_index
 from ..io.same_rows import was_made_from
+from ..job_context import QUIET, JobContext
 from ..metrics import image as image_figures
 from ..metrics.fourier import ring_frequencies, ring_products
 from ..metrics.independent import Score, align_twin, bootstrap_score, independent_correlation
@@ -249,13 +250,7 @@ class Result:
         ]
 
 
-def compare(
-    sources: Sources,
-    config: EvaluateConfig,
-    *,
-    progress: Callable[[int, int], None],
-    should_stop: Callable[[], bool],
-) -> Result:
+def compare(sources: Sources, config: EvaluateConfig, context: JobContext = QUIET) -> Result:
     """Compare all rows with what there is to compare them with.
 
     Raises
@@ -265,7 +260,7 @@ def compare(
     ConfigurationError
         If a baseline cannot run, or the circle does not fit into the box.
     Aborted
-        If `should_stop` said so.
+        If `context` said so.
     """
     denoised, shape = sources.denoised, sources.denoised.shape
     n, n_groups = len(denoised), int(sources.groups.max()) + 1
@@ -283,10 +278,9 @@ def compare(
     done = 0
 
     def check() -> None:
-        if should_stop():
-            raise Aborted("Stopped. Nothing was written.")
+        context.stop_if_asked("Stopped. Nothing was written.")
 
-    progress(0, n)
+    context.progress(0, n)
     pixels = BASELINE_PX if config.baselines else READ_PX
     for rows in batches(n, shape, sources.micrographs if config.align_twin else None, pixels):
         check()
@@ -320,7 +314,7 @@ def compare(
             if denoised.kind == "particles":
                 noise = noise + background_power(twin, default_radius_px(shape)) * (len(rows) / n)
         done += len(rows)
-        progress(done, n)
+        context.progress(done, n)
     if sources.twin and denoised.kind == "particles":
         result.noise_power = noise[: len(result.frequency)]
     return result

@@ -113,7 +113,7 @@ class EvaluateJob(BatchJob[Evaluation]):
             return done > 0 and time.perf_counter() - begin > _TRIAL_SECONDS
 
         with threads_kept(devices.cpu_threads), contextlib.suppress(Aborted):  # enough was seen
-            compare(Sources.open(config), config, progress=progress, should_stop=should_stop)
+            compare(Sources.open(config), config, JobContext(progress, should_stop))
         seconds = time.perf_counter() - begin
         return size, seconds * size.n_images / done if done else 0.0
 
@@ -279,7 +279,7 @@ def _compute(
             context.log(describe_images(sources))
             for note in sources.notes:
                 context.log(note)
-            result = compare(sources, config, progress=context.progress, should_stop=context.should_stop)
+            result = compare(sources, config, context)
             for remark in result.remarks:
                 context.log(f"warning: {remark}")
             numbers["warnings"] = result.remarks

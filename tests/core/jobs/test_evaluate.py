@@ -132,7 +132,7 @@ def test_the_error_against_noisy_twins_is_that_against_the_clean_images(files: F
 
 
 def compared(config: EvaluateConfig) -> comparison.Result:
-    return compare(Sources.open(config), config, progress=lambda done, total: None, should_stop=lambda: False)
+    return compare(Sources.open(config), config)
 
 
 def test_the_numbers_do_not_depend_on_the_chunks(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
