@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config.denoise import DenoiseOptions, Protein
-from ..errors import ConfigurationError, InputError, MrcError, OutputError, several
+from ..errors import ConfigurationError, InputError, MrcError, several
+from ..io.files import refuse_input
 from ..io.image_names import without_dots
 from ..io.image_set import Examined
 from ..io.micrographs import MICROGRAPH_SUFFIX, MOVIE_SUFFIXES, MicrographSet, lists_micrographs
@@ -476,11 +477,7 @@ def refuse_to_replace_inputs(images: ImageSet, stacks: Sequence[StackPlan], outp
     """
     inputs = {os.path.realpath(path) for path in [*source_files(images), *images.stacks]}
     for name in [*TABLE_NAMES, *(stack.name for stack in stacks)]:
-        if os.path.realpath(output_dir / name) in inputs:
-            raise OutputError(
-                f"{output_dir / name} is an input of this run and is never written to. "
-                "Choose another directory."
-            )
+        refuse_input(output_dir / name, inputs)
 
 
 def source_files(images: ImageSet) -> list[Path]:

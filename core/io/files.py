@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,26 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise writing_failed(path, error) from error
+
+
+def refuse_input(path: Path, inputs: Collection[str]) -> None:
+    """Raise when a file or folder to make is one that the run reads, or holds one.
+
+    Parameters
+    ----------
+    inputs
+        Real paths of what it reads.
+
+    Raises
+    ------
+    OutputError
+        Names it.
+    """
+    real = Path(os.path.realpath(path))
+    if str(real) in inputs or (real.is_dir() and any(real in Path(one).parents for one in inputs)):
+        raise OutputError(
+            f"{path} is an input of this run and is never written to. Choose another directory."
+        )
 
 
 def part_path(path: Path) -> Path:

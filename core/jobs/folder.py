@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Literal
 
 from ..errors import OutputError
-from ..io.files import make_folder, part_path, writing_failed
+from ..io.files import make_folder, part_path, refuse_input, writing_failed
 from ..io.journal import JOURNAL_NAME, RECORD_NAME, Journal, Undertaking
 
 Earlier = Literal["refuse", "resume", "replace", "anew"]
@@ -78,7 +78,7 @@ class JobFolder:
         self.path = Path(path)
         self._inputs = {os.path.realpath(path) for path in inputs}
         for name in (*undertaking.parts, *undertaking.files, *undertaking.folders):
-            self._refuse_input(name)
+            refuse_input(self.path / name, self._inputs)
         make_folder(self.path)
         self.journal = Journal(self.path / JOURNAL_NAME)
         try:
@@ -124,16 +124,6 @@ class JobFolder:
         journal.begin(undertaking)
         return False
 
-    def _refuse_input(self, name: str) -> None:
-        path = Path(os.path.realpath(self.path / name))
-        if str(path) in self._inputs or (
-            path.is_dir() and any(path in Path(one).parents for one in self._inputs)
-        ):
-            raise OutputError(
-                f"{self.path / name} is an input of this run and is never written to. "
-                "Choose another directory."
-            )
-
     def _refuse_strangers(self, names: Iterable[str]) -> None:
         """Raise when something has a name that this job needs and is not of an earlier run of it."""
         ours = {*self.journal.files, *self.journal.folders}
@@ -148,7 +138,7 @@ class JobFolder:
         """Remove what earlier runs of the job have made."""
         names = [*self.journal.files, *self.journal.folders]
         for name in names:
-            self._refuse_input(name)
+            refuse_input(self.path / name, self._inputs)
         # the record says that a run is complete: it goes first
         for name in sorted(names, key=lambda name: name != RECORD_NAME):
             self.remove(name)
@@ -181,7 +171,7 @@ class JobFolder:
             If one is there that is not of this job, or is an input.
         """
         for name in names:
-            self._refuse_input(name)
+            refuse_input(self.path / name, self._inputs)
         self._refuse_strangers(names)
         self.journal.add_files(names)
 
