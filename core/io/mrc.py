@@ -481,11 +481,6 @@ class StackWriter:
         except OSError as error:
             raise writing_failed(self.path, error, self._bytes) from error
 
-    def discard(self) -> None:
-        """Give up: remove the `.part` file."""
-        self._file.close()
-        self.part.unlink(missing_ok=True)
-
     def _header(self) -> NDArray[np.void]:
         n, ny, nx = self.shape
         state, pixel = self.state, self._pixel_size_angstrom or 0.0

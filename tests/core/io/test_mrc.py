@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -434,18 +435,17 @@ def test_an_image_that_is_not_finite_is_named_and_none_of_its_batch_is_written(
     images[3, 1, 2] = value
     writer = StackWriter(tmp_path / "x.mrcs", (4, 4, 4), pixel_size_angstrom=1.0, label="")
     writer.write(images[:2])
-    with pytest.raises(ImageError, match=r"x\.mrcs, image 4: refused"):
+    with pytest.raises(ImageError, match=r"x\.mrcs, image 4: refused"), writer:
         writer.write(images[2:])
-    assert writer.checkpoint().written == 2
-    writer.discard()
-    assert not list(tmp_path.iterdir())
+    assert writer.state.written == 2
+    assert writer.part.stat().st_size == 1024 + 2 * 4 * 16
+    assert not writer.path.exists()
 
 
 def test_a_value_too_large_for_float16_is_named(tmp_path: Path) -> None:
     writer = StackWriter(tmp_path / "x.mrcs", (1, 4, 4), pixel_size_angstrom=1.0, dtype="float16", label="")
-    with pytest.raises(ImageError, match=r"image 1: .*float16.*float32"):
+    with pytest.raises(ImageError, match=r"image 1: .*float16.*float32"), writer:
         writer.write(np.full((1, 4, 4), 7e4, dtype=np.float32))
-    writer.discard()
 
 
 @pytest.mark.parametrize(
@@ -458,13 +458,9 @@ def test_contrast_that_float16_would_round_off_is_refused(
 ) -> None:
     images = np.random.default_rng(0).normal(mean, sd, (2, 16, 16)).astype(np.float32)
     writer = StackWriter(tmp_path / "x.mrcs", (2, 16, 16), pixel_size_angstrom=1.0, dtype="float16", label="")
-    if is_refused:
-        with pytest.raises(ImageError, match=r"image 1: the steps of float16 are too coarse.*float32"):
-            writer.write(images)
-        writer.discard()
-    else:
+    refused = pytest.raises(ImageError, match=r"image 1: the steps of float16 are too coarse.*float32")
+    with refused if is_refused else contextlib.nullcontext(), writer:
         writer.write(images)
-        writer.close()
 
 
 def test_a_stack_with_images_missing_never_gets_its_name(tmp_path: Path) -> None:
@@ -476,11 +472,10 @@ def test_a_stack_with_images_missing_never_gets_its_name(tmp_path: Path) -> None
 
 
 def test_wrong_sizes_and_too_many_images_are_refused(tmp_path: Path) -> None:
-    writer = StackWriter(tmp_path / "x.mrcs", (1, 4, 4), pixel_size_angstrom=1.0, label="")
     for images in [np.zeros((1, 4, 5)), np.zeros((4, 4)), np.zeros((2, 4, 4))]:
-        with pytest.raises(ValueError, match=r"shape|more than"):
+        writer = StackWriter(tmp_path / "x.mrcs", (1, 4, 4), pixel_size_angstrom=1.0, label="")
+        with pytest.raises(ValueError, match=r"shape|more than"), writer:
             writer.write(images)
-    writer.discard()
 
 
 class FullDisk:
