@@ -34,8 +34,6 @@ JOB = "External/job012/"
 # the pipeline of the fixtures knows this table as the input of the job
 DENOISED, TWIN = "Extract/job007/particles.star", "Extract/job008/particles.star"
 N, BOX = 12, 32
-# a bare switch is on, and the twin is what the other options are tried with
-ALWAYS_SAY = ("align_twin", "twin")
 RUN = "import sys; from cryohush.relion_external.cli import main; sys.exit(main())"
 
 
