@@ -54,24 +54,6 @@ class ClusteringScores:
     adjusted_rand_index: float
 
 
-def conformation_scores(
-    images: Tensor, conformations: Tensor, embedding: Embedding = "isomap"
-) -> ClusteringScores:
-    """Embed `(n, y, x)` images, group them into as many groups as conformations `(n,)`, and score the groups.
-
-    Raises
-    ------
-    InputError
-        When there is not one conformation for each image.
-    """
-    if len(images) != len(conformations):
-        raise InputError(
-            f"expected one conformation for each image, found {len(conformations)} for {len(images)} images."
-        )
-    groups = group(embed(images, embedding), len(torch.unique(conformations)))
-    return clustering_scores(groups, conformations)
-
-
 def embed(images: Tensor, embedding: Embedding, *, n_neighbours: int = 25, seed: int = 0) -> Tensor:
     """Lay out `(n, y, x)` images as points `(n, 2)`, similar images side by side.
 

@@ -52,7 +52,7 @@ from cryohush.core.imaging.noise import image_generator, uniform
 from cryohush.core.imaging.normalise import default_radius_px, normalise
 from cryohush.core.imaging.projection import Projector, random_rotations, rotations_from_euler
 from cryohush.core.imaging.structure import potential_map, read_structure
-from cryohush.core.metrics.clustering import conformation_scores
+from cryohush.core.metrics.clustering import clustering_scores, embed, group
 
 BOX_PX, DIAMETER_SHARE = 64, 0.7
 PAIR = ("8eow", "8ep1")
@@ -105,7 +105,7 @@ def cell(snr: float, repeat: int, arguments: argparse.Namespace) -> Cell:
         vectors = PCA(20, random_state=0).fit_transform(upright.flatten(1).numpy())
         line = cross_val_score(LinearDiscriminantAnalysis(), vectors, state[:n].numpy(), cv=5)
         found[method] = {
-            name: conformation_scores(upright, state[:n], name).accuracy  # type: ignore[arg-type]
+            name: clustering_scores(group(embed(upright, name), 2), state[:n]).accuracy  # type: ignore[arg-type]
             for name in (("pca", "isomap") if n <= ISOMAP_MOST else ("pca",))
         } | {"line": float(line.mean())}
     return found

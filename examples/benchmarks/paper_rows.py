@@ -41,7 +41,7 @@ from cryohush.core.imaging.filters import radial_filter
 from cryohush.core.imaging.normalise import background_statistics
 from cryohush.core.io.files import writing
 from cryohush.core.job_context import JobContext
-from cryohush.core.metrics.clustering import conformation_scores
+from cryohush.core.metrics.clustering import clustering_scores, embed, group
 from cryohush.core.metrics.hallucination import pure_noise_figures
 from cryohush.core.metrics.image import (
     affine_normalised_mean_squared_error,
@@ -356,7 +356,9 @@ def _judge(bench: Bench, case: Case, apply: Denoise, one_in: int) -> dict[str, A
         # the first and the last conformation in turn
         true = torch.arange(len(views[0])) % 2
         result["told_apart"] = {
-            name: [len(view) * conformation_scores(view, true, embedding=name).accuracy for view in views]
+            name: [
+                len(view) * clustering_scores(group(embed(view, name), 2), true).accuracy for view in views
+            ]
             for name in _EMBEDDINGS
         }
         result["ceiling"] = test.ceiling
