@@ -112,19 +112,6 @@ def wiener_gain(noise_power: Tensor, total_power: Tensor) -> Tensor:
     return (1.0 - noise_power / total_power.clamp_min(torch.finfo(total_power.dtype).tiny)).clamp_min(0.0)
 
 
-def oracle_gain(images: Tensor, twin: Tensor) -> Tensor:
-    """`(rings,)` radial gain that best predicts `twin` from `images`, `Re<X conj(Y)> / <|X|^2>` in each ring.
-
-    `images` and `twin` `(n, y, x)` carry the same signal and independent noise. The gain is fitted on the
-    very images that it is then judged on, so no other radial filter comes closer to the twin in mean square.
-    """
-    shape = (images.shape[-2], images.shape[-1])
-    spectrum, other = torch.fft.rfft2(images), torch.fft.rfft2(twin)
-    cross = ring_mean((spectrum * other.conj()).real.mean(0), shape)
-    power = ring_mean(spectrum.abs().square().mean(0), shape)
-    return cross / power.clamp_min(torch.finfo(power.dtype).tiny)
-
-
 def _apply_gain(images: Tensor, gain: Tensor) -> Tensor:
     filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * gain, s=images.shape[-2:])
     return filtered

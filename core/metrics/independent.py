@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..imaging.resample import shift_images
 from ..imaging.rings import frequency_grid, hermitian_weight
-from .fourier import band_correlation, radial_power_spectrum, ring_products
+from .fourier import band_correlation, radial_power_spectrum
 from .image import correlation, require_same_shape
 
 # Periods, pixels, and shifts, pixels, among which the drift between two halves of an exposure is looked for.
@@ -109,29 +109,6 @@ def white_noise_power(images: Tensor) -> Tensor:
     power = radial_power_spectrum(images)[:, 1:]
     rings = power.shape[1]
     return power[:, int(_NOISE_ONLY[0] * rings) : int(_NOISE_ONLY[1] * rings)].median(1).values
-
-
-def noise_free_gain(images: Tensor, twin: Tensor, least_ssnr: float) -> float:
-    """How many times the score of the best radial filter grows if whole rings of `images` lose all noise.
-
-    With the signal S, the noise N (`white_noise_power`) and the cross product C with the twin of each ring,
-    the best radial filter of the noisy images scores as the root of the sum of C² / (S + N) over the rings,
-    that of noise-free ones as the root of that of C² / S. Rings of S / N up to `least_ssnr`, not negative,
-    stay noisy: the limit is that of a denoiser that restores perfectly what it can see. Where the halves
-    differ by more than noise, as drifted frames do, it is below the root of the twin's share of signal.
-
-    Raises
-    ------
-    InputError
-        When the stacks differ in shape.
-    """
-    cross, power, _ = (product.mean(0)[1:] for product in ring_products(images, twin))
-    noise = white_noise_power(images).mean()
-    signal = power - noise
-    # a ring of radius r has about 2 pi r coefficients
-    information = cross.square() * torch.arange(1, len(power) + 1)
-    best = information / torch.where(signal > least_ssnr * noise, signal, power)
-    return float((best.sum() / (information / power).sum()).sqrt())
 
 
 def bootstrap_score(values: Tensor, groups: Sequence[str] | None = None, *, n_resamples: int = 2000) -> Score:

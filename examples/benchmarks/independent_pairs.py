@@ -46,17 +46,15 @@ from cryohush.core.imaging.filters import (
     gaussian_filter,
     low_pass,
     mean_filter,
-    oracle_gain,
     radial_filter,
     wiener_gain,
 )
 from cryohush.core.imaging.rings import ring_mean
-from cryohush.core.metrics.fourier import pooled_fourier_ring_correlation, ring_frequencies
+from cryohush.core.metrics.fourier import pooled_fourier_ring_correlation, ring_frequencies, ring_products
 from cryohush.core.metrics.independent import (
     align_twin,
     bootstrap_score,
     independent_correlation,
-    noise_free_gain,
     white_noise_power,
 )
 from cryohush.core.models.weights import load_model
@@ -153,6 +151,42 @@ def white_noise_gain(images: Tensor) -> Tensor:
     return wiener_gain(
         white_noise_power(images).mean(), ring_mean(power, (images.shape[-2], images.shape[-1]))
     )
+
+
+def oracle_gain(images: Tensor, twin: Tensor) -> Tensor:
+    """`(rings,)` radial gain that best predicts `twin` from `images`, `Re<X conj(Y)> / <|X|^2>` in each ring.
+
+    `images` and `twin` `(n, y, x)` carry the same signal and independent noise. The gain is fitted on the
+    very images that it is then judged on, so no other radial filter comes closer to the twin in mean square.
+    """
+    shape = (images.shape[-2], images.shape[-1])
+    spectrum, other = torch.fft.rfft2(images), torch.fft.rfft2(twin)
+    cross = ring_mean((spectrum * other.conj()).real.mean(0), shape)
+    power = ring_mean(spectrum.abs().square().mean(0), shape)
+    return cross / power.clamp_min(torch.finfo(power.dtype).tiny)
+
+
+def noise_free_gain(images: Tensor, twin: Tensor, least_ssnr: float) -> float:
+    """How many times the score of the best radial filter grows if whole rings of `images` lose all noise.
+
+    With the signal S, the noise N (`white_noise_power`) and the cross product C with the twin of each ring,
+    the best radial filter of the noisy images scores as the root of the sum of C² / (S + N) over the rings,
+    that of noise-free ones as the root of that of C² / S. Rings of S / N up to `least_ssnr`, not negative,
+    stay noisy: the limit is that of a denoiser that restores perfectly what it can see. Where the halves
+    differ by more than noise, as drifted frames do, it is below the root of the twin's share of signal.
+
+    Raises
+    ------
+    InputError
+        When the stacks differ in shape.
+    """
+    cross, power, _ = (product.mean(0)[1:] for product in ring_products(images, twin))
+    noise = white_noise_power(images).mean()
+    signal = power - noise
+    # a ring of radius r has about 2 pi r coefficients
+    information = cross.square() * torch.arange(1, len(power) + 1)
+    best = information / torch.where(signal > least_ssnr * noise, signal, power)
+    return float((best.sum() / (information / power).sum()).sqrt())
 
 
 def score_of(images: Tensor, twin: Particles) -> float:

@@ -113,32 +113,6 @@ def test_a_transfer_function_multiplies_the_transform() -> None:
     np.testing.assert_allclose(filters.apply_transfer(images, gain), expected, atol=1e-12)
 
 
-def test_oracle_gain_is_the_least_squares_gain_of_each_ring() -> None:
-    clean = filters.gaussian_filter(white_noise(6, 16, 16), 1.5)
-    images, twin = clean + 0.1 * white_noise(6, 16, 16, seed=2), clean + 0.1 * white_noise(6, 16, 16, seed=3)
-    gain = filters.oracle_gain(images, twin)
-
-    def distance(candidate: torch.Tensor) -> float:
-        return float((filters.radial_filter(images, candidate) - twin).square().sum())
-
-    best = distance(gain)
-    for ring in range(len(gain)):
-        for change in (-1e-3, 1e-3):
-            moved = gain.clone()
-            moved[ring] += change
-            assert distance(moved) > best
-
-
-def test_oracle_gain_finds_the_wiener_filter_of_known_powers() -> None:
-    # signal of variance 3, noise of variance 1, both white: the gain is 3/4 in every ring
-    clean = math.sqrt(3.0) * white_noise(400, 16, 16)
-    images, twin = clean + white_noise(400, 16, 16, seed=2), clean + white_noise(400, 16, 16, seed=3)
-    gain = filters.oracle_gain(images, twin)
-    # ring 0 holds one number per image, so its error is about 1 / sqrt(400)
-    torch.testing.assert_close(gain, torch.full_like(gain, 0.75), rtol=0.0, atol=0.2)
-    torch.testing.assert_close(gain[3:9], torch.full((6,), 0.75, dtype=gain.dtype), rtol=0.0, atol=0.03)
-
-
 def test_filters_refuse_impossible_sizes() -> None:
     images = torch.zeros(1, 8, 8)
     for width_px in (0, 4):

@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from cryohush.core.errors import InputError
-from cryohush.core.imaging.filters import gaussian_filter, low_pass, oracle_gain, radial_filter
+from cryohush.core.imaging.filters import gaussian_filter, low_pass
 from cryohush.core.metrics.independent import (
     align_twin,
     bootstrap_score,
     independent_correlation,
-    noise_free_gain,
-    white_noise_power,
 )
 
 
@@ -46,22 +44,6 @@ def test_an_invented_particle_gains_nothing() -> None:
     invented = gaussian_filter(white_noise(32, 32, seed=5), 3.0).expand(200, 32, 32)
     score = bootstrap_score(independent_correlation(invented, twin))
     assert abs(score.mean) < 4 * score.standard_error
-
-
-def test_without_noise_the_score_of_the_best_radial_filter_grows_by_the_closed_form() -> None:
-    # power 4 in all rings up to 1/8 per pixel and none beyond, in noise of power 1
-    clean = low_pass(2 * white_noise(40, 64, 64), 8.0, 1.0, edge_rings=0.0)
-    raw, twin = clean + white_noise(40, 64, 64, seed=2), clean + 3 * white_noise(40, 64, 64, seed=3)
-    # the median of the powers of ten rings, 1,500 coefficients of each image, is good to 4 %
-    torch.testing.assert_close(white_noise_power(raw), torch.ones(40), rtol=0, atol=0.15)
-    # sqrt((S + N) / S); chance adds some 1 % in the 30 rings without signal
-    gain = noise_free_gain(raw, twin, 0.5)
-    assert gain == pytest.approx(math.sqrt(5 / 4), rel=0.02)
-    # and the clean images do score that
-    best = independent_correlation(radial_filter(raw, oracle_gain(raw, twin)), twin).mean()
-    assert float(best) * gain == pytest.approx(float(independent_correlation(clean, twin).mean()), rel=0.02)
-    # no ring has so much signal: nothing loses its noise
-    assert noise_free_gain(raw, twin, 1e6) == 1.0
 
 
 def test_standard_error_of_single_images_is_that_of_the_mean() -> None:
