@@ -22,6 +22,14 @@ from cryohush.core.io.mrc import StackReader, StackWriter
 PARTICLES = Path(__file__).parents[2] / "examples" / "data" / "particles.mrcs"
 STACKS = ("J42/extract/exposure_0.mrc", "J42/extract/exposure_1.mrc")
 N_PARTICLES = 24
+#: what a `.cs` table says of micrographs
+MICROGRAPH_BLOB: list[Any] = [
+    ("uid", "<u8"),
+    ("micrograph_blob/path", "S40"),
+    ("micrograph_blob/idx", "<u4"),
+    ("micrograph_blob/shape", "<u4", (2,)),
+    ("micrograph_blob/psize_A", "<f4"),
+]
 
 Run = Callable[..., int]
 
@@ -80,16 +88,7 @@ def add_particles(store: Store, name: str = "particles") -> Job:
 
 def add_micrographs(store: Store) -> None:
     """Add a job with two micrographs of white noise."""
-    table = np.zeros(
-        2,
-        [
-            ("uid", "<u8"),
-            ("micrograph_blob/path", "S40"),
-            ("micrograph_blob/idx", "<u4"),
-            ("micrograph_blob/shape", "<u4", (2,)),
-            ("micrograph_blob/psize_A", "<f4"),
-        ],
-    )
+    table = np.zeros(2, MICROGRAPH_BLOB)
     job = store.add_source("exposure", table, "exposures")
     table["uid"], table["micrograph_blob/psize_A"] = [5, 7], 1.5
     table["micrograph_blob/shape"] = (128, 160)

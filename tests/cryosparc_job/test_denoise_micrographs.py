@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cryosparc_project import PARTICLES, Run
+from cryosparc_project import MICROGRAPH_BLOB, PARTICLES, Run
 from double_store import Store
 from double_v5 import Double5
 
@@ -24,11 +24,7 @@ def exposures(store: Store) -> np.ndarray:
     table = np.zeros(
         2,
         [
-            ("uid", "<u8"),
-            ("micrograph_blob/path", "S40"),
-            ("micrograph_blob/idx", "<u4"),
-            ("micrograph_blob/shape", "<u4", (2,)),
-            ("micrograph_blob/psize_A", "<f4"),
+            *MICROGRAPH_BLOB,
             ("micrograph_blob/format", "S8"),
             ("micrograph_blob/is_background_subtracted", "<u4"),
             ("micrograph_blob/vmin", "<f4"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cryosparc_project import Run, add_micrographs, add_particles, process_at_work
+from cryosparc_project import MICROGRAPH_BLOB, Run, add_micrographs, add_particles, process_at_work
 from double_server import Fault
 from double_store import Job, Store
 from double_v5 import Double5
@@ -437,16 +437,7 @@ def test_what_cannot_be_watched(
 
 def add_exposures(store: Store, count: int, job: Job | None = None) -> Job:
     """Add an export of so many exposures of a session, or export it again in the same job."""
-    table = np.zeros(
-        count,
-        [
-            ("uid", "<u8"),
-            ("micrograph_blob/path", "S40"),
-            ("micrograph_blob/idx", "<u4"),
-            ("micrograph_blob/shape", "<u4", (2,)),
-            ("micrograph_blob/psize_A", "<f4"),
-        ],
-    )
+    table = np.zeros(count, MICROGRAPH_BLOB)
     table["uid"], table["micrograph_blob/psize_A"] = np.arange(count) + 500, 1.5
     table["micrograph_blob/shape"] = (96, 96)
     for number in range(count):

@@ -14,6 +14,7 @@ import mrcfile
 import numpy as np
 import pytest
 import torch
+from particle_files import CS_BLOB, save_cs
 
 from cryohush.core.config.load import validate
 from cryohush.core.config.training import NetworkConfig, ReferenceConfig, TrainingConfig
@@ -366,12 +367,7 @@ def test_cryosparc_tables_work_with_dark_protein(tmp_path):
 
     project = Project(tmp_path, sign=-1)
     fields: list[Any] = [
-        ("uid", "<u8"),
-        ("blob/path", "S40"),
-        ("blob/idx", "<u4"),
-        ("blob/shape", "<u4", (2,)),
-        ("blob/psize_A", "<f4"),
-        ("blob/sign", "<f4"),
+        *CS_BLOB,
         ("alignments3D/pose", "<f4", (3,)),
         ("alignments3D/shift", "<f4", (2,)),
         ("alignments3D/psize_A", "<f4"),
@@ -394,8 +390,7 @@ def test_cryosparc_tables_work_with_dark_protein(tmp_path):
     for name, value in (("accel_kv", KV), ("cs_mm", CS), ("amp_contrast", CONTRAST)):
         table[f"ctf/{name}"] = value
     table["ctf/df1_A"] = table["ctf/df2_A"] = DEFOCUS
-    with (tmp_path / "particles.cs").open("wb") as file:
-        np.save(file, table)
+    save_cs(tmp_path / "particles.cs", table)
     config = project.config(particles=tmp_path / "particles.cs")
     project.images = -project.images
     assert error_of_targets(project, projections_of(project, config))[0] < 0.02
