@@ -69,7 +69,7 @@ class Row:
 
 
 CLASSES, PICKS, POSES = "classification", "hard_picking", "found_poses"
-TWO = "two species"
+MANY, TWO, FIVE = "classification_5000", "two species", "five species"
 AP, RELION_AP, TEMPLATE_AP, DETECTOR_AP = (f"{picker} average precision" for picker in PICKERS)
 ROWS = (
     Row("Sorting out junk, simulated: AUC", "sorting", "ordinary auc", "!real"),
@@ -89,6 +89,16 @@ ROWS = (
     ),
     Row("2D classes: averages right to, 1/Å", CLASSES, "resolution", TWO, digits=4),
     Row("2D classes: averages of the raw images right to, 1/Å", CLASSES, "raw resolution", TWO, digits=4),
+    Row("2D classes, five species: species apart (NMI)", CLASSES, "nmi", FIVE),
+    Row("2D classes, 5,000 particles: species apart (NMI)", MANY, "nmi", TWO),
+    Row(
+        "2D classes, 5,000: angle in the plane, degrees, less is better",
+        MANY,
+        "plane",
+        TWO,
+        better=-1,
+        digits=1,
+    ),
     Row("Picking blobs, simulated: AP", PICKS, AP, "!real", micrographs=True),
     Row(
         "the same: false picks at the best F1, less is better",
