@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from .errors import Aborted, CryohushError, OutputError, missing_package, one_line
+from .errors import Aborted, CryohushError, OutputError, is_out_of_memory, missing_package, one_line
 
 FAILED, USAGE = 1, 2
 """Exit status after an error, and for wrong usage; 128 and the signal's number after a signal."""
@@ -175,7 +175,7 @@ def in_one_line(error: BaseException) -> str:
             return _unexpected(error)
     if isinstance(error, CryohushError):
         return str(error)
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return "out of memory. Ask for a smaller --batch-size or fewer --threads."
     if isinstance(error, OSError) and error.strerror:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""

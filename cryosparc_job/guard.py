@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from ..core.errors import CryohushError, HostError
+from ..core.errors import CryohushError, HostError, is_out_of_memory
 from .instance import ConnectionLost
 from .job import ExternalJob, JobEnded
 from .lock import JobBusy
@@ -130,10 +130,11 @@ def run_guarded(job: ExternalJob, signals: Signals, work: Callable[[], None]) ->
         return _fail(job, _sentence(error, then), patience_seconds=LAST_WORD_SECONDS)
     except CryohushError as error:
         return _fail(job, _sentence(error, then) if job.was_started else str(error))
-    except MemoryError:
-        return _fail(job, f"out of memory. {SMALLER} {then}", traceback.format_exc())
     except BaseException as error:
-        return _fail(job, f"unexpected {type(error).__name__}: {error}", traceback.format_exc())
+        text = f"unexpected {type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            text = f"out of memory. {SMALLER} {then}"
+        return _fail(job, text, traceback.format_exc())
     return 0
 
 

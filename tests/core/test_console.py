@@ -82,6 +82,10 @@ def test_signals_have_the_shells_exit_status(capsys: pytest.CaptureFixture[str])
         (PermissionError(13, "Permission denied", "/closed/a.mrcs"), "/closed/a.mrcs: Permission denied."),
         (OSError(28, "No space left on device"), "No space left on device."),
         (MemoryError(), "out of memory. Ask for a smaller --batch-size or fewer --threads."),
+        (
+            RuntimeError("[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory"),
+            "out of memory. Ask for a smaller --batch-size or fewer --threads.",
+        ),
     ],
 )
 def test_an_error_is_one_line(error: BaseException, text: str, capsys: pytest.CaptureFixture[str]) -> None:
