@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,6 +81,8 @@ def measure_gain(
         first, second = recorrupted(blocks[number], floor, generator)
         return normalise(first, radius)[0], second
 
+    limit = options.keep_above_angstrom
+    keep_above_px = None if limit is None else limit / pixel_size_angstrom
     context = known = None
     if contexts is not None:
         known = optics[chosen.nonzero().squeeze(1)] if optics is not None else None
@@ -101,11 +104,18 @@ def measure_gain(
         channels = None
         if context is not None:
             channels = context.channels(first, None if known is None else known[members])
-        denoised = _denoised(denoiser, first, radius, channels)
+        denoised, _, _ = denoiser.denoise(
+            first.numpy(),
+            radius_px=radius,
+            blend=options.blend,
+            keep_above_px=keep_above_px,
+            context=None if channels is None else partial(_known, channels),
+            finer=stacks[0].finer,
+        )
         parts.append(
             [
                 spectra(images, radius_px=radius, pixel_size_angstrom=pixel_size_angstrom)
-                for images in (first, second, denoised)
+                for images in (first, second, torch.from_numpy(denoised))
             ]
         )
     raw, twin, ours = (Spectra.joined(some) for some in zip(*parts, strict=True))
@@ -134,6 +144,5 @@ def _not_measured(why: str) -> dict[str, Any]:
     return {"verdict": f"What denoising adds to a low-pass filter was not measured: {why}."}
 
 
-def _denoised(denoiser: Denoiser, images: Tensor, radius_px: float, channels: Tensor | None) -> Tensor:
-    context = None if channels is None else lambda shown: channels
-    return torch.from_numpy(denoiser.denoise(images.numpy(), radius_px=radius_px, context=context)[0])
+def _known(channels: Tensor, shown: Tensor) -> Tensor:
+    return channels
