@@ -71,7 +71,10 @@ def speaking(
             try:
                 log = Path(log_file).open("a", encoding="utf-8", errors="replace", buffering=1)  # noqa: SIM115
             except OSError as error:
-                raise OutputError(f"{log_file}: cannot be written: {error.strerror or error}.") from error
+                raise OutputError(
+                    f"{log_file}: cannot be written: {error.strerror or error}. Name a file in a folder that "
+                    "is there."
+                ) from error
             opened.callback(_close, log)
         _manner = _Manner(quiet, verbose, log)
         try:

@@ -330,7 +330,14 @@ def _check_fields(table: CsTable) -> None:
             continue
         base, found_shape = table.fields[name].base, table.fields[name].shape
         if base.kind not in kinds or found_shape != shape:
-            raise CsError(f"the field {name} has the unexpected type {table.fields[name]}.", path=table.path)
+            raise CsError(
+                f"the field {name} has the unexpected type {table.fields[name]}.",
+                path=table.path,
+                remedy="Give the table as cryoSPARC wrote it; in one of your own, texts are bytes: "
+                "astype('S') of numpy."
+                if base.kind == "U"
+                else "Give the table as cryoSPARC wrote it.",
+            )
 
 
 def _refuse(table: CsTable, is_bad: NDArray[np.bool_], name: str, expected: str) -> None:

@@ -19,7 +19,7 @@ from .star import Table, encode, read_tables, unquote
 MICROGRAPH_SUFFIX = ".mrc"
 MOVIE_SUFFIXES = (".tif", ".tiff", ".eer", ".gz", ".bz2", ".xz", ".zst")
 _NAME, _PARTICLE, _MOVIE = "rlnMicrographName", "rlnImageName", "rlnMicrographMovieName"
-_COORDINATE = "rlnCoordinateX"
+_COORDINATE, _COORDINATE_FILE = "rlnCoordinateX", "rlnMicrographCoordinates"
 RAW_LABEL = "rlnCryohushRawMicrographName"
 """Column of the raw micrographs in the table of denoised ones."""
 EVEN_LABEL, ODD_LABEL = "rlnMicrographNameEven", "rlnMicrographNameOdd"
@@ -73,7 +73,9 @@ class MicrographSet(ImageSet):
     @staticmethod
     def _is_own(table: Table) -> bool:
         """Tell a table of micrographs by its columns, whatever it is called."""
-        return _NAME in table.labels and not {_PARTICLE, _COORDINATE, _MOVIE} & set(table.labels)
+        return _NAME in table.labels and not {_PARTICLE, _COORDINATE, _COORDINATE_FILE, _MOVIE} & set(
+            table.labels
+        )
 
     def check_images(self) -> list[tuple[int, int]]:
         """Open each file once and return the micrographs' `(y, x)`.
@@ -161,6 +163,13 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
             rows, labels = Rows(), table.labels
             group_of, row_optics = grouping(table, MICROGRAPH_PIXEL_SIZES)
             _read_rows(table, rows, group_of)
+        elif _COORDINATE_FILE in table.labels:
+            raise StarError(
+                f"data_{table.name} lists coordinate files.",
+                path=path,
+                line=table.line,
+                remedy="Give the micrographs STAR file that the picking job had.",
+            )
         elif _MOVIE in table.labels:
             raise StarError(
                 f"data_{table.name} lists movies.",

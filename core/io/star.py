@@ -144,6 +144,12 @@ class _Lines:
 
     def _check_text(self, block: bytes) -> None:
         if b"\0" in block:
+            if block[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                raise StarError(
+                    "the text is UTF-16, as editors on Windows write it; RELION cannot read it.",
+                    path=self.path,
+                    remedy=f"Convert it with: iconv -f UTF-16 -t UTF-8 {self.path.name} > converted.star",
+                )
             raise StarError("binary data: this is not a STAR file. Images are .mrcs or .mrc.", path=self.path)
         if b"\r" in block:
             before = block[: block.index(b"\r")]

@@ -181,7 +181,9 @@ def test_a_log_that_cannot_be_written_is_an_error_before_anything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["models", "--log-file", str(tmp_path / "gone/log.txt")]) == 1
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/gone/log.txt: cannot be written")
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path}/gone/log.txt: cannot be written")
+    assert "Name a file in a folder that is there." in said
 
 
 def test_a_log_is_not_appended_to_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,6 +98,11 @@ def test_a_bare_micrograph_has_its_headers_pixel_size(project: Path) -> None:
         (table_of([NAMES[0]], [3]), "line 21: optics group 3 is not in data_optics"),
         (table_of([]), "has no rows"),
         ("data_movies\n\nloop_\n_rlnMicrographMovieName #1\na.tif\n", "lists movies"),
+        (
+            "data_coordinate_files\n\nloop_\n_rlnMicrographName #1\n_rlnMicrographCoordinates #2\n"
+            "a.mrc a.star\n",
+            "lists coordinate files",
+        ),
         ("data_particles\n\nloop_\n_rlnImageName #1\n1@a.mrcs\n", "no table of micrographs"),
         *(
             (
@@ -153,4 +158,7 @@ def test_tables_of_micrographs_are_told_from_tables_of_particles(
 def test_a_file_that_is_no_table_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "t.star").write_bytes(b"\0\1\2")
     with pytest.raises(InputError, match="binary data"):
+        lists_micrographs(tmp_path / "t.star")
+    (tmp_path / "t.star").write_text(table_of(["a.mrc"]), encoding="utf-16")
+    with pytest.raises(InputError, match="UTF-16"):
         lists_micrographs(tmp_path / "t.star")
