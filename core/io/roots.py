@@ -36,7 +36,7 @@ def find_root(
         The image files, as it names them.
     root
         The folder. None: the first that holds the first file, of the working directory, the table's own
-        folder and its parents.
+        folder and its parents but `/`.
     error
         Makes an error of the position of a file, the problem and the remedy.
     own_folder_first
@@ -52,7 +52,9 @@ def find_root(
     """
     folder = path.absolute().parent
     around = [folder, Path.cwd()] if own_folder_first else [Path.cwd(), folder]
-    candidates = [root.absolute()] if root else list(dict.fromkeys([*around, *folder.parents]))
+    # `/` is no project: what was absolute and is named below another folder would be found there
+    above = [place for place in folder.parents if place != place.parent]
+    candidates = [root.absolute()] if root else list(dict.fromkeys([*around, *above]))
     relative = [name for name in names if not Path(name).is_absolute()]
     chosen = candidates[0]
     if relative:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from particle_files import noise, write_stack, write_table
 
 from cryohush.core.errors import ImageError, InputError, MrcError, OutputError, StarError
 from cryohush.core.inference.plan import holds_micrographs
@@ -502,3 +503,20 @@ def test_frames_and_micrographs_are_no_particles_unless_a_table_says_so(
         ParticleSet.read(tmp_path / name)
     (tmp_path / "p.star").write_text(f"data_particles\n\nloop_\n_rlnImageName\n1@{name}\n")
     assert len(ParticleSet.read(tmp_path / "p.star", root=tmp_path)) == 1
+
+
+def test_what_lies_below_an_output_folder_by_its_whole_path_is_not_the_raw_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Denoised images of absolute names, in a folder outside the working directory: `out/data/a.mrcs`."""
+    raw, out = tmp_path / "data/a.mrcs", tmp_path / "out"
+    inside = raw.relative_to("/")
+    write_stack(raw, noise(2, 16, 16))
+    write_stack(out / inside, noise(2, 16, 16, seed=2))
+    write_table(out / "particles.star", [f"1@{inside}", f"2@{inside}"])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert ParticleSet.read(out / "particles.star").stacks == [out / inside]
+    (out / inside).unlink()
+    with pytest.raises(StarError, match="does not exist"):  # and not the raw images
+        ParticleSet.read(out / "particles.star")
