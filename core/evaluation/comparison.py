@@ -81,6 +81,13 @@ class Sources:
         )
         if denoised.path in [rows.path for rows in (reference, twin) if rows is not None]:
             raise InputError("compared with itself.", path=denoised.path, remedy="Give other images.")
+        if reference is not None and (made := reference.table.examine().denoised):
+            number, label = next(iter(made.items()))
+            raise InputError(
+                f"the images to compare with were denoised ({label}): they are no truth.",
+                path=reference.table.stacks[number],
+                remedy="Give clean images as reference; denoised ones are given as denoised.",
+            )
         for rows in (reference, twin):
             if rows is not None and was_made_from(denoised.table, rows.table):
                 raise InputError(

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_args
 
+import mrcfile
 import numpy as np
 import pytest
 import starfile
@@ -338,6 +339,9 @@ def test_bad_input_is_one_clear_error(
     bad = images.copy()
     bad[7, 3, 3] = math.nan
     write_particles(tmp_path, "nan", bad)
+    write_particles(tmp_path, "made", images)
+    with mrcfile.open(tmp_path / "made.mrcs", "r+") as file:
+        file.add_label(label_of_denoised("general"))
     denoised, clean = files["denoised"], files["clean"]
     cases: list[tuple[tuple[str | Path, ...], str]] = [
         (
@@ -349,6 +353,7 @@ def test_bad_input_is_one_clear_error(
         (("--denoised", denoised, "--reference", tmp_path / "nan.star"), "image 8: the image holds NaN"),
         (("--denoised", denoised, "--reference", tmp_path / "none.star"), "none.star"),
         (("--denoised", denoised, "--reference", denoised), "compared with itself"),
+        (("--denoised", clean, "--reference", tmp_path / "made.star"), "were denoised"),
         (("--denoised", denoised, "--reference", clean, "--particle-diameter", "0.1"), "too few to compare"),
         (("--pairs", denoised, files["twin"], "--coarsest", "0.1"), "nothing in the images is finer than"),
         (("--denoised", denoised, "--reference", clean, "--metrics", "pnsr"), "did you mean 'psnr'?"),
