@@ -206,6 +206,11 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
             suspicious = None if scores is None else int(scores.suspicious.sum())
             error_of = self._error_teller(choices.precision, work.task.contexts)
             if options.error_stacks:
+                if error_of is not None and (options.blend or options.keep_above_angstrom is not None):
+                    self.context.log(
+                        "warning: the expected errors are those of the denoised images alone, without "
+                        "the raw ones that --blend or --keep-above puts back"
+                    )
                 write_error_stacks(stacks, error_of, folder.journal, output_dir, self.context)
             refuse_changed_inputs(images, stacks, self.undertaking, options)
             write_table(images, stacks, output_dir, scores)

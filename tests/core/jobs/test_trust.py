@@ -61,6 +61,15 @@ def test_errors_are_standard_deviations_on_the_images_own_grey_scale(table: Path
     assert summary.samples.error.shape == summary.samples.raw.shape
 
 
+@pytest.mark.parametrize("given", [{"blend": 0.5}, {"keep_above_angstrom": 10.0}, {}])
+def test_errors_are_said_to_leave_out_the_raw_image(
+    table: Path, weights: Path, given: dict[str, float]
+) -> None:
+    lines: list[str] = []
+    run_denoise(table, "out", options(weights, **given), JobContext(log=lines.append))
+    assert any("errors are those of the denoised images alone" in line for line in lines) is bool(given)
+
+
 def test_errors_can_be_had_afterwards_without_denoising_anew(table: Path, weights: Path) -> None:
     run_denoise(table, "once", options(weights))
     run_denoise(table, "later", options(weights, error_stacks=False))
