@@ -112,6 +112,12 @@ class StackPlan:
     is_micrograph: bool = False
     remarks: tuple[str, ...] = ()
 
+    def in_pixels(self, length_angstrom: float | None) -> float | None:
+        """Return a length in pixels; None where it or the pixel size is not known."""
+        if length_angstrom is None or self.pixel_size_angstrom is None:
+            return None
+        return length_angstrom / self.pixel_size_angstrom
+
     @property
     def kind(self) -> tuple[tuple[int, int], float | None, bool]:
         """What images have in common that may share a batch, and are judged beside each other."""

@@ -95,7 +95,7 @@ def particle_worker(
                 stack.shape, options.particle_diameter_angstrom, stack.pixel_size_angstrom
             ),
             blend=options.blend,
-            keep_above_px=_pixels(options.keep_above_angstrom, stack),
+            keep_above_px=stack.in_pixels(options.keep_above_angstrom),
             protein_dark=stack.protein_dark,
             context=None if contexts is None else lambda shown: contexts.channels(shown, places),
             finer=stack.finer,
@@ -116,7 +116,7 @@ def micrograph_worker(denoiser: MicrographDenoiser, options: DenoiseOptions) -> 
         denoised, problem, remark = denoiser.denoise(
             -image if stack.protein_dark else image,
             blend=options.blend,
-            keep_above_px=_pixels(options.keep_above_angstrom, stack),
+            keep_above_px=stack.in_pixels(options.keep_above_angstrom),
             finer=stack.finer,
         )
         return Denoised(
@@ -126,12 +126,6 @@ def micrograph_worker(denoiser: MicrographDenoiser, options: DenoiseOptions) -> 
         )
 
     return work
-
-
-def _pixels(length_angstrom: float | None, stack: StackPlan) -> float | None:
-    if length_angstrom is None or stack.pixel_size_angstrom is None:
-        return None
-    return length_angstrom / stack.pixel_size_angstrom
 
 
 def n_safely_written(

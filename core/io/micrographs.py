@@ -19,7 +19,15 @@ from .star import Table, encode, read_tables, unquote
 MICROGRAPH_SUFFIX = ".mrc"
 MOVIE_SUFFIXES = (".tif", ".tiff", ".eer", ".gz", ".bz2", ".xz", ".zst")
 _NAME, _PARTICLE, _MOVIE = "rlnMicrographName", "rlnImageName", "rlnMicrographMovieName"
-_COORDINATE, _COORDINATE_FILE = "rlnCoordinateX", "rlnMicrographCoordinates"
+_COORDINATE = "rlnCoordinateX"
+# What else is listed by files of micrographs or movies, and what to give instead.
+_OTHER_LISTS = {
+    "rlnMicrographCoordinates": (
+        "coordinate files",
+        "Give the micrographs STAR file that the picking job had.",
+    ),
+    _MOVIE: ("movies", "Correct them for motion first, and give that job's micrographs STAR file."),
+}
 RAW_LABEL = "rlnCryohushRawMicrographName"
 """Column of the raw micrographs in the table of denoised ones."""
 EVEN_LABEL, ODD_LABEL = "rlnMicrographNameEven", "rlnMicrographNameOdd"
@@ -73,9 +81,7 @@ class MicrographSet(ImageSet):
     @staticmethod
     def _is_own(table: Table) -> bool:
         """Tell a table of micrographs by its columns, whatever it is called."""
-        return _NAME in table.labels and not {_PARTICLE, _COORDINATE, _COORDINATE_FILE, _MOVIE} & set(
-            table.labels
-        )
+        return _NAME in table.labels and not {_PARTICLE, _COORDINATE, *_OTHER_LISTS} & set(table.labels)
 
     def check_images(self) -> list[tuple[int, int]]:
         """Open each file once and return the micrographs' `(y, x)`.
@@ -163,20 +169,12 @@ def _read_star(path: Path) -> tuple[Rows, dict[int, OpticsGroup]]:
             rows, labels = Rows(), table.labels
             group_of, row_optics = grouping(table, MICROGRAPH_PIXEL_SIZES)
             _read_rows(table, rows, group_of)
-        elif _COORDINATE_FILE in table.labels:
-            raise StarError(
-                f"data_{table.name} lists coordinate files.",
-                path=path,
-                line=table.line,
-                remedy="Give the micrographs STAR file that the picking job had.",
-            )
-        elif _MOVIE in table.labels:
-            raise StarError(
-                f"data_{table.name} lists movies.",
-                path=path,
-                line=table.line,
-                remedy="Correct them for motion first, and give that job's micrographs STAR file.",
-            )
+        else:
+            for label, (what, remedy) in _OTHER_LISTS.items():
+                if label in table.labels:
+                    raise StarError(
+                        f"data_{table.name} lists {what}.", path=path, line=table.line, remedy=remedy
+                    )
     if rows is None:
         raise StarError(
             f"no table of micrographs (with the column _{_NAME}) found.",

@@ -148,7 +148,8 @@ class _Lines:
                 raise StarError(
                     "the text is UTF-16, as editors on Windows write it; RELION cannot read it.",
                     path=self.path,
-                    remedy=f"Convert it with: iconv -f UTF-16 -t UTF-8 {self.path.name} > converted.star",
+                    remedy="Convert it with: iconv -f UTF-16 -t UTF-8 "
+                    f"{shlex.quote(str(self.path))} > converted.star",
                 )
             raise StarError("binary data: this is not a STAR file. Images are .mrcs or .mrc.", path=self.path)
         if b"\r" in block:

@@ -81,8 +81,6 @@ def measure_gain(
         first, second = recorrupted(blocks[number], floor, generator)
         return normalise(first, radius)[0], second
 
-    limit = options.keep_above_angstrom
-    keep_above_px = None if limit is None else limit / pixel_size_angstrom
     context = known = None
     if contexts is not None:
         known = optics[chosen.nonzero().squeeze(1)] if optics is not None else None
@@ -108,7 +106,7 @@ def measure_gain(
             first.numpy(),
             radius_px=radius,
             blend=options.blend,
-            keep_above_px=keep_above_px,
+            keep_above_px=stacks[0].in_pixels(options.keep_above_angstrom),
             context=None if channels is None else partial(_known, channels),
             finer=stacks[0].finer,
         )
