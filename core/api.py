@@ -20,6 +20,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .context.contexts import context_of_images
+from .context.stack_map import unasked
 from .errors import ConfigurationError, ImageError, missing_package
 from .imaging.ctf import CtfParameters, ctf_parameters_of
 from .imaging.normalise import background_mask
@@ -63,7 +64,7 @@ def denoise(
     keep_above: float | None = None,
     blend: float = 0.0,
     protein: Protein = "white",
-    context: Literal["stack", "none"] = "stack",
+    context: Literal["stack", "map", "none"] = "stack",
     ctf: CtfParameters | None = None,
     device: str = "auto",
     precision: Precision = "auto",
@@ -91,7 +92,9 @@ def denoise(
         Whether protein is brighter (`white`, as in extracted particles) or darker than the background.
     context
         What the other images say about each: `stack` takes all of them, if there are a hundred or more, as
-        one set of particles; `none` denoises each by itself, which suits images that have little in common.
+        one set of particles; `map` lets a map of the particle that is found from them take part, too, where
+        it predicts images better, which takes a minute; `none` denoises each by itself, which suits images
+        that have little in common.
     ctf
         CTF of each image (`read_ctf`), which the context makes use of; None is not known. It needs the pixel
         size.
@@ -139,8 +142,8 @@ def denoise(
             background_mask((stack.shape[1], stack.shape[2]), diameter_px / 2)
         except ValueError as error:
             raise ConfigurationError(f"particle_diameter: {error}.") from error
-    if context not in ("stack", "none"):
-        raise ConfigurationError(f"context: expected 'stack' or 'none', found {context!r}.")
+    if context not in ("stack", "map", "none"):
+        raise ConfigurationError(f"context: expected 'stack', 'map' or 'none', found {context!r}.")
     if ctf is not None and pixel_size is None:
         raise ConfigurationError("ctf needs the pixel size (Å): pixel_size has to be given as well.")
     if ctf is not None and len(ctf) != len(stack):
@@ -152,8 +155,9 @@ def denoise(
     loaded = _loaded(model)
     denoiser = _denoiser(loaded, device, precision)
     channels = None
-    if context == "stack" and bool(getattr(loaded.module, "context_channels", None)):
-        channels = _context(stack, ctf, pixel_size, particle_diameter, dark=protein == "dark")
+    if context != "none" and bool(getattr(loaded.module, "context_channels", None)):
+        dark, of_map = protein == "dark", unasked if context == "map" else None
+        channels = _context(stack, ctf, pixel_size, particle_diameter, dark=dark, with_map=of_map)
     finer = finer_grid(pixel_size, loaded.trained_pixel_sizes_angstrom, lambda: [sample(stack)])
     size = batch_size or max(1, CPU_BATCH_PX // (stack.shape[1] * stack.shape[2]))
     result = np.empty_like(stack)
@@ -384,6 +388,7 @@ def _context(
     particle_diameter: float | None,
     *,
     dark: bool,
+    with_map: Callable[[], None] | None,
 ) -> Callable[[slice, torch.Tensor], torch.Tensor] | None:
     """What makes the channels of context of some of the images; None where they have none."""
     found, _ = context_of_images(
@@ -392,6 +397,7 @@ def _context(
         protein_dark=dark,
         pixel_size_angstrom=pixel_size,
         diameter_angstrom=particle_diameter,
+        with_map=with_map,
     )
     if found is None:
         return None

@@ -82,9 +82,10 @@ class DenoiseOptions(Section):
         metavar="SHADE",
         shown="dark in micrographs, white in particles, or as particles.cs says",
     )
-    context: Literal["auto", "none"] = option(
+    context: Literal["auto", "map", "none"] = option(
         "auto",
-        "auto: the rest of the stack helps with each image, if it is large enough; none: each by itself",
+        "auto: the rest of the stack helps with each image, if it is large enough; map: so does a map of the "
+        "particle found from it, where that predicts images better; none: each by itself",
         metavar="USE",
     )
     score: bool = option(

@@ -56,12 +56,27 @@ class Centres:
         """Expected `(n, 2)` (y, x) of particles from the middle, pixels, and of their squares, `(n,)`."""
         box = transform.shape[-2]
         template = self.template[ring_index((box, box))] * _from_middle(box)
-        near, grid = _grid(box)
-        # the logarithm of the likelihood at each place, but for a constant
-        fit = torch.fft.irfft2(transform * (own * template), s=(box, box))[:, near]
-        squares = grid.square().sum(1)
-        weight = (fit - squares / (2 * self.spread_px**2)).softmax(1)
-        return weight @ grid, weight @ squares
+        return expected_places(transform * (own * template), self.spread_px)
+
+
+def expected_places(product: Tensor, spread_px: float) -> tuple[Tensor, Tensor]:
+    """Expected `(n, 2)` (y, x) of particles from the middle, pixels, and of their squares, `(n,)`.
+
+    Parameters
+    ----------
+    product
+        `(n, y, x // 2 + 1)` transforms of images times the conjugate of what they show without their noise,
+        over its power.
+    spread_px
+        Standard deviation of the places along each axis.
+    """
+    box = product.shape[-2]
+    near, grid = _grid(box)
+    # the logarithm of the likelihood at each place, but for a constant
+    fit = torch.fft.irfft2(product, s=(box, box))[:, near]
+    squares = grid.square().sum(1)
+    weight = (fit - squares / (2 * spread_px**2)).softmax(1)
+    return weight @ grid, weight @ squares
 
 
 def find_centres(transform: Tensor, own: Tensor, signal: Tensor, noise: Tensor) -> Centres:

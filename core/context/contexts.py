@@ -31,15 +31,18 @@ from ..models.precision import threads_kept
 from ..progress import counted
 from .centres import Centres
 from .like_views import LikeViews
+from .prediction import Prediction
 from .stack_context import (
     CHANNELS,
     FEWEST_IMAGES,
+    FEWEST_OF_VIEWS,
     MOST_IMAGES,
     StackContext,
     fit_context,
     to_working_grid,
     working_basis,
 )
+from .stack_map import StackMap
 from .view_network import view_model
 
 _HALF_SET, _SPLIT = "rlnRandomSubset", "alignments3D/split"
@@ -145,9 +148,10 @@ class StackContexts:
                     "basis_radius_px": context.covariance.basis.radius_px,
                     "orders": len(context.covariance.vectors),
                     "places_px": None if context.centres is None else context.centres.spread_px,
+                    "map_spread_px": context.views.spread_px if isinstance(context.views, StackMap) else None,
                     "views": None
                     if context.views is None
-                    else [context.views.share, context.views.error, view_model().sha256],
+                    else [context.views.share, context.views.error, view_model(context.views.network).sha256],
                 }
             )
         for number, of_stack in enumerate(self.images.values()):
@@ -224,23 +228,33 @@ def _context(tensors: Mapping[str, Tensor], number: int, entry: Mapping[str, Any
     )
     if entry["views"] is None:
         return context
-    if entry["views"][2] != view_model().sha256:
-        raise ValueError("it was found with another network of like views")
-    views = context.like_views(
-        torch.view_as_complex(tensors[f"{number}.views.sample"]),
-        tensors[f"{number}.views.group"],
-        [tensors[f"{number}.views.weights.{order}"] for order in orders],
-        [tensors[f"{number}.views.residual.{order}"] for order in orders],
-        *entry["views"][:2],
-    )
+    share, error, sha256 = entry["views"]
+    known: dict[str, Any] = {
+        "weights": [tensors[f"{number}.views.weights.{order}"] for order in orders],
+        "residual": [tensors[f"{number}.views.residual.{order}"] for order in orders],
+        "share": share,
+        "error": error,
+    }
+    views: Prediction
+    if entry["map_spread_px"] is None:
+        sample = torch.view_as_complex(tensors[f"{number}.views.sample"])
+        known |= {"sample": sample, "group": tensors[f"{number}.views.group"]}
+        views = LikeViews(**context.of_prediction, **known)
+    else:
+        known |= {"volume": tensors[f"{number}.views.map"], "spread_px": entry["map_spread_px"]}
+        views = StackMap(**context.of_prediction, **known, mean=context.covariance.mean)
+    if sha256 != view_model(views.network).sha256:
+        raise ValueError("it was found with another network of like views or of a map")
     return replace(context, views=views)
 
 
-def _tensors_of_views(views: LikeViews, number: int) -> dict[str, Tensor]:
-    tensors = {
-        f"{number}.views.sample": torch.view_as_real(views.sample).contiguous(),
-        f"{number}.views.group": views.group,
-    }
+def _tensors_of_views(views: Prediction, number: int) -> dict[str, Tensor]:
+    tensors = {}
+    if isinstance(views, LikeViews):
+        tensors[f"{number}.views.sample"] = torch.view_as_real(views.sample).contiguous()
+        tensors[f"{number}.views.group"] = views.group
+    elif isinstance(views, StackMap):
+        tensors[f"{number}.views.map"] = views.volume.contiguous()
     for order, (weights, residual) in enumerate(zip(views.weights, views.residual, strict=True)):
         tensors[f"{number}.views.weights.{order}"] = weights.contiguous()
         tensors[f"{number}.views.residual.{order}"] = residual.contiguous()
@@ -259,6 +273,7 @@ def find_contexts(
     pixel_sizes_angstrom: Sequence[float | None] | None = None,
     diameter_angstrom: float | None = None,
     known: StackContexts | None = None,
+    with_map: Callable[[], None] | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> StackContexts:
     """First pass: the contexts of a particle set, from a sample of each optics group and half set.
@@ -277,6 +292,9 @@ def find_contexts(
         Of each stack; None takes those of the table.
     known
         Contexts of an earlier part of the set, which stay as they are but for groups that have outgrown them.
+    with_map
+        Look for a map of the particle in each group, which takes a minute; called in each round of that, and
+        may raise to stop.
 
     Raises
     ------
@@ -311,6 +329,8 @@ def find_contexts(
                 context, note = None, "none: the images were multiplied by their CTF"
             else:
                 looked_at = sum(context.n_images for context in contexts)
+                if with_map is not None and len(rows) >= FEWEST_OF_VIEWS:
+                    log(f"a map of the particles of {name} is looked for, which takes about a minute")
                 context, note = _fit(
                     particles,
                     rows,
@@ -319,6 +339,7 @@ def find_contexts(
                     sizes,
                     diameter_angstrom,
                     with_views=looked_at < MOST_VIEWS,
+                    with_map=with_map,
                 )
             notes[name] = f"{name}: {note}"
             log(f"context of {notes[name]}")
@@ -434,6 +455,7 @@ def _fit(
     diameter_angstrom: float | None,
     *,
     with_views: bool,
+    with_map: Callable[[], None] | None,
 ) -> tuple[StackContext | None, str]:
     """The context of some rows, and a line about it."""
     if len(rows) < FEWEST_IMAGES:
@@ -450,6 +472,7 @@ def _fit(
         pixel_size,
         diameter_angstrom,
         with_views=with_views,
+        with_map=with_map,
     )
 
 
@@ -461,6 +484,7 @@ def context_of_images(
     protein_dark: bool = False,
     pixel_size_angstrom: float | None = None,
     diameter_angstrom: float | None = None,
+    with_map: Callable[[], None] | None = None,
 ) -> tuple[StackContext | None, str]:
     """The context of images in memory, and a line about it: as of a file's in `find_contexts`.
 
@@ -482,6 +506,7 @@ def context_of_images(
         None if optics is None or not pixel_size_angstrom else optics[chosen],
         pixel_size_angstrom,
         diameter_angstrom,
+        with_map=with_map,
     )
 
 
@@ -500,6 +525,7 @@ def _from_blocks(
     diameter_angstrom: float | None,
     *,
     with_views: bool = True,
+    with_map: Callable[[], None] | None = None,
 ) -> tuple[StackContext | None, str]:
     """The context of images `(n, y, x)` that come some at a time, protein white, and a line about it."""
     y, box = shape
@@ -519,6 +545,7 @@ def _from_blocks(
             radius_px=radius,
             box_px=box,
             with_views=with_views,
+            with_map=with_map,
         )
     except ValueError as error:
         return None, f"none: {error}"
@@ -531,7 +558,8 @@ def _from_blocks(
         spread = context.centres.spread_px * context.box_px / context.working_box_px
         note += f", particles {spread:.1f} px off centre along each axis"
     if context.views is not None:
-        note += f", like views take part by {100 * context.views.share:.0f} %"
+        what = "a map of them takes" if isinstance(context.views, StackMap) else "like views take"
+        note += f", {what} part by {100 * context.views.share:.0f} %"
     return context, note
 
 

@@ -20,22 +20,24 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..classical.covariance import ImageCovariance, angular_places, estimate_covariance_through_ctf
+from ..classical.covariance import ImageCovariance, estimate_covariance_through_ctf
 from ..classical.fourier_bessel import FourierBesselBasis
 from ..imaging.ctf import CtfParameters, ctf, defocus_groups, nearest_group
 from ..imaging.filters import apply_transfer, background_power
 from ..imaging.noise import image_generator
-from ..imaging.resample import fourier_resample
+from ..imaging.resample import fourier_resample, shift_phases
 from ..imaging.rings import ring_index, ring_mean
 from ..spread import evenly_spread
 from .centres import Centres, find_centres
-from .like_views import LikeViews, fitted, times
+from .like_views import LikeViews
 from .noise_spectrum import beyond_noise, floor_of, noise_spectrum, unmodulated_power
+from .prediction import MEANS, Prediction, fitted, times
+from .stack_map import StackMap, Stage, find_map, unasked
 from .view_network import of_network, shown
 
 WORKING_BOX_PX = 64
@@ -53,6 +55,8 @@ _BLOCK = 64
 FEWEST_OF_VIEWS = 256
 #: noise that some images get to measure what the views explain, relative to their own, and how many these are
 _TAU, _MEASURED = 0.5, 512
+#: images that take no part in a map at most
+_HELD_OUT = 256
 #: images to which the linear prediction is fitted
 FITTED = 600
 #: relative to the covariance filter's, with an even and with an uneven background: hardly less is not worth
@@ -111,7 +115,8 @@ class StackContext:
         What tells how far beside the middle of their images particles lie; None where it is of no use. The
         covariance and like views are of particles in the middle.
     views
-        What like views of the sample add to the covariance filter; None where that is nothing.
+        What like views of the sample, or a map of the particle, add to the covariance filter; None where that
+        is nothing.
     """
 
     box_px: int
@@ -125,7 +130,7 @@ class StackContext:
     group_optics: CtfParameters | None
     n_images: int
     centres: Centres | None = None
-    views: LikeViews | None = None
+    views: Prediction | None = None
 
     @property
     def working_box_px(self) -> int:
@@ -156,7 +161,7 @@ class StackContext:
         if self.views is None:
             particle = torch.fft.rfft2(self._by_covariance(transform, group)) * own
         else:
-            estimate, better = self._beside_like_views(self.views, transform, own, group)
+            estimate, better = self._beside_views(self.views, transform, own, group)
             inside = circle(working, self.working_radius_px)
             particle = torch.lerp(estimate, better, self.views.share * inside) * self.noise_variance**0.5
             particle = torch.fft.rfft2(particle)
@@ -188,6 +193,14 @@ class StackContext:
     def _to_middle(self, transform: Tensor, own: Tensor) -> Tensor:
         """Factors on transforms of images that bring their particles to the middle."""
         return torch.ones(()) if self.centres is None else self.centres.to_middle(transform, own)
+
+    def to_map(self, transform: Tensor, own: Tensor, group: Tensor) -> Tensor:
+        """Factors on transforms of images that bring their particles to where a map has them."""
+        if not isinstance(self.views, StackMap):
+            return torch.ones(())
+        white = transform * self.whitening / self.noise_variance**0.5
+        places = self.views.places_px(white, own * self.whitening, group, self._stage)
+        return shift_phases(-places, (self.working_box_px,) * 2)
 
     def _in_the_middle(self, images: Tensor, optics: CtfParameters | None) -> Tensor:
         """`(n, y, x)` images on the working grid, with their particles moved to the middle."""
@@ -227,20 +240,27 @@ class StackContext:
         particles: Tensor = covariance.basis.synthesise(filtered + covariance.mean) * self.noise_variance**0.5
         return particles
 
-    def _beside_like_views(
-        self, views: LikeViews, transform: Tensor, own: Tensor, group: Tensor
+    def _beside_views(
+        self, views: Prediction, transform: Tensor, own: Tensor, group: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`(n, y, x)` particles through their CTFs, in units of the noise: by covariance, and by all."""
-        seen = self.view_channels(views, transform, own, group)
         scale = self.view_scale(views)
-        return scale * seen[:, 2], scale * of_network(seen)
+        if not isinstance(views, StackMap):
+            seen = self.view_channels(views, transform, own, group)
+            return scale * seen[:, 2], scale * of_network(seen, views.network)
+        sides = (self.working_box_px, self.working_box_px)
+        estimate = torch.fft.rfft2(self._by_covariance(transform, group) / self.noise_variance**0.5) * own
+        to_map = replace(self, views=views).to_map(transform, own, group)
+        seen = self.view_channels(views, transform * to_map, own, group)
+        better = torch.fft.rfft2(of_network(seen, views.network)) * to_map.conj()
+        return torch.fft.irfft2(estimate, s=sides), scale * torch.fft.irfft2(better, s=sides)
 
-    def view_scale(self, views: LikeViews) -> float:
+    def view_scale(self, views: Prediction) -> float:
         """Standard deviation of the particles as they are seen, in their circle, in units of the noise."""
         area = float(circle(self.working_box_px, self.working_radius_px).square().sum())
         return math.sqrt(max(views.power / area, 1e-12))
 
-    def view_channels(self, views: LikeViews, transform: Tensor, own: Tensor, group: Tensor) -> Tensor:
+    def view_channels(self, views: Prediction, transform: Tensor, own: Tensor, group: Tensor) -> Tensor:
         """What the network of like views sees, `(n, 7, y, x)`, see `view_network.shown`.
 
         Parameters
@@ -298,31 +318,18 @@ class StackContext:
     def _operators(self) -> list[Tensor]:
         return self.covariance.basis.radial_operators(self.group_transfer())
 
-    def like_views(
-        self,
-        sample: Tensor,
-        group: Tensor,
-        weights: list[Tensor] | None = None,
-        residual: list[Tensor] | None = None,
-        share: float = 0.0,
-        error: float = 1.0,
-    ) -> LikeViews:
-        """`LikeViews` of this context's covariance and CTFs."""
+    @property
+    def of_prediction(self) -> dict[str, Any]:
+        """What any `Prediction` has of this context."""
         covariance = self.covariance
         prior = [(v * e) @ v.T for v, e in zip(covariance.vectors, covariance.eigenvalues, strict=True)]
-        squared = [operator @ operator for operator in self._operators]
-        return LikeViews(
-            covariance.basis,
-            covariance.vectors,
-            prior,
-            squared,
-            sample,
-            group,
-            weights or [],
-            residual or [],
-            share,
-            error,
-        )
+        squared = self._stage.squared
+        return {"basis": covariance.basis, "vectors": covariance.vectors, "prior": prior, "squared": squared}
+
+    @cached_property
+    def _stage(self) -> Stage:
+        mask = circle(self.working_box_px, self.working_radius_px)
+        return Stage(self.covariance.basis, self._operators, mask)
 
     def with_centres(
         self,
@@ -354,49 +361,109 @@ class StackContext:
         n = len(images)
         if n < FEWEST_OF_VIEWS:
             return self
-        views = self.sample_views(images, optics)
+        sample, group = self.sample(images, optics)
+        views = LikeViews(**self.of_prediction, sample=sample, group=group)
         rows, of_fit = (torch.from_numpy(evenly_spread(n, most)) for most in (_MEASURED, FITTED))
         step = max(2, len(rows) // _TRIED)
 
-        def measured(found: LikeViews, judged: Tensor) -> LikeViews:
-            known = None if optics is None else optics[judged]
-            share, error = self._measured(found, images[judged], known)
-            return replace(found, share=share, error=error)
+        def measured(fit: Tensor, judged: Tensor) -> Prediction:
+            return self._measured(fitted(views, sample[fit], group[fit]), images, optics, judged)
 
-        even, uneven = _LARGEST_ERROR
-        largest = even + self.unevenness * (uneven - even)
-        if measured(fitted(views, rows[::step]), rows[step // 2 :: step]).error > largest + _WORSE:
+        if measured(rows[::step], rows[step // 2 :: step]).error > self._largest_error + _WORSE:
             return self
-        views = measured(fitted(views, of_fit), rows)
-        return replace(self, views=views) if views.error < largest else self
+        found = measured(of_fit, rows)
+        return replace(self, views=found) if found.error < self._largest_error else self
 
-    def sample_views(self, images: Tensor, optics: CtfParameters | None) -> LikeViews:
-        """`LikeViews` of `(n, y, x)` images on the working grid, to be fitted."""
+    def with_map(
+        self,
+        images: Tensor,
+        optics: CtfParameters | None,
+        largest_error: float,
+        stop_if_asked: Callable[[], None],
+    ) -> StackContext:
+        """Look for a map that explains `(n, y, x)` images on the working grid better than other means.
+
+        Some images take no part in it: they tell how well it predicts.
+        """
+        n = len(images)
+        if n < FEWEST_OF_VIEWS:
+            return self
+        judged = torch.from_numpy(evenly_spread(n, min(_HELD_OUT, n // 6)))
+        explained = self._covariance_explains(images[judged], None if optics is None else optics[judged])
+        if _sureness(explained) <= _SIGNIFICANT:
+            return self
+        others = torch.ones(n, dtype=torch.bool).index_fill_(0, judged, False).nonzero().squeeze(1)
+        context = self.of_map(images, optics, others, stop_if_asked)
+        assert context.views is not None
+        found = context._measured(context.views, images, optics, judged)
+        return replace(self, views=found) if found.error < min(largest_error, self._largest_error) else self
+
+    def of_map(
+        self,
+        images: Tensor,
+        optics: CtfParameters | None,
+        rows: Tensor,
+        stop_if_asked: Callable[[], None] = unasked,
+    ) -> StackContext:
+        """The context with a map of some of `(n, y, x)` images on the working grid, its use not measured."""
         own, group = self.own_ctf(optics, len(images))
-        sample, places = [], angular_places(self.covariance.basis)
+        own, group = _of_some(own, rows), group[rows]
+        white = self._white_in_the_middle(images[rows], own, group)
+        volume, spread = find_map(
+            white, own * self.whitening, group, self._stage, self.covariance, stop_if_asked
+        )
+        # weights by least squares would count on what the map has of these images' own noise
+        weights = [torch.full((MEANS, len(values)), 1 / MEANS) for values in self.covariance.eigenvalues]
+        views = StackMap(
+            **self.of_prediction, volume=volume, spread_px=spread, mean=self.covariance.mean, weights=weights
+        )
+        context = replace(self, views=views)
+        of_fit = torch.from_numpy(evenly_spread(len(images), FITTED))
+        sample, group = context.sample(images[of_fit], None if optics is None else optics[of_fit])
+        return replace(self, views=fitted(views, sample, group))
+
+    @property
+    def _largest_error(self) -> float:
+        even, uneven = _LARGEST_ERROR
+        return even + self.unevenness * (uneven - even)
+
+    def _white_in_the_middle(self, images: Tensor, own: Tensor, group: Tensor) -> Tensor:
+        """Transforms of `(n, y, x)` images with white noise of variance 1."""
+        parts = []
         for some in torch.split(torch.arange(len(images)), _BLOCK):
             transform = torch.fft.rfft2(images[some])
-            transform = transform * self._to_middle(transform, _of_some(own, some))
+            to_middle = self._to_middle(transform, _of_some(own, some))
+            parts.append(transform * to_middle * (self.whitening / self.noise_variance**0.5))
+        return torch.cat(parts)
+
+    def sample(self, images: Tensor, optics: CtfParameters | None) -> tuple[Tensor, Tensor]:
+        """`(n, functions)` b of `(n, y, x)` images on the working grid, and their CTF groups."""
+        own, group = self.own_ctf(optics, len(images))
+        sample, places = [], self._stage.places
+        for some in torch.split(torch.arange(len(images)), _BLOCK):
+            ctfs, transform = _of_some(own, some), torch.fft.rfft2(images[some])
+            transform = transform * self._to_middle(transform, ctfs)
+            transform = transform * self.to_map(transform, ctfs, group[some])
             coefficients = self._coefficients(transform, group[some])
             sample.append(times(self._operators, places, coefficients, group[some]))
-        return self.like_views(torch.cat(sample), group)
+        return torch.cat(sample), group
 
     def _measured(
-        self, views: LikeViews, images: Tensor, optics: CtfParameters | None
-    ) -> tuple[float, float]:
-        """The share of like views that explains `(n, y, x)` images best, and the error that it leaves.
+        self, views: Prediction, images: Tensor, optics: CtfParameters | None, rows: Tensor
+    ) -> Prediction:
+        """`views` with the share that explains some of `(n, y, x)` images best, and the error that it leaves.
 
         Noise is added to them and subtracted, scaled: what is made of the one is compared with the other,
         whose noise is independent.
         """
-        n, working = len(images), self.working_box_px
-        own, group = self.own_ctf(optics, n)
-        inside = circle(working, self.working_radius_px)
+        images, optics = images[rows], None if optics is None else optics[rows]
+        own, group = self.own_ctf(optics, len(images))
+        inside = circle(self.working_box_px, self.working_radius_px)
         products, powers = [], []
         for some, noisier, other in self._recorrupted(images):
             ctfs = _of_some(own, some)
             to_middle = self._to_middle(noisier, ctfs)
-            estimate, better = self._beside_like_views(views, noisier * to_middle, ctfs, group[some])
+            estimate, better = self._beside_views(views, noisier * to_middle, ctfs, group[some])
             step = inside * self._white(torch.fft.rfft2(better - estimate))
             other = other * to_middle / self.noise_variance**0.5
             missing = inside * self._white(other - torch.fft.rfft2(estimate))
@@ -404,12 +471,13 @@ class StackContext:
             powers.append(step.square().sum((1, 2)))
         of_images = torch.cat(products)
         if _sureness(of_images) <= _SIGNIFICANT:
-            return 0.0, 1.0
+            return replace(views, share=0.0, error=1.0)
         explained, power = float(of_images.sum()), float(torch.cat(powers).sum())
         share = min(1.0, explained / power)
         expected = float(views.expected_error()[group].sum())
         gained = share * (2 * explained - share * power)
-        return share, min(1.0, max(0.0, 1 - gained / max(expected, 1e-12)))
+        error = min(1.0, max(0.0, 1 - gained / max(expected, 1e-12)))
+        return replace(views, share=share, error=error)
 
     def _covariance_explains(self, images: Tensor, optics: CtfParameters | None) -> Tensor:
         """`(n,)` power of `(n, y, x)` images that the covariance filter explains, told as in `_measured`."""
@@ -461,6 +529,7 @@ def fit_context(
     radius_px: float,
     box_px: int | None = None,
     with_views: bool = True,
+    with_map: Callable[[], None] | None = None,
 ) -> StackContext:
     """First pass: what a sample of a stack says.
 
@@ -477,6 +546,8 @@ def fit_context(
         Side of the images, where these are on their working grid already (`to_working_grid`).
     with_views
         Whether to look for like views, which takes most of the time.
+    with_map
+        Look for a map, too, and take what predicts images better; called in each round of the search.
 
     Raises
     ------
@@ -530,11 +601,16 @@ def fit_context(
     centred, gain = context.with_centres(small, optics, covariance_of)
     if gain > _SURE:
         context = centred
-    elif with_views and gain > -_LOSS:
-        centred = centred.with_views(small, optics)
-        if centred.views is not None:
-            return centred
-    return context.with_views(small, optics) if with_views else context
+    found = context
+    if with_views and context is not centred and gain > -_LOSS:
+        found = centred.with_views(small, optics)
+    if with_views and found.views is None:
+        found = context.with_views(small, optics)
+    if with_map is not None:
+        largest = 1.0 if found.views is None else found.views.error
+        of_map = context.with_map(small, optics, largest, with_map)
+        return found if of_map.views is None else of_map
+    return found
 
 
 def to_working_grid(images: Tensor) -> Tensor:

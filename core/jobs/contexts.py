@@ -40,6 +40,7 @@ def contexts_of(
     parts: Mapping[str, str],
     goes_on: bool,
     log: Callable[[str], None],
+    stop_if_asked: Callable[[], None],
 ) -> RunContexts:
     """Find the contexts of a run, and write them to its folder.
 
@@ -51,6 +52,8 @@ def contexts_of(
         Whether a run is gone on with: the contexts that it has found then stay as they are, and only
         groups of images that are new get one. Where images that they know are no longer the same, all are
         found anew.
+    stop_if_asked
+        Called while a map is looked for; may raise to stop.
     """
     if not getattr(model.module, "context_channels", 0):
         return RunContexts(None, {"used": False, "why": "this model sees single images"})
@@ -70,6 +73,7 @@ def contexts_of(
         pixel_sizes_angstrom=[stack.pixel_size_angstrom for stack in stacks],
         diameter_angstrom=options.particle_diameter_angstrom,
         known=known,
+        with_map=stop_if_asked if options.context == "map" else None,
         log=log,
     )
     contexts = dataclasses.replace(contexts, digests=digests)

@@ -145,6 +145,9 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
             parts=self.undertaking.parts,
             goes_on=folder.goes_on,
             log=self.context.log,
+            stop_if_asked=lambda: self.context.stop_if_asked(
+                "Stopped while a map was looked for. --resume begins anew."
+            ),
         )
         task = Task(
             Weights.of(model),

@@ -82,7 +82,15 @@ def preview(
         place = Path(folder)
         parts = dict.fromkeys((stack.name for stack in stacks), "")
         known = contexts_of(
-            images, stacks, model, options, place, parts=parts, goes_on=False, log=context.log
+            images,
+            stacks,
+            model,
+            options,
+            place,
+            parts=parts,
+            goes_on=False,
+            log=context.log,
+            stop_if_asked=lambda: context.stop_if_asked("Stopped. Nothing was written."),
         )
         weights = Weights.of(model)
         choices, _ = choose(weights, options, [chosen[0].shape], is_micrographs, devices)

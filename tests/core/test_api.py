@@ -91,7 +91,7 @@ def test_ctfs_are_of_the_images_and_of_images_as_they_were() -> None:
     for settings, message in (
         ({"ctf": cryohush.read_ctf(STAR, rows=[0, 1]), "pixel_size": 1.5}, "of 3 images, found 2"),
         ({"ctf": cryohush.read_ctf(STAR, rows=[0, 1, 2])}, "needs the pixel size"),
-        ({"context": "all"}, "expected 'stack' or 'none', found 'all'"),
+        ({"context": "all"}, "expected 'stack', 'map' or 'none', found 'all'"),
     ):
         with pytest.raises(CryohushError, match=message):
             cryohush.denoise(images, **settings)  # type: ignore[arg-type]
