@@ -4,7 +4,7 @@
         [--models general FILE ...] [--topaz-python PYTHON]
     python stack_context.py cut --micrographs FOLDER --output DIR
     python stack_context.py hallucination --structures PDB PDB --ctf-tables TABLE.npy ... --output DIR
-        [--model general]
+        [--model general] [--map]
 
 `real`: two tables of the same boxes whose noise is independent. `--raw` is denoised by each way, and the
 ratio of its correlation with the twin to that of the raw image, in bands of Fourier rings, is the gain: 1 for
@@ -26,6 +26,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,8 +38,10 @@ import torch
 from simulated_stacks import StackRanges, simulate_stack
 from torch import Tensor
 
-from cryohush.core.context.like_views import fitted
+from cryohush.core.context.like_views import LikeViews
+from cryohush.core.context.prediction import fitted
 from cryohush.core.context.stack_context import FITTED, StackContext, fit_context, to_working_grid
+from cryohush.core.context.stack_map import unasked
 from cryohush.core.imaging.ctf import CtfParameters, ctf_parameters_of, read_ctf_table
 from cryohush.core.imaging.filters import background_power
 from cryohush.core.imaging.noise import image_generator
@@ -65,6 +68,7 @@ def main() -> None:
         "--twin", type=Path, required=True, help="the same boxes with independent noise (.mrcs)"
     )
     real.add_argument("--models", nargs="*", default=["general"])
+    real.add_argument("--map", action="store_true", help="let a map of the particle take part")
     real.add_argument("--topaz-python", help="python of an environment with topaz-em 0.3.20")
     real.add_argument("--radius-angstrom", type=float, default=66.5, help="of the disc that is scored")
     cut = commands.add_parser("cut")
@@ -74,6 +78,7 @@ def main() -> None:
     )
     hallucination = commands.add_parser("hallucination")
     hallucination.add_argument("--model", default="general")
+    hallucination.add_argument("--map", action="store_true", help="let a map of the particle take part")
     hallucination.add_argument("--structures", type=Path, nargs=2, required=True, metavar="PDB")
     hallucination.add_argument("--ctf-tables", type=Path, nargs="+", required=True)
     for command in (real, cut, hallucination):
@@ -120,7 +125,13 @@ def measure_real(arguments: argparse.Namespace) -> None:
     pixel_size = float(particles.optics[int(particles.optics_group[0])].pixel_size_angstrom or 1)
     optics, radius = ctf_parameters_of(particles), default_radius_px((raw.shape[-2], raw.shape[-1]))
     raw = normalise(raw, radius)[0]
-    context = fit_context(raw, optics, pixel_size_angstrom=pixel_size, radius_px=radius)
+    context = fit_context(
+        raw,
+        optics,
+        pixel_size_angstrom=pixel_size,
+        radius_px=radius,
+        with_map=unasked if arguments.map else None,
+    )
     channels = channels_of(context, raw, optics)
     covariance = channels_of(replace(context, views=None), raw, optics)[:, 0]
     denoised = {"covariance Wiener filter through CTF": covariance, "CTF Wiener filter": channels[:, 1]}
@@ -159,7 +170,9 @@ def measure_real(arguments: argparse.Namespace) -> None:
 def with_all_views(context: StackContext, raw: Tensor, optics: CtfParameters) -> StackContext:
     """The context with like views in their full part, however little they were measured to add."""
     small = to_working_grid(raw)
-    views = fitted(context.sample_views(small, optics), torch.from_numpy(evenly_spread(len(raw), FITTED)))
+    sample, group = context.sample(small, optics)
+    rows = torch.from_numpy(evenly_spread(len(raw), FITTED))
+    views = fitted(LikeViews(**context.of_prediction, sample=sample, group=group), sample[rows], group[rows])
     return replace(context, views=replace(views, share=1.0))
 
 
@@ -270,19 +283,22 @@ def measure_hallucination(arguments: argparse.Namespace) -> None:
     ]
     tables = [read_ctf_table(path) for path in arguments.ctf_tables]
     network = load_model(arguments.model).module.bfloat16().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    result: dict[str, Any] = {"pure noise": noise_alone(network)}
+    with_map = unasked if arguments.map else None
+    result: dict[str, Any] = {"pure noise": noise_alone(network, with_map)}
     for snr in (0.1, 0.03):
-        result[f"a tenth of another structure, SNR {snr:g}"] = minority(network, volumes, tables, snr)
+        result[f"a tenth of another structure, SNR {snr:g}"] = minority(
+            network, volumes, tables, snr, with_map
+        )
     text = json.dumps(result, indent=1)
     print(text)
     (arguments.output / "hallucination.json").write_text(text + "\n", encoding="utf-8")
 
 
-def noise_alone(network: Any, n: int = 500) -> dict[str, float]:
+def noise_alone(network: Any, with_map: Callable[[], None] | None, n: int = 500) -> dict[str, float]:
     """Share of the variance of white noise that is left, and how alike two halves of it become."""
     noise = torch.randn(n, BOX_PX, BOX_PX, generator=torch.Generator().manual_seed(2))
     radius = default_radius_px((BOX_PX, BOX_PX))
-    context = fit_context(noise, None, pixel_size_angstrom=2.0, radius_px=radius)
+    context = fit_context(noise, None, pixel_size_angstrom=2.0, radius_px=radius, with_map=with_map)
     kept = {}
     for name, channels in (("context", channels_of(context, noise, None)), ("no context", None)):
         out = run(network, noise, channels)
@@ -296,7 +312,12 @@ def noise_alone(network: Any, n: int = 500) -> dict[str, float]:
 
 
 def minority(
-    network: Any, volumes: list[Any], tables: list[CtfParameters], snr: float, n: int = 1000
+    network: Any,
+    volumes: list[Any],
+    tables: list[CtfParameters],
+    snr: float,
+    with_map: Callable[[], None] | None,
+    n: int = 1000,
 ) -> dict[str, float]:
     """NMSE of nine tenths of a stack and of the tenth that is another structure, with and without context."""
     ranges = StackRanges(
@@ -319,7 +340,13 @@ def minority(
         *(torch.cat([getattr(first, name), getattr(second, name)]) for name in vars(first))
     )
     radius = default_radius_px((BOX_PX, BOX_PX))
-    context = fit_context(noisy, optics, pixel_size_angstrom=parts[0].pixel_size_angstrom, radius_px=radius)
+    context = fit_context(
+        noisy,
+        optics,
+        pixel_size_angstrom=parts[0].pixel_size_angstrom,
+        radius_px=radius,
+        with_map=with_map,
+    )
     # the minority in a stack of its own kind: what it loses by the company
     out = {
         "context": run(network, noisy, channels_of(context, noisy, optics)),

@@ -37,7 +37,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from bayes_denoiser import BayesDenoiser
@@ -259,8 +259,9 @@ def judge(
         rate = len(noisy) / (time.perf_counter() - begin)
         rows.append({**figures(f"model {Path(name).stem}", denoised, clean), "rate": rate})
         if getattr(model.module, "context_channels", 0):
-            label = f"model {Path(name).stem}, with its stack"
-            rows.append(figures(label, with_its_stack(model, stack, arguments.device)[judged], clean))
+            for context, what in (("stack", "with its stack"), ("map", "with a map")):
+                images = of_stack(model, stack, arguments.device, context)[judged]
+                rows.append(figures(f"model {Path(name).stem}, {what}", images, clean))
     rows.append(figures(LINEAR, best_linear(stack, linear, judged), clean))
     # the coarse stage takes half the box
     limit = BayesDenoiser(
@@ -272,12 +273,16 @@ def judge(
     return rows
 
 
-def with_its_stack(model: LoadedModel, stack: Stack, device: str) -> Tensor:
-    images = stack.noisy.numpy()
-    size = stack.pixel_size_angstrom
-    return torch.from_numpy(
-        cryohush.denoise(images, pixel_size=size, model=model, ctf=stack.optics, device=device)
+def of_stack(model: LoadedModel, stack: Stack, device: str, context: Literal["stack", "map"]) -> Tensor:
+    denoised = cryohush.denoise(
+        stack.noisy.numpy(),
+        pixel_size=stack.pixel_size_angstrom,
+        model=model,
+        ctf=stack.optics,
+        context=context,
+        device=device,
     )
+    return torch.from_numpy(denoised)
 
 
 def methods(stack: Stack, arguments: argparse.Namespace) -> dict[str, Callable[[Tensor, float], Tensor]]:

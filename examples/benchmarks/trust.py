@@ -1,12 +1,12 @@
 """How far the expected errors of a model can be trusted: beside the true ones, on structures held out.
 
     python trust.py --structures DIR --ctf-tables TABLE.npy ... --output OUT [--model general] [--names ...]
-        [--context none] [--quick]
+        [--context none|map] [--quick]
 
 Stacks of simulated particles (real CTFs, crowding, uneven noise, empty images, as in the training of the
 stack-aware networks), of each of the six held-out structures at three signal-to-noise ratios and two box
-sizes, with the context of the stack and without. Of each pixel within the particle's circle the model tells
-the variance of its error.
+sizes, with the context of the stack, with a map of the particle (`--context map`), and without. Of each pixel
+within the particle's circle the model tells the variance of its error.
 
 - `true over expected`: mean squared error over the mean expected one, by cell;
 - tenths: of all pixels sorted by the expected variance, mean squared error over the expected one in each;
@@ -34,6 +34,7 @@ from torch import Tensor
 from user_tasks import HELD_OUT, structure_file
 
 from cryohush.core.context.stack_context import circle, fit_context
+from cryohush.core.context.stack_map import unasked
 from cryohush.core.imaging.ctf import read_ctf_table
 from cryohush.core.imaging.normalise import default_radius_px
 from cryohush.core.models.weights import load_model
@@ -53,7 +54,12 @@ def main() -> None:
     parser.add_argument(
         "--names", nargs="+", default=HELD_OUT, help="structures, by the names of their files"
     )
-    parser.add_argument("--context", choices=("auto", "none"), default="auto", help="none: without alone")
+    parser.add_argument(
+        "--context",
+        choices=("auto", "map", "none"),
+        default="auto",
+        help="map: with a map alone; none: without",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="one structure, one ratio, one box, 200 images")
     arguments = parser.parse_args()
@@ -64,7 +70,8 @@ def main() -> None:
         names, snrs, boxes, n, scored = names[:1], snrs[1:2], boxes[:1], 200, FEWEST_SCORED
     tables = [read_ctf_table(path) for path in arguments.ctf_tables]
     network = load_model(arguments.model).module.bfloat16().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    kinds = ("context", "no context") if arguments.context == "auto" else ("no context",)
+    of_contexts = {"auto": ("context", "no context"), "map": ("map",), "none": ("no context",)}
+    kinds = of_contexts[arguments.context]
     cells: dict[str, dict[str, Any]] = {}
     pools: dict[str, list[tuple[Tensor, Tensor]]] = {kind: [] for kind in kinds}
     for number, name in enumerate(names):
@@ -109,9 +116,14 @@ def judge(network: Any, stack: Any, n: int, kinds: Sequence[str]) -> dict[str, t
     found = {}
     for kind in kinds:
         channels = None
-        if kind == "context":
-            size = stack.pixel_size_angstrom
-            context = fit_context(stack.noisy, stack.optics, pixel_size_angstrom=size, radius_px=radius)
+        if kind != "no context":
+            context = fit_context(
+                stack.noisy,
+                stack.optics,
+                pixel_size_angstrom=stack.pixel_size_angstrom,
+                radius_px=radius,
+                with_map=unasked if kind == "map" else None,
+            )
             channels = channels_of(context, noisy, optics)
         expected, true = [], []
         for members in torch.arange(len(noisy)).split(BATCH):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,17 @@ from stack_aware import HELD_OUT, assembly, read_bank, write
 from timed_training import Schedule, train_for
 from torch import Tensor
 
-from cryohush.core.context.like_views import fitted
+from cryohush.core.context.like_views import LikeViews
+from cryohush.core.context.prediction import fitted
 from cryohush.core.context.stack_context import FITTED, WORKING_BOX_PX, circle, fit_context
 from cryohush.core.imaging.ctf import CtfParameters, read_ctf_table
 from cryohush.core.imaging.noise import uniform
 from cryohush.core.imaging.normalise import default_radius_px, normalise
 from cryohush.core.imaging.projection import Projector, random_rotations
 from cryohush.core.imaging.structure import potential_map, read_structure
+from cryohush.core.models import VIEW_NETWORKS
 from cryohush.core.models.view_unet import ViewUNet
-from cryohush.core.models.weights import save_model
+from cryohush.core.models.weights import load_model, save_model
 from cryohush.core.spread import evenly_spread
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -70,9 +73,13 @@ def main() -> None:
     stacks.add_argument("--projections", type=Path, required=True)
     stacks.add_argument("--ctf-tables", type=Path, nargs="+", required=True)
     stacks.add_argument("--number", type=int, default=200, help="of stacks, 50 MB each")
+    stacks.add_argument("--first", type=int, default=0, help="number of the first, for several processes")
+    stacks.add_argument("--map", action="store_true", help="means of a map in place of like views")
     train = commands.add_parser("train")
+    train.add_argument("--start", help="weights to begin with: a file or a shipped network")
     train.add_argument("--stacks", type=Path, required=True)
     train.add_argument("--minutes", type=float, required=True)
+    train.add_argument("--rate", type=float, default=LEARNING_RATE)
     train.add_argument("--resume", action="store_true")
     export = commands.add_parser("export")
     export.add_argument("--run", type=Path, required=True)
@@ -125,7 +132,7 @@ def make_projections(arguments: argparse.Namespace) -> None:
 def make_stacks(arguments: argparse.Namespace) -> None:
     tables = [read_ctf_table(path) for path in arguments.ctf_tables]
     files = sorted(arguments.projections.glob("train_*.safetensors"))
-    for number in range(arguments.number):
+    for number in range(arguments.first, arguments.first + arguments.number):
         target = arguments.output / f"train_{number:06d}.safetensors"
         if target.exists():
             continue
@@ -137,11 +144,18 @@ def make_stacks(arguments: argparse.Namespace) -> None:
             if rng.random() < probability:
                 ranges |= differs
         n = IMAGES[1] if rng.random() < 0.1 else round(math.exp(rng.uniform(*np.log(IMAGES))))
-        make_stack(chosen, tables, StackRanges(**ranges), number, target, n)
+        make_stack(chosen, tables, StackRanges(**ranges), number, target, n, of_map=arguments.map)
 
 
 def make_stack(
-    files: list[Path], tables: list[CtfParameters], ranges: StackRanges, number: int, target: Path, n: int
+    files: list[Path],
+    tables: list[CtfParameters],
+    ranges: StackRanges,
+    number: int,
+    target: Path,
+    n: int,
+    *,
+    of_map: bool,
 ) -> None:
     """Simulate a stack and write some of its images with all that the network sees of them."""
     generator = torch.Generator().manual_seed(9000 + number)
@@ -158,22 +172,27 @@ def make_stack(
         radius_px=radius,
         with_views=False,
     )
-    rows = torch.from_numpy(evenly_spread(n, FITTED))
-    views = fitted(context.sample_views(noisy, stack.optics), rows)
+    if of_map:
+        context = context.of_map(noisy, stack.optics, torch.arange(n))
+    else:
+        sample, group = context.sample(noisy, stack.optics)
+        rows = torch.from_numpy(evenly_spread(n, FITTED))
+        views = LikeViews(**context.of_prediction, sample=sample, group=group)
+        context = replace(context, views=fitted(views, sample[rows], group[rows]))
+    views = context.views
+    assert views is not None
     own, group = context.own_ctf(stack.optics, n)
     chosen = torch.randperm(n, generator=generator)[:KEPT_OF_STACK]
-    seen = torch.cat(
-        [
-            context.view_channels(
-                views, torch.fft.rfft2(noisy[some]), own if len(own) == 1 else own[some], group[some]
-            )
-            for some in chosen.split(64)
-        ]
-    )
+    seen, middle = [], []
+    for some in chosen.split(64):
+        ctfs, transform = own if len(own) == 1 else own[some], torch.fft.rfft2(noisy[some])
+        to_middle = context.to_map(transform, ctfs, group[some])
+        seen.append(context.view_channels(views, transform * to_middle, ctfs, group[some]))
+        middle.append(torch.fft.irfft2(torch.fft.rfft2(clean[some]) * to_middle, s=clean.shape[-2:]))
     scale = context.view_scale(views) * context.noise_variance**0.5
     tensors = {
-        "shown": seen.half(),
-        "clean": (clean[chosen] / scale).half(),
+        "shown": torch.cat(seen).half(),
+        "clean": (torch.cat(middle) / scale).half(),
         "radius": torch.tensor([radius]),
     }
     write(tensors, target)
@@ -221,7 +240,10 @@ class Stacks:
 
 def train_network(arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
-    network: ViewUNet = ViewUNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = ViewUNet()
+    if arguments.start:
+        network.load_state_dict(load_model(arguments.start, VIEW_NETWORKS).module.state_dict())
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(stacks: Stacks) -> Tensor:
         """Error relative to that of the linear prediction."""
@@ -235,7 +257,7 @@ def train_network(arguments: argparse.Namespace) -> None:
         lambda step: Stacks(arguments.stacks, np.random.default_rng(step)),
         loss,
         arguments.output,
-        Schedule(arguments.minutes, LEARNING_RATE, WARM_UP_STEPS, EMA_DECAY, STACKS_OF_BATCH),
+        Schedule(arguments.minutes, arguments.rate, WARM_UP_STEPS, EMA_DECAY, STACKS_OF_BATCH),
         resume=arguments.resume,
     )
 
