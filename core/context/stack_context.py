@@ -194,12 +194,12 @@ class StackContext:
         """Factors on transforms of images that bring their particles to the middle."""
         return torch.ones(()) if self.centres is None else self.centres.to_middle(transform, own)
 
-    def to_map(self, transform: Tensor, own: Tensor, group: Tensor) -> Tensor:
-        """Factors on transforms of images that bring their particles to where a map has them."""
-        if not isinstance(self.views, StackMap):
+    def to_map(self, views: Prediction | None, transform: Tensor, own: Tensor, group: Tensor) -> Tensor:
+        """Factors on transforms of images that bring their particles to where a map, if any, has them."""
+        if not isinstance(views, StackMap):
             return torch.ones(())
         white = transform * self.whitening / self.noise_variance**0.5
-        places = self.views.places_px(white, own * self.whitening, group, self._stage)
+        places = views.places_px(white, own * self.whitening, group, self._stage)
         return shift_phases(-places, (self.working_box_px,) * 2)
 
     def _in_the_middle(self, images: Tensor, optics: CtfParameters | None) -> Tensor:
@@ -250,7 +250,7 @@ class StackContext:
             return scale * seen[:, 2], scale * of_network(seen, views.network)
         sides = (self.working_box_px, self.working_box_px)
         estimate = torch.fft.rfft2(self._by_covariance(transform, group) / self.noise_variance**0.5) * own
-        to_map = replace(self, views=views).to_map(transform, own, group)
+        to_map = self.to_map(views, transform, own, group)
         seen = self.view_channels(views, transform * to_map, own, group)
         better = torch.fft.rfft2(of_network(seen, views.network)) * to_map.conj()
         return torch.fft.irfft2(estimate, s=sides), scale * torch.fft.irfft2(better, s=sides)
@@ -443,7 +443,7 @@ class StackContext:
         for some in torch.split(torch.arange(len(images)), _BLOCK):
             ctfs, transform = _of_some(own, some), torch.fft.rfft2(images[some])
             transform = transform * self._to_middle(transform, ctfs)
-            transform = transform * self.to_map(transform, ctfs, group[some])
+            transform = transform * self.to_map(self.views, transform, ctfs, group[some])
             coefficients = self._coefficients(transform, group[some])
             sample.append(times(self._operators, places, coefficients, group[some]))
         return torch.cat(sample), group

@@ -186,7 +186,7 @@ def make_stack(
     seen, middle = [], []
     for some in chosen.split(64):
         ctfs, transform = own if len(own) == 1 else own[some], torch.fft.rfft2(noisy[some])
-        to_middle = context.to_map(transform, ctfs, group[some])
+        to_middle = context.to_map(views, transform, ctfs, group[some])
         seen.append(context.view_channels(views, transform * to_middle, ctfs, group[some]))
         middle.append(torch.fft.irfft2(torch.fft.rfft2(clean[some]) * to_middle, s=clean.shape[-2:]))
     scale = context.view_scale(views) * context.noise_variance**0.5
