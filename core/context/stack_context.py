@@ -37,7 +37,7 @@ from .centres import Centres, find_centres
 from .like_views import LikeViews
 from .noise_spectrum import beyond_noise, floor_of, noise_spectrum, unmodulated_power
 from .prediction import MEANS, Prediction, fitted, times
-from .stack_map import StackMap, Stage, find_map, unasked
+from .stack_map import StackMap, Stage, find_map, of_some, unasked
 from .view_network import of_network, shown
 
 WORKING_BOX_PX = 64
@@ -407,7 +407,7 @@ class StackContext:
     ) -> StackContext:
         """The context with a map of some of `(n, y, x)` images on the working grid, its use not measured."""
         own, group = self.own_ctf(optics, len(images))
-        own, group = _of_some(own, rows), group[rows]
+        own, group = of_some(own, rows), group[rows]
         white = self._white_in_the_middle(images[rows], own, group)
         volume, spread = find_map(
             white, own * self.whitening, group, self._stage, self.covariance, stop_if_asked
@@ -432,7 +432,7 @@ class StackContext:
         parts = []
         for some in torch.split(torch.arange(len(images)), _BLOCK):
             transform = torch.fft.rfft2(images[some])
-            to_middle = self._to_middle(transform, _of_some(own, some))
+            to_middle = self._to_middle(transform, of_some(own, some))
             parts.append(transform * to_middle * (self.whitening / self.noise_variance**0.5))
         return torch.cat(parts)
 
@@ -441,7 +441,7 @@ class StackContext:
         own, group = self.own_ctf(optics, len(images))
         sample, places = [], self._stage.places
         for some in torch.split(torch.arange(len(images)), _BLOCK):
-            ctfs, transform = _of_some(own, some), torch.fft.rfft2(images[some])
+            ctfs, transform = of_some(own, some), torch.fft.rfft2(images[some])
             transform = transform * self._to_middle(transform, ctfs)
             transform = transform * self.to_map(self.views, transform, ctfs, group[some])
             coefficients = self._coefficients(transform, group[some])
@@ -461,7 +461,7 @@ class StackContext:
         inside = circle(self.working_box_px, self.working_radius_px)
         products, powers = [], []
         for some, noisier, other in self._recorrupted(images):
-            ctfs = _of_some(own, some)
+            ctfs = of_some(own, some)
             to_middle = self._to_middle(noisier, ctfs)
             estimate, better = self._beside_views(views, noisier * to_middle, ctfs, group[some])
             step = inside * self._white(torch.fft.rfft2(better - estimate))
@@ -485,7 +485,7 @@ class StackContext:
         inside = circle(self.working_box_px, self.working_radius_px)
         explained = []
         for some, noisier, other in self._recorrupted(images):
-            ctfs = _of_some(own, some)
+            ctfs = of_some(own, some)
             to_middle = self._to_middle(noisier, ctfs)
             particle = torch.fft.rfft2(self._by_covariance(noisier * to_middle, group[some])) * ctfs
             seen = inside * self._white(particle * to_middle.conj())
@@ -635,11 +635,6 @@ def _signal_power(
         top = top + ring_mean((squared * (power - noise)).sum(0), shape)
         bottom = bottom + ring_mean(squared.square().sum(0), shape)
     return (top / bottom.clamp_min(1e-6)).clamp_min(0.0)
-
-
-def _of_some(own: Tensor, some: Tensor) -> Tensor:
-    """CTFs of some images, or the one that all have."""
-    return own if len(own) == 1 else own[some]
 
 
 def _sureness(values: Tensor) -> float:

@@ -438,7 +438,7 @@ def find_map(
     of_groups = torch.stack([ring_mean(power, shape) for power in powers])
     reconstruct = Reconstruction(stage.basis, of_groups, _PRIOR * spectrum(covariance))
     few = torch.arange(0, len(white), max(1, round(len(white) / _FEW)))
-    sample = _Sample(white[few], _some(transfer, few), group[few], stage, stop_if_asked)
+    sample = _Sample(white[few], of_some(transfer, few), group[few], stage, stop_if_asked)
     best: tuple[float, Tensor, float] | None = None
     for seed, (spread, align_from) in enumerate(_STARTS):
         sample.begin(spread)
@@ -478,7 +478,8 @@ def spectrum(covariance: ImageCovariance) -> Tensor:
     return ring_mean(transform.abs().square().sum(0), (basis.box_px,) * 2)
 
 
-def _some(transfer: Tensor, rows: Tensor) -> Tensor:
+def of_some(transfer: Tensor, rows: Tensor) -> Tensor:
+    """CTFs of some images, or the one that all have."""
     return transfer if len(transfer) == 1 else transfer[rows]
 
 
@@ -557,7 +558,7 @@ class _Sample:
             some = None if candidates is None else candidates[rows]
             weight, contrast, _ = templates.posterior(self.b[rows], self.group[rows], sharpness, some)
             (particles,) = templates.means([weight], contrast, some)
-            transfer = _some(self.transfer, rows)
+            transfer = of_some(self.transfer, rows)
             place, square = self.stage.places_px(self.white[rows], transfer, particles, self.spread_px)
             places.append(place)
             squares.append(square)

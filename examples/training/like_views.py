@@ -1,8 +1,10 @@
-"""Train the network of like views, which serves `general` where the images of a stack predict each other.
+"""Train the networks of like views and of maps, which serve `general` where images predict each other.
 
     python like_views.py projections --structures FOLDER --output BANK
     python like_views.py stacks --projections BANK --ctf-tables TABLE.npy ... --output STACKS [--number 200]
+        [--map]
     python like_views.py train --stacks STACKS --output RUN --minutes M [--resume]
+        [--start like_views --rate 6e-4]
     python like_views.py export --run RUN --output like_views.safetensors
 
 `projections`: many views, on the working grid, of deposited complexes and of symmetric assemblies of pieces
@@ -32,6 +34,7 @@ from torch import Tensor
 from cryohush.core.context.like_views import LikeViews
 from cryohush.core.context.prediction import fitted
 from cryohush.core.context.stack_context import FITTED, WORKING_BOX_PX, circle, fit_context
+from cryohush.core.context.stack_map import of_some
 from cryohush.core.imaging.ctf import CtfParameters, read_ctf_table
 from cryohush.core.imaging.noise import uniform
 from cryohush.core.imaging.normalise import default_radius_px, normalise
@@ -185,7 +188,7 @@ def make_stack(
     chosen = torch.randperm(n, generator=generator)[:KEPT_OF_STACK]
     seen, middle = [], []
     for some in chosen.split(64):
-        ctfs, transform = own if len(own) == 1 else own[some], torch.fft.rfft2(noisy[some])
+        ctfs, transform = of_some(own, some), torch.fft.rfft2(noisy[some])
         to_middle = context.to_map(views, transform, ctfs, group[some])
         seen.append(context.view_channels(views, transform * to_middle, ctfs, group[some]))
         middle.append(torch.fft.irfft2(torch.fft.rfft2(clean[some]) * to_middle, s=clean.shape[-2:]))
