@@ -55,6 +55,8 @@ _BLOCK = 64
 FEWEST_OF_VIEWS = 256
 #: noise that some images get to measure what the views explain, relative to their own, and how many these are
 _TAU, _MEASURED = 0.5, 512
+#: of noise, where a map is judged, which fails sooner than other means when images are noisier
+_DRAWS = 4
 #: images that take no part in a map at most
 _HELD_OUT = 256
 #: images to which the linear prediction is fitted
@@ -158,14 +160,7 @@ class StackContext:
         wiener = self._by_own_ctf(transform, own)
         to_middle = self._to_middle(transform, own)
         transform = transform * to_middle
-        if self.views is None:
-            particle = torch.fft.rfft2(self._by_covariance(transform, group)) * own
-        else:
-            estimate, better = self._beside_views(self.views, transform, own, group)
-            inside = circle(working, self.working_radius_px)
-            particle = torch.lerp(estimate, better, self.views.share * inside) * self.noise_variance**0.5
-            particle = torch.fft.rfft2(particle)
-        particle = particle * to_middle.conj()
+        particle = self._particles(transform, own, group) * to_middle.conj()
         both = _padded(torch.stack([particle, wiener], 1), box) * (box / working) ** 2
         both = torch.fft.irfft2(both, s=(box, box))
         inside = circle(box, self.radius_px)
@@ -239,6 +234,15 @@ class StackContext:
         covariance = self.covariance
         particles: Tensor = covariance.basis.synthesise(filtered + covariance.mean) * self.noise_variance**0.5
         return particles
+
+    def _particles(self, transform: Tensor, own: Tensor, group: Tensor) -> Tensor:
+        """Transforms of particles through their CTFs: what images show in the light of the stack."""
+        if self.views is None:
+            return torch.fft.rfft2(self._by_covariance(transform, group)) * own
+        estimate, better = self._beside_views(self.views, transform, own, group)
+        inside = circle(self.working_box_px, self.working_radius_px)
+        particle = torch.lerp(estimate, better, self.views.share * inside) * self.noise_variance**0.5
+        return torch.fft.rfft2(particle)
 
     def _beside_views(
         self, views: Prediction, transform: Tensor, own: Tensor, group: Tensor
@@ -348,10 +352,10 @@ class StackContext:
         centres = find_centres(torch.fft.rfft2(tried), own, self.signal_power, self.noise_power)
         context = replace(self, centres=centres)
         context = replace(context, covariance=covariance_of(context._in_the_middle(images, optics)))
-        explained = context._covariance_explains(tried, known)
+        explained = context._explains(tried, known)
         if _sureness(explained) <= _SIGNIFICANT:
             return context, -math.inf
-        return context, _sureness(explained - self._covariance_explains(tried, known))
+        return context, _sureness(explained - self._explains(tried, known))
 
     def with_views(self, images: Tensor, optics: CtfParameters | None) -> StackContext:
         """Look for like views among `(n, y, x)` images on the working grid.
@@ -378,25 +382,29 @@ class StackContext:
         self,
         images: Tensor,
         optics: CtfParameters | None,
-        largest_error: float,
+        found: StackContext,
         stop_if_asked: Callable[[], None],
     ) -> StackContext:
-        """Look for a map that explains `(n, y, x)` images on the working grid better than other means.
+        """The context with a map that explains `(n, y, x)` images on the working grid better, or `found`.
 
-        Some images take no part in it: they tell how well it predicts.
+        Some images take no part in the map: they tell how well it predicts.
         """
         n = len(images)
         if n < FEWEST_OF_VIEWS:
-            return self
+            return found
         judged = torch.from_numpy(evenly_spread(n, min(_HELD_OUT, n // 6)))
-        explained = self._covariance_explains(images[judged], None if optics is None else optics[judged])
-        if _sureness(explained) <= _SIGNIFICANT:
-            return self
+        tried, known = images[judged], None if optics is None else optics[judged]
+        if _sureness(replace(self, views=None)._explains(tried, known)) <= _SIGNIFICANT:
+            return found
         others = torch.ones(n, dtype=torch.bool).index_fill_(0, judged, False).nonzero().squeeze(1)
         context = self.of_map(images, optics, others, stop_if_asked)
         assert context.views is not None
-        found = context._measured(context.views, images, optics, judged)
-        return replace(self, views=found) if found.error < min(largest_error, self._largest_error) else self
+        views = context._measured(context.views, images, optics, judged, _DRAWS)
+        if views.error >= self._largest_error:
+            return found
+        context = replace(self, views=views)
+        of_map, of_others = (each._explains(tried, known, _DRAWS).sum() for each in (context, found))
+        return context if of_map > of_others else found
 
     def of_map(
         self,
@@ -449,7 +457,12 @@ class StackContext:
         return torch.cat(sample), group
 
     def _measured(
-        self, views: Prediction, images: Tensor, optics: CtfParameters | None, rows: Tensor
+        self,
+        views: Prediction,
+        images: Tensor,
+        optics: CtfParameters | None,
+        rows: Tensor,
+        draws: int = 1,
     ) -> Prediction:
         """`views` with the share that explains some of `(n, y, x)` images best, and the error that it leaves.
 
@@ -460,7 +473,7 @@ class StackContext:
         own, group = self.own_ctf(optics, len(images))
         inside = circle(self.working_box_px, self.working_radius_px)
         products, powers = [], []
-        for some, noisier, other in self._recorrupted(images):
+        for some, noisier, other in self._recorrupted(images, draws):
             ctfs = of_some(own, some)
             to_middle = self._to_middle(noisier, ctfs)
             estimate, better = self._beside_views(views, noisier * to_middle, ctfs, group[some])
@@ -469,37 +482,42 @@ class StackContext:
             missing = inside * self._white(other - torch.fft.rfft2(estimate))
             products.append((step * missing).sum((1, 2)))
             powers.append(step.square().sum((1, 2)))
-        of_images = torch.cat(products)
+        of_images = torch.cat(products).view(draws, -1).mean(0)
         if _sureness(of_images) <= _SIGNIFICANT:
             return replace(views, share=0.0, error=1.0)
-        explained, power = float(of_images.sum()), float(torch.cat(powers).sum())
+        explained, power = float(of_images.sum()), float(torch.cat(powers).sum()) / draws
         share = min(1.0, explained / power)
         expected = float(views.expected_error()[group].sum())
         gained = share * (2 * explained - share * power)
         error = min(1.0, max(0.0, 1 - gained / max(expected, 1e-12)))
         return replace(views, share=share, error=error)
 
-    def _covariance_explains(self, images: Tensor, optics: CtfParameters | None) -> Tensor:
-        """`(n,)` power of `(n, y, x)` images that the covariance filter explains, told as in `_measured`."""
+    def _explains(self, images: Tensor, optics: CtfParameters | None, draws: int = 1) -> Tensor:
+        """`(n,)` power of `(n, y, x)` images that the context explains, told as in `_measured`."""
         own, group = self.own_ctf(optics, len(images))
         inside = circle(self.working_box_px, self.working_radius_px)
         explained = []
-        for some, noisier, other in self._recorrupted(images):
+        for some, noisier, other in self._recorrupted(images, draws):
             ctfs = of_some(own, some)
             to_middle = self._to_middle(noisier, ctfs)
-            particle = torch.fft.rfft2(self._by_covariance(noisier * to_middle, group[some])) * ctfs
+            particle = self._particles(noisier * to_middle, ctfs, group[some])
             seen = inside * self._white(particle * to_middle.conj())
             explained.append((seen * (2 * inside * self._white(other) - seen)).sum((1, 2)))
-        return torch.cat(explained)
+        return torch.cat(explained).view(draws, -1).mean(0)
 
-    def _recorrupted(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Numbers of some of `(n, y, x)` images, and transforms of two versions with independent noise."""
+    def _recorrupted(self, images: Tensor, draws: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Numbers of some of `(n, y, x)` images, and transforms of two versions with independent noise.
+
+        The more draws, the less noise is added, so that the mean over them is as sure as one.
+        """
         working = self.working_box_px
-        noise = torch.randn(images.shape, generator=image_generator(0, 0, "like views"))
         colour = self.noise_power[ring_index((working, working))].sqrt()
-        for some in torch.split(torch.arange(len(images)), _BLOCK):
-            transform, more = torch.fft.rfft2(images[some]), torch.fft.rfft2(noise[some]) * colour
-            yield some, transform + _TAU * more, transform - more / _TAU
+        much = _TAU / draws**0.5
+        for draw in range(draws):
+            noise = torch.randn(images.shape, generator=image_generator(0, draw, "like views"))
+            for some in torch.split(torch.arange(len(images)), _BLOCK):
+                transform, more = torch.fft.rfft2(images[some]), torch.fft.rfft2(noise[some]) * colour
+                yield some, transform + much * more, transform - more / much
 
     def _white(self, transform: Tensor) -> Tensor:
         """`(n, y, x)` images of transforms on the working grid, their noise made white."""
@@ -607,9 +625,7 @@ def fit_context(
     if with_views and found.views is None:
         found = context.with_views(small, optics)
     if with_map is not None:
-        largest = 1.0 if found.views is None else found.views.error
-        of_map = context.with_map(small, optics, largest, with_map)
-        return found if of_map.views is None else of_map
+        return context.with_map(small, optics, found, with_map)
     return found
 
 

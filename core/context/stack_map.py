@@ -44,7 +44,7 @@ _LESS_SHARP, _OF_CANDIDATES = 0.3, 0.5
 #: best templates of the coarse grid, and those of the fine one near each
 _KEPT, _CHILDREN = 6, 8
 #: smaller spreads of the places are taken for this one, pixels
-_LEAST_PX = 0.4
+_LEAST_PX = 1.0
 #: on the map's spectrum: its voxels are a half of the images' pixels, and it has fewer of them than a ball
 _PRIOR = 8.0
 #: images of the first rounds
