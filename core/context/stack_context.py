@@ -352,10 +352,10 @@ class StackContext:
         centres = find_centres(torch.fft.rfft2(tried), own, self.signal_power, self.noise_power)
         context = replace(self, centres=centres)
         context = replace(context, covariance=covariance_of(context._in_the_middle(images, optics)))
-        explained = context._explains(tried, known)
+        explained = context.explained_power(tried, known)
         if _sureness(explained) <= _SIGNIFICANT:
             return context, -math.inf
-        return context, _sureness(explained - self._explains(tried, known))
+        return context, _sureness(explained - self.explained_power(tried, known))
 
     def with_views(self, images: Tensor, optics: CtfParameters | None) -> StackContext:
         """Look for like views among `(n, y, x)` images on the working grid.
@@ -394,7 +394,7 @@ class StackContext:
             return found
         judged = torch.from_numpy(evenly_spread(n, min(_HELD_OUT, n // 6)))
         tried, known = images[judged], None if optics is None else optics[judged]
-        if _sureness(replace(self, views=None)._explains(tried, known)) <= _SIGNIFICANT:
+        if _sureness(replace(self, views=None).explained_power(tried, known)) <= _SIGNIFICANT:
             return found
         others = torch.ones(n, dtype=torch.bool).index_fill_(0, judged, False).nonzero().squeeze(1)
         context = self.of_map(images, optics, others, stop_if_asked)
@@ -403,7 +403,7 @@ class StackContext:
         if views.error >= self._largest_error:
             return found
         context = replace(self, views=views)
-        of_map, of_others = (each._explains(tried, known, _DRAWS).sum() for each in (context, found))
+        of_map, of_others = (each.explained_power(tried, known, _DRAWS).sum() for each in (context, found))
         return context if of_map > of_others else found
 
     def of_map(
@@ -492,7 +492,7 @@ class StackContext:
         error = min(1.0, max(0.0, 1 - gained / max(expected, 1e-12)))
         return replace(views, share=share, error=error)
 
-    def _explains(self, images: Tensor, optics: CtfParameters | None, draws: int = 1) -> Tensor:
+    def explained_power(self, images: Tensor, optics: CtfParameters | None, draws: int = 1) -> Tensor:
         """`(n,)` power of `(n, y, x)` images that the context explains, told as in `_measured`."""
         own, group = self.own_ctf(optics, len(images))
         inside = circle(self.working_box_px, self.working_radius_px)

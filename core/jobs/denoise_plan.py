@@ -285,7 +285,13 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
         if not isinstance(self.images, ParticleSet):
             return {}
         found = measure_gain(
-            self.images, self.stacks, self.model, self.options, task.choices.precision, task.contexts
+            self.images,
+            self.stacks,
+            self.model,
+            self.options,
+            task.choices.precision,
+            task.contexts,
+            lambda: self.context.stop_if_asked("stopped while measuring the gain; --resume goes on"),
         )
         self.context.log(found["verdict"])
         return found

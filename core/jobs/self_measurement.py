@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config.denoise import DenoiseOptions
 from ..context.contexts import StackContexts, read_sample
 from ..context.stack_context import fit_context, to_working_grid
+from ..context.stack_map import StackMap, unasked
 from ..imaging.defects import filled
 from ..imaging.filters import background_power
 from ..imaging.noise import image_generator
@@ -40,12 +41,18 @@ def measure_gain(
     options: DenoiseOptions,
     precision: Precision,
     contexts: StackContexts | None,
+    stop_if_asked: Callable[[], None] = unasked,
 ) -> dict[str, Any]:
     """Gain over the raw images of a sample, in Fourier rings, on recorrupted pairs (`metrics.gain`).
 
     Noise is what is white in the background, so that the structure of the ice counts as signal, as it does
-    with an independent exposure. Where a context is used, it is found anew on the recorrupted sample: that of
-    the run has seen the noise which judges.
+    with an independent exposure. Where a context is used, it is found anew on the recorrupted sample, with a
+    map where the run has one: that of the run has seen the noise which judges.
+
+    Parameters
+    ----------
+    stop_if_asked
+        Called now and then; may raise to stop.
 
     Returns
     -------
@@ -85,6 +92,7 @@ def measure_gain(
     if contexts is not None:
         known = optics[chosen.nonzero().squeeze(1)] if optics is not None else None
         small = torch.cat([to_working_grid(pair(number)[0]) for number in range(len(blocks))])
+        of_map = any(isinstance(each.views, StackMap) for each in contexts.contexts if each is not None)
         try:
             context = fit_context(
                 small,
@@ -92,12 +100,14 @@ def measure_gain(
                 pixel_size_angstrom=pixel_size_angstrom,
                 radius_px=radius,
                 box_px=normalised.shape[-1],
+                with_map=stop_if_asked if of_map else None,
             )
         except ValueError as error:
             return _not_measured(str(error))
     denoiser = Denoiser(model.module, "cpu", "fp32" if precision == "fp16" else precision)
     parts: list[list[Spectra]] = []
     for number, members in enumerate(torch.split(torch.arange(len(normalised)), _BATCH)):
+        stop_if_asked()
         first, second = pair(number)
         channels = None
         if context is not None:

@@ -46,9 +46,9 @@ HELD_OUT = ("1bxn", "2cg9", "4zxb", "6cvm", "6xlu", "pdb7pbl")
 """Structures on which no shipped model was trained."""
 RAW, LOW_PASS, TOPAZ = "raw", "low-pass", "Topaz"
 ALONE, STACK = "general, each by itself", "general, with its stack"
-SESSION = "trained on the session"
+SESSION, MAP = "trained on the session", "general, with a map"
 UNTRAINED = (RAW, LOW_PASS, TOPAZ, ALONE, STACK)
-METHODS = (*UNTRAINED, SESSION)
+METHODS = (*UNTRAINED, SESSION, MAP)
 SESSION_STEPS = 150
 """Updates of `general` on the very images that it then denoises, with their stack."""
 
@@ -67,7 +67,7 @@ def task_parser(text: str | None, quick: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", default="general", help="name or .safetensors file (default: general)")
     default = list(UNTRAINED)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=default, help="all but the last")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=default, help="all but the last two")
     parser.add_argument("--repeats", type=count, default=2, help="of each, by another seed")
     parser.add_argument("--quick", action="store_true", help=f"a try of about a minute: {quick}")
     parser.add_argument("--threads", type=count, default=torch.get_num_threads())
@@ -371,6 +371,7 @@ def denoised_by_each(table_path: Path, arguments: argparse.Namespace) -> dict[st
             arguments,
             model=trained_on(table_path.with_suffix(".mrcs"), folder / "run", SESSION_STEPS),
         ),
+        MAP: lambda: cryohush_denoise(table_path, folder / "map", arguments, ["--context", "map"]),
     }
     return {method: makers[method]() for method in asked_methods(arguments)}
 

@@ -14,7 +14,8 @@ times Student's t (two-sided, 5 %), with as many sets as were made.
 - don't: worse than raw images.
 
 By the same rule `stack` says whether the rest of the stack changes anything: the default beside `general`
-denoising each image by itself.
+denoising each image by itself; and `map` whether a map of the particle does (`--context map`), beside the
+default.
 """
 
 from __future__ import annotations
@@ -29,10 +30,22 @@ from pathlib import Path
 from hard_picking import GENERAL, PICKERS, TWENTY
 from scipy.stats import t as student
 from sorted_maps import EVERYTHING
-from user_tasks import ALONE, LOW_PASS, RAW, SESSION, STACK, TOPAZ, Cell, mean_and_error, plus_minus, table
+from user_tasks import (
+    ALONE,
+    LOW_PASS,
+    MAP,
+    RAW,
+    SESSION,
+    STACK,
+    TOPAZ,
+    Cell,
+    mean_and_error,
+    plus_minus,
+    table,
+)
 
 HEAD, FOOT = "<!-- what_helps.py: begin -->", "<!-- what_helps.py: end -->"
-COLUMNS = (RAW, LOW_PASS, TOPAZ, ALONE, STACK, SESSION)
+COLUMNS = (RAW, LOW_PASS, TOPAZ, ALONE, STACK, SESSION, MAP)
 CHANGES = {-1: "worse", 0: "no difference shown", 1: "better"}
 CLASSIFIED = {
     "species: NMI": "nmi",
@@ -155,9 +168,11 @@ def whole_table(results: Path) -> str:
         "`general`, each by itself",
         "`general`, the default",
         "`general`, trained on the session",
+        "`general`, with a map",
         "sets",
         "verdict",
         "stack",
+        "map",
     )
     lines = ["| task, figure | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for row in ROWS:
@@ -238,7 +253,7 @@ def wanted(row: Row, name: str) -> bool:
 
 def line(row: Row, cells: Sequence[Cell]) -> str:
     # micrographs have no context
-    names = (RAW, TWENTY, TOPAZ, None, GENERAL, SESSION) if row.micrographs else COLUMNS
+    names = (RAW, TWENTY, TOPAZ, None, GENERAL, SESSION, None) if row.micrographs else COLUMNS
     entries = []
     for name in names:
         having = [cell for cell in cells if name is not None and row.figure in cell.get(name, {})]
@@ -253,7 +268,10 @@ def line(row: Row, cells: Sequence[Cell]) -> str:
     said = verdict(row, cells, low_pass=TWENTY if row.micrographs else LOW_PASS, ours=names[4] or GENERAL)
     alone = any(row.figure in cell.get(ALONE, {}) for cell in cells)
     of_stack = CHANGES[difference(row, cells, STACK, ALONE)] if alone else ""
-    return f"| {row.title} | " + " | ".join([*entries, str(len(cells)), f"**{said}**", of_stack]) + " |"
+    mapped = any(row.figure in cell.get(MAP, {}) for cell in cells)
+    of_map = CHANGES[difference(row, cells, MAP, STACK)] if mapped else ""
+    said = f"**{said}**"
+    return f"| {row.title} | " + " | ".join([*entries, str(len(cells)), said, of_stack, of_map]) + " |"
 
 
 def verdict(row: Row, cells: Sequence[Cell], low_pass: str, ours: str) -> str:

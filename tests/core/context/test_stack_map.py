@@ -22,8 +22,9 @@ from torch import Tensor
 
 from cryohush.core.classical.covariance import angular_places
 from cryohush.core.classical.fourier_bessel import FourierBesselBasis
+from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.context.contexts import find_contexts
-from cryohush.core.context.stack_context import StackContext, fit_context
+from cryohush.core.context.stack_context import StackContext, circle, fit_context
 from cryohush.core.context.stack_map import (
     Grid,
     Reconstruction,
@@ -36,6 +37,9 @@ from cryohush.core.context.stack_map import (
 from cryohush.core.errors import Aborted
 from cryohush.core.imaging.projection import Projector
 from cryohush.core.imaging.rings import frequency_grid
+from cryohush.core.inference.plan import plan_stacks
+from cryohush.core.jobs.self_measurement import measure_gain
+from cryohush.core.models.weights import load_model
 
 N, OTHERS = 400, 100
 GRID = Grid(120, 48, 0.2)
@@ -138,6 +142,21 @@ def test_it_lowers_the_error_of_images_that_it_does_not_know() -> None:
     assert 0.5 < found.share <= 1
 
 
+def test_what_a_context_explains_is_told_without_the_truth() -> None:
+    some = simulated()
+    assert some.optics is not None
+    noisy, clean, optics = some.noisy[N:], some.clean[N:], some.optics[N:]
+    inside, told = circle(BOX, 24.0), []
+    for with_map in (True, False):
+        found = context(with_map=with_map)
+        seen = inside * found.channels(noisy, optics)[:, 0]
+        true = float((seen * (2 * inside * clean - seen)).sum()) / found.noise_variance
+        told.append(float(found.explained_power(noisy, optics, 4).sum()))
+        # a sixteenth more noise changes it by less
+        assert told[-1] == pytest.approx(true, rel=0.05)
+    assert told[0] > 1.02 * told[1]
+
+
 @pytest.mark.parametrize("move", [turned, mirrored])
 def test_a_moved_image_gets_the_moved_estimate(move: object) -> None:
     assert callable(move)
@@ -170,13 +189,31 @@ def test_an_image_gets_the_same_in_any_company() -> None:
     torch.testing.assert_close(apart[:, 1:], together[70:73, 1:], atol=1e-5, rtol=0)
 
 
-def test_a_saved_context_has_the_same(tmp_path: Path) -> None:
+def test_a_saved_context_has_the_same_and_a_job_states_what_the_map_adds(tmp_path: Path) -> None:
     some = simulated()
-    contexts = find_contexts(write_particles(tmp_path, some, half_sets=False), with_map=unasked)
+    particles = write_particles(tmp_path, some, half_sets=False)
+    contexts = find_contexts(particles, with_map=unasked)
     assert isinstance(contexts.contexts[0].views, StackMap)
     (note,) = contexts.notes.values()
     assert "a map of them takes part by" in note
     assert_saved_as_it_is(contexts, some, tmp_path)
+    stated = {
+        with_map: measure_gain(
+            particles,
+            plan_stacks(particles),
+            load_model("general"),
+            DenoiseOptions(),
+            "fp32",
+            contexts if with_map else find_contexts(particles),
+        )["bands"]
+        for with_map in (True, False)
+    }
+    better = [
+        of_map["gain"] - without["gain"]
+        for of_map, without in zip(stated[True], stated[False], strict=True)
+        if without["gain"] is not None
+    ]
+    assert sum(better) / len(better) > 0.1
 
 
 def test_groups_of_ctf_without_an_image_have_no_power() -> None:
