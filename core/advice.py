@@ -15,3 +15,7 @@ TRUST = (
     f"{USE} A denoiser adds what it has learnt, the same to both half sets, so a resolution measured on "
     "denoised images is no evidence."
 )
+COMPANY = (
+    "Each image was denoised in the light of its stack, so images unlike the rest of it come out worse: with "
+    "`context` none each is denoised by itself."
+)

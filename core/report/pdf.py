@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..advice import TRUST
+from ..advice import COMPANY, TRUST
 from ..metrics.gain import Verdict
 from ..progress import counted
 from ..spread import evenly_spread
@@ -181,6 +181,7 @@ def report_run(
     gain = facts.pop("verdict", "")
     if gain and judgement is None:
         facts["gain"] = gain
+    company = COMPANY if summary.context.get("used") else ""
     return write_report(
         summary.output_dir,
         samples.raw,
@@ -189,7 +190,7 @@ def report_run(
         pixel_size_angstrom=samples.pixel_size_angstrom,
         headline=counted(summary.n_rows, f"denoised {kind.removesuffix('s')}"),
         facts={**facts, "command": command},
-        way_back=way_back,
+        way_back=" ".join(filter(None, (company, way_back))),
         kind=kind,
         verdict=None if judgement is None else Verdict(gain, judgement),
         total=summary.n_images,

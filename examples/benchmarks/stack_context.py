@@ -1,10 +1,8 @@
-"""What the rest of a stack adds: gain over raw images in Fourier rings, and hallucination, of several ways.
+"""What the rest of a stack adds: gain over raw images in Fourier rings, of several ways.
 
     python stack_context.py real --raw particles_rest.star --twin particles_frame.star --output DIR
         [--models general FILE ...] [--topaz-python PYTHON]
     python stack_context.py cut --micrographs FOLDER --output DIR
-    python stack_context.py hallucination --structures PDB PDB --ctf-tables TABLE.npy ... --output DIR
-        [--model general] [--map]
 
 `real`: two tables of the same boxes whose noise is independent. `--raw` is denoised by each way, and the
 ratio of its correlation with the twin to that of the raw image, in bands of Fourier rings, is the gain: 1 for
@@ -15,9 +13,6 @@ them in full. The verdict that each job can give without a twin is measured, too
 
 `cut`: all whole boxes of picked micrographs whose frames were summed in two parts, as `*_rest.mrc` and
 `*_frame.mrc` with `*_rest_manualpick.star` and micrographs_rest.star (protein dark).
-
-`hallucination`: what a stack makes of images that are unlike the rest of it. A stack of pure noise; one of
-which a tenth is another structure: how like the majority the minority becomes.
 """
 
 from __future__ import annotations
@@ -26,7 +21,6 @@ import argparse
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,14 +29,13 @@ from typing import Any
 import numpy as np
 import starfile
 import torch
-from simulated_stacks import StackRanges, simulate_stack
 from torch import Tensor
 
 from cryohush.core.context.like_views import LikeViews
 from cryohush.core.context.prediction import fitted
 from cryohush.core.context.stack_context import FITTED, StackContext, fit_context, to_working_grid
 from cryohush.core.context.stack_map import unasked
-from cryohush.core.imaging.ctf import CtfParameters, ctf_parameters_of, read_ctf_table
+from cryohush.core.imaging.ctf import CtfParameters, ctf_parameters_of
 from cryohush.core.imaging.filters import background_power
 from cryohush.core.imaging.noise import image_generator
 from cryohush.core.imaging.normalise import default_radius_px, normalise
@@ -50,11 +43,9 @@ from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.io.particles import ParticleSet
 from cryohush.core.metrics.gain import BandGain, RingGain, recorrupted, spectra, verdict
 from cryohush.core.models.weights import load_model
-from cryohush.core.simulation.image_formation import ProjectionBank, make_projection_bank
 from cryohush.core.spread import evenly_spread
 
 BATCH = 64
-_OF_VIEWS = ("images", "pixel_size_angstrom", "diameter_px", "volume")
 BOX_PX = 128
 
 
@@ -76,19 +67,12 @@ def main() -> None:
     cut.add_argument(
         "--mask-angstrom", type=float, help="radius beyond which the boxes to denoise are set to 0"
     )
-    hallucination = commands.add_parser("hallucination")
-    hallucination.add_argument("--model", default="general")
-    hallucination.add_argument("--map", action="store_true", help="let a map of the particle take part")
-    hallucination.add_argument("--structures", type=Path, nargs=2, required=True, metavar="PDB")
-    hallucination.add_argument("--ctf-tables", type=Path, nargs="+", required=True)
-    for command in (real, cut, hallucination):
+    for command in (real, cut):
         command.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    {"real": measure_real, "cut": cut_boxes, "hallucination": measure_hallucination}[arguments.command](
-        arguments
-    )
+    {"real": measure_real, "cut": cut_boxes}[arguments.command](arguments)
 
 
 def read(path: Path) -> tuple[Tensor, float]:
@@ -264,101 +248,6 @@ def cut_boxes(arguments: argparse.Namespace) -> None:
         {"optics": optics, "particles": particles}, arguments.output / "particles_rest.star", overwrite=True
     )
     print(f"{len(rows)} boxes")
-
-
-def measure_hallucination(arguments: argparse.Namespace) -> None:
-    generator = torch.Generator().manual_seed(1)
-    bank = make_projection_bank(
-        arguments.structures,
-        box_px=BOX_PX,
-        volumes_per_structure=1,
-        projections_per_volume=256,
-        diameter_share=(0.55, 0.55),
-        pixel_size_angstrom=(0.8, 6.0),
-        generator=generator,
-    )
-    volumes = [
-        ProjectionBank(*(getattr(bank, name)[bank.volume == number] for name in _OF_VIEWS))
-        for number in (0, 1)
-    ]
-    tables = [read_ctf_table(path) for path in arguments.ctf_tables]
-    network = load_model(arguments.model).module.bfloat16().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with_map = unasked if arguments.map else None
-    result: dict[str, Any] = {"pure noise": noise_alone(network, with_map)}
-    for snr in (0.1, 0.03):
-        result[f"a tenth of another structure, SNR {snr:g}"] = minority(
-            network, volumes, tables, snr, with_map
-        )
-    text = json.dumps(result, indent=1)
-    print(text)
-    (arguments.output / "hallucination.json").write_text(text + "\n", encoding="utf-8")
-
-
-def noise_alone(network: Any, with_map: Callable[[], None] | None, n: int = 500) -> dict[str, float]:
-    """Share of the variance of white noise that is left, and how alike two halves of it become."""
-    noise = torch.randn(n, BOX_PX, BOX_PX, generator=torch.Generator().manual_seed(2))
-    radius = default_radius_px((BOX_PX, BOX_PX))
-    context = fit_context(noise, None, pixel_size_angstrom=2.0, radius_px=radius, with_map=with_map)
-    kept = {}
-    for name, channels in (("context", channels_of(context, noise, None)), ("no context", None)):
-        out = run(network, noise, channels)
-        kept[f"variance kept, {name}"] = float(out.var())
-        mean = out.mean(0)
-        expected = out.var(0).mean() / n
-        kept[f"power of the mean image over that of independent ones, {name}"] = float(
-            mean.var() / expected.clamp_min(1e-12)
-        )
-    return kept
-
-
-def minority(
-    network: Any,
-    volumes: list[Any],
-    tables: list[CtfParameters],
-    snr: float,
-    with_map: Callable[[], None] | None,
-    n: int = 1000,
-) -> dict[str, float]:
-    """NMSE of nine tenths of a stack and of the tenth that is another structure, with and without context."""
-    ranges = StackRanges(
-        snr=(snr, snr),
-        crowded_probability=0.0,
-        other_share=0.0,
-        empty_share=0.0,
-        no_ctf_probability=0.0,
-        unknown_ctf_probability=0.0,
-    )
-    parts = [
-        simulate_stack([volume], tables, ranges, torch.Generator().manual_seed(5), BOX_PX, count)
-        for volume, count in zip(volumes, (9 * n // 10, n // 10), strict=True)
-    ]
-    noisy, clean = (torch.cat([getattr(part, name) for part in parts]) for name in ("noisy", "clean"))
-    first, second = (part.optics for part in parts)
-    assert first is not None
-    assert second is not None
-    optics = CtfParameters(
-        *(torch.cat([getattr(first, name), getattr(second, name)]) for name in vars(first))
-    )
-    radius = default_radius_px((BOX_PX, BOX_PX))
-    context = fit_context(
-        noisy,
-        optics,
-        pixel_size_angstrom=parts[0].pixel_size_angstrom,
-        radius_px=radius,
-        with_map=with_map,
-    )
-    # the minority in a stack of its own kind: what it loses by the company
-    out = {
-        "context": run(network, noisy, channels_of(context, noisy, optics)),
-        "no context": run(network, noisy, None),
-    }
-    found = {}
-    for kind, members in (("majority", slice(0, len(first))), ("minority", slice(len(first), n))):
-        variance = clean[members].var(dim=(1, 2)).mean()
-        for name, images in out.items():
-            error = (images[members] - clean[members]).square().mean() / variance
-            found[f"NMSE of the {kind}, {name}"] = float(error)
-    return found
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from particle_files import noise, read_stack, write_stack, write_table
 
+from cryohush.core.advice import COMPANY
 from cryohush.core.config.denoise import CONTEXT_NAME, DenoiseOptions
 from cryohush.core.context.contexts import find_contexts
 from cryohush.core.errors import Aborted, OutputError
@@ -85,8 +87,8 @@ def stacks(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_rest_of_the_stack_reaches_the_network_and_the_record(table: Path, weights: Path) -> None:
-    run_denoise(table, "with", options(weights))
-    run_denoise(table, "without", options(weights, context="none"))
+    denoise(table, "with", options(weights))
+    denoise(table, "without", options(weights, context="none"))
     assert np.abs(read_stack(Path("with/a.mrcs"))).max() > 0.1
     record = json.loads(Path("with/cryohush.json").read_text())
     assert record["context"]["used"] is True
@@ -95,6 +97,10 @@ def test_the_rest_of_the_stack_reaches_the_network_and_the_record(table: Path, w
     assert np.ptp(read_stack(Path("without/a.mrcs")), axis=(1, 2)).max() < 1e-5
     assert json.loads(Path("without/cryohush.json").read_text())["context"]["used"] is False
     assert not (Path("without") / CONTEXT_NAME).exists()
+    said = {
+        name: COMPANY in html.unescape(Path(name, "view.html").read_text()) for name in ("with", "without")
+    }
+    assert said == {"with": True, "without": False}
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_context(table: Path, weights: Path) -> None:
