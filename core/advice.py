@@ -19,3 +19,7 @@ COMPANY = (
     "Each image was denoised in the light of its stack, so images unlike the rest of it come out worse: with "
     "`context` none each is denoised by itself."
 )
+OF_MAP = (
+    "A map of the particle took part: of a domain that some particles lack it puts up to a quarter into "
+    "their images (in simulations)."
+)

@@ -93,6 +93,11 @@ class StackContexts:
     notes: Mapping[str, str]
     digests: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def of_map(self) -> bool:
+        """Whether a map of the particle takes part in any of them."""
+        return any(isinstance(context.views, StackMap) for context in self.contexts)
+
     def channels(self, images: Tensor, places: Sequence[tuple[Path, NDArray[np.int32]]]) -> Tensor:
         """The context of `(n, y, x)` normalised images, see `StackContext.channels`; 0 for those without.
 

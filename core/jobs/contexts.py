@@ -78,5 +78,10 @@ def contexts_of(
     )
     contexts = dataclasses.replace(contexts, digests=digests)
     sha256 = contexts.save(path)
-    record = {"used": bool(contexts.contexts), "sha256": sha256, "groups": list(contexts.notes.values())}
+    record = {
+        "used": bool(contexts.contexts),
+        "map": contexts.of_map,
+        "sha256": sha256,
+        "groups": list(contexts.notes.values()),
+    }
     return RunContexts(contexts if contexts.contexts else None, record)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config.denoise import DenoiseOptions
 from ..context.contexts import StackContexts, read_sample
 from ..context.stack_context import fit_context, to_working_grid
-from ..context.stack_map import StackMap, unasked
+from ..context.stack_map import unasked
 from ..imaging.defects import filled
 from ..imaging.filters import background_power
 from ..imaging.noise import image_generator
@@ -92,7 +92,6 @@ def measure_gain(
     if contexts is not None:
         known = optics[chosen.nonzero().squeeze(1)] if optics is not None else None
         small = torch.cat([to_working_grid(pair(number)[0]) for number in range(len(blocks))])
-        of_map = any(isinstance(each.views, StackMap) for each in contexts.contexts if each is not None)
         try:
             context = fit_context(
                 small,
@@ -100,7 +99,7 @@ def measure_gain(
                 pixel_size_angstrom=pixel_size_angstrom,
                 radius_px=radius,
                 box_px=normalised.shape[-1],
-                with_map=stop_if_asked if of_map else None,
+                with_map=stop_if_asked if contexts.of_map else None,
             )
         except ValueError as error:
             return _not_measured(str(error))

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..advice import COMPANY, TRUST
+from ..advice import COMPANY, OF_MAP, TRUST
 from ..metrics.gain import Verdict
 from ..progress import counted
 from ..spread import evenly_spread
@@ -181,7 +181,7 @@ def report_run(
     gain = facts.pop("verdict", "")
     if gain and judgement is None:
         facts["gain"] = gain
-    company = COMPANY if summary.context.get("used") else ""
+    company = [COMPANY] * bool(summary.context.get("used")) + [OF_MAP] * bool(summary.context.get("map"))
     return write_report(
         summary.output_dir,
         samples.raw,
@@ -190,7 +190,7 @@ def report_run(
         pixel_size_angstrom=samples.pixel_size_angstrom,
         headline=counted(summary.n_rows, f"denoised {kind.removesuffix('s')}"),
         facts={**facts, "command": command},
-        way_back=" ".join(filter(None, (company, way_back))),
+        way_back=" ".join(filter(None, (*company, way_back))),
         kind=kind,
         verdict=None if judgement is None else Verdict(gain, judgement),
         total=summary.n_images,

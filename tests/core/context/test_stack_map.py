@@ -194,6 +194,7 @@ def test_a_saved_context_has_the_same_and_a_job_states_what_the_map_adds(tmp_pat
     particles = write_particles(tmp_path, some, half_sets=False)
     contexts = find_contexts(particles, with_map=unasked)
     assert isinstance(contexts.contexts[0].views, StackMap)
+    assert contexts.of_map
     (note,) = contexts.notes.values()
     assert "a map of them takes part by" in note
     assert_saved_as_it_is(contexts, some, tmp_path)
