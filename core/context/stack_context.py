@@ -55,7 +55,7 @@ _BLOCK = 64
 FEWEST_OF_VIEWS = 256
 #: noise that some images get to measure what the views explain, relative to their own, and how many these are
 _TAU, _MEASURED = 0.5, 512
-#: of noise, where a map is judged, which fails sooner than other means when images are noisier
+#: draws of noise where a map is judged, which fails sooner than other means when images are noisier
 _DRAWS = 4
 #: images that take no part in a map at most
 _HELD_OUT = 256
@@ -238,11 +238,12 @@ class StackContext:
     def _particles(self, transform: Tensor, own: Tensor, group: Tensor) -> Tensor:
         """Transforms of particles through their CTFs: what images show in the light of the stack."""
         if self.views is None:
-            return torch.fft.rfft2(self._by_covariance(transform, group)) * own
+            seen: Tensor = torch.fft.rfft2(self._by_covariance(transform, group)) * own
+            return seen
         estimate, better = self._beside_views(self.views, transform, own, group)
         inside = circle(self.working_box_px, self.working_radius_px)
-        particle = torch.lerp(estimate, better, self.views.share * inside) * self.noise_variance**0.5
-        return torch.fft.rfft2(particle)
+        seen = torch.lerp(estimate, better, self.views.share * inside) * self.noise_variance**0.5
+        return torch.fft.rfft2(seen)
 
     def _beside_views(
         self, views: Prediction, transform: Tensor, own: Tensor, group: Tensor

@@ -1,10 +1,11 @@
-"""Whether like views take part in the stacks of users' tasks, and how much these stacks' contexts explain.
+"""Whether like views, or a map, take part in the stacks of users' tasks, and how much their contexts explain.
 
-    python task_contexts.py --structures DIR --output OUT [--tasks ...] [--repeats 1] [--quick]
+    python task_contexts.py --structures DIR --output OUT [--tasks ...] [--repeats 1] [--map] [--quick]
 
 Makes the first stacks of classification.py, sorting.py, sorted_maps.py, found_poses.py and heterogeneity.py
-anew, from the same seeds, and looks for the context of each as `cryohush denoise` does; nothing is denoised
-and nothing judged. Where like views take no part, a task's figures do not depend on their network.
+anew, from the same seeds, and looks for the context of each as `cryohush denoise` does, with `--map` for that
+of `--context map`, too; nothing is denoised and nothing judged. Where like views take no part, a task's
+figures do not depend on their network.
 
 Writes task_contexts.json and task_contexts.md to OUT.
 """
@@ -23,47 +24,58 @@ from torch import Tensor
 from user_tasks import Cells, simulate_particles, structure_file, task_parser
 
 from cryohush.core.context.contexts import context_of_images
+from cryohush.core.context.like_views import LikeViews
+from cryohush.core.context.stack_map import StackMap, unasked
 from cryohush.core.imaging.ctf import CtfParameters
 from cryohush.core.imaging.structure import read_structure
 
 Stack = tuple[Tensor, CtfParameters, float]
 """Images, their CTFs and pixel size."""
-CONTEXT = "context"
+CONTEXT, WITH_MAP = "context", "context with a map"
 FIGURES = {
     "of the particles' variance explained": "explained",
     "like views take part by": "views",
     "uneven background": "uneven",
 }
+OF_MAP = {"a map takes part by": "map", "explained with it": "explained"}
 
 
 def main() -> None:
     parser = task_parser(__doc__, "the small stacks only")
     parser.add_argument("--tasks", nargs="+", help="those whose name begins so; default: all")
+    parser.add_argument("--map", action="store_true", help="look for a map of the particle, too")
     parser.set_defaults(repeats=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    cells = Cells("task_contexts", {"model": arguments.model}, arguments.output, [CONTEXT])
-    lines = ["| stack | images of the sample | " + " | ".join(FIGURES) + " |"]
-    lines.append("|---" * (len(FIGURES) + 2) + "|")
+    asked = [CONTEXT, WITH_MAP] if arguments.map else [CONTEXT]
+    cells = Cells("task_contexts", {"model": arguments.model}, arguments.output, asked)
+    heads = [*FIGURES, *(OF_MAP if arguments.map else ())]
+    lines = ["| stack | images of the sample | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
     for name, make in stacks(arguments):
         if arguments.tasks and not name.startswith(tuple(arguments.tasks)):
             continue
-        found = cells(name, lambda: {CONTEXT: of_stack(*make())})[CONTEXT]  # noqa: B023
-        shares = (f"{found[figure]:.2f}" for figure in FIGURES.values())
-        lines.append(f"| {name} | {found['images']:.0f} | " + " | ".join(shares) + " |")
+        cell = cells(name, lambda: {kind: of_stack(*make(), with_map=kind == WITH_MAP) for kind in asked})  # noqa: B023
+        shares = [cell[CONTEXT][figure] for figure in FIGURES.values()]
+        if arguments.map:
+            shares += [cell[WITH_MAP][figure] for figure in OF_MAP.values()]
+        entries = [f"{cell[CONTEXT]['images']:.0f}", *(f"{share:.2f}" for share in shares)]
+        lines.append(f"| {name} | " + " | ".join(entries) + " |")
     text = "\n".join(lines) + "\n"
     (arguments.output / "task_contexts.md").write_text(text, encoding="utf-8")
     print(text)
 
 
-def of_stack(images: Tensor, optics: CtfParameters, pixel_size: float) -> dict[str, float]:
-    context, note = context_of_images(images, optics, pixel_size_angstrom=pixel_size)
+def of_stack(images: Tensor, optics: CtfParameters, pixel_size: float, *, with_map: bool) -> dict[str, float]:
+    context, note = context_of_images(
+        images, optics, pixel_size_angstrom=pixel_size, with_map=unasked if with_map else None
+    )
     if context is None:
         raise SystemExit(f"no context: {note}")
     return {
         "images": context.n_images,
         "explained": float(context.explained.mean()),
-        "views": 0.0 if context.views is None else context.views.share,
+        "views": context.views.share if isinstance(context.views, LikeViews) else 0.0,
+        "map": context.views.share if isinstance(context.views, StackMap) else 0.0,
         "uneven": context.unevenness,
     }
 
