@@ -331,6 +331,11 @@ def _problems(raw: Tensor, mean: Tensor, std: Tensor) -> dict[int, str]:
             problems[index] = "the pixel values are too large for single precision."
         elif float(image.max() - image.min()) < _SMALLEST_SPREAD:
             problems[index] = "the pixel values differ too little for single precision."
+        elif std[index] > 0:
+            problems[index] = (
+                "the pixel values outside the particle's circle differ too little for single precision: "
+                f"{float(mean[index]):g} ± {float(std[index]):.2g}. Subtract the mean from the images."
+            )
         else:
             problems[index] = "the image is constant outside the particle's circle, so its noise is unknown."
     return problems

@@ -193,6 +193,12 @@ def test_a_constant_background_is_told_from_a_constant_image(denoiser: Denoiser)
         denoiser(images)
 
 
+def test_a_spread_that_is_lost_beside_the_mean_is_told_from_none(denoiser: Denoiser) -> None:
+    images = np.random.default_rng(1).normal(2e6, 1.0, (1, 16, 16)).astype(np.float32)
+    with pytest.raises(ImageError, match=r"single precision: .* Subtract the mean"):
+        denoiser(images)
+
+
 @pytest.mark.parametrize(
     ("scale", "problem"),
     [
