@@ -17,8 +17,8 @@ denoised twice:
 
 The programs take turns in each round, and medians over the rounds are compared. Threads are the same for all.
 --scores, a file of independent_pairs.py, adds the quality of each. --particles, a table of boxes of one of
-these sizes, is denoised with the rest of its stack and without, start-up counted: Topaz is as fast on any
-image, but what a stack adds costs time only where it adds something.
+these sizes, is denoised with the rest of its stack, with a map, and without, start-up counted: Topaz is as
+fast on any image, but what a stack adds costs time only where it adds something.
 
 Writes against_topaz.md and .json to DIR.
 """
@@ -58,7 +58,7 @@ def main() -> None:
                     for name, value in one_round(program, Path(folder), box, arguments).items():
                         measured[key][name].append(value)
                     print(f"round {number + 1}: {key}", flush=True)
-    contexts = {name: on_table(name, arguments) for name in ("auto", "none") if arguments.particles}
+    contexts = {name: on_table(name, arguments) for name in ("auto", "map", "none") if arguments.particles}
     report(measured, programs, contexts, arguments)
 
 
