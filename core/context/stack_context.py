@@ -242,8 +242,10 @@ class StackContext:
             return seen
         estimate, better = self._beside_views(self.views, transform, own, group)
         inside = circle(self.working_box_px, self.working_radius_px)
-        seen = torch.lerp(estimate, better, self.views.share * inside) * self.noise_variance**0.5
-        return torch.fft.rfft2(seen)
+        seen = torch.fft.rfft2(
+            torch.lerp(estimate, better, self.views.share * inside) * self.noise_variance**0.5
+        )
+        return seen
 
     def _beside_views(
         self, views: Prediction, transform: Tensor, own: Tensor, group: Tensor
