@@ -390,14 +390,14 @@ class StackContext:
     ) -> StackContext:
         """The context with a map that explains `(n, y, x)` images on the working grid better, or `found`.
 
-        Some images take no part in the map: they tell how well it predicts.
+        Of a context without like views. Some images take no part in the map: they tell how well it predicts.
         """
         n = len(images)
         if n < FEWEST_OF_VIEWS:
             return found
         judged = torch.from_numpy(evenly_spread(n, min(_HELD_OUT, n // 6)))
         tried, known = images[judged], None if optics is None else optics[judged]
-        if _sureness(replace(self, views=None).explained_power(tried, known)) <= _SIGNIFICANT:
+        if _sureness(self.explained_power(tried, known)) <= _SIGNIFICANT:
             return found
         others = torch.ones(n, dtype=torch.bool).index_fill_(0, judged, False).nonzero().squeeze(1)
         context = self.of_map(images, optics, others, stop_if_asked)

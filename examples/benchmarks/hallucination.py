@@ -50,8 +50,6 @@ DOMAIN, EVERY = 0.15, 5
 TURNS, REACH_PX = 72, 6
 _OF_VIEWS = ("images", "pixel_size_angstrom", "diameter_px", "volume")
 
-Ways = dict[str, Tensor]
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -103,7 +101,7 @@ def by_each(
     optics: CtfParameters | None,
     pixel_size_angstrom: float,
     with_map: Callable[[], None] | None,
-) -> Ways:
+) -> dict[str, Tensor]:
     """Images denoised with what their stack says, and one by one."""
     radius = default_radius_px(SHAPE)
     context = fit_context(
@@ -138,12 +136,13 @@ def from_noise(images: Tensor, picture: Tensor) -> float:
     side = images.shape[-1]
     turns = torch.arange(TURNS) * (360.0 / TURNS)
     turned = aligned(picture.expand(TURNS, -1, -1), torch.zeros(TURNS, 2), turns)
+    turned = torch.fft.rfft2(turned).conj()
     axis = torch.fft.fftfreq(side, 1 / side)
     near = torch.hypot(axis[:, None], axis) <= REACH_PX
     places = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1)[near]
     total = torch.zeros(side, side)
     for some in torch.split(images, 50):
-        product = torch.fft.rfft2(some)[:, None] * torch.fft.rfft2(turned).conj()
+        product = torch.fft.rfft2(some)[:, None] * turned
         fit = torch.fft.irfft2(product, s=(side, side))[..., near].flatten(1).argmax(1)
         turn, place = fit // len(places), fit % len(places)
         total += aligned(some, -places[place], -turns[turn]).sum(0)
@@ -176,9 +175,7 @@ def minority(
     first, second = (part.optics for part in parts)
     assert first is not None
     assert second is not None
-    optics = CtfParameters(
-        *(torch.cat([getattr(first, name), getattr(second, name)]) for name in vars(first))
-    )
+    optics = CtfParameters.joined([first, second])
     out = by_each(network, noisy, optics, parts[0].pixel_size_angstrom, with_map)
     found = {}
     for kind, members in (("majority", slice(0, len(first))), ("minority", slice(len(first), n))):
