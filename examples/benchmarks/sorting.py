@@ -56,7 +56,6 @@ from user_tasks import (
     count,
     denoised_by_each,
     imaging_settings,
-    joined,
     structure_file,
     table,
     task_parser,
@@ -182,7 +181,7 @@ def mixed_stack(
     images = normalise(
         torch.stack([parts[index][0] for index in order.tolist()]), default_radius_px((BOX_PX, BOX_PX))
     )[0]
-    return images, joined(optics), kind[order], pixel_size
+    return images, CtfParameters.joined(optics), kind[order], pixel_size
 
 
 def junk_species(

@@ -298,15 +298,15 @@ def simulate_particles(
     )
     return (
         SimulatedParticles(
-            images, joined([part.optics for part in parts])[torch.arange(n)], kinds, rotations, shifts
+            images,
+            CtfParameters.joined([part.optics for part in parts])[torch.arange(n)],
+            kinds,
+            rotations,
+            shifts,
         ),
         species,
         pixel_size,
     )
-
-
-def joined(optics: Sequence[CtfParameters]) -> CtfParameters:
-    return CtfParameters(*(torch.cat([getattr(one, name) for one in optics]) for name in vars(optics[0])))
 
 
 def write_particles(
