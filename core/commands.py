@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -72,11 +72,11 @@ def _options(arguments: argparse.Namespace, model: type[Options]) -> Options:
     return validate(given, model, COMMAND_LINE)
 
 
-def _print_config(config: BaseModel | type[BaseModel]) -> None:
+def _print_config(config: BaseModel | type[BaseModel], leave_out: Collection[str] = ()) -> None:
     """Print the values of a configuration, or what one can hold, as a YAML file."""
     from .config.reference import as_yaml, blank_yaml
 
-    show((blank_yaml(config) if isinstance(config, type) else as_yaml(config)).rstrip())
+    show((blank_yaml(config) if isinstance(config, type) else as_yaml(config, leave_out)).rstrip())
 
 
 def _for_each(
@@ -226,7 +226,9 @@ def train_command(arguments: argparse.Namespace, should_stop: Callable[[], bool]
         return
     config = load_kind(find_preset(arguments.config), kinds, arguments.overrides)
     if arguments.print_config:
-        _print_config(config)
+        # a network that is not in effect would be taken for one that is asked for
+        taken = isinstance(config, TrainingConfig) and config.takes_network
+        _print_config(config, leave_out=("network",) if taken else ())
         return
     import_torch()
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
@@ -101,13 +101,13 @@ def _models_in(kind: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(one)
 
 
-def as_yaml(config: BaseModel) -> str:
+def as_yaml(config: BaseModel, leave_out: Collection[str] = ()) -> str:
     """Return the values of a configuration as a YAML file that gives them again, each with its meaning."""
     import yaml
 
     meanings = {name: field.description or "" for name, field in type(config).model_fields.items()}
     parts = []
-    for name, value in config.model_dump(mode="json").items():
+    for name, value in config.model_dump(mode="json", exclude=set(leave_out)).items():
         comment = f"# {meanings[name]}\n" if meanings[name] else ""
         parts.append(comment + yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True))
     return "".join(parts)

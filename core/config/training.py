@@ -434,6 +434,11 @@ class TrainingConfig(Section):
     validate_every: int = Field(500, gt=0)
     validation_images: int = Field(256, gt=0)
 
+    @property
+    def takes_network(self) -> bool:
+        """Whether the network is that of the initial weights, as none is given."""
+        return self.initial_weights is not None and "network" not in self.model_fields_set
+
     @model_validator(mode="after")
     def _check_sections(self) -> TrainingConfig:
         if [self.data, self.pairs, self.reference].count(None) != 2:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import __version__
-from ..config.base import files_in
 from ..config.extract_noise import ExtractNoiseOptions
 from ..config.nt2c import Nt2cConfig, SessionConfig
 from ..config.training import PairsConfig, SimulationConfig, TrainingConfig
@@ -42,6 +41,7 @@ from ..training.nt2c import (
     simulation_config,
     write_pairs,
 )
+from ..training.run import inputs_of
 from ..training.session_patches import write_session_patches
 from .extract_noise import run_extract_noise
 from .folder import JobFolder
@@ -87,7 +87,7 @@ class Nt2cPlan(Plan["Chain", Path]):
 
     def __init__(self, config: Nt2cConfig, context: JobContext) -> None:
         self.config, self.context = config, context
-        self.inputs = files_in(config)
+        self.inputs = inputs_of(config)
         self._settings = {"version": __version__, "config": config.model_dump(mode="json")}
         fingerprint = {**self._settings, "inputs": state_of(self.inputs)}
         files = [_CTF_NAME, RECORD_NAME, PDF_NAME]

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from ... import __version__
-from ..config.base import files_in
 from ..config.nt2c import Nt2cConfig
 from ..config.segmentation import SegmentationConfig
 from ..config.training import TrainingConfig
@@ -21,6 +20,7 @@ from ..job_context import QUIET, JobContext
 from ..models.weights import WEIGHTS_NAME
 from ..report import PDF_NAME
 from ..training.frame_halves import FOLDER as HALVES_FOLDER
+from ..training.run import inputs_of, with_network
 from ..training.run import train as run_loop
 from ..training.segmentation import train_segmentation
 from .folder import Earlier, JobFolder
@@ -66,8 +66,10 @@ class TrainPlan(Plan["Loop", Path]):
     """A training in one loop; see `Plan`."""
 
     def __init__(self, config: TrainingConfig | SegmentationConfig, context: JobContext) -> None:
+        if isinstance(config, TrainingConfig):
+            config = with_network(config)
         self.config, self.context, self._clock = config, context, (time.time(), time.monotonic())
-        self.inputs = files_in(config)
+        self.inputs = inputs_of(config)
         fingerprint = {"config": config.model_dump(mode="json"), "inputs": state_of(self.inputs)}
         files = (WEIGHTS_NAME, RECORD_NAME, PDF_NAME, *FILES)
         self.undertaking = Undertaking("train", fingerprint, {}, files, [EVENTS_FOLDER, HALVES_FOLDER])

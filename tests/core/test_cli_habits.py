@@ -14,7 +14,11 @@ from cryohush.core.cli import main
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.config.evaluate import EvaluateConfig
 from cryohush.core.config.extract_noise import ExtractNoiseOptions
+from cryohush.core.config.load import find_preset, load_kind
+from cryohush.core.config.nt2c import Nt2cConfig
 from cryohush.core.config.preset_list import preset_descriptions
+from cryohush.core.config.segmentation import SegmentationConfig
+from cryohush.core.config.training import TrainingConfig
 from cryohush.core.io.inputs import find_inputs, folder_names
 
 SUFFIXES = (".mrc", ".mrcs", ".star", ".cs")
@@ -117,6 +121,20 @@ def test_print_config_shows_what_is_in_effect_and_can_be_given_again(
         assert main([command, "--config", str(tmp_path / "c.yaml"), "--print-config"]) == 0
         assert capsys.readouterr().out == text
     assert values["twin"] == "t.star"
+
+
+@pytest.mark.parametrize("preset", preset_descriptions())
+def test_a_printed_preset_is_the_preset(
+    preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", preset, "--print-config"]) == 0
+    (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
+    kinds = {"denoiser": TrainingConfig, "segmentation": SegmentationConfig, "nt2c": Nt2cConfig}
+    given, printed = (load_kind(path, kinds) for path in (find_preset(preset), tmp_path / "c.yaml"))
+    assert printed == given
+    # a network that is given has to be that of the initial weights
+    if isinstance(given, TrainingConfig) and isinstance(printed, TrainingConfig):
+        assert printed.takes_network == given.takes_network
 
 
 def test_the_command_line_overrides_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
