@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 Style = Literal["shell", "relion"]
@@ -19,10 +19,32 @@ Style = Literal["shell", "relion"]
 _KEY = "cryohush"
 
 
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    """Yield the types that an annotation is made of in the end."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        yield from map(type, parts)
+    elif parts:
+        for part in parts:
+            yield from _plain_types(part)
+    else:
+        yield annotation
+
+
 class Section(BaseModel):
     """A mapping of a YAML file, or the options of a command: immutable, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`steps: yes` would be one step."""
+        kinds = set(_plain_types(cls.model_fields[info.field_name or ""].annotation))
+        given = value if isinstance(value, (list, tuple)) else (value,)
+        if kinds & {int, float} and not kinds & {bool, Any} and any(isinstance(one, bool) for one in given):
+            raise ValueError("expected a number, not yes or no")
+        return value
 
 
 def option(

@@ -184,13 +184,25 @@ def _override(values: dict[str, Any], text: str) -> None:
         ) from error
 
 
+_EXPECTED = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "Input should be a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "Input should be a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "Input should be yes or no"),
+    **dict.fromkeys(("model_type", "dict_type"), "Input should be a section, `key: value` lines"),
+    "path_type": "Input should be a path",
+    "string_type": "Input should be text",
+    "tuple_type": "Input should be a list",
+}
+"""What is expected in a user's words, where pydantic speaks to programmers."""
+
+
 def _describe(error: ValidationError, values: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
     """Return one sentence for each entry that does not fit."""
     sentences: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         location = _location(problem, values)
         name, found = ".".join(map(str, location)), f", found {_SHORT.repr(problem['input'])}"
-        message = problem["msg"].removeprefix("Input should be ")
+        message = _EXPECTED.get(problem["type"], problem["msg"]).removeprefix("Input should be ")
         if problem["type"] == "extra_forbidden":
             key = str(location[-1]) if location else name
             sentences[name] = _unknown(name, key, sorted(_keys(model, location[:-1])))
@@ -198,7 +210,7 @@ def _describe(error: ValidationError, values: Mapping[str, Any], model: type[Bas
             sentences[name] = f"{name} is missing"
         elif problem["type"] == "value_error":  # a validator's own sentence
             sentences[name] = _cut(f"{name}: {problem['ctx']['error']}".removeprefix(": "))
-        elif message == problem["msg"]:
+        elif message == problem["msg"]:  # a sentence of its own
             sentences[name] = f"{name}: {message[:1].lower()}{message[1:]}{found}".removeprefix(": ")
         elif name in sentences:
             sentences[name] = sentences[name].removesuffix(found) + f" or {message}{found}"

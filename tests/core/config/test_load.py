@@ -13,6 +13,7 @@ from cryohush.core.config.evaluate import EvaluateConfig
 from cryohush.core.config.extract_noise import ExtractNoiseOptions
 from cryohush.core.config.load import COMMAND_LINE, find_preset, load_yaml, validate
 from cryohush.core.config.preset_list import PRESET_FOLDER, preset_descriptions
+from cryohush.core.config.training import TrainingConfig
 from cryohush.core.errors import ConfigurationError
 
 
@@ -46,7 +47,8 @@ def test_overrides_reach_into_sections(tmp_path: Path) -> None:
         ("name: a\nsection: {stepz: 1}\n", "unknown key 'section.stepz'; did you mean 'steps'?"),
         ("name: a\nqqq: 1\n", "unknown key 'qqq'; expected one of name, section"),
         ("section: {}\n", "name is missing"),
-        ("name: a\nsection: {steps: many}\n", "section.steps: .*integer.*'many'"),
+        ("name: a\nsection: {steps: many}\n", "section.steps: expected a whole number, found 'many'"),
+        ("name: a\nsection: 3\n", "section: expected a section, `key: value` lines, found 3"),
         ("- a\n", "expected `key: value` lines, found a list"),
         ("name: [\n", "not valid YAML"),
     ],
@@ -55,6 +57,18 @@ def test_what_does_not_fit_is_named(tmp_path: Path, text: str, expected: str) ->
     with pytest.raises(ConfigurationError, match=expected) as caught:
         load_yaml(write(tmp_path / "c.yaml", text), Whole)
     assert "c.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["optimisation.steps=yes", "pairs.half_set=yes", "pairs.contrast=[1, yes]", "seed=no"]
+)
+def test_yes_is_no_number(override: str) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigurationError, match=f"{key}: expected a number, not yes or no"):
+        load_yaml(find_preset("recorrupted"), TrainingConfig, [override])
+    assert not load_yaml(
+        find_preset("recorrupted"), TrainingConfig, ["loss.snr_weighted=no"]
+    ).loss.snr_weighted
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

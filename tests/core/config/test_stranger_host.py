@@ -52,7 +52,7 @@ def test_its_sources_are_of_its_own_model() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"shelf": "left"}, r"sources\.0\.shelf: .*integer"),
+        ({"shelf": "left"}, r"sources\.0\.shelf: .*whole number"),
         ({"shelf": 3, "root": "/"}, "root: not for a source of the kind shelf"),
         ({"shelf": 3, "file": "a.star"}, "exactly one of file, .*shelf"),
         ({"shelf": 3, "shelff": 4}, r"unknown key 'sources\.0\.shelff'; did you mean 'shelf'"),
