@@ -163,7 +163,7 @@ def exit_status(error: BaseException, received: int | None = None) -> int:
         return 128 + signal.SIGINT
     if isinstance(error, Aborted):
         text = str(error)
-        complain(text if "resume" in text else f"{text} {GO_ON}")
+        complain(text if "resume" in text else f"{text.removesuffix('.')}. {GO_ON}")
         return 128 + (received or signal.SIGTERM)
     complain(f"error: {in_one_line(error)}")
     return FAILED

@@ -70,7 +70,9 @@ def find_root(
         raise error(
             names.index(name),
             f"{what} {name} {reason}{count}.{places}",
-            "" if root else "Run in the project's directory, or name it with --root.",
+            ""
+            if root
+            else "Run in the project's directory, or name it with --root where the command has that.",
         )
     # what is relative to the table itself is nowhere else
     if root is None and relative and not (own_folder_first and chosen == folder):
@@ -124,7 +126,7 @@ def _refuse_two_projects(
                 raise error(
                     names.index(name),
                     f"{name} is in {chosen} and in {other}, and the two differ.",
-                    "Run in the table's project, or say with --root which folder its names start from.",
+                    "Run in the table's project, or name it with --root where the command has that.",
                 )
 
 

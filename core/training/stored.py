@@ -209,7 +209,7 @@ def choose_rows(
     groups = groups[rows]
     different = np.unique(groups)
     kept = different[np.random.default_rng(0).permutation(len(different))]
-    kept = kept[: max(1, round(len(different) * validation_share))]
+    kept = kept[: max(1, min(len(different) - 1, round(len(different) * validation_share)))]
     rows = rows[np.isin(groups, kept) == held_out]
     if len(rows) == 0:
         purpose = "validation" if held_out else "training"

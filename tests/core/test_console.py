@@ -73,6 +73,8 @@ def test_signals_have_the_shells_exit_status(capsys: pytest.CaptureFixture[str])
     assert exit_status(Aborted("Stopped on request."), signal.SIGINT) == 130
     assert exit_status(Aborted("Stopped on request."), signal.SIGTERM) == 143
     assert capsys.readouterr().err.count("with --resume") == 3
+    exit_status(Aborted("stopped; nothing was written"))
+    assert "stopped; nothing was written. Run the same command with --resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,13 @@ def test_validation_keeps_whole_micrographs_back(tmp_path, images):
     assert sorted([*training, *validation]) == list(range(N))
 
 
+def test_a_micrograph_is_left_to_train_on_however_large_the_share(tmp_path, images):
+    path, target = write_set(tmp_path, "noisy", images), write_set(tmp_path, "clean", 2 * images)
+    config = PairsConfig(noisy=path, target=target, validation_share=0.99)
+    sizes = [len(PairedParticles(config, held_out=held_out, seed=3).rows) for held_out in (False, True)]
+    assert sizes == [8, 32]
+
+
 def test_half_set_alone_is_used(tmp_path, images):
     path, target = write_set(tmp_path, "noisy", images), write_set(tmp_path, "clean", 2 * images)
     data = PairedParticles(PairsConfig(noisy=path, target=target, half_set=2), held_out=False, seed=3)
