@@ -103,6 +103,7 @@ class Nt2cPlan(Plan["Chain", Path]):
             record = {"version": __version__, "command": self.context.command, **self._settings}
             write_json(folder.path / RECORD_NAME, record)
             folder.journal.complete([_FINE, RECORD_NAME])
+        self.context.log(f"wrote {folder.path / _FINE}")
         return folder.path / _FINE
 
 

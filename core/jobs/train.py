@@ -93,6 +93,7 @@ class TrainPlan(Plan["Loop", Path]):
             }
             write_json(folder.path / RECORD_NAME, record)
             folder.journal.complete([WEIGHTS_NAME, RECORD_NAME])
+        self.context.log(f"wrote {weights}")
         return weights
 
 

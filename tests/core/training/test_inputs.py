@@ -84,10 +84,12 @@ def test_it_does_not_go_on_with_other_images(tiny: dict[str, Any], tmp_path: Pat
         train(config, tmp_path / "run", earlier="resume")
 
 
-def test_the_record_names_the_network_that_was_trained(tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_log_and_record_name_what_was_trained(tiny: dict[str, Any], tmp_path: Path) -> None:
     first = train(TrainingConfig.model_validate(tiny), tmp_path / "first")
     values = {**tiny, "initial_weights": first}
     del values["network"]
-    train(TrainingConfig.model_validate(values), tmp_path / "second")
+    lines: list[str] = []
+    weights = train(TrainingConfig.model_validate(values), tmp_path / "second", JobContext(log=lines.append))
+    assert lines[-1] == f"wrote {weights}"
     record = json.loads((tmp_path / "second" / RECORD_NAME).read_text())
     assert record["configuration"]["network"] == load_model(first).card["model"]
