@@ -28,12 +28,13 @@ from .inference.denoiser import Denoiser
 from .inference.devices import CPU_BATCH_PX, DTYPES, choose_precision, resolve_devices
 from .inference.inputs import check_limit
 from .inference.micrograph_denoiser import MicrographDenoiser
-from .inference.plan import PLAUSIBLE_ANGSTROM, SMALLEST_PX, finer_grid, sample
+from .inference.plan import PLAUSIBLE_ANGSTROM, SAMPLE, SMALLEST_PX, finer_grid, sample
 from .inference.plan import read_images as read_image_set
 from .io.mrc import StackReader
 from .io.particles import ParticleSet
 from .io.poses import PREMULTIPLIED, changed_ctf, why_impossible
 from .models.weights import LoadedModel, list_models, load_model
+from .spread import evenly_spread
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -158,7 +159,7 @@ def denoise(
     if context != "none" and bool(getattr(loaded.module, "context_channels", None)):
         dark, of_map = protein == "dark", unasked if context == "map" else None
         channels = _context(stack, ctf, pixel_size, particle_diameter, dark=dark, with_map=of_map)
-    finer = finer_grid(pixel_size, loaded.trained_pixel_sizes_angstrom, lambda: [sample(stack)])
+    finer = finer_grid(pixel_size, loaded.trained_pixel_sizes_angstrom, lambda: _sampled(stack, ctf))
     size = batch_size or max(1, CPU_BATCH_PX // (stack.shape[1] * stack.shape[2]))
     result = np.empty_like(stack)
     conspicuous: dict[int, str] = {}
@@ -379,6 +380,14 @@ def _row_numbers(rows: Sequence[int] | NDArray[Any], n_rows: int) -> NDArray[np.
     if outside.size:
         raise ConfigurationError(f"rows: row {outside[0]} was asked for, counted from 0, of {n_rows}.")
     return wanted.astype(np.int64)
+
+
+def _sampled(
+    images: NDArray[np.float32], ctf: CtfParameters | None
+) -> tuple[torch.Tensor, CtfParameters | None]:
+    """A sample of images, and their CTFs."""
+    chosen = torch.from_numpy(evenly_spread(len(images), SAMPLE))
+    return sample(images), None if ctf is None else ctf[chosen]
 
 
 def _context(

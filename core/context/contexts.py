@@ -310,7 +310,7 @@ def find_contexts(
     sizes = pixel_sizes_angstrom
     if sizes is None:
         sizes = [particles.pixel_size_angstrom(number) for number in range(len(particles.stacks))]
-    optics, premultiplied = _optics_of(particles, log), _are_premultiplied(particles)
+    optics, premultiplied = optics_of(particles, log), are_premultiplied(particles)
     rows_of_stacks = _rows_of_stacks(particles)
     rows_of = _groups(particles, _first_rows(rows_of_stacks))
     of_row = torch.full((n,), -1, dtype=torch.int64)
@@ -361,9 +361,7 @@ def find_contexts(
     return StackContexts(tuple(contexts), tuple(names), images, notes)
 
 
-def _optics_of(
-    particles: ParticleSet, log: Callable[[str], None] = lambda line: None
-) -> CtfParameters | None:
+def optics_of(particles: ParticleSet, log: Callable[[str], None] = lambda line: None) -> CtfParameters | None:
     """CTFs of a set; None for a table without, or with impossible ones. The log is told of odd ones."""
     try:
         optics = ctf_parameters_of(particles)
@@ -396,15 +394,15 @@ def _odd_defocus(optics: CtfParameters) -> str | None:
     return None
 
 
-def _are_premultiplied(particles: ParticleSet) -> bool:
+def are_premultiplied(particles: ParticleSet) -> bool:
     return changed_ctf(particles, [PREMULTIPLIED]) is not None
 
 
 def told_of_images(particles: ParticleSet) -> list[bytes]:
     """What contexts take from the table: of each stack CTFs, optics groups and half sets of its images."""
-    optics, halves = _optics_of(particles), particles.column(_HALF_SET, _SPLIT)
+    optics, halves = optics_of(particles), particles.column(_HALF_SET, _SPLIT)
     ctfs = None if optics is None else _stacked(optics).numpy().T
-    premultiplied = str(_are_premultiplied(particles)).encode()
+    premultiplied = str(are_premultiplied(particles)).encode()
     told = []
     for rows in _rows_of_stacks(particles):
         parts = [b"" if ctfs is None else ctfs[rows].tobytes(), particles.optics_group[rows].tobytes()]

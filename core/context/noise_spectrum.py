@@ -13,8 +13,15 @@ import torch
 from torch import Tensor
 
 from ..imaging.ctf import CtfParameters, ctf
-from ..imaging.normalise import background_mask, background_statistics
-from ..imaging.rings import ring_mean
+from ..imaging.filters import background_power
+from ..imaging.normalise import (
+    background_mask,
+    background_statistics,
+    default_radius_px,
+    normalise,
+    usable,
+)
+from ..imaging.rings import brightness, hermitian_weight, ring_index, ring_mean
 
 #: rings, as shares of the Nyquist frequency, whose power is that of the noise alone
 FLOOR_RINGS = (0.7, 0.95)
@@ -27,6 +34,8 @@ _ICE_RINGS, _MUCH_ICE = (0.2, 0.55), 0.2
 _COARSE_RINGS = (0.06, 0.2)
 #: enough: standard deviation of CTF² in a ring, and standard error of the noise, relative to the power
 _DIFFERING, _SURE = 0.1, 0.1
+#: of `beyond_noise`: with less the background holds little beside noise
+_EVEN = 0.5
 _BLOCK = 256
 
 
@@ -75,6 +84,33 @@ def noise_spectrum(background: Tensor, nyquist: int, without_ctf: Tensor | None)
 def beyond_noise(background: Tensor, noise: Tensor, nyquist: int) -> float:
     """How much the background holds beyond the noise, 0 (nothing) to 1 (plenty), of `(rings,)` powers."""
     return min(1.0, _beyond(background, noise, _rings(_ICE_RINGS, nyquist)) / _MUCH_ICE)
+
+
+def brightness_beside_noise(
+    images: Tensor, optics: CtfParameters | None, pixel_size_angstrom: float
+) -> float:
+    """Mean power of `(n, y, x)` particles over that of their noise; 1 for noise alone.
+
+    As `imaging.rings.brightness`, for which noise is white. Where the CTFs of square images tell that it is
+    stronger at some frequencies, and the background holds little else, what is stronger is noise, too.
+    """
+    y, x = images.shape[-2:]
+    if optics is None or y != x:
+        return brightness(images)
+    radius = default_radius_px((y, x))
+    normalised, _, std = normalise(images, radius)
+    chosen = usable(normalised, std)
+    if not chosen.any():
+        return brightness(images)
+    normalised = normalised[chosen]
+    background = background_power(normalised, radius)
+    without_ctf = unmodulated_power(normalised, optics[chosen], pixel_size_angstrom, radius)
+    noise = noise_spectrum(background, x // 2, without_ctf)
+    if beyond_noise(background, noise, x // 2) > _EVEN:
+        return brightness(images)
+    power = torch.fft.rfft2(normalised, norm="ortho").abs().square().mean(0)
+    weight = hermitian_weight((y, x))
+    return float((weight * power).sum() / (weight * noise[ring_index((y, x))]).sum())
 
 
 def _rings(shares: tuple[float, float], nyquist: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -28,6 +28,8 @@ from ..spread import evenly_spread
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..imaging.ctf import CtfParameters
+
 TABLE_NAME = "particles.star"
 CS_TABLE_NAME = "particles.cs"
 CSG_NAME = "particles.csg"
@@ -42,7 +44,7 @@ A micrograph has no context that would make up for what is lost at the coarse en
 """
 
 BRIGHT = 1.12
-"""Particles are bright with so many times the power of their white noise (`imaging.rings.brightness`).
+"""Particles are bright with so many times the power of their noise (`context.noise_spectrum`).
 
 With less their signal would be too weak for a network on the finer grid, where it is spread over more pixels.
 """
@@ -294,13 +296,13 @@ def plan_stacks(
                 remarks=tuple(remarks),
             )
         )
-    return _on_finer_grids(plans, trained_angstrom)
+    return _on_finer_grids(plans, images, trained_angstrom)
 
 
 def finer_grid(
     pixel_size_angstrom: float | None,
     trained_angstrom: tuple[float, float] | None,
-    samples: Callable[[], Iterable[Tensor]] | None,
+    sampled: Callable[[], tuple[Tensor, CtfParameters | None]] | None,
 ) -> int:
     """Return how many times finer the grid has to be on which a model sees images.
 
@@ -312,20 +314,20 @@ def finer_grid(
         None if unknown: no finer grid then.
     trained_angstrom
         Smallest and largest pixel size that the model was trained on; None if that is not known.
-    samples
-        Gives some particles `(n, y, x)` of each stack, which have to be bright; called where pixels are
-        coarse. None for micrographs.
+    sampled
+        Gives some particles `(n, y, x)`, which have to be bright, and their CTFs, if these are known; called
+        where pixels are coarse. None for micrographs.
     """
     if pixel_size_angstrom is None or trained_angstrom is None:
         return 1
-    begin = COARSE_SHARE_MICROGRAPH if samples is None else COARSE_SHARE
+    begin = COARSE_SHARE_MICROGRAPH if sampled is None else COARSE_SHARE
     if pixel_size_angstrom <= begin * trained_angstrom[1]:
         return 1
-    if samples is not None:
+    if sampled is not None:
         # torch takes over a second to be imported, and hosts plan without it
-        from ..imaging.rings import brightness
+        from ..context.noise_spectrum import brightness_beside_noise
 
-        if np.median([brightness(images) for images in samples()]) <= BRIGHT:
+        if brightness_beside_noise(*sampled(), pixel_size_angstrom) <= BRIGHT:
             return 1
     return max(2, math.ceil(pixel_size_angstrom / (COARSE_SHARE * trained_angstrom[1]) - 1e-9))
 
@@ -351,12 +353,17 @@ def sampled_stacks(stacks: Sequence[StackPlan]) -> NDArray[np.int64]:
 
 def samples(stacks: Sequence[StackPlan]) -> Iterator[Tensor]:
     """Read a `sample` of each of a few stacks of particles (`sampled_stacks`)."""
+    for number, chosen in _sampled_images(stacks):
+        with StackReader(stacks[number].source) as reader:
+            yield sample(reader.read(chosen))
+
+
+def _sampled_images(stacks: Sequence[StackPlan]) -> Iterator[tuple[int, NDArray[np.int32]]]:
+    """Positions of a few stacks, and some of the images that are used of each."""
     numbers = sampled_stacks(stacks)
     for number in numbers.tolist():
-        stack = stacks[number]
-        chosen = stack.indices[evenly_spread(len(stack.indices), SAMPLE // len(numbers))]
-        with StackReader(stack.source) as reader:
-            yield sample(reader.read(chosen))
+        indices = stacks[number].indices
+        yield number, indices[evenly_spread(len(indices), SAMPLE // len(numbers))]
 
 
 def spread_over(stacks: Sequence[StackPlan], most: int) -> Iterator[tuple[StackPlan, NDArray[np.int64]]]:
@@ -375,16 +382,43 @@ def spread_over(stacks: Sequence[StackPlan], most: int) -> Iterator[tuple[StackP
         yield stack, picks[of_stack == number] - (int(ends[number]) - len(stack.indices))
 
 
-def _on_finer_grids(plans: list[StackPlan], trained_angstrom: tuple[float, float] | None) -> list[StackPlan]:
+def _on_finer_grids(
+    plans: list[StackPlan], images: ImageSet, trained_angstrom: tuple[float, float] | None
+) -> list[StackPlan]:
     """The plans with the grid of each, one for all stacks of a pixel size."""
-    alike: dict[float | None, list[StackPlan]] = {}
-    for plan in plans:
-        alike.setdefault(plan.pixel_size_angstrom, []).append(plan)
+    alike: dict[float | None, list[int]] = {}
+    for number, plan in enumerate(plans):
+        alike.setdefault(plan.pixel_size_angstrom, []).append(number)
     finer = {
-        size: finer_grid(size, trained_angstrom, None if some[0].is_micrograph else partial(samples, some))
-        for size, some in alike.items()
+        size: finer_grid(
+            size,
+            trained_angstrom,
+            partial(_sampled, plans, numbers, images) if isinstance(images, ParticleSet) else None,
+        )
+        for size, numbers in alike.items()
     }
     return [replace(plan, finer=finer[plan.pixel_size_angstrom]) for plan in plans]
+
+
+def _sampled(
+    plans: Sequence[StackPlan], numbers: Sequence[int], particles: ParticleSet
+) -> tuple[Tensor, CtfParameters | None]:
+    """Samples of those stacks of some numbers that have boxes as the first, and their CTFs."""
+    import torch
+
+    from ..context.contexts import are_premultiplied, optics_of
+
+    numbers = [number for number in numbers if plans[number].shape == plans[numbers[0]].shape]
+    stacks = [plans[number] for number in numbers]
+    # the noise of images that were multiplied by their CTF follows it, too
+    optics = None if are_premultiplied(particles) else optics_of(particles)
+    rows = []
+    for place, chosen in _sampled_images(stacks) if optics is not None else ():
+        of_stack = np.flatnonzero(particles.stack == numbers[place])
+        of_stack = of_stack[np.argsort(particles.image[of_stack], kind="stable")]
+        rows.append(of_stack[np.searchsorted(particles.image[of_stack], chosen)])
+    known = None if optics is None else optics[torch.from_numpy(np.concatenate(rows))]
+    return torch.cat(list(samples(stacks))), known
 
 
 def leave_out_damaged(images: ImageSet) -> tuple[ImageSet, list[InputError]]:

@@ -5,9 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cryohush.core.context.noise_spectrum import beyond_noise, floor_of, noise_spectrum, unmodulated_power
+from cryohush.core.context.noise_spectrum import (
+    beyond_noise,
+    brightness_beside_noise,
+    floor_of,
+    noise_spectrum,
+    unmodulated_power,
+)
 from cryohush.core.imaging.ctf import CtfParameters, ctf
 from cryohush.core.imaging.filters import background_power, radial_filter
+from cryohush.core.imaging.rings import brightness
 
 BOX, PIXEL_SIZE, RADIUS, N = 64, 4.0, 20.0, 400
 NYQUIST = BOX // 2
@@ -48,6 +55,20 @@ def test_coloured_noise_is_noise() -> None:
     # with the same CTF in all of them nothing tells it from ice
     alike = found(images, table(0.0))
     torch.testing.assert_close(alike, alike.clamp_max(floor_of(background_power(images, RADIUS), NYQUIST)))
+
+
+def test_coloured_noise_is_not_bright_and_ice_is() -> None:
+    images = radial_filter(white(1), hump().sqrt())
+    assert brightness(images) > 1.15
+    assert abs(brightness_beside_noise(images, table(7000.0), PIXEL_SIZE) - 1) < 0.03
+    assert brightness_beside_noise(images, None, PIXEL_SIZE) == brightness(images)
+    # of a particle as strong as a fifth of the noise the sum of both is left
+    axis = torch.arange(BOX) - BOX // 2
+    blob = torch.exp(-(axis[:, None] ** 2 + axis**2) / 128)
+    blob = blob * (0.2 * images.var() / blob.square().mean()).sqrt()
+    assert abs(brightness_beside_noise(images + blob, table(7000.0), PIXEL_SIZE) - 1.2) < 0.05
+    ice = white(3) + 2 * through(radial_filter(white(2), (hump() - 1).sqrt()), table(7000.0))
+    assert brightness_beside_noise(ice, table(7000.0), PIXEL_SIZE) == brightness(ice) > 1.3
 
 
 def test_what_follows_the_ctf_is_not_noise() -> None:

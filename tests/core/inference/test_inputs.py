@@ -184,11 +184,10 @@ def test_coarse_pixels_get_a_finer_grid_and_particles_if_they_are_bright(
     size: float | None, of_particles: int, of_micrographs: int
 ) -> None:
     bright, weak = (torch.from_numpy(particles(height, 8)) for height in (4.0, 0.3))
-    assert finer_grid(size, (0.8, 6.0), lambda: [bright]) == of_particles
-    assert finer_grid(size, (0.8, 6.0), lambda: [weak]) == 1
-    assert finer_grid(size, (0.8, 6.0), lambda: [weak, bright, bright]) == of_particles
+    assert finer_grid(size, (0.8, 6.0), lambda: (bright, None)) == of_particles
+    assert finer_grid(size, (0.8, 6.0), lambda: (weak, None)) == 1
     assert finer_grid(size, (0.8, 6.0), None) == of_micrographs
-    assert finer_grid(size, None, lambda: [bright]) == 1
+    assert finer_grid(size, None, lambda: (bright, None)) == 1
 
 
 def test_stacks_of_one_pixel_size_have_one_grid(tmp_path: Path) -> None:
@@ -203,6 +202,36 @@ def test_stacks_of_one_pixel_size_have_one_grid(tmp_path: Path) -> None:
     assert [plan.finer for plan in plans] == [2, 2, 2]
     weak = plan_stacks(read_images(tmp_path / "b.mrcs"), trained_angstrom=(0.8, 6.0))
     assert [plan.finer for plan in weak] == [1]
+
+
+@pytest.mark.parametrize(("columns", "finer"), [("defocus", 1), ("alike", 2), ("none", 2), ("multiplied", 2)])
+def test_coloured_noise_does_not_make_particles_bright(tmp_path: Path, columns: str, finer: int) -> None:
+    """What is stronger at some frequencies is noise where CTFs that differ leave no trace in it."""
+    n, box = 128, 64
+    ring = 64 * np.hypot(np.fft.fftfreq(box)[:, None], np.fft.rfftfreq(box))
+    amplitude = np.sqrt(1 + np.exp(-((ring - 12) ** 2) / 32))
+    white = np.random.default_rng(7).standard_normal((n, box, box))
+    coloured = np.fft.irfft2(np.fft.rfft2(white) * amplitude, s=(box, box)).astype(np.float32)
+    # two stacks whose images the table names in reverse: each CTF has to find its image
+    for name, images in zip("ab", np.split(coloured, 2), strict=True):
+        write_stack(tmp_path / f"{name}.mrcs", images, 6.0)
+    names = [f"{number}@{name}.mrcs" for name in "ba" for number in range(n // 2, 0, -1)]
+    labels = "_rlnImageName\n"
+    if columns != "none":
+        labels += "_rlnDefocusU\n_rlnDefocusV\n_rlnDefocusAngle\n_rlnVoltage\n_rlnSphericalAberration\n"
+        labels += "_rlnAmplitudeContrast\n_rlnCtfDataAreCtfPremultiplied\n"
+        spread = 0 if columns == "alike" else 9000
+        multiplied = int(columns == "multiplied")
+        defoci = 15000 + spread * np.linspace(-1, 1, n)
+        names = [
+            f"{name} {u:.1f} {u:.1f} 0 300 2.7 0.1 {multiplied}"
+            for name, u in zip(names, defoci, strict=True)
+        ]
+    (tmp_path / "p.star").write_text("data_particles\n\nloop_\n" + labels + "\n".join(names) + "\n")
+    plans = plan_stacks(
+        read_images(tmp_path / "p.star"), pixel_size_angstrom=6.0, trained_angstrom=(0.8, 6.0)
+    )
+    assert [plan.finer for plan in plans] == [finer, finer]
 
 
 def density() -> NDArray[np.float32]:
