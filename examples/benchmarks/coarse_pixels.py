@@ -9,7 +9,8 @@ grid twice as fine. Simulated exposures at the dose of real ones, of a small and
 boxes, the error of whole micrographs, and their gain over the raw images in correlation with the clean ones,
 from 64 Å to 2.2 pixels, all rings at equal power. Real particles and micrographs with a second table of
 the same exposures whose noise is independent, binned to several pixel sizes: their gain in correlation with
-the second. "brightness" is `imaging.rings.brightness`. No structure was used to train the shipped models, no
+the second. "brightness" is `imaging.rings.brightness`, and of the stacks that beside their noise, coloured or
+not (`context.noise_spectrum`), by which a job goes. No structure was used to train the shipped models, and no
 image gets a context. Writes coarse_pixels.md.
 """
 
@@ -26,6 +27,7 @@ from test_set import Condition, find_structure, make_specimen, make_stack
 from torch import Tensor
 from user_tasks import centres_of, imaging_settings, structure_file
 
+from cryohush.core.context.noise_spectrum import brightness_beside_noise
 from cryohush.core.imaging.ctf import read_ctf_table
 from cryohush.core.imaging.resample import fourier_resample
 from cryohush.core.imaging.rings import brightness
@@ -103,7 +105,8 @@ def stacks(arguments: argparse.Namespace, denoiser: Denoiser) -> str:
                     denoised = of_particles(denoiser, stack.noisy, finer)
                     told = expected_over_true(denoiser, stack.noisy, denoised - stack.clean, finer)
                     cells.append(f"{error_of(denoised, stack.clean):.3f}, {told:.2f}")
-                start = f"| {name}, {noise} | {snr:g} | {brightness(stack.noisy):.2f} | "
+                bright = brightness_beside_noise(stack.noisy, stack.optics, stack.pixel_size_angstrom)
+                start = f"| {name}, {noise} | {snr:g} | {bright:.2f} | "
                 lines.append(start + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
