@@ -311,8 +311,8 @@ def find_contexts(
     if sizes is None:
         sizes = [particles.pixel_size_angstrom(number) for number in range(len(particles.stacks))]
     optics, premultiplied = optics_of(particles, log), are_premultiplied(particles)
-    rows_of_stacks = _rows_of_stacks(particles)
-    rows_of = _groups(particles, _first_rows(rows_of_stacks))
+    of_stacks = rows_of_stacks(particles)
+    rows_of = _groups(particles, _first_rows(of_stacks))
     of_row = torch.full((n,), -1, dtype=torch.int64)
     contexts: list[StackContext] = []
     names, notes = [], {}
@@ -355,7 +355,7 @@ def find_contexts(
     if optics is None:
         optics = CtfParameters(*torch.zeros(len(_OPTICS), n))
     images = {}
-    for path, rows in zip(particles.stacks, rows_of_stacks, strict=True):
+    for path, rows in zip(particles.stacks, of_stacks, strict=True):
         chosen = torch.from_numpy(rows)
         images[str(path.absolute())] = _Images(particles.image[rows], of_row[chosen], optics[chosen])
     return StackContexts(tuple(contexts), tuple(names), images, notes)
@@ -404,7 +404,7 @@ def told_of_images(particles: ParticleSet) -> list[bytes]:
     ctfs = None if optics is None else _stacked(optics).numpy().T
     premultiplied = str(are_premultiplied(particles)).encode()
     told = []
-    for rows in _rows_of_stacks(particles):
+    for rows in rows_of_stacks(particles):
         parts = [b"" if ctfs is None else ctfs[rows].tobytes(), particles.optics_group[rows].tobytes()]
         if halves is not None:
             parts.append("\0".join(halves[rows].tolist()).encode(errors="surrogateescape"))
@@ -412,7 +412,7 @@ def told_of_images(particles: ParticleSet) -> list[bytes]:
     return told
 
 
-def _rows_of_stacks(particles: ParticleSet) -> list[NDArray[np.int64]]:
+def rows_of_stacks(particles: ParticleSet) -> list[NDArray[np.int64]]:
     """Of each stack, the first row of each image, in the order of the images: it speaks for the others.
 
     A stack that the table has by several names, links among them, has the rows of all of them.
@@ -426,12 +426,12 @@ def _rows_of_stacks(particles: ParticleSet) -> list[NDArray[np.int64]]:
     return [parts[number] for number in of_path.tolist()]
 
 
-def _first_rows(rows_of_stacks: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+def _first_rows(of_stacks: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """The first row of each image, ascending.
 
     Copies of an image, as in a table that was expanded by symmetry, would be taken for like views of it.
     """
-    return np.unique(np.concatenate(rows_of_stacks))
+    return np.unique(np.concatenate(of_stacks))
 
 
 def _groups(particles: ParticleSet, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
@@ -573,7 +573,7 @@ def read_sample(
 
     With `contexts` the largest of those that have one. It is a fixed function of the table.
     """
-    groups = _groups(particles, _first_rows(_rows_of_stacks(particles)))
+    groups = _groups(particles, _first_rows(rows_of_stacks(particles)))
     if contexts is not None:
         groups = {name: rows for name, rows in groups.items() if name in contexts.names}
     if not groups:

@@ -406,19 +406,19 @@ def _sampled(
     """Samples of those stacks of some numbers that have boxes as the first, and their CTFs."""
     import torch
 
-    from ..context.contexts import are_premultiplied, optics_of
+    from ..context.contexts import are_premultiplied, optics_of, rows_of_stacks
 
     numbers = [number for number in numbers if plans[number].shape == plans[numbers[0]].shape]
     stacks = [plans[number] for number in numbers]
     # the noise of images that were multiplied by their CTF follows it, too
     optics = None if are_premultiplied(particles) else optics_of(particles)
-    rows = []
-    for place, chosen in _sampled_images(stacks) if optics is not None else ():
-        of_stack = np.flatnonzero(particles.stack == numbers[place])
-        of_stack = of_stack[np.argsort(particles.image[of_stack], kind="stable")]
-        rows.append(of_stack[np.searchsorted(particles.image[of_stack], chosen)])
-    known = None if optics is None else optics[torch.from_numpy(np.concatenate(rows))]
-    return torch.cat(list(samples(stacks))), known
+    if optics is not None:
+        of_stacks, rows = rows_of_stacks(particles), []
+        for place, chosen in _sampled_images(stacks):
+            of_stack = of_stacks[numbers[place]]
+            rows.append(of_stack[np.searchsorted(particles.image[of_stack], chosen)])
+        optics = optics[torch.from_numpy(np.concatenate(rows))]
+    return torch.cat(list(samples(stacks))), optics
 
 
 def leave_out_damaged(images: ImageSet) -> tuple[ImageSet, list[InputError]]:
