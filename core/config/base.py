@@ -19,14 +19,14 @@ Style = Literal["shell", "relion"]
 _KEY = "cryohush"
 
 
-def _plain_types(annotation: Any) -> Iterator[Any]:
+def plain_types(annotation: Any) -> Iterator[Any]:
     """Yield the types that an annotation is made of in the end."""
     parts = get_args(annotation)
     if get_origin(annotation) is Literal:
         yield from map(type, parts)
     elif parts:
         for part in parts:
-            yield from _plain_types(part)
+            yield from plain_types(part)
     else:
         yield annotation
 
@@ -40,7 +40,7 @@ class Section(BaseModel):
     @classmethod
     def _refuse_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """`steps: yes` would be one step."""
-        kinds = set(_plain_types(cls.model_fields[info.field_name or ""].annotation))
+        kinds = set(plain_types(cls.model_fields[info.field_name or ""].annotation))
         given = value if isinstance(value, (list, tuple)) else (value,)
         if kinds & {int, float} and not kinds & {bool, Any} and any(isinstance(one, bool) for one in given):
             raise ValueError("expected a number, not yes or no")

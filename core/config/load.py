@@ -7,14 +7,14 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..errors import ConfigurationError
-from .base import options_of
+from .base import options_of, plain_types
 from .preset_list import PRESET_FOLDER, preset_descriptions
 from .strict_yaml import MAX_BYTES, parse
 
@@ -274,9 +274,8 @@ def _keys(model: type[BaseModel], location: Sequence[int | str]) -> set[str]:
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
     """Yield the sections that a type is made of, and their special cases."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-        for special in annotation.__subclasses__():
-            yield from _sections(special)
-    for part in get_args(annotation):
-        yield from _sections(part)
+    for kind in plain_types(annotation):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield kind
+            for special in kind.__subclasses__():
+                yield from _sections(special)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from .base import limits_text, options_of, type_text
+from .base import limits_text, options_of, plain_types, type_text
 from .batch import BatchPlan, Source, host_sources
 from .denoise import DenoiseOptions
 from .evaluate import EvaluateConfig
@@ -93,12 +93,11 @@ def _sections(model: type[BaseModel], seen: set[type[BaseModel]] | None = None) 
 
 
 def _models_in(kind: Any) -> Iterator[type[BaseModel]]:
-    if kind is Source:
-        yield from host_sources().values()
-    elif isinstance(kind, type) and issubclass(kind, BaseModel):
-        yield kind
-    for one in get_args(kind):
-        yield from _models_in(one)
+    for one in plain_types(kind):
+        if one is Source:
+            yield from host_sources().values()
+        elif isinstance(one, type) and issubclass(one, BaseModel):
+            yield one
 
 
 def as_yaml(config: BaseModel, leave_out: Collection[str] = ()) -> str:
