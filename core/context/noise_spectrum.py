@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..imaging.ctf import CtfParameters, ctf
-from ..imaging.filters import background_power
+from ..imaging.filters import FLOOR_RINGS, background_power, floor_of
 from ..imaging.normalise import (
     background_mask,
     background_statistics,
@@ -23,8 +23,6 @@ from ..imaging.normalise import (
 )
 from ..imaging.rings import brightness, hermitian_weight, ring_index, ring_mean
 
-#: rings, as shares of the Nyquist frequency, whose power is that of the noise alone
-FLOOR_RINGS = (0.7, 0.95)
 #: relative to the floor; a ring with less was filtered away
 _LEAST_NOISE = 0.1
 #: rings, as shares of the Nyquist frequency, in which the power beyond the noise is that of ice and
@@ -37,12 +35,6 @@ _DIFFERING, _SURE = 0.1, 0.1
 #: of `beyond_noise`: with less the background holds little beside noise
 _EVEN = 0.5
 _BLOCK = 256
-
-
-def floor_of(background: Tensor, nyquist: int) -> float:
-    """Power of the white noise, from `(rings,)` power of the background."""
-    first, last = _rings(FLOOR_RINGS, nyquist)
-    return float(background[first:last].median())
 
 
 def noise_spectrum(background: Tensor, nyquist: int, without_ctf: Tensor | None) -> Tensor:

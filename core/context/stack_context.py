@@ -28,14 +28,14 @@ from torch import Tensor
 from ..classical.covariance import ImageCovariance, estimate_covariance_through_ctf
 from ..classical.fourier_bessel import FourierBesselBasis
 from ..imaging.ctf import CtfParameters, ctf, defocus_groups, nearest_group
-from ..imaging.filters import apply_transfer, background_power
+from ..imaging.filters import apply_transfer, background_power, floor_of
 from ..imaging.noise import image_generator
 from ..imaging.resample import fourier_resample, shift_phases
 from ..imaging.rings import ring_index, ring_mean
 from ..spread import evenly_spread
 from .centres import Centres, find_centres
 from .like_views import LikeViews
-from .noise_spectrum import beyond_noise, floor_of, noise_spectrum, unmodulated_power
+from .noise_spectrum import beyond_noise, noise_spectrum, unmodulated_power
 from .prediction import MEANS, Prediction, fitted, times
 from .stack_map import StackMap, Stage, find_map, of_some, unasked
 from .view_network import of_network, shown

@@ -16,8 +16,12 @@ from torch.nn import functional
 from .normalise import background_mask, background_statistics
 from .rings import frequency_grid, ring_index, ring_mean
 
-# images that are transformed at a time
-_BLOCK = 64
+#: rings, as shares of the Nyquist frequency, whose power is that of the noise alone
+FLOOR_RINGS = (0.7, 0.95)
+# images that are transformed at a time, and lines of a transform that are filtered at a time
+_BLOCK, _LINES = 64, 256
+# Smallest and largest side of the squares of a micrograph in which its spectrum is measured.
+_SQUARES_PX = 64, 512
 
 
 def mean_filter(images: Tensor, width_px: int) -> Tensor:
@@ -101,6 +105,12 @@ def background_power(images: Tensor, radius_px: float) -> Tensor:
     return rings
 
 
+def floor_of(power: Tensor, nyquist: int) -> float:
+    """Power of the white noise, from `(rings,)` power of images or of their background."""
+    first, last = (int(share * nyquist) for share in FLOOR_RINGS)
+    return float(power[first:last].median())
+
+
 def wiener_gain(noise_power: Tensor, total_power: Tensor) -> Tensor:
     """`(rings,)` Wiener gain `max(0, 1 - noise / total)`; `total_power` is that of signal plus noise.
 
@@ -110,6 +120,34 @@ def wiener_gain(noise_power: Tensor, total_power: Tensor) -> Tensor:
     however many coefficients it has. The cut at 0 only makes it less.
     """
     return (1.0 - noise_power / total_power.clamp_min(torch.finfo(total_power.dtype).tiny)).clamp_min(0.0)
+
+
+def wiener_by_spectrum(image: Tensor) -> Tensor:
+    """A micrograph `(y, x)` of mean 0 behind the Wiener filter of its own spectrum, noise being white.
+
+    The spectrum is that of most of the micrograph, the median over its squares, which contamination does not
+    reach. It shows the rings of the CTF.
+    """
+    y, x = image.shape
+    shorter = min(y, x)
+    side = min(_SQUARES_PX[1], max(_SQUARES_PX[0], shorter // 3), shorter) // 2 * 2
+    window = torch.hann_window(side, device=image.device)
+    window = window[:, None] * window
+    power = torch.cat(
+        [
+            ring_mean(torch.fft.rfft2(squares * window, norm="ortho").abs().square(), (side, side))
+            for squares in image.unfold(0, side, side // 2).unfold(1, side, side // 2)
+        ]
+    )
+    spectrum = power.median(0).values
+    gain = wiener_gain(spectrum.new_tensor(floor_of(spectrum, side // 2)), spectrum)
+    transform = torch.fft.rfft2(image)
+    columns = torch.fft.rfftfreq(x, device=image.device)
+    lines = torch.fft.fftfreq(y, device=image.device)[:, None]
+    for some, frequencies in zip(transform.split(_LINES), lines.split(_LINES), strict=True):
+        some *= gain[torch.round(torch.hypot(frequencies, columns) * side).int().clamp_max(len(gain) - 1)]
+    filtered: Tensor = torch.fft.irfft2(transform, s=(y, x))
+    return filtered
 
 
 def _apply_gain(images: Tensor, gain: Tensor) -> Tensor:

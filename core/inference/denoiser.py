@@ -60,6 +60,7 @@ class Denoiser:
         self.precision = precision
         self.stride = module.stride
         self.receptive_field_px = module.receptive_field_px
+        self.spectrum_share = getattr(module, "spectrum_share", 0.0)  # others' networks may lack it
         self._network = prepare(module, self.device, precision)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # workers use the weights on streams of their own

@@ -32,7 +32,8 @@ class ContextAverage(ShuffleUNet):
     Parameters
     ----------
     share
-        Of the Wiener filter in its mean with the network where the background is uneven, 0 to 1.
+        Of the Wiener filter in its mean with the network where the background is uneven, 0 to 1: by the CTF
+        of a particle's image, or by the spectrum of a micrograph.
     covariance_share
         Of the covariance filter beside that mean where it explains everything, with an uneven background, 0
         to 1.
@@ -64,7 +65,7 @@ class ContextAverage(ShuffleUNet):
             if not 0 <= value <= 1:
                 raise ValueError(f"a share lies between 0 and 1, found {value}")
         self.context_channels = 5
-        self._share, self._covariance_share = share, covariance_share
+        self.spectrum_share, self._covariance_share = share, covariance_share
         self._even_covariance_share, self._views_share = even_covariance_share, views_share
         self._alone_error = tuple(alone_error)
         cell = unshuffle**2
@@ -86,7 +87,7 @@ class ContextAverage(ShuffleUNet):
             return image
         # images without context have zeros in all of its channels
         covariance, wiener, explained, uneven, views = x[:, 1:].chunk(5, 1)
-        mean = image + self._share * uneven * (wiener - image)
+        mean = image + self.spectrum_share * uneven * (wiener - image)
         share = torch.lerp(
             explained.clamp_max(self._even_covariance_share), self._covariance_share * explained, uneven
         )

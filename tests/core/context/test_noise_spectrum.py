@@ -8,12 +8,11 @@ from torch import Tensor
 from cryohush.core.context.noise_spectrum import (
     beyond_noise,
     brightness_beside_noise,
-    floor_of,
     noise_spectrum,
     unmodulated_power,
 )
 from cryohush.core.imaging.ctf import CtfParameters, ctf
-from cryohush.core.imaging.filters import background_power, radial_filter
+from cryohush.core.imaging.filters import background_power, floor_of, radial_filter
 from cryohush.core.imaging.rings import brightness
 
 BOX, PIXEL_SIZE, RADIUS, N = 64, 4.0, 20.0, 400

@@ -120,3 +120,40 @@ def test_filters_refuse_impossible_sizes() -> None:
             filters.mean_filter(images, width_px)
     with pytest.raises(ValueError, match="positive"):
         filters.gaussian_filter(images, 0.0)
+
+
+def rings_of_a_ctf(shape: tuple[int, int]) -> torch.Tensor:
+    """Power of a signal at each frequency: ice seen through a CTF, zero in some rings and beyond 0.3."""
+    frequency = frequency_grid(shape)
+    return 4 * torch.sin(60 * frequency.square()).square() * (frequency < 0.3) / (1 + 40 * frequency)
+
+
+@pytest.mark.parametrize("shape", [(1024, 1024), (901, 1210)])
+def test_the_filter_by_an_images_spectrum_is_nearly_wieners(shape: tuple[int, int]) -> None:
+    """Beside Wiener's with the true power S of the signal: S / (S + 1) in white noise of variance 1."""
+    power = rings_of_a_ctf(shape).double()
+    signal = torch.fft.irfft2(torch.fft.rfft2(white_noise(*shape)) * power.sqrt(), s=shape)
+    noisy = signal + white_noise(*shape, seed=2)
+    ideal = torch.fft.irfft2(torch.fft.rfft2(noisy) * (power / (power + 1)), s=shape)
+    radial = filters.gaussian_filter(noisy, 1.5)
+    found = filters.wiener_by_spectrum(noisy.float())
+    errors = [float((image - signal).square().mean()) for image in (found, ideal, radial)]
+    assert errors[0] < 1.05 * errors[1] < 0.9 * errors[2]
+
+
+def test_the_filter_by_an_images_spectrum_is_that_of_most_of_it() -> None:
+    """Contamination in a corner is a thousand times as strong, and changes next to nothing far from it."""
+    shape = (900, 900)
+    noisy = torch.fft.irfft2(torch.fft.rfft2(white_noise(*shape)) * rings_of_a_ctf(shape).sqrt(), s=shape)
+    noisy = (noisy + white_noise(*shape, seed=2)).float()
+    dirty = noisy.clone()
+    dirty[:120, :120] += 30 * white_noise(120, 120, seed=3).float()
+    change = (filters.wiener_by_spectrum(dirty) - filters.wiener_by_spectrum(noisy))[450:, 450:]
+    assert change.square().mean().sqrt() < 0.05
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (9, 40), (65, 64), (200, 131)])
+def test_the_filter_by_an_images_spectrum_takes_any_size(shape: tuple[int, int]) -> None:
+    filtered = filters.wiener_by_spectrum(white_noise(*shape).float())
+    assert filtered.shape == shape
+    assert filtered.isfinite().all()

@@ -96,8 +96,9 @@ def test_contamination_stays_and_changes_nothing_away_from_it(trained: Micrograp
     clean, *_ = trained.denoise(raw)
     dirty, problem, _ = trained.denoise(raw + 40 * (distance < 60))
     assert problem is None
-    # the edge is blurred over 4 px; within it, the disc is as high as it was
-    np.testing.assert_allclose((dirty - clean)[distance < 40], 40, rtol=0, atol=1.5)
+    # the edge is blurred over 4 px; within it, the disc is as high as it was, but for half of the 2 that the
+    # filter of this micrograph, which holds nothing but noise, takes for noise
+    np.testing.assert_allclose((dirty - clean)[distance < 40], 39, rtol=0, atol=1.5)
     # the level, which is a median, moves by some hundredths of the noise
     difference = (dirty - clean)[distance > 450]
     assert difference.size > 20_000
@@ -134,3 +135,24 @@ def test_a_micrograph_with_an_empty_border_is_denoised_as_without(trained: Micro
     np.testing.assert_array_equal(denoised[:, -60:], framed[:, -60:])
     # of an output whose sd is 0.03 of the noise
     assert np.std((denoised - whole)[200:, :-160]) < 0.01 * 5
+
+
+def test_the_spectrum_of_a_micrograph_takes_part() -> None:
+    """Ice through a CTF, whose zeros a network that sees no CTF cannot know."""
+    frequency = np.hypot(np.fft.fftfreq(768)[:, None], np.fft.rfftfreq(768)[None])
+    contrast = 3 * np.sin(60 * frequency**2) / (1 + 15 * frequency)
+    ice = np.fft.irfft2(np.fft.rfft2(np.random.default_rng(5).standard_normal((768, 768))) * contrast)
+    module = load_model("general").module
+    noisy = (ice + noise(768, 768)).astype(np.float32)
+    errors = [
+        np.square(MicrographDenoiser(Denoiser(module), by_spectrum=used).denoise(noisy)[0] - ice).mean()
+        for used in (True, False)
+    ]
+    assert errors[0] < 0.95 * errors[1]
+
+
+def test_a_network_that_asks_for_no_spectrum_gets_none(
+    denoiser: MicrographDenoiser, model: LoadedModel
+) -> None:
+    alone = MicrographDenoiser(Denoiser(model.module), tile_px=128, by_spectrum=False)
+    np.testing.assert_array_equal(denoiser.denoise(noise())[0], alone.denoise(noise())[0])
