@@ -1,7 +1,7 @@
 """What the rest of a stack adds: gain over raw images in Fourier rings, of several ways.
 
     python stack_context.py real --raw particles_rest.star --twin particles_frame.star --output DIR
-        [--models general FILE ...] [--topaz-python PYTHON]
+        [--models general FILE ...] [--micrographs FOLDER] [--topaz-python PYTHON]
     python stack_context.py cut --micrographs FOLDER --output DIR
 
 `real`: two tables of the same boxes whose noise is independent. `--raw` is denoised by each way, and the
@@ -9,7 +9,9 @@ ratio of its correlation with the twin to that of the raw image, in bands of Fou
 a radial filter that is the same for all images. The last column is the same over 32 to 11 Å with every ring
 brought to equal power. The twin judges and chooses nothing. Beside the models: each model without its
 context, the linear estimates that are its context, and where like views take no part, what it would be with
-them in full. The verdict that each job can give without a twin is measured, too.
+them in full; with `--micrographs`, the same boxes cut out of whole micrographs that it has denoised, by
+itself and with the Wiener filter of each one's spectrum, as `cryohush denoise` does. The verdict that each
+job can give without a twin is measured, too.
 
 `cut`: all whole boxes of picked micrographs whose frames were summed in two parts, as `*_rest.mrc` and
 `*_frame.mrc` with `*_rest_manualpick.star` and micrographs_rest.star (protein dark).
@@ -21,6 +23,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +42,8 @@ from cryohush.core.imaging.ctf import CtfParameters, ctf_parameters_of
 from cryohush.core.imaging.filters import background_power
 from cryohush.core.imaging.noise import image_generator
 from cryohush.core.imaging.normalise import default_radius_px, normalise
+from cryohush.core.inference.denoiser import Denoiser
+from cryohush.core.inference.micrograph_denoiser import MicrographDenoiser
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.io.particles import ParticleSet
 from cryohush.core.metrics.gain import BandGain, RingGain, recorrupted, spectra, verdict
@@ -60,6 +65,7 @@ def main() -> None:
     )
     real.add_argument("--models", nargs="*", default=["general"])
     real.add_argument("--map", action="store_true", help="let a map of the particle take part")
+    real.add_argument("--micrographs", type=Path, help="the folder that the boxes were cut out of")
     real.add_argument("--topaz-python", help="python of an environment with topaz-em 0.3.20")
     real.add_argument("--radius-angstrom", type=float, default=66.5, help="of the disc that is scored")
     cut = commands.add_parser("cut")
@@ -130,6 +136,15 @@ def measure_real(arguments: argparse.Namespace) -> None:
             continue
         denoised[f"{label}, no context"] = run(network, raw, None)
         denoised[label] = run(network, raw, channels)
+        if arguments.micrographs:
+            for way, by_spectrum in (("network alone", False), ("with their spectra", True)):
+                denoiser = MicrographDenoiser(Denoiser(network, "cpu", "bf16"), by_spectrum=by_spectrum)
+                boxes = [
+                    box
+                    for _, of_one in session_boxes(arguments.micrographs, denoiser)
+                    for box in of_one["rest"]
+                ]
+                denoised[f"{label}, whole micrographs, {way}"] = torch.from_numpy(np.stack(boxes))
         if context.views is None:
             forced = with_all_views(context, raw, optics)
             denoised[f"{label}, like views in full"] = run(network, raw, channels_of(forced, raw, optics))
@@ -204,28 +219,47 @@ def topaz(python: str, images: Tensor, threads: int) -> Tensor:
         return -torch.from_numpy(np.load(target))
 
 
+def session_boxes(
+    folder: Path, denoiser: MicrographDenoiser | None = None
+) -> Iterator[tuple[Any, dict[str, list[np.ndarray[Any, Any]]]]]:
+    """Rows of micrographs and the whole boxes of their halves, protein white; with a denoiser, of one."""
+    table = starfile.read(folder / "micrographs_rest.star")
+    for _, micrograph in table["micrographs"].iterrows():
+        stem = Path(micrograph.rlnMicrographName).name.replace("_rest.mrc", "")
+        picks = starfile.read(folder / "Picks" / f"{stem}_rest_manualpick.star")
+        boxes = {}
+        for half in ("rest", "frame") if denoiser is None else ("rest",):
+            with StackReader(folder / "Micrographs" / f"{stem}_{half}.mrc") as reader:
+                image = -reader.read([0])[0]
+            if denoiser is not None:
+                image = denoiser.denoise(image)[0]
+            corners = [
+                (round(y) - BOX_PX // 2, round(x) - BOX_PX // 2)
+                for x, y in zip(picks.rlnCoordinateX, picks.rlnCoordinateY, strict=True)
+            ]
+            boxes[half] = [
+                image[top : top + BOX_PX, left : left + BOX_PX]
+                for top, left in corners
+                if top >= 0
+                and left >= 0
+                and top + BOX_PX <= image.shape[0]
+                and left + BOX_PX <= image.shape[1]
+            ]
+        yield micrograph, boxes
+
+
 def cut_boxes(arguments: argparse.Namespace) -> None:
     """All whole boxes of both halves: two stacks and a table."""
     table = starfile.read(arguments.micrographs / "micrographs_rest.star")
     halves: dict[str, list[np.ndarray[Any, Any]]] = {"rest": [], "frame": []}
     rows = []
-    for _, micrograph in table["micrographs"].iterrows():
-        stem = Path(micrograph.rlnMicrographName).name.replace("_rest.mrc", "")
-        images = {}
-        for half in halves:
-            with StackReader(arguments.micrographs / "Micrographs" / f"{stem}_{half}.mrc") as reader:
-                images[half] = reader.read([0])[0]
-        picks = starfile.read(arguments.micrographs / "Picks" / f"{stem}_rest_manualpick.star")
-        y_size, x_size = images["rest"].shape
-        for x, y in zip(picks.rlnCoordinateX, picks.rlnCoordinateY, strict=True):
-            left, top = round(x) - BOX_PX // 2, round(y) - BOX_PX // 2
-            if left < 0 or top < 0 or left + BOX_PX > x_size or top + BOX_PX > y_size:
-                continue
-            for half, image in images.items():
-                halves[half].append(-image[top : top + BOX_PX, left : left + BOX_PX])
-            defocus = (micrograph.rlnDefocusU, micrograph.rlnDefocusV, micrograph.rlnDefocusAngle)
-            name = f"{len(halves['rest']):06d}@particles_rest.mrcs"
+    for micrograph, boxes in session_boxes(arguments.micrographs):
+        defocus = (micrograph.rlnDefocusU, micrograph.rlnDefocusV, micrograph.rlnDefocusAngle)
+        for box in range(len(boxes["rest"])):
+            name = f"{len(halves['rest']) + box + 1:06d}@particles_rest.mrcs"
             rows.append((name, micrograph.rlnMicrographName, *defocus, 1))
+        for half, of_half in boxes.items():
+            halves[half] += of_half
     pixel_size = float(table["optics"]["rlnMicrographPixelSize"].iloc[0])
     for half, boxes in halves.items():
         images_of_half = normalise(torch.from_numpy(np.stack(boxes)), default_radius_px((BOX_PX, BOX_PX)))[0]
