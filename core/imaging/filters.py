@@ -122,15 +122,19 @@ def wiener_gain(noise_power: Tensor, total_power: Tensor) -> Tensor:
     return (1.0 - noise_power / total_power.clamp_min(torch.finfo(total_power.dtype).tiny)).clamp_min(0.0)
 
 
-def wiener_by_spectrum(image: Tensor) -> Tensor:
-    """A micrograph `(y, x)` of mean 0 behind the Wiener filter of its own spectrum, noise being white.
+def spectrum_of(image: Tensor) -> tuple[Tensor, int]:
+    """Power spectrum of most of a micrograph `(y, x)` of mean 0, in which the rings of the CTF show.
 
-    The spectrum is that of most of the micrograph, the median over its squares, which contamination does not
-    reach. It shows the rings of the CTF.
+    Returns
+    -------
+    spectrum
+        `(rings,)` of squares of the micrograph, on the scale of `background_power`: the median over them,
+        which contamination does not reach.
+    side_px
+        Of the squares.
     """
     y, x = image.shape
-    shorter = min(y, x)
-    side = min(_SQUARES_PX[1], max(_SQUARES_PX[0], shorter // 3), shorter) // 2 * 2
+    side = min(_SQUARES_PX[1], max(_SQUARES_PX[0], min(y, x) // 3), y, x) // 2 * 2
     window = torch.hann_window(side, device=image.device)
     window = window[:, None] * window
     power = torch.cat(
@@ -139,7 +143,13 @@ def wiener_by_spectrum(image: Tensor) -> Tensor:
             for squares in image.unfold(0, side, side // 2).unfold(1, side, side // 2)
         ]
     )
-    spectrum = power.median(0).values
+    return power.median(0).values / window.square().mean(), side
+
+
+def wiener_by_spectrum(image: Tensor) -> Tensor:
+    """A micrograph `(y, x)` of mean 0 behind the Wiener filter of its own spectrum, noise being white."""
+    y, x = image.shape
+    spectrum, side = spectrum_of(image)
     gain = wiener_gain(spectrum.new_tensor(floor_of(spectrum, side // 2)), spectrum)
     transform = torch.fft.rfft2(image)
     columns = torch.fft.rfftfreq(x, device=image.device)

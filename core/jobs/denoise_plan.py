@@ -44,7 +44,7 @@ from .denoise_parts import DenoiseWork
 from .folder import JobFolder
 from .job import Devices, Plan, placed
 from .scores import scores_of
-from .self_measurement import measure_gain
+from .self_measurement import measure_gain, measure_gain_of_micrographs
 from .trust import error_names, error_teller, write_error_stacks
 
 # The journal's entry for what was chosen when the run began; no stack has an empty name.
@@ -282,17 +282,15 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
         return error_teller(denoiser, self.options, contexts)
 
     def _measure_gain(self, task: Task) -> dict[str, Any]:
-        if not isinstance(self.images, ParticleSet):
-            return {}
-        found = measure_gain(
-            self.images,
-            self.stacks,
-            self.model,
-            self.options,
-            task.choices.precision,
-            task.contexts,
-            lambda: self.context.stop_if_asked("stopped while measuring the gain; --resume goes on"),
-        )
+        def stop_if_asked() -> None:
+            self.context.stop_if_asked("stopped while measuring the gain; --resume goes on")
+
+        model, options, precision = self.model, self.options, task.choices.precision
+        if isinstance(self.images, ParticleSet):
+            contexts = task.contexts
+            found = measure_gain(self.images, self.stacks, model, options, precision, contexts, stop_if_asked)
+        else:
+            found = measure_gain_of_micrographs(self.stacks, model, options, precision, stop_if_asked)
         self.context.log(found["verdict"])
         return found
 

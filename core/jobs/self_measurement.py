@@ -1,4 +1,4 @@
-"""Whether denoising helped, measured on the user's own particles: the verdict at the head of a report."""
+"""Whether denoising helped, measured on the user's own images: the verdict at the head of a report."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from ..context.contexts import StackContexts, read_sample
 from ..context.stack_context import fit_context, to_working_grid
 from ..context.stack_map import unasked
 from ..imaging.defects import filled
-from ..imaging.filters import background_power
+from ..imaging.filters import background_power, floor_of, spectrum_of
 from ..imaging.noise import image_generator
 from ..imaging.normalise import circle_radius_px, normalise, usable
 from ..inference.denoiser import Denoiser
 from ..inference.devices import Precision
-from ..inference.plan import StackPlan
+from ..inference.micrograph_denoiser import MicrographDenoiser
+from ..inference.plan import StackPlan, spread_over
+from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
 from ..metrics.gain import RingGain, Spectra, recorrupted, spectra, verdict
 from ..models.diffusion import DiffusionDenoiser
@@ -32,6 +34,8 @@ _FEWEST = 100
 _BATCH = 16
 #: shares of Nyquist's frequency between which the background is taken for white noise
 _NOISE_RINGS = (0.35, 0.6)
+#: micrographs of a sample, the side of what is denoised of each, and of the squares that count as images
+_MICROGRAPHS, _MIDDLE_PX, _SQUARE_PX = 8, 1536, 384
 
 
 def measure_gain(
@@ -125,6 +129,59 @@ def measure_gain(
                 for images in (first, second, torch.from_numpy(denoised))
             ]
         )
+    return _judged(parts)
+
+
+def measure_gain_of_micrographs(
+    stacks: Sequence[StackPlan],
+    model: LoadedModel,
+    options: DenoiseOptions,
+    precision: Precision,
+    stop_if_asked: Callable[[], None] = unasked,
+) -> dict[str, Any]:
+    """`measure_gain` of squares in the middle of a few micrographs, which are recorrupted as a whole."""
+    pixel_size_angstrom = stacks[0].pixel_size_angstrom
+    if pixel_size_angstrom is None:
+        return _not_measured("that needs a pixel size")
+    if isinstance(model.module, DiffusionDenoiser):
+        return _not_measured("that would take as long as the run itself")
+    denoiser = MicrographDenoiser(Denoiser(model.module, "cpu", "fp32" if precision == "fp16" else precision))
+    parts: list[list[Spectra]] = []
+    for number, (stack, _) in enumerate(spread_over(stacks, _MICROGRAPHS)):
+        stop_if_asked()
+        with StackReader(stack.source) as reader:
+            whole = torch.from_numpy(reader.read([0])[0])
+        top, left = (max(0, (side - _MIDDLE_PX) // 2) for side in whole.shape)
+        image = whole[top : top + _MIDDLE_PX, left : left + _MIDDLE_PX]
+        if not image.isfinite().all() or min(image.shape) < _SQUARE_PX:
+            continue
+        image = image - image.mean()
+        spectrum, side = spectrum_of(image)
+        floor = torch.tensor([floor_of(spectrum, side // 2)])
+        first, second = recorrupted(image[None], floor, image_generator(0, number, "recorrupted"))
+        sign = -1 if stack.protein_dark else 1
+        denoised, problem, _ = denoiser.denoise(
+            (sign * first[0]).numpy(),
+            blend=options.blend,
+            keep_above_px=stack.in_pixels(options.keep_above_angstrom),
+            finer=stack.finer,
+        )
+        if problem is None:
+            three = first[0], second[0], sign * torch.from_numpy(denoised)
+            parts.append([_of_squares(one, pixel_size_angstrom) for one in three])
+    if not parts:
+        return _not_measured(f"that needs micrographs of at least {_SQUARE_PX} px a side")
+    return _judged(parts)
+
+
+def _of_squares(image: Tensor, pixel_size_angstrom: float) -> Spectra:
+    """Spectra of the squares of a micrograph `(y, x)`."""
+    squares = image.unfold(0, _SQUARE_PX, _SQUARE_PX).unfold(1, _SQUARE_PX, _SQUARE_PX).flatten(0, 1)
+    return spectra(squares, radius_px=0.45 * _SQUARE_PX, pixel_size_angstrom=pixel_size_angstrom)
+
+
+def _judged(parts: Sequence[Sequence[Spectra]]) -> dict[str, Any]:
+    """What a record says of a gain; `parts` are the spectra of raw images, their twins, and denoised ones."""
     raw, twin, ours = (Spectra.joined(some) for some in zip(*parts, strict=True))
     bands = RingGain(raw, twin).bands(ours)
     text, judgement = verdict(bands)

@@ -32,8 +32,7 @@ class ContextAverage(ShuffleUNet):
     Parameters
     ----------
     share
-        Of the Wiener filter in its mean with the network where the background is uneven, 0 to 1: by the CTF
-        of a particle's image, or by the spectrum of a micrograph.
+        Of the Wiener filter in its mean with the network where the background is uneven, 0 to 1.
     covariance_share
         Of the covariance filter beside that mean where it explains everything, with an uneven background, 0
         to 1.
@@ -42,6 +41,9 @@ class ContextAverage(ShuffleUNet):
         network alone its share is that of the variance which it explains.
     views_share
         Of the first estimate, 0 to 1, where like views have their full part in it.
+    spectrum_share
+        Of a micrograph, which has no context, see `DenoisingNetwork`. With more it comes closer to the truth,
+        and a picker of blobs gains less.
     widths, blocks, unshuffle
         As of `ShuffleUNet`.
     alone_error
@@ -55,19 +57,20 @@ class ContextAverage(ShuffleUNet):
         covariance_share: float = 0.3,
         even_covariance_share: float = 0.6,
         views_share: float = 0.9,
+        spectrum_share: float = 0.3,
         widths: Sequence[int] = (48, 96, 160, 160),
         blocks: Sequence[int] = (1, 1, 1, 2),
         unshuffle: int = 4,
         alone_error: Sequence[float] = (0.0, 0.0),
     ) -> None:
         super().__init__(widths, blocks, unshuffle)
-        for value in (share, covariance_share, even_covariance_share, views_share):
+        for value in (share, covariance_share, even_covariance_share, views_share, spectrum_share):
             if not 0 <= value <= 1:
                 raise ValueError(f"a share lies between 0 and 1, found {value}")
         self.context_channels = 5
-        self.spectrum_share, self._covariance_share = share, covariance_share
+        self._share, self._covariance_share = share, covariance_share
         self._even_covariance_share, self._views_share = even_covariance_share, views_share
-        self._alone_error = tuple(alone_error)
+        self._alone_error, self.spectrum_share = tuple(alone_error), spectrum_share
         cell = unshuffle**2
         self.error_head = nn.Sequential(
             nn.Conv2d(widths[0] + 4 * cell, 64, 3, padding=1),
@@ -87,7 +90,7 @@ class ContextAverage(ShuffleUNet):
             return image
         # images without context have zeros in all of its channels
         covariance, wiener, explained, uneven, views = x[:, 1:].chunk(5, 1)
-        mean = image + self.spectrum_share * uneven * (wiener - image)
+        mean = image + self._share * uneven * (wiener - image)
         share = torch.lerp(
             explained.clamp_max(self._even_covariance_share), self._covariance_share * explained, uneven
         )
