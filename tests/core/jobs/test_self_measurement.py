@@ -12,9 +12,10 @@ import torch
 from particle_files import write_stack, write_table
 
 from cryohush.core.config.denoise import DenoiseOptions
-from cryohush.core.inference.plan import plan_stacks
+from cryohush.core.inference.plan import plan_stacks, read_images
 from cryohush.core.io.particles import ParticleSet
-from cryohush.core.jobs.self_measurement import measure_gain
+from cryohush.core.jobs.self_measurement import _of_squares, measure_gain, measure_gain_of_micrographs
+from cryohush.core.metrics.gain import RingGain, Spectra
 from cryohush.core.models.base import DenoisingNetwork
 from cryohush.core.models.weights import LoadedModel
 
@@ -70,3 +71,71 @@ def test_a_gain_is_that_of_what_is_written_with_the_raw_image_in_it(table: Path)
 @pytest.mark.parametrize("finer", [1, 2])
 def test_a_gain_is_that_of_the_grid_on_which_the_images_were_seen(table: Path, finer: int) -> None:
     np.testing.assert_allclose(list(gains(table, OnGrid(finer * BOX), finer).values()), 1.0, rtol=0.01)
+
+
+class AlongX(DenoisingNetwork):
+    """A mean over some pixels along x, or nothing, if it is of one."""
+
+    stride = 1
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.receptive_field_px = self.width = width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padded = torch.nn.functional.pad(x, (self.width // 2,) * 2 + (0, 0), mode="replicate")
+        return padded.unfold(-1, self.width, 1).mean(-1)
+
+
+def threads_along_x(n: int, side: int) -> torch.Tensor:
+    """Signals that a mean along x leaves as they are, nearly, and noise is not; none in the finest rings."""
+    white = torch.randn(n, side, side, generator=torch.Generator().manual_seed(3))
+    y, x = torch.fft.fftfreq(side)[:, None].abs(), torch.fft.rfftfreq(side)
+    return 4 * torch.fft.irfft2(torch.fft.rfft2(white) * ((y < 0.25) & (x < 0.015)), s=(side, side))
+
+
+def gain_of_micrographs(folder: Path, images: torch.Tensor, width: int, **given: Any) -> list[dict[str, Any]]:
+    for number, image in enumerate(images):
+        write_stack(folder / f"{number}.mrc", image[None].numpy(), PIXEL)
+    rows = "".join(f"{number}.mrc\n" for number in range(len(images)))
+    (folder / "m.star").write_text(f"data_micrographs\n\nloop_\n_rlnMicrographName\n{rows}\n")
+    model = LoadedModel("test", AlongX(width), "", {}, Path("test.safetensors"))
+    found = measure_gain_of_micrographs(
+        plan_stacks(read_images(folder / "m.star"), pixel_size_angstrom=PIXEL),
+        model,
+        DenoiseOptions(**given),
+        "fp32",
+    )
+    bands: list[dict[str, Any]] = found["bands"]
+    return [band for band in bands if band["gain"] is not None]
+
+
+def test_the_gain_of_micrographs_is_that_over_independent_ones(tmp_path: Path) -> None:
+    """Judges have the same signal in other noise. What is judged has a quarter more noise of its own."""
+    signal = threads_along_x(3, 800)
+    noise = torch.randn(2, *signal.shape, generator=torch.Generator().manual_seed(4))
+    noisier, twin = signal + 1.25**0.5 * noise[0], signal + noise[1]
+    denoised = AlongX(9)(noisier[:, None])[:, 0]
+    of_twin = [
+        Spectra.joined([_of_squares(one, PIXEL) for one in images]) for images in (noisier, twin, denoised)
+    ]
+    expected = {band.finest_angstrom: band for band in RingGain(*of_twin[:2]).bands(of_twin[2])}
+    measured = gain_of_micrographs(tmp_path, signal + noise[0], 9)
+    assert len(measured) >= 4
+    for band in measured:
+        # their standard errors come to 4 %
+        assert band["gain"] == pytest.approx(expected[band["finest_angstrom"]].gain, rel=0.1)
+    assert max(band["gain"] for band in measured) > 1.3
+
+
+def test_a_micrograph_left_as_it_is_gains_nothing(tmp_path: Path) -> None:
+    for band in gain_of_micrographs(tmp_path, threads_along_x(2, 800), 1):
+        assert band["gain"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_small_micrographs_are_not_measured(tmp_path: Path) -> None:
+    write_stack(tmp_path / "a.mrc", threads_along_x(1, 200).numpy(), PIXEL)
+    model = LoadedModel("test", AlongX(9), "", {}, Path("test.safetensors"))
+    stacks = plan_stacks(read_images(tmp_path / "a.mrc"))
+    found = measure_gain_of_micrographs(stacks, model, DenoiseOptions(), "fp32")
+    assert "not measured: that needs micrographs of at least 384 px a side" in found["verdict"]
