@@ -37,8 +37,11 @@ MICROGRAPH_TABLE_NAME = "micrographs.star"
 # Whatever table a run may leave: cryoSPARC's comes with a group file.
 TABLE_NAMES = (TABLE_NAME, CS_TABLE_NAME, CSG_NAME, MICROGRAPH_TABLE_NAME)
 
-COARSE_SHARE = 0.75
-"""Pixels coarser than this share of the coarsest that a model knows are made finer for it."""
+COARSE_SHARE, COARSE_SHARE_MICROGRAPH = 0.75, 0.55
+"""Pixels coarser than this share of the coarsest that a model knows are made finer for it.
+
+A micrograph has no context that would make up for what is lost at the coarse end.
+"""
 
 BRIGHT = 1.12
 """Particles are bright with so many times the power of their noise (`context.noise_spectrum`).
@@ -317,8 +320,8 @@ def finer_grid(
     """
     if pixel_size_angstrom is None or trained_angstrom is None:
         return 1
-    coarsest = COARSE_SHARE * trained_angstrom[1]
-    if pixel_size_angstrom <= coarsest:
+    begin = COARSE_SHARE_MICROGRAPH if sampled is None else COARSE_SHARE
+    if pixel_size_angstrom <= begin * trained_angstrom[1]:
         return 1
     if sampled is not None:
         # torch takes over a second to be imported, and hosts plan without it
@@ -326,7 +329,7 @@ def finer_grid(
 
         if brightness_beside_noise(*sampled(), pixel_size_angstrom) <= BRIGHT:
             return 1
-    return max(2, math.ceil(pixel_size_angstrom / coarsest - 1e-9))
+    return max(2, math.ceil(pixel_size_angstrom / (COARSE_SHARE * trained_angstrom[1]) - 1e-9))
 
 
 def sample(images: NDArray[np.float32]) -> Tensor:

@@ -177,15 +177,16 @@ def test_pixels_finer_than_any_that_the_model_knows_are_warned_of(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("size", "finer"), [(1.0, 1), (3.3, 1), (4.5, 1), (6.0, 2), (7.5, 2), (9.6, 3), (None, 1)]
+    ("size", "of_particles", "of_micrographs"),
+    [(1.0, 1, 1), (3.3, 1, 1), (3.6, 1, 2), (4.5, 1, 2), (6.0, 2, 2), (7.5, 2, 2), (9.6, 3, 3), (None, 1, 1)],
 )
 def test_coarse_pixels_get_a_finer_grid_and_particles_if_they_are_bright(
-    size: float | None, finer: int
+    size: float | None, of_particles: int, of_micrographs: int
 ) -> None:
     bright, weak = (torch.from_numpy(particles(height, 8)) for height in (4.0, 0.3))
-    assert finer_grid(size, (0.8, 6.0), lambda: (bright, None)) == finer
+    assert finer_grid(size, (0.8, 6.0), lambda: (bright, None)) == of_particles
     assert finer_grid(size, (0.8, 6.0), lambda: (weak, None)) == 1
-    assert finer_grid(size, (0.8, 6.0), None) == finer
+    assert finer_grid(size, (0.8, 6.0), None) == of_micrographs
     assert finer_grid(size, None, lambda: (bright, None)) == 1
 
 
