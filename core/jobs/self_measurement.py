@@ -168,14 +168,14 @@ def measure_gain_of_micrographs(
         )
         if problem is None:
             three = first[0], second[0], sign * torch.from_numpy(denoised)
-            parts.append([_of_squares(one, pixel_size_angstrom) for one in three])
+            parts.append([spectra_of_squares(one, pixel_size_angstrom) for one in three])
     if not parts:
         return _not_measured(f"that needs micrographs of at least {_SQUARE_PX} px a side")
     return _judged(parts)
 
 
-def _of_squares(image: Tensor, pixel_size_angstrom: float) -> Spectra:
-    """Spectra of the squares of a micrograph `(y, x)`."""
+def spectra_of_squares(image: Tensor, pixel_size_angstrom: float) -> Spectra:
+    """Spectra of the squares of a micrograph `(y, x)`, for `RingGain`."""
     squares = image.unfold(0, _SQUARE_PX, _SQUARE_PX).unfold(1, _SQUARE_PX, _SQUARE_PX).flatten(0, 1)
     return spectra(squares, radius_px=0.45 * _SQUARE_PX, pixel_size_angstrom=pixel_size_angstrom)
 

@@ -34,6 +34,7 @@ import starfile
 import torch
 from torch import Tensor
 
+from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.context.like_views import LikeViews
 from cryohush.core.context.prediction import fitted
 from cryohush.core.context.stack_context import FITTED, StackContext, fit_context, to_working_grid
@@ -44,9 +45,11 @@ from cryohush.core.imaging.noise import image_generator
 from cryohush.core.imaging.normalise import default_radius_px, normalise
 from cryohush.core.inference.denoiser import Denoiser
 from cryohush.core.inference.micrograph_denoiser import MicrographDenoiser
+from cryohush.core.inference.plan import plan_stacks, read_images
 from cryohush.core.io.mrc import StackReader, StackWriter
 from cryohush.core.io.particles import ParticleSet
-from cryohush.core.metrics.gain import BandGain, RingGain, recorrupted, spectra, verdict
+from cryohush.core.jobs.self_measurement import measure_gain_of_micrographs, spectra_of_squares
+from cryohush.core.metrics.gain import BandGain, RingGain, Spectra, recorrupted, spectra, verdict
 from cryohush.core.models.weights import load_model
 from cryohush.core.spread import evenly_spread
 
@@ -125,7 +128,7 @@ def measure_real(arguments: argparse.Namespace) -> None:
     channels = channels_of(context, raw, optics)
     covariance = channels_of(replace(context, views=None), raw, optics)[:, 0]
     denoised = {"covariance Wiener filter through CTF": covariance, "CTF Wiener filter": channels[:, 1]}
-    verdicts = {}
+    verdicts, of_micrographs = {}, ""
     if arguments.topaz_python:
         denoised["Topaz unet"] = topaz(arguments.topaz_python, raw, arguments.threads)
     for name in arguments.models:
@@ -149,6 +152,8 @@ def measure_real(arguments: argparse.Namespace) -> None:
             forced = with_all_views(context, raw, optics)
             denoised[f"{label}, like views in full"] = run(network, raw, channels_of(forced, raw, optics))
         verdicts[label] = without_twin(network, raw, optics, pixel_size, radius, arguments.radius_angstrom)
+        if arguments.micrographs:
+            of_micrographs += squares_of_micrographs(arguments.micrographs, name, label)
     transform = partial(
         spectra, radius_px=arguments.radius_angstrom / pixel_size, pixel_size_angstrom=pixel_size
     )
@@ -160,10 +165,33 @@ def measure_real(arguments: argparse.Namespace) -> None:
         table += f"\n{label}, measured without the twin: {verdict(gains).text}\n\n"
         table += markdown({f"{label}, recorrupted": gains}, len(raw))
         table += f"\nWith the twin: {verdict(rows[label][:-1]).text}\n"
+    table += of_micrographs
     print(table)
     (arguments.output / "gain.md").write_text(table, encoding="utf-8")
     result = {name: [vars(gain) for gain in gains] for name, gains in rows.items()}
     (arguments.output / "gain.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def squares_of_micrographs(folder: Path, name: str, label: str) -> str:
+    """The gain that a job on micrographs states, and that with the other halves as judges, of all squares."""
+    rest, frames = (read_images(folder / f"micrographs_{half}.star") for half in ("rest", "frame"))
+    model, stacks = load_model(name), plan_stacks(rest)
+    denoiser = MicrographDenoiser(Denoiser(model.module, "cpu", "bf16"))
+    stated = measure_gain_of_micrographs(stacks, model, DenoiseOptions(), "bf16")
+    pixel_size = float(stacks[0].pixel_size_angstrom or 1)
+    parts = []
+    for path, other in zip(rest.stacks, frames.stacks, strict=True):
+        raw, twin = read(path)[0][0], read(other)[0][0]
+        denoised = -torch.from_numpy(denoiser.denoise(-raw.numpy())[0])
+        parts.append([spectra_of_squares(image, pixel_size) for image in (raw, twin, denoised)])
+    raw_of_all, twin_of_all, ours = (Spectra.joined(some) for some in zip(*parts, strict=True))
+    judged = RingGain(raw_of_all, twin_of_all).bands(ours)
+    rows = {
+        f"{label}, micrographs, stated": [BandGain(**band) for band in stated["bands"]],
+        f"{label}, micrographs, with the twin": judged,
+    }
+    n = len(raw_of_all.values)
+    return "".join("\n" + markdown({way: gains}, n, "squares") for way, gains in rows.items())
 
 
 def with_all_views(context: StackContext, raw: Tensor, optics: CtfParameters) -> StackContext:
@@ -196,10 +224,10 @@ def without_twin(
     return [*judge.bands(ours), judge.whole(ours)]
 
 
-def markdown(rows: dict[str, list[BandGain]], n: int) -> str:
+def markdown(rows: dict[str, list[BandGain]], n: int, what: str = "particles") -> str:
     first = next(iter(rows.values()))
     heads = [f"{gain.coarsest_angstrom:g}-{gain.finest_angstrom:g} Å" for gain in first]
-    lines = [f"Gain over the raw images, {n} particles, ± standard error.", ""]
+    lines = [f"Gain over the raw images, {n} {what}, ± standard error.", ""]
     lines += ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     lines.append("| raw correlation | " + " | ".join(f"{gain.raw:.4f}" for gain in first) + " |")
     for name, gains in rows.items():

@@ -14,7 +14,7 @@ from particle_files import write_stack, write_table
 from cryohush.core.config.denoise import DenoiseOptions
 from cryohush.core.inference.plan import plan_stacks, read_images
 from cryohush.core.io.particles import ParticleSet
-from cryohush.core.jobs.self_measurement import _of_squares, measure_gain, measure_gain_of_micrographs
+from cryohush.core.jobs.self_measurement import measure_gain, measure_gain_of_micrographs, spectra_of_squares
 from cryohush.core.metrics.gain import RingGain, Spectra
 from cryohush.core.models.base import DenoisingNetwork
 from cryohush.core.models.weights import LoadedModel
@@ -117,7 +117,8 @@ def test_the_gain_of_micrographs_is_that_over_independent_ones(tmp_path: Path) -
     noisier, twin = signal + 1.25**0.5 * noise[0], signal + noise[1]
     denoised = AlongX(9)(noisier[:, None])[:, 0]
     of_twin = [
-        Spectra.joined([_of_squares(one, PIXEL) for one in images]) for images in (noisier, twin, denoised)
+        Spectra.joined([spectra_of_squares(one, PIXEL) for one in images])
+        for images in (noisier, twin, denoised)
     ]
     expected = {band.finest_angstrom: band for band in RingGain(*of_twin[:2]).bands(of_twin[2])}
     measured = gain_of_micrographs(tmp_path, signal + noise[0], 9)
