@@ -172,7 +172,9 @@ def draw_side_by_side(
         _show(panel, row.images[number], limits_of(row, number))
         panel.set_title(row.label.replace("\n", " "), fontsize=LABEL_SIZE, pad=3)
     y, x = rows[0].images.shape[-2:]
+    limits = axes[-1, 0].axis()
     _draw_scale_bar(axes[-1, 0], x, pixel_size_angstrom, (-0.5, 1.07 * y - 0.5))
+    axes[-1, 0].axis(limits)  # else the image would shrink to make room for the bar
 
 
 def limits_of(row: Row, number: int) -> tuple[float, float]:

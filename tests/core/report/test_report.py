@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from cryohush.core.errors import OutputError
 from cryohush.core.metrics.gain import Verdict
 from cryohush.core.report.figures import (
+    Row,
     bar_length,
     column_title,
     comparison_rows,
     contrast,
     draw_gain,
     draw_montage,
+    draw_side_by_side,
     draw_spectra,
     grey_range,
     limits_of,
@@ -427,3 +429,13 @@ def test_the_gain_is_drawn_where_it_was_measured() -> None:
     (ends,) = points.lines[2][1].get_segments()
     np.testing.assert_allclose(ends[:, 1], [1.15, 1.35])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["40-20 Å"]
+
+
+def test_images_side_by_side_are_of_one_size() -> None:
+    """The first one has the scale bar, which once made it smaller."""
+    figure = Figure(figsize=(8, 3))
+    rows = [Row(label, np.zeros((1, 40, 60), np.float32), (0.0, 1.0)) for label in "abc"]
+    draw_side_by_side(figure, rows, 0, columns=3, pixel_size_angstrom=1.5)
+    FigureCanvasAgg(figure).draw()
+    widths = [panel.get_window_extent().width for panel in figure.axes]
+    assert widths == pytest.approx([widths[0]] * 3)
