@@ -433,8 +433,8 @@ def test_the_gain_is_drawn_where_it_was_measured() -> None:
 
 def test_images_side_by_side_are_of_one_size() -> None:
     """The first one has the scale bar, which once made it smaller."""
-    figure = Figure(figsize=(8, 3))
-    rows = [Row(label, np.zeros((1, 40, 60), np.float32), (0.0, 1.0)) for label in "abc"]
+    figure = Figure(figsize=(9, 2))
+    rows = [Row(label, np.zeros((1, 60, 60), np.float32), (0.0, 1.0)) for label in "abc"]
     draw_side_by_side(figure, rows, 0, columns=3, pixel_size_angstrom=1.5)
     FigureCanvasAgg(figure).draw()
     widths = [panel.get_window_extent().width for panel in figure.axes]
