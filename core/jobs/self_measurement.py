@@ -170,7 +170,7 @@ def measure_gain_of_micrographs(
             three = first[0], second[0], sign * torch.from_numpy(denoised)
             parts.append([spectra_of_squares(one, pixel_size_angstrom) for one in three])
     if not parts:
-        return _not_measured(f"that needs micrographs of at least {_SQUARE_PX} px a side")
+        return _not_measured(f"that needs a micrograph with noise of at least {_SQUARE_PX} px a side")
     return _judged(parts)
 
 

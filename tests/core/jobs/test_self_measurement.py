@@ -139,4 +139,4 @@ def test_small_micrographs_are_not_measured(tmp_path: Path) -> None:
     model = LoadedModel("test", AlongX(9), "", {}, Path("test.safetensors"))
     stacks = plan_stacks(read_images(tmp_path / "a.mrc"))
     found = measure_gain_of_micrographs(stacks, model, DenoiseOptions(), "fp32")
-    assert "not measured: that needs micrographs of at least 384 px a side" in found["verdict"]
+    assert "not measured: that needs a micrograph with noise of at least 384 px a side" in found["verdict"]
