@@ -208,6 +208,7 @@ def denoise_micrograph(
     loaded = _loaded(model)
     result, problem, remark = MicrographDenoiser(_denoiser(loaded, device, precision)).denoise(
         sign * stack[0],
+        pixel_size_angstrom=pixel_size,
         blend=blend,
         keep_above_px=keep_above_px,
         finer=finer_grid(pixel_size, loaded.trained_pixel_sizes_angstrom, None),

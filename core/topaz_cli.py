@@ -284,7 +284,9 @@ def _denoised(
 
     if plan.is_micrograph:
         sign = np.float32(-1 if plan.protein_dark else 1)
-        made, problem, remark = MicrographDenoiser(denoiser).denoise(sign * images[0], finer=plan.finer)
+        made, problem, remark = MicrographDenoiser(denoiser).denoise(
+            sign * images[0], pixel_size_angstrom=plan.pixel_size_angstrom, finer=plan.finer
+        )
         if problem is not None:
             raise ImageError(problem, path=plan.source)
         if remark is not None:

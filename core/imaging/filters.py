@@ -146,18 +146,33 @@ def spectrum_of(image: Tensor) -> tuple[Tensor, int]:
     return power.median(0).values / window.square().mean(), side
 
 
-def wiener_by_spectrum(image: Tensor) -> Tensor:
-    """A micrograph `(y, x)` of mean 0 behind the Wiener filter of its own spectrum, noise being white."""
+def averaged_with_wiener(
+    estimate: Tensor, image: Tensor, share: float, begins_px: float, ends_px: float
+) -> Tensor:
+    """The mean of an estimate of a micrograph and its Wiener filter by `spectrum_of`, noise being white.
+
+    Parameters
+    ----------
+    estimate, image
+        `(y, x)`; the micrograph with a mean of 0.
+    share
+        Of the filtered micrograph at high frequencies, 0 to 1.
+    begins_px, ends_px
+        Periods, pixels, between which its share rises from 0, linearly in the frequency.
+    """
     y, x = image.shape
     spectrum, side = spectrum_of(image)
     gain = wiener_gain(spectrum.new_tensor(floor_of(spectrum, side // 2)), spectrum)
-    transform = torch.fft.rfft2(image)
+    mean, filtered = torch.fft.rfft2(estimate), torch.fft.rfft2(image)
     columns = torch.fft.rfftfreq(x, device=image.device)
     lines = torch.fft.fftfreq(y, device=image.device)[:, None]
-    for some, frequencies in zip(transform.split(_LINES), lines.split(_LINES), strict=True):
-        some *= gain[torch.round(torch.hypot(frequencies, columns) * side).int().clamp_max(len(gain) - 1)]
-    filtered: Tensor = torch.fft.irfft2(transform, s=(y, x))
-    return filtered
+    for some, others, line in zip(*(each.split(_LINES) for each in (mean, filtered, lines)), strict=True):
+        frequency = torch.hypot(line, columns)
+        ring = torch.round(frequency * side).int().clamp_max(len(gain) - 1)
+        weight = (frequency - 1 / begins_px) / (1 / ends_px - 1 / begins_px)
+        some += share * weight.clamp(0, 1) * (gain[ring] * others - some)
+    result: Tensor = torch.fft.irfft2(mean, s=(y, x))
+    return result
 
 
 def _apply_gain(images: Tensor, gain: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..imaging.background import NoiseStatistics, background_level, noise_statistics
 from ..imaging.defects import Defects, fill_defects, find_defects, put_back
-from ..imaging.filters import gaussian_filter, wiener_by_spectrum
+from ..imaging.filters import averaged_with_wiener, gaussian_filter
 from ..imaging.finer_grid import from_finer_grid, to_finer_grid
 from .denoiser import Denoiser, keep_above, remarks_on
 from .devices import download, upload
@@ -28,6 +28,8 @@ LARGEST_LEVEL = 2.0
 It knows particles, and would make patterns of contamination, which is far darker. What lies beyond is taken
 off before it, without the noise, and put back after it.
 """
+SPECTRUM_ANGSTROM = (60.0, 30.0)
+"""Between these periods the Wiener filter by the micrograph's spectrum gets its share."""
 # Local means are Gaussian ones with a standard deviation of so many pixels.
 _LOCAL_PX = 4
 # With more of its area without noise, the noise that is measured is not the noise.
@@ -43,8 +45,9 @@ class MicrographDenoiser:
     background is 0. A micrograph has one normalisation, so tiles join without seams.
 
     The network sees a tile at a time and knows nothing of the micrograph's CTF, the Wiener filter of the
-    whole micrograph's spectrum nothing of particles. Their errors have little in common, so that their mean,
-    by the share that the network asks for (`spectrum_share`), is better than either.
+    whole micrograph's spectrum nothing of particles. Their errors have little in common, so that in fine
+    detail their mean, by the share that the network asks for (`spectrum_share`), is better than either.
+    What is coarse is the network's: it knows ice from particles.
 
     Parameters
     ----------
@@ -56,8 +59,6 @@ class MicrographDenoiser:
         Where tiles run side by side; None runs them one after the other.
     tile_px
         Largest side of a tile.
-    by_spectrum
-        Whether the Wiener filter takes part.
     """
 
     def __init__(
@@ -67,15 +68,14 @@ class MicrographDenoiser:
         at_once: int = 1,
         executor: Executor | None = None,
         tile_px: int = TILE_PX,
-        by_spectrum: bool = True,
     ) -> None:
         self._denoiser, self._at_once, self._executor, self._tile_px = denoiser, at_once, executor, tile_px
-        self._spectrum_share = denoiser.spectrum_share if by_spectrum else 0.0
 
     def denoise(
         self,
         image: NDArray[np.float32],
         *,
+        pixel_size_angstrom: float | None = None,
         blend: float = 0.0,
         keep_above_px: float | None = None,
         finer: int = 1,
@@ -86,6 +86,8 @@ class MicrographDenoiser:
         ----------
         image
             `(y, x)`, any size, protein white.
+        pixel_size_angstrom
+            None if unknown: then the network is alone.
         blend, keep_above_px, finer
             As in `Denoiser.denoise`.
 
@@ -117,8 +119,10 @@ class MicrographDenoiser:
             scaled = residual.div_(noise.std)
             excess = _excess(scaled)
             denoised = self._network(scaled.sub_(excess), finer)
-            if self._spectrum_share:
-                denoised = torch.lerp(denoised, wiener_by_spectrum(scaled), self._spectrum_share)
+            share = self._denoiser.spectrum_share
+            if share and pixel_size_angstrom is not None:
+                begins, ends = (angstrom / pixel_size_angstrom for angstrom in SPECTRUM_ANGSTROM)
+                denoised = averaged_with_wiener(denoised, scaled, share, begins, ends)
             denoised = denoised.add_(excess).mul_(noise.std).add_(level).add_(mean)
             if blend:
                 denoised = torch.lerp(denoised, raw, blend)

@@ -115,6 +115,7 @@ def micrograph_worker(denoiser: MicrographDenoiser, options: DenoiseOptions) -> 
         (image,) = images
         denoised, problem, remark = denoiser.denoise(
             -image if stack.protein_dark else image,
+            pixel_size_angstrom=stack.pixel_size_angstrom,
             blend=options.blend,
             keep_above_px=stack.in_pixels(options.keep_above_angstrom),
             finer=stack.finer,

@@ -162,6 +162,7 @@ def measure_gain_of_micrographs(
         sign = -1 if stack.protein_dark else 1
         denoised, problem, _ = denoiser.denoise(
             (sign * first[0]).numpy(),
+            pixel_size_angstrom=pixel_size_angstrom,
             blend=options.blend,
             keep_above_px=stack.in_pixels(options.keep_above_angstrom),
             finer=stack.finer,

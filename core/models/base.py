@@ -26,8 +26,7 @@ class DenoisingNetwork(nn.Module, ABC):
         Distance beyond which an input pixel has no influence on an output pixel. Micrographs are denoised in
         tiles that overlap by as much, so that no seam shows: too large costs time, too small shows.
     spectrum_share
-        What a Wiener filter has in its mean with the network, 0 to 1, where it knows better how strong the
-        signal is at each frequency: of a micrograph by its spectrum.
+        What the Wiener filter by a micrograph's spectrum has in its mean with the network, 0 to 1.
     """
 
     stride: int

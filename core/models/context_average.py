@@ -42,8 +42,7 @@ class ContextAverage(ShuffleUNet):
     views_share
         Of the first estimate, 0 to 1, where like views have their full part in it.
     spectrum_share
-        Of a micrograph, which has no context, see `DenoisingNetwork`. With more it comes closer to the truth,
-        and a picker of blobs gains less.
+        Of a micrograph, which has no context, see `DenoisingNetwork`.
     widths, blocks, unshuffle
         As of `ShuffleUNet`.
     alone_error
@@ -57,7 +56,7 @@ class ContextAverage(ShuffleUNet):
         covariance_share: float = 0.3,
         even_covariance_share: float = 0.6,
         views_share: float = 0.9,
-        spectrum_share: float = 0.3,
+        spectrum_share: float = 0.5,
         widths: Sequence[int] = (48, 96, 160, 160),
         blocks: Sequence[int] = (1, 1, 1, 2),
         unshuffle: int = 4,

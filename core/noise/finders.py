@@ -169,7 +169,7 @@ class SimilarityFinder:
         check: SegmentationFinder | None,
     ) -> None:
         self.device = device
-        self._denoiser = MicrographDenoiser(Denoiser(model.module, device, precision), by_spectrum=False)
+        self._denoiser = MicrographDenoiser(Denoiser(model.module, device, precision))
         self._options = options
         self._check = check
 

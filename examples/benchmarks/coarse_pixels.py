@@ -50,7 +50,7 @@ FINE_ANGSTROM = 4.5
 COARSEST_ANGSTROM, DISC_ANGSTROM = 64.0, 66.5
 BOX_PX, BOXES = 64, 128
 
-Denoise = Callable[[Tensor, int], Tensor]
+Denoise = Callable[[Tensor, int, float], Tensor]
 
 
 def main() -> None:
@@ -74,15 +74,15 @@ def main() -> None:
     (arguments.output / "coarse_pixels.md").write_text(table, encoding="utf-8")
 
 
-def of_particles(denoiser: Denoiser, images: Tensor, finer: int) -> Tensor:
+def of_particles(denoiser: Denoiser, images: Tensor, finer: int, angstrom: float = 0.0) -> Tensor:
     parts = [denoiser.denoise(some.numpy(), finer=finer)[0] for some in images.split(32)]
     return torch.from_numpy(np.concatenate(parts))
 
 
-def of_micrographs(denoiser: Denoiser, images: Tensor, finer: int) -> Tensor:
+def of_micrographs(denoiser: Denoiser, images: Tensor, finer: int, angstrom: float) -> Tensor:
     """Protein is dark in them."""
-    whole = MicrographDenoiser(denoiser)
-    return torch.from_numpy(np.stack([-whole.denoise(-image.numpy(), finer=finer)[0] for image in images]))
+    denoise = partial(MicrographDenoiser(denoiser).denoise, pixel_size_angstrom=angstrom, finer=finer)
+    return torch.from_numpy(np.stack([-denoise(-image.numpy())[0] for image in images]))
 
 
 def stacks(arguments: argparse.Namespace, denoiser: Denoiser) -> str:
@@ -133,7 +133,7 @@ def exposures(arguments: argparse.Namespace, denoiser: Denoiser, ways: dict[str,
                 radius_px = 1.1 * radius / angstrom if kind == "particles" else 0.45 * noisy.shape[-1]
                 cells = []
                 for finer in (1, 2):
-                    denoised = ways[kind](noisy, finer)
+                    denoised = ways[kind](noisy, finer, angstrom)
                     gain = gain_of(denoised, noisy, clean, radius_px, angstrom)
                     cell = f"{error_of(denoised, clean):.3f}, {gain.gain:.3f}"
                     if kind == "particles":
@@ -164,7 +164,9 @@ def real(kind: str, raw_table: Path, twin_table: Path, denoise: Denoise) -> str:
         some, others = fourier_resample(raw, (side, side)), fourier_resample(twin, (side, side))
         radius_px = 0.45 * side if kind == "micrographs" else DISC_ANGSTROM / angstrom
         finer = max(2, int(np.ceil(angstrom / FINE_ANGSTROM - 1e-9)))
-        gains = [gain_of(denoise(some, grid), some, others, radius_px, angstrom) for grid in (1, finer)]
+        gains = [
+            gain_of(denoise(some, grid, angstrom), some, others, radius_px, angstrom) for grid in (1, finer)
+        ]
         cells = " | ".join(f"{gain.gain:.3f} ± {gain.standard_error:.3f}" for gain in gains)
         lines.append(f"| {angstrom:.1f} Å | {brightness(some):.2f} | {cells} |")
     return "\n".join(lines) + "\n"

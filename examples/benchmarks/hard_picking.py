@@ -252,7 +252,7 @@ def judged(
     if arguments.topaz_python and TOPAZ in arguments.methods:
         methods[TOPAZ] = topaz(arguments.topaz_python, raw, "unet", arguments.threads, whole=True)
     for name, model in {GENERAL: load_model(arguments.model), **(more or {})}.items():
-        methods[name] = denoise(model, raw, "auto")
+        methods[name] = denoise(model, raw, pixel_size, "auto")
     optics = [one.optics for one in micrographs]
     found: Cell = {}
     for method, images in methods.items():

@@ -91,7 +91,7 @@ def cell(name: str, repeat: int, arguments: argparse.Namespace) -> Cell:
     methods |= {low(cut): low_pass(raw, cut, PIXEL_SIZE_ANGSTROM) for cut in CUT_OFFS_ANGSTROM}
     if arguments.topaz_python:
         methods[TOPAZ] = topaz(arguments.topaz_python, raw, "unet", arguments.threads, whole=True)
-    methods[GENERAL] = denoise(load_model(arguments.model), raw, "auto")
+    methods[GENERAL] = denoise(load_model(arguments.model), raw, PIXEL_SIZE_ANGSTROM, "auto")
     return {method: seen(images[0], made, diameter_px) for method, images in methods.items()}
 
 
@@ -137,7 +137,7 @@ def pictures(arguments: argparse.Namespace, equal: int | None) -> dict[str, Tens
     shown = {
         RAW: raw,
         low(cut): low_pass(raw, cut, PIXEL_SIZE_ANGSTROM),
-        GENERAL: denoise(load_model(arguments.model), raw, "auto"),
+        GENERAL: denoise(load_model(arguments.model), raw, PIXEL_SIZE_ANGSTROM, "auto"),
         "noise-free": -made.clean[None],
     }
     return {name: image[0, :CROP_PX, :CROP_PX] for name, image in shown.items()}

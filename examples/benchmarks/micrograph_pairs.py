@@ -99,7 +99,7 @@ def main() -> None:
         denoised["Topaz unet"] = made
     for model in arguments.models:
         name, _, path = model.rpartition("=")
-        denoised[f"cryohush {name or path}"] = denoise(load_model(path), raw, arguments.precision)
+        denoised[f"cryohush {name or path}"] = denoise(load_model(path), raw, pixel_size, arguments.precision)
     settings = {"sigma_angstrom": sigma, "cut_off_angstrom": cut_off}
     report(denoised, twin, pixel_size, settings, arguments)
 
@@ -137,12 +137,13 @@ def read_micrographs(path: Path) -> tuple[Tensor, float]:
     return torch.from_numpy(np.stack(images)), pixel_size
 
 
-def denoise(model: LoadedModel, images: Tensor, precision: Any) -> Tensor:
+def denoise(model: LoadedModel, images: Tensor, pixel_size: float, precision: Any) -> Tensor:
     """Denoise `(n, y, x)` micrographs, in which protein is dark, as `cryohush denoise` does."""
     device = torch.device("cpu")
     number_format, _ = choose_precision(device, precision)
     denoiser = MicrographDenoiser(Denoiser(model.module, device, number_format))
-    return torch.from_numpy(np.stack([-denoiser.denoise(-image)[0] for image in images.numpy()]))
+    denoised = [-denoiser.denoise(-image, pixel_size_angstrom=pixel_size)[0] for image in images.numpy()]
+    return torch.from_numpy(np.stack(denoised))
 
 
 def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:

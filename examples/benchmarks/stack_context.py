@@ -23,7 +23,7 @@ import argparse
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -140,11 +140,12 @@ def measure_real(arguments: argparse.Namespace) -> None:
         denoised[f"{label}, no context"] = run(network, raw, None)
         denoised[label] = run(network, raw, channels)
         if arguments.micrographs:
-            for way, by_spectrum in (("network alone", False), ("with their spectra", True)):
-                denoiser = MicrographDenoiser(Denoiser(network, "cpu", "bf16"), by_spectrum=by_spectrum)
+            denoiser = MicrographDenoiser(Denoiser(network, "cpu", "bf16"))
+            for way, size in (("network alone", None), ("with their spectra", pixel_size)):
+                of_way = partial(denoiser.denoise, pixel_size_angstrom=size)
                 boxes = [
                     box
-                    for _, of_one in session_boxes(arguments.micrographs, denoiser)
+                    for _, of_one in session_boxes(arguments.micrographs, of_way)
                     for box in of_one["rest"]
                 ]
                 denoised[f"{label}, whole micrographs, {way}"] = torch.from_numpy(np.stack(boxes))
@@ -182,7 +183,7 @@ def squares_of_micrographs(folder: Path, name: str, label: str) -> str:
     parts = []
     for path, other in zip(rest.stacks, frames.stacks, strict=True):
         raw, twin = read(path)[0][0], read(other)[0][0]
-        denoised = -torch.from_numpy(denoiser.denoise(-raw.numpy())[0])
+        denoised = -torch.from_numpy(denoiser.denoise(-raw.numpy(), pixel_size_angstrom=pixel_size)[0])
         parts.append([spectra_of_squares(image, pixel_size) for image in (raw, twin, denoised)])
     raw_of_all, twin_of_all, ours = (Spectra.joined(some) for some in zip(*parts, strict=True))
     judged = RingGain(raw_of_all, twin_of_all).bands(ours)
@@ -248,19 +249,19 @@ def topaz(python: str, images: Tensor, threads: int) -> Tensor:
 
 
 def session_boxes(
-    folder: Path, denoiser: MicrographDenoiser | None = None
+    folder: Path, denoised: Callable[[Any], Any] | None = None
 ) -> Iterator[tuple[Any, dict[str, list[np.ndarray[Any, Any]]]]]:
-    """Rows of micrographs and the whole boxes of their halves, protein white; with a denoiser, of one."""
+    """Rows of micrographs and the whole boxes of their halves, protein white; of one half, denoised."""
     table = starfile.read(folder / "micrographs_rest.star")
     for _, micrograph in table["micrographs"].iterrows():
         stem = Path(micrograph.rlnMicrographName).name.replace("_rest.mrc", "")
         picks = starfile.read(folder / "Picks" / f"{stem}_rest_manualpick.star")
         boxes = {}
-        for half in ("rest", "frame") if denoiser is None else ("rest",):
+        for half in ("rest", "frame") if denoised is None else ("rest",):
             with StackReader(folder / "Micrographs" / f"{stem}_{half}.mrc") as reader:
                 image = -reader.read([0])[0]
-            if denoiser is not None:
-                image = denoiser.denoise(image)[0]
+            if denoised is not None:
+                image = denoised(image)[0]
             corners = [
                 (round(y) - BOX_PX // 2, round(x) - BOX_PX // 2)
                 for x, y in zip(picks.rlnCoordinateX, picks.rlnCoordinateY, strict=True)

@@ -128,6 +128,11 @@ def rings_of_a_ctf(shape: tuple[int, int]) -> torch.Tensor:
     return 4 * torch.sin(60 * frequency.square()).square() * (frequency < 0.3) / (1 + 40 * frequency)
 
 
+def filtered(image: torch.Tensor) -> torch.Tensor:
+    """By the Wiener filter alone."""
+    return filters.averaged_with_wiener(torch.zeros_like(image), image, 1.0, 1e9, 1e8)
+
+
 @pytest.mark.parametrize("shape", [(1024, 1024), (901, 1210)])
 def test_the_filter_by_an_images_spectrum_is_nearly_wieners(shape: tuple[int, int]) -> None:
     """Beside Wiener's with the true power S of the signal: S / (S + 1) in white noise of variance 1."""
@@ -136,7 +141,7 @@ def test_the_filter_by_an_images_spectrum_is_nearly_wieners(shape: tuple[int, in
     noisy = signal + white_noise(*shape, seed=2)
     ideal = torch.fft.irfft2(torch.fft.rfft2(noisy) * (power / (power + 1)), s=shape)
     radial = filters.gaussian_filter(noisy, 1.5)
-    found = filters.wiener_by_spectrum(noisy.float())
+    found = filtered(noisy.float())
     errors = [float((image - signal).square().mean()) for image in (found, ideal, radial)]
     assert errors[0] < 1.05 * errors[1] < 0.9 * errors[2]
 
@@ -148,12 +153,23 @@ def test_the_filter_by_an_images_spectrum_is_that_of_most_of_it() -> None:
     noisy = (noisy + white_noise(*shape, seed=2)).float()
     dirty = noisy.clone()
     dirty[:120, :120] += 30 * white_noise(120, 120, seed=3).float()
-    change = (filters.wiener_by_spectrum(dirty) - filters.wiener_by_spectrum(noisy))[450:, 450:]
+    change = (filtered(dirty) - filtered(noisy))[450:, 450:]
     assert change.square().mean().sqrt() < 0.05
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (9, 40), (65, 64), (200, 131)])
 def test_the_filter_by_an_images_spectrum_takes_any_size(shape: tuple[int, int]) -> None:
-    filtered = filters.wiener_by_spectrum(white_noise(*shape).float())
-    assert filtered.shape == shape
-    assert filtered.isfinite().all()
+    image = filtered(white_noise(*shape).float())
+    assert image.shape == shape
+    assert image.isfinite().all()
+
+
+def test_the_share_of_the_filter_rises_between_two_periods() -> None:
+    shape = (400, 300)
+    image, estimate = white_noise(*shape).float(), white_noise(*shape, seed=2).float()
+    mean = filters.averaged_with_wiener(estimate, image, 0.6, 20.0, 10.0)
+    alone, both, wiener = (torch.fft.rfft2(one) for one in (estimate, mean, filtered(image)))
+    share = 0.6 * np.interp(frequency_grid(shape).numpy(), [0.05, 0.1], [0.0, 1.0])
+    torch.testing.assert_close(
+        both, alone + torch.from_numpy(share).float() * (wiener - alone), rtol=0, atol=1e-2
+    )

@@ -93,12 +93,11 @@ def test_contamination_stays_and_changes_nothing_away_from_it(trained: Micrograp
     raw = noise(640, 640)
     rows, columns = np.ogrid[:640, :640]
     distance = np.hypot(rows - 100, columns - 320)
-    clean, *_ = trained.denoise(raw)
-    dirty, problem, _ = trained.denoise(raw + 40 * (distance < 60))
+    clean, *_ = trained.denoise(raw, pixel_size_angstrom=1.5)
+    dirty, problem, _ = trained.denoise(raw + 40 * (distance < 60), pixel_size_angstrom=1.5)
     assert problem is None
-    # the edge is blurred over 4 px; within it, the disc is as high as it was, but for half of the 2 that the
-    # filter of this micrograph, which holds nothing but noise, takes for noise
-    np.testing.assert_allclose((dirty - clean)[distance < 40], 39, rtol=0, atol=1.5)
+    # the edge is blurred over 4 px; within it, the disc is as high as it was
+    np.testing.assert_allclose((dirty - clean)[distance < 40], 40, rtol=0, atol=1.5)
     # the level, which is a median, moves by some hundredths of the noise
     difference = (dirty - clean)[distance > 450]
     assert difference.size > 20_000
@@ -145,14 +144,14 @@ def test_the_spectrum_of_a_micrograph_takes_part() -> None:
     module = load_model("general").module
     noisy = (ice + noise(768, 768)).astype(np.float32)
     errors = [
-        np.square(MicrographDenoiser(Denoiser(module), by_spectrum=used).denoise(noisy)[0] - ice).mean()
-        for used in (True, False)
+        np.square(
+            MicrographDenoiser(Denoiser(module)).denoise(noisy, pixel_size_angstrom=size)[0] - ice
+        ).mean()
+        for size in (2.0, None)
     ]
     assert errors[0] < 0.95 * errors[1]
 
 
-def test_a_network_that_asks_for_no_spectrum_gets_none(
-    denoiser: MicrographDenoiser, model: LoadedModel
-) -> None:
-    alone = MicrographDenoiser(Denoiser(model.module), tile_px=128, by_spectrum=False)
-    np.testing.assert_array_equal(denoiser.denoise(noise())[0], alone.denoise(noise())[0])
+def test_a_network_that_asks_for_no_spectrum_gets_none(denoiser: MicrographDenoiser) -> None:
+    known, unknown = (denoiser.denoise(noise(), pixel_size_angstrom=size)[0] for size in (2.0, None))
+    np.testing.assert_array_equal(known, unknown)

@@ -136,7 +136,7 @@ def test_the_number_of_threads_changes_no_bit(
 ) -> None:
     # small tiles: several per micrograph
     monkeypatch.setattr(MicrographDenoiser.__init__, "__kwdefaults__", {
-        "at_once": 1, "executor": None, "tile_px": 64, "by_spectrum": True,
+        "at_once": 1, "executor": None, "tile_px": 64,
     })  # fmt: skip
     run_denoise("m.star", "one", options(weights, threads=1))
     run_denoise("m.star", "three", options(weights, threads=3))
