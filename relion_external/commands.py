@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,9 +107,8 @@ def _denoise_halves(
     """Denoise each half set with the model of the other one, and leave one table of both."""
     import numpy as np
 
-    from ..core.inference.plan import TABLE_NAME
+    from ..core.inference.plan import TABLE_NAME, chosen_images
     from ..core.inference.summary import Samples
-    from ..core.io.particles import ParticleSet
     from ..core.jobs.denoise import run_denoise
     from .half_sets import HALVES, merged_names, shared_progress, split, trained_on
 
@@ -135,9 +135,11 @@ def _denoise_halves(
                 f"{f'one of half set {learnt_from}' if learnt_from else 'none that says so'}.",
                 path=Path(other),
             )
-    images = ParticleSet.read(source, root=Path.cwd())
+    # the halves have left out the rows of damaged files
+    images, _, _ = chosen_images(source, options, root=Path.cwd())
+    halves = parts.half if images.kept is None else list(compress(parts.half, images.kept))
     table = request.directory / TABLE_NAME
-    images.write(table, merged_names(parts.half, {half: folders[half] / TABLE_NAME for half in HALVES}))
+    images.write(table, merged_names(halves, {half: folders[half] / TABLE_NAME for half in HALVES}))
     first, second = (summaries[half] for half in HALVES)
     alike = first.samples.raw.shape[1:] == second.samples.raw.shape[1:]
     samples = first.samples
@@ -159,6 +161,8 @@ def _denoise_halves(
         n_resumed=first.n_resumed + second.n_resumed,
         skipped=[*first.skipped, *second.skipped],
         remarks=[*first.remarks, *second.remarks],
+        damaged=list(dict.fromkeys([*first.damaged, *second.damaged])),
+        warnings=list(dict.fromkeys([*first.warnings, *second.warnings])),
         seconds={name: first.seconds[name] + second.seconds[name] for name in first.seconds},
         samples=samples,
     )

@@ -224,6 +224,22 @@ def test_a_model_that_meets_its_own_half_set_is_warned_of(halves, capsys):
     assert len(request.warnings) == 1
 
 
+def test_rows_of_a_damaged_stack_are_left_out_of_both_half_sets(halves):
+    rows = [line for line in Path(PARTICLES).read_text().splitlines() if "@" in line]
+    Path("Sim/cut.mrcs").write_bytes(b"")
+    lost = [image_of(rows[row]) for row in (1, 4, 5)]
+    text = Path(PARTICLES).read_text()
+    for name in lost:
+        text = text.replace(name, name.replace("noisy", "cut"))
+    Path("damaged.star").write_text(text)
+    after = "External/job013/"
+    arguments = ["denoise", "--o", after, "--in_parts", "damaged.star", "--model", JOB, "--skip_bad"]
+    request = Request(Path(after), parse([*arguments, "--device", "cpu", "--j", "1"]), "command")
+    commands.denoise(request)
+    raw = [line.split()[-1] for line in Path(after, "particles.star").read_text().splitlines() if "@" in line]
+    assert raw == [image_of(row) for row in rows if image_of(row) not in lost]
+
+
 def test_particles_without_half_sets_are_refused_for_models_of_half_sets(halves):
     Path("none.star").write_text(Path(PARTICLES).read_text().replace("_rlnRandomSubset", "_rlnOther"))
     arguments = ["denoise", "--o", "External/job013/", "--in_parts", "none.star", "--model", JOB]
