@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,10 +54,20 @@ def read_layers(path: str) -> list[Layer]:
     """
     source = Path(path)
     if source.name == RECORD_NAME:
-        record = json.loads(source.read_text(encoding="utf-8"))
+        record = _record(source)
         source = source.parent / (record["table"] or record["stacks"][0])
     rows = _rows_of(source)
-    raw = _raw_rows(source, rows)
+    run = _run_of(source)
+    if run is None:
+        return [_layer(rows, source.stem)]
+    folder, record = run
+    # the option --pixel-size counts more than the table
+    rows.pixel_size_angstrom = record["options"]["pixel_size_angstrom"] or rows.pixel_size_angstrom
+    try:
+        raw = _raw_rows(folder, record, rows)
+    except InputError as error:
+        warnings.warn(f"{source.name} is shown without its raw images: {error}", stacklevel=2)
+        raw = None
     return [*([_layer(raw, f"raw: {source.stem}")] if raw else []), _layer(rows, source.stem)]
 
 
@@ -76,21 +89,47 @@ def _rows_of(source: Path) -> _Rows:
     return _Rows(read_images(source))
 
 
-def _raw_rows(source: Path, rows: _Rows) -> _Rows | None:
-    """Return the raw images of what a run has written; None of anything else."""
-    from .errors import InputError
+def _record(path: Path) -> dict[str, Any]:
+    """Return what a run of `cryohush denoise` says of itself.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, or is that of another command.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"the record cannot be read: {error}.", path=path) from error
+    if not (isinstance(record, dict) and {"table", "stacks", "input", "options"} <= record.keys()):
+        raise InputError("no record of `cryohush denoise`.", path=path, remedy="Open a stack or a table.")
+    return record
+
+
+def _run_of(source: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the folder and the record of the run that has denoised a file; None of anything else."""
+    for folder in source.absolute().parents[:4]:
+        if (folder / RECORD_NAME).is_file():
+            try:
+                record = _record(folder / RECORD_NAME)
+            except InputError:
+                return None
+            name = source.absolute().relative_to(folder).as_posix()
+            return (folder, record) if name in (record["table"], *record["stacks"]) else None
+    return None
+
+
+def _raw_rows(folder: Path, record: dict[str, Any], rows: _Rows) -> _Rows | None:
+    """Return the raw images of what a run has written; None if they are not known.
+
+    Raises
+    ------
+    InputError
+        They cannot be read.
+    """
     from .inference.plan import read_images
     from .io.same_rows import match_rows
 
-    for folder in source.absolute().parents[:4]:
-        if (folder / RECORD_NAME).is_file():
-            record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
-            break
-    else:
-        return None
-    name = source.absolute().relative_to(folder).as_posix()
-    if name != record.get("table") and name not in record.get("stacks", ()):
-        return None
     images = read_images(Path(record["input"]))
     raw = _Rows(images)
     if record["table"]:
@@ -108,6 +147,7 @@ def _raw_rows(source: Path, rows: _Rows) -> _Rows | None:
     before = {(path.resolve(), number): old for (path, number), old in pairs}
     found = [before.get((path.resolve(), number)) for path, number in rows.places]
     raw.places = [place for place in found if place is not None]
+    raw.pixel_size_angstrom = rows.pixel_size_angstrom
     return raw if len(raw.places) == len(rows.places) else None
 
 

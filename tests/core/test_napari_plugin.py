@@ -14,6 +14,7 @@ import yaml
 from particle_files import noise, read_stack, write_stack, write_table
 
 from cryohush.core.cli import main
+from cryohush.core.errors import InputError
 from cryohush.core.io.mrc import StackReader
 from cryohush.core.napari_plugin import get_reader, read_layers, write_image
 
@@ -111,6 +112,34 @@ def test_the_scale_of_a_layer_is_the_pixel_size_and_comes_back(tmp_path: Path) -
         np.testing.assert_array_equal(np.squeeze(file.data), data)
         assert float(file.voxel_size.x) == pytest.approx(1.25)
     assert kind == "image"
+
+
+def test_raw_images_lie_on_the_denoised_ones_whatever_the_table_says_of_pixels(tmp_path: Path) -> None:
+    write_stack(tmp_path / "a.mrcs", noise(2, 32, 32, seed=1))
+    write_table(tmp_path / "p.star", ["1@a.mrcs", "2@a.mrcs"], box_px=32)
+    words = ["denoise", str(tmp_path / "p.star"), "--pixel-size", "2.5", "--quiet"]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 0
+    for name in ("particles.star", "a.mrcs"):
+        scales = [about["scale"] for _, about, _ in read_layers(str(tmp_path / "out" / name))]
+        assert scales == [(1.0, 2.5, 2.5)] * 2
+
+
+def test_denoised_images_are_shown_though_the_raw_ones_are_gone(tmp_path: Path) -> None:
+    write_stack(tmp_path / "a.mrcs", noise(2, 32, 32, seed=1))
+    write_table(tmp_path / "p.star", ["1@a.mrcs", "2@a.mrcs"], box_px=32)
+    assert main(["denoise", str(tmp_path / "p.star"), "-o", str(tmp_path / "out"), "--quiet"]) == 0
+    (tmp_path / "p.star").unlink()
+    for name in ("particles.star", "a.mrcs", "cryohush.json"):
+        with pytest.warns(UserWarning, match="shown without its raw images: .*p.star"):
+            ((data, _, _),) = read_layers(str(tmp_path / "out" / name))
+        np.testing.assert_array_equal(data, read_stack(tmp_path / "out" / "a.mrcs"))
+
+
+@pytest.mark.parametrize("text", ['{"version": "0.1.0", "seed": 1}', "[]", "{"])
+def test_the_record_of_another_command_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cryohush.json").write_text(text)
+    with pytest.raises(InputError, match=r"cryohush\.json.*record"):
+        read_layers(str(tmp_path / "cryohush.json"))
 
 
 @pytest.mark.parametrize("path", ["notes.txt", ["a.mrc", "b.mrc"]])
