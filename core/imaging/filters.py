@@ -22,6 +22,8 @@ FLOOR_RINGS = (0.7, 0.95)
 _BLOCK, _LINES = 64, 256
 # Smallest and largest side of the squares of a micrograph in which its spectrum is measured.
 _SQUARES_PX = 64, 512
+# Parts of a half ring: three times as many as hold the spots of a hexagonal lattice, each between two.
+_SECTORS = 18
 
 
 def mean_filter(images: Tensor, width_px: int) -> Tensor:
@@ -128,8 +130,10 @@ def spectrum_of(image: Tensor) -> tuple[Tensor, int]:
     Returns
     -------
     spectrum
-        `(rings,)` of squares of the micrograph, on the scale of `background_power`: the median over them,
-        which contamination does not reach.
+        `(rings,)`, to Nyquist, of squares of the micrograph, on the scale of `background_power`: the median
+        over them and over parts of each ring. Contamination does not reach it, nor do the few coefficients
+        of a pattern that repeats, as of a detector's lines or of a crystal; a filter would keep the noise of
+        their whole ring.
     side_px
         Of the squares.
     """
@@ -137,13 +141,25 @@ def spectrum_of(image: Tensor) -> tuple[Tensor, int]:
     side = min(_SQUARES_PX[1], max(_SQUARES_PX[0], min(y, x) // 3), y, x) // 2 * 2
     window = torch.hann_window(side, device=image.device)
     window = window[:, None] * window
+    lines = torch.fft.fftfreq(side, device=image.device)[:, None]
+    angle = torch.atan2(lines, torch.fft.rfftfreq(side, device=image.device))
+    sector = ((angle / math.pi + 0.5) * _SECTORS).long() % _SECTORS
+    # what lies beyond Nyquist, in the corners, are too few coefficients: the last ring, which is left out
+    n_rings = side // 2 + 2
+    ring = ring_index((side, side), image.device).clamp_max(n_rings - 1)
+    part = (sector * n_rings + ring).flatten()
+    counts = torch.bincount(part, minlength=_SECTORS * n_rings)
     power = torch.cat(
         [
-            ring_mean(torch.fft.rfft2(squares * window, norm="ortho").abs().square(), (side, side))
+            image.new_zeros(len(squares), len(counts)).index_add_(
+                1, part, torch.fft.rfft2(squares * window, norm="ortho").abs().square().flatten(1)
+            )
             for squares in image.unfold(0, side, side // 2).unfold(1, side, side // 2)
         ]
     )
-    return power.median(0).values / window.square().mean(), side
+    # the mean of n exponential values has a median of 1 - 1 / 3n; a part of a coarse ring may be empty: 0 / 0
+    parts = (power / (counts - 1 / 3).clamp_min(0)).reshape(-1, n_rings)
+    return parts.nanmedian(0).values[:-1] / window.square().mean(), side
 
 
 def averaged_with_wiener(

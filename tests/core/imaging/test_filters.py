@@ -157,6 +157,22 @@ def test_the_filter_by_an_images_spectrum_is_that_of_most_of_it() -> None:
     assert change.square().mean().sqrt() < 0.05
 
 
+@pytest.mark.parametrize("shape", [(1024, 1024), (601, 510)])
+@pytest.mark.parametrize(
+    "directions", [((0.0, 0.5),), ((0.5, 0.5),), ((0.301, 0.075), (0.085, 0.298), (-0.215, 0.223))]
+)
+def test_the_filter_by_an_images_spectrum_keeps_no_pattern_that_repeats(
+    shape: tuple[int, int], directions: tuple[tuple[float, float], ...]
+) -> None:
+    """Lines of a detector, a chessboard and a hexagonal lattice, each as strong as the noise."""
+    y, x = torch.meshgrid(*(torch.arange(side) for side in shape), indexing="ij")
+    pattern = sum(torch.cos(2 * math.pi * (along_y * y + along_x * x)) for along_y, along_x in directions)
+    noisy = torch.fft.irfft2(torch.fft.rfft2(white_noise(*shape)) * rings_of_a_ctf(shape).sqrt(), s=shape)
+    noisy = (noisy + white_noise(*shape, seed=2)).float()
+    change = filtered(noisy + pattern - pattern.mean()) - filtered(noisy)
+    assert change.square().mean().sqrt() < 0.2
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (9, 40), (65, 64), (200, 131)])
 def test_the_filter_by_an_images_spectrum_takes_any_size(shape: tuple[int, int]) -> None:
     image = filtered(white_noise(*shape).float())
