@@ -22,8 +22,6 @@ FLOOR_RINGS = (0.7, 0.95)
 _BLOCK, _LINES = 64, 256
 # Smallest and largest side of the squares of a micrograph in which its spectrum is measured.
 _SQUARES_PX = 64, 512
-# Parts of a half ring: three times as many as hold the spots of a hexagonal lattice, each between two.
-_SECTORS = 18
 
 
 def mean_filter(images: Tensor, width_px: int) -> Tensor:
@@ -131,9 +129,9 @@ def spectrum_of(image: Tensor) -> tuple[Tensor, int]:
     -------
     spectrum
         `(rings,)`, to Nyquist, of squares of the micrograph, on the scale of `background_power`: the median
-        over them and over parts of each ring. Contamination does not reach it, nor do the few coefficients
-        of a pattern that repeats, as of a detector's lines or of a crystal; a filter would keep the noise of
-        their whole ring.
+        over them, which contamination does not reach. The strongest coefficients of each ring do not count as
+        such: with those of a pattern that repeats, as of a detector's lines or of a crystal, a filter would
+        keep the noise of its whole ring.
     side_px
         Of the squares.
     """
@@ -141,25 +139,15 @@ def spectrum_of(image: Tensor) -> tuple[Tensor, int]:
     side = min(_SQUARES_PX[1], max(_SQUARES_PX[0], min(y, x) // 3), y, x) // 2 * 2
     window = torch.hann_window(side, device=image.device)
     window = window[:, None] * window
-    lines = torch.fft.fftfreq(side, device=image.device)[:, None]
-    angle = torch.atan2(lines, torch.fft.rfftfreq(side, device=image.device))
-    sector = ((angle / math.pi + 0.5) * _SECTORS).long() % _SECTORS
-    # what lies beyond Nyquist, in the corners, are too few coefficients: the last ring, which is left out
-    n_rings = side // 2 + 2
-    ring = ring_index((side, side), image.device).clamp_max(n_rings - 1)
-    part = (sector * n_rings + ring).flatten()
-    counts = torch.bincount(part, minlength=_SECTORS * n_rings)
-    power = torch.cat(
-        [
-            image.new_zeros(len(squares), len(counts)).index_add_(
-                1, part, torch.fft.rfft2(squares * window, norm="ortho").abs().square().flatten(1)
-            )
-            for squares in image.unfold(0, side, side // 2).unfold(1, side, side // 2)
-        ]
-    )
-    # the mean of n exponential values has a median of 1 - 1 / 3n; a part of a coarse ring may be empty: 0 / 0
-    parts = (power / (counts - 1 / 3).clamp_min(0)).reshape(-1, n_rings)
-    return parts.nanmedian(0).values[:-1] / window.square().mean(), side
+    # the last are those beyond Nyquist, in the corners, which are left out
+    ring = ring_index((side, side), image.device).flatten().clamp_max(side // 2 + 1)
+    order, counts = ring.argsort(), ring.bincount().tolist()
+    spectra = []
+    for squares in image.unfold(0, side, side // 2).unfold(1, side, side // 2):
+        power = torch.fft.rfft2(squares * window, norm="ortho").abs().square().flatten(1)
+        rings = power[:, order].split(counts, dim=1)
+        spectra.append(torch.stack([_mean_without_outliers(ring) for ring in rings[:-1]], dim=1))
+    return torch.cat(spectra).median(0).values / window.square().mean(), side
 
 
 def averaged_with_wiener(
@@ -189,6 +177,19 @@ def averaged_with_wiener(
         some += share * weight.clamp(0, 1) * (gain[ring] * others - some)
     result: Tensor = torch.fft.irfft2(mean, s=(y, x))
     return result
+
+
+def _mean_without_outliers(powers: Tensor) -> Tensor:
+    """`(m,)` mean of each row of `(m, n)` powers of noise, by the weakest three quarters of it.
+
+    Of the others it counts only that they are not weaker: the estimate of greatest likelihood, without bias,
+    for the powers of noise, which are exponential (Epstein & Sobel, J. Am. Stat. Assoc. 48, 486 (1953)).
+    """
+    n = powers.shape[1]
+    certain = n - n // 4
+    limit = powers.kthvalue(certain, dim=1, keepdim=True).values
+    total: Tensor = powers.minimum(limit).sum(1)
+    return total / certain
 
 
 def _apply_gain(images: Tensor, gain: Tensor) -> Tensor:

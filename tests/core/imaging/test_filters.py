@@ -157,6 +157,18 @@ def test_the_filter_by_an_images_spectrum_is_that_of_most_of_it() -> None:
     assert change.square().mean().sqrt() < 0.05
 
 
+@pytest.mark.parametrize(("shape", "within"), [((1536, 1536), 0.005), ((601, 510), 0.015)])
+def test_the_spectrum_of_white_noise_is_its_variance(shape: tuple[int, int], within: float) -> None:
+    """Where signal is a few hundredths of the noise, a percent counts; few small squares give no more."""
+    spectra, floors = [], []
+    for seed in range(8):
+        spectrum, side = filters.spectrum_of(white_noise(*shape, seed=seed).float())
+        spectra.append(float(spectrum[10:].mean()))
+        floors.append(filters.floor_of(spectrum, side // 2))
+    assert sum(spectra) / 8 == pytest.approx(1, abs=within)
+    assert sum(floors) / 8 == pytest.approx(1, abs=within)
+
+
 @pytest.mark.parametrize("shape", [(1024, 1024), (601, 510)])
 @pytest.mark.parametrize(
     "directions", [((0.0, 0.5),), ((0.5, 0.5),), ((0.301, 0.075), (0.085, 0.298), (-0.215, 0.223))]
