@@ -18,6 +18,7 @@ _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_IN_WORDS = ("no space left", "quota exceeded", "os error 28", "os error 122")
 # Less room than this beside a file that could not be written, and the disk is taken to be full.
 _PROBED_BYTES = 2**20
+_TABLES = (".star", ".cs")
 
 
 def writing_failed(path: Path, error: OSError, bytes_needed: int | None = None) -> OutputError:
@@ -225,10 +226,14 @@ def file_state(path: Path) -> str:
 
 
 def state_of(paths: Iterable[Path]) -> str:
-    """Return a digest of the states of files; see `file_state`."""
+    """Return a digest of the states of files: of a table its text, of others their `file_state`.
+
+    Hosts write a job's tables anew whenever it goes on.
+    """
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{file_state(path)}\n".encode(errors="surrogateescape"))
+        state = sha256_of(path, salt=f"{path.absolute()}") if path.suffix in _TABLES else file_state(path)
+        digest.update(f"{state}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

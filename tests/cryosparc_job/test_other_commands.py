@@ -186,6 +186,25 @@ def test_a_model_learns_from_both_sums_of_the_frames_where_the_particles_are(
     assert clone.status == "completed", clone.texts()
 
 
+@pytest.mark.parametrize("by", ["a map", "both sums of frames"])
+def test_a_training_is_gone_on_with(command: Run, store: Store, tmp_path: Path, by: str) -> None:
+    """Its tables are written anew for that."""
+    if by == "a map":
+        add_posed_particles(store)
+        words = ["--particles", "J43:particles", "--volume", "J44:volume"]
+    else:
+        add_half_exposures(store)
+        words = ["--micrographs", "J43:micrographs", "--particles", "J44", "--box-px", "32"]
+        words += ["--set", "pairs.validation_share=0.25"]
+    assert command("train", *words, "--config", str(training_file(tmp_path))) == 0
+    (job,) = store.external
+    weights = (store.directory / job.uid / "training/weights.safetensors").read_bytes()
+    job.status = "failed"
+    assert command("train", "--resume", job.uid, workspace=None) == 0
+    assert "an earlier run is there and complete: nothing is left to do" in job.texts()
+    assert (store.directory / job.uid / "training/weights.safetensors").read_bytes() == weights
+
+
 def test_without_particles_boxes_lie_anywhere_and_files_may_travel(
     command: Run, store: Store, double: Double5, tmp_path: Path
 ) -> None:
