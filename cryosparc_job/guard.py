@@ -109,8 +109,9 @@ def run_guarded(job: ExternalJob, signals: Signals, work: Callable[[], None]) ->
     int
         Exit status: 0 if completed, 1 if failed, 2 if somebody wanted it to end.
     """
-    again = f"Go on with --resume {job.uid}."
-    then = f"Then go on with --resume {job.uid}, or from the beginning with --force, too."
+    resume = f"--resume {job.uid}"
+    again = f"Go on with {resume}."
+    then = f"Then go on with {resume}, or from the beginning with --force, too."
     try:
         with signals.raising():
             work()
@@ -125,11 +126,11 @@ def run_guarded(job: ExternalJob, signals: Signals, work: Callable[[], None]) ->
         _complain(str(error))
         return 1
     except WorkFailed as error:
-        return _fail(job, _sentence(error, then), error.details)
+        return _fail(job, _sentence(error, resume, then), error.details)
     except ConnectionLost as error:
-        return _fail(job, _sentence(error, then), patience_seconds=LAST_WORD_SECONDS)
+        return _fail(job, _sentence(error, resume, then), patience_seconds=LAST_WORD_SECONDS)
     except CryohushError as error:
-        return _fail(job, _sentence(error, then) if job.was_started else str(error))
+        return _fail(job, _sentence(error, resume, then) if job.was_started else str(error))
     except BaseException as error:
         text = f"unexpected {type(error).__name__}: {error}"
         if is_out_of_memory(error):
@@ -138,9 +139,12 @@ def run_guarded(job: ExternalJob, signals: Signals, work: Callable[[], None]) ->
     return 0
 
 
-def _sentence(error: Exception, then: str) -> str:
-    """Return what is wrong and what to do then."""
-    return f"{str(error).rstrip('.')}. {then}"
+def _sentence(error: Exception, resume: str, then: str) -> str:
+    """Return what is wrong and what to do then, unless it says so itself."""
+    text = str(error)
+    if "--resume" in text:
+        return text if resume in text else text.replace("--resume", resume)
+    return f"{text.rstrip('.')}. {then}"
 
 
 def _fail(

@@ -45,7 +45,7 @@ def follow(directory: Path, should_stop: Callable[[], bool] = lambda: False) -> 
         if should_stop():
             raise Aborted("Stopped on request.")
         if not is_alive:
-            raise CryohushError(f"the batch in {batch['folder']} was interrupted. Resume it: batch resume.")
+            raise CryohushError(f"the batch in {batch['folder']} was interrupted. Go on with batch resume.")
         time.sleep(POLL_SECONDS)
     if end["state"] == "stopped":
         raise Aborted("The batch was stopped.")

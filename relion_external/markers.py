@@ -173,7 +173,7 @@ def _run_child(work: Work, should_stop: Callable[[], bool]) -> int:
         print("\nStopped on request.")
         code = _CHILD_ABORTED
     except CryohushError as error:
-        _complain(str(error))
+        _complain(str(error).replace("--resume", "Continue!"))  # RELION's button
         code = 1
     except ImportError as error:
         _complain(f"{sys.executable} cannot import what cryohush needs: {error}. Install cryohush again.")

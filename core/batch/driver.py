@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from ... import __version__
+from ..config.base import as_keys
 from ..config.batch import BatchPlan
 from ..errors import Aborted, CryohushError, OutputError
 from ..inference.summary import Summary
@@ -126,9 +127,9 @@ class _Driver:
                 item.picture = None if summary.picture is None else str(summary.picture)
             item.state = "done"
         except Aborted as error:
-            item.state, item.error = "stopped", str(error)
+            item.state, item.error = "stopped", _in_words_of_batch(error, item, "resume")
         except CryohushError as error:
-            item.state, item.error = "failed", str(error)
+            item.state, item.error = "failed", _in_words_of_batch(error, item, "retry-failed")
         except Exception as error:  # a broken source never stops the others
             item.state, item.error = "failed", f"unexpected {type(error).__name__}: {error}"
             self._note(item, traceback.format_exc())
@@ -191,3 +192,8 @@ class _Driver:
             self._state.save()
         except OutputError as error:  # a full disk: the sources elsewhere go on
             self._log(str(error))
+
+
+def _in_words_of_batch(error: CryohushError, item: Item, action: Action) -> str:
+    """Return what an error of a source says, where it names what only the source's own command has."""
+    return as_keys(str(error).replace("--resume", f"batch {action}"), type(item.options))

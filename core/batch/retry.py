@@ -59,7 +59,7 @@ class _Retries(Generic[P]):
             while self._waiting or self._out:
                 self._pool.replace_lost()
                 context.stop_if_asked(
-                    "Stopped on request. What is finished is kept: resume to go on from there."
+                    "Stopped on request. What is finished is kept: go on from there with batch resume."
                 )
                 while self._waiting and self._pool.acquire(timeout=0 if self._out else POLL_SECONDS):
                     self._submit(self._waiting.pop(0))
@@ -125,5 +125,5 @@ def describe_failed(failed: Sequence[tuple[Part, BaseException]], n_ranges: int)
     more = f"; and {len(failed) - NAMED_RANGES} more" if len(failed) > NAMED_RANGES else ""
     return (
         f"{len(failed)} of {n_ranges} ranges failed and were set aside: {'; '.join(said)}{more}. "
-        "What is finished is kept: retry-failed goes on from there."
+        "What is finished is kept: batch retry-failed goes on from there."
     )

@@ -202,6 +202,13 @@ def add_options(
                 parser.add_argument(former, **{**arguments, "help": argparse.SUPPRESS})
 
 
+def as_keys(text: str, model: type[BaseModel]) -> str:
+    """Return a text in which the options of `model` are called by their keys instead of by their flags."""
+    for one in options_of(model):
+        text = re.sub(rf"--{one.flag}(?![\w-])( \(in forms: \w+\))?", one.name, text)
+    return text
+
+
 def given_options(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     """Return those of a parser's `values` that are fields of `model`."""
     return {name: values[name] for name in model.model_fields if name in values}

@@ -37,7 +37,7 @@ def writing_failed(path: Path, error: OSError, bytes_needed: int | None = None) 
         size = "" if bytes_needed is None else f" (the whole file needs {bytes_needed} bytes)"
         return OutputError(
             f"{path}: the disk is full or its quota is used up{size}. Free some space, then go on with "
-            "--resume (in RELION: continue the job)."
+            "--resume."
         )
     return OutputError(f"{path}: cannot be written: {error.strerror or error}{link_target(path)}.")
 

@@ -15,6 +15,7 @@ from double_v5 import Double5
 
 from cryohush.cryosparc_job import guard, worker
 from cryohush.cryosparc_job import run as run_module
+from cryohush.cryosparc_job.worker import WorkFailed
 
 Does = Callable[[str], None]
 
@@ -82,6 +83,18 @@ def test_errors_of_the_adapter_itself(
     assert len(reason) <= 2000
     assert "Traceback" in details
     assert type(error).__name__ in details
+
+
+def test_a_remedy_is_said_once_and_names_the_job(
+    denoise: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise WorkFailed("The disk is full. Free some space, then go on with --resume.")
+
+    monkeypatch.setattr(run_module, "run_work", fail)
+    assert denoise() == 1
+    said = "The disk is full. Free some space, then go on with --resume J43."
+    assert failed(store).texts("error")[-1] == said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

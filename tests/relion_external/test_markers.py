@@ -84,6 +84,7 @@ def test_a_marker_of_an_earlier_run_is_gone_before_the_work_starts(tmp_path: Pat
     ("work", "code", "message"),
     [
         ("raise CryohushError('what is wrong')", 1, "ERROR: what is wrong\n"),
+        ("raise CryohushError('Free some space, then go on with --resume.')", 1, "go on with Continue!.\n"),
         ("raise MemoryError", 1, "ERROR: out of memory."),
         ("raise type('OutOfMemoryError', (RuntimeError,), {})", 1, "ERROR: out of memory."),
         ("""raise RuntimeError("DefaultCPUAllocator: can't allocate memory")""", 1, "ERROR: out of memory."),

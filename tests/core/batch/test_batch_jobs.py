@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,13 @@ import yaml
 from micrograph_files import empty_micrograph, table_of
 from particle_files import noise, read_alike, read_stack, write_stack, write_table
 
+from cryohush.core.batch import driver
+from cryohush.core.batch.sources import Files
+from cryohush.core.batch.state import Item
 from cryohush.core.cli import main
+from cryohush.core.config.batch import BatchPlan
 from cryohush.core.config.evaluate import EvaluateConfig
+from cryohush.core.errors import Aborted, InputError, OutputError
 from cryohush.core.io.journal import JOURNAL_NAME
 from cryohush.core.jobs.evaluate import run_evaluate
 
@@ -152,6 +159,7 @@ def test_noise_and_figures_of_sound_sources_arrive_though_one_is_broken(
     assert [item["state"] for item in (good, broken, quality)] == ["done", "failed", "done"]
     assert "m1.mrc" in broken["error"]
     assert "NaN" in broken["error"]
+    assert "or give skip_bad. What" in broken["error"], "a plan has keys, not flags"
     assert len(read_stack(batch / "good" / "noise.mrcs")) == 60
     assert good["key_figures"]["blocks of noise"] == "60 of 64 x 64 px"
     assert Path(good["picture"]).parent == batch / "good" / "overlays" / "mics"
@@ -194,3 +202,27 @@ def test_noise_and_figures_of_sound_sources_arrive_though_one_is_broken(
     )
     assert main(["batch", "resume", path]) == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "said"),
+    [
+        (OutputError("Free some space, then go on with --resume."), "failed", "with batch retry-failed."),
+        (Aborted("stopped; --resume goes on"), "stopped", "batch resume goes on"),
+        (InputError("Give --window-px, or --window-angstrom."), "failed", "window_px, or window_angstrom."),
+    ],
+)
+def test_what_a_source_says_to_do_a_batch_can_do(
+    plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch, error: Exception, state: str, said: str
+) -> None:
+    def fail(item: Item) -> None:
+        raise error
+
+    monkeypatch.setattr(driver, "job_of_item", fail)
+    pool = SimpleNamespace(names=["no worker"], dashboard="")
+    monkeypatch.setattr(driver, "open_pool", lambda *given: contextlib.nullcontext(pool))
+    made = BatchPlan.model_validate({**plan, "sources": plan["sources"][:1]})
+    (item,) = driver.run_batch(made, {"file": Files(made.output, "batch")})
+    assert item.state == state
+    assert item.error is not None
+    assert item.error.endswith(said)
