@@ -21,6 +21,7 @@ from ..io.micrographs import MicrographSet
 from ..io.mrc import StackReader
 from ..io.particles import ParticleSet
 from ..io.poses import PREMULTIPLIED, changed_ctf
+from ..progress import counted
 from ..spread import evenly_spread
 from .plan import UNSET_ANGSTROM, ImageSet, StackPlan, sampled_stacks, samples
 
@@ -196,7 +197,8 @@ def _of_mixed_sizes(images: ImageSet, stacks: Sequence[StackPlan]) -> list[str]:
 def _of_contrast(images: ImageSet, stacks: Sequence[StackPlan]) -> list[str]:
     """Warn when protein looks dark in images where it is taken for white, or the other way round."""
     if stacks[0].is_micrograph:
-        return _of_micrographs(stacks)
+        micrographs = [(one.source, int(one.indices[0]), one.pixel_size_angstrom) for one in stacks]
+        return contrast_of_micrographs(micrographs, dark=stacks[0].protein_dark)
     groups = {dark: [stack for stack in stacks if stack.protein_dark is dark] for dark in (False, True)}
     return [text for dark, some in groups.items() if some for text in _of_particles(some, dark=dark)]
 
@@ -277,18 +279,35 @@ def _of_filters(stacks: Sequence[StackPlan]) -> list[str]:
     ]
 
 
-def _of_micrographs(stacks: Sequence[StackPlan]) -> list[str]:
+def contrast_of_micrographs(
+    micrographs: Sequence[tuple[Path, int, float | None]], *, dark: bool
+) -> list[str]:
+    """Warn when protein looks dark in micrographs where it is taken for white, or the other way round.
+
+    Parameters
+    ----------
+    micrographs
+        File, number in it, from 0, and pixel size in Å of each; some of them are looked at.
+    dark
+        What protein is taken for.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read.
+    """
     values = []
-    for number in evenly_spread(len(stacks), _MICROGRAPHS).tolist():
-        stack = stacks[number]
-        with StackReader(stack.source) as reader:
-            image = filled(torch.from_numpy(reader.read(stack.indices)))[0]
-        values.append(skewness(image if stack.protein_dark else -image, stack.pixel_size_angstrom))
+    for number in evenly_spread(len(micrographs), _MICROGRAPHS).tolist():
+        path, index, pixel_size_angstrom = micrographs[number]
+        with StackReader(path) as reader:
+            image = filled(torch.from_numpy(reader.read([index])))[0]
+        values.append(skewness(image if dark else -image, pixel_size_angstrom))
     if float(np.median(values)) < _SKEWED * (1 if len(values) > 2 else 2):
         return []
-    taken, found = ("dark", "white") if stacks[0].protein_dark else ("white", "dark")
+    taken, found = ("dark", "white") if dark else ("white", "dark")
     return [
-        f"protein looks {found}, but is taken for {taken}: what stands out of the ice of {len(values)} "
-        f"micrographs does so towards the {'bright' if found == 'white' else 'dark'} side. A wrong contrast "
-        f"gives wrong images: say --protein {found} if it is so."
+        f"protein looks {found}, but is taken for {taken}: what stands out of the ice of "
+        f"{counted(len(values), 'micrograph')} does so towards the "
+        f"{'bright' if found == 'white' else 'dark'} side. A wrong contrast gives wrong results: say "
+        f"--protein {found} if it is so."
     ]

@@ -14,6 +14,7 @@ from ... import __version__
 from ..config.extract_noise import ExtractNoiseOptions
 from ..errors import InputError, TooFewBlocks
 from ..inference.devices import LocalDevices, Precision, choose_precision, resolve_devices
+from ..inference.inputs import contrast_of_micrographs
 from ..io.files import file_state, make_folder, sha256_of, write_json
 from ..io.journal import JOURNAL_NAME, RANGES_FOLDER, RECORD_NAME, Journal, Undertaking
 from ..io.micrographs import MicrographSet
@@ -125,6 +126,10 @@ class ExtractNoiseJob(BatchJob[NoiseSummary]):
             f"{counted(len(images.stacks), 'micrograph')}, windows of {tasks[0].window_px} px every "
             f"{tasks[0].stride_px} px, model {model.name}, SHA-256 {model.sha256[:16]}…"
         )
+        micrographs = [(task.path, 0, task.pixel_size_angstrom) for task in tasks]
+        warnings = contrast_of_micrographs(micrographs, dark=options.protein != "white")
+        for warning in warnings:
+            context.log(f"warning: {warning}")
         undertaking = _undertaking(images, tasks, model, options, devices.types, drawn=self._draw is not None)
         return NoisePlan(
             options,
@@ -132,6 +137,7 @@ class ExtractNoiseJob(BatchJob[NoiseSummary]):
             images,
             tasks,
             too_small,
+            warnings,
             self._window_px is not None,
             self._draw,
             devices,
@@ -191,6 +197,8 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
         The input, and the micrographs to search.
     too_small
         By their numbers those that the window does not fit into.
+    warnings
+        What may be wrong with the micrographs.
     is_smaller
         Whether the window is smaller than usual, where that found too little.
     draw
@@ -208,6 +216,7 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
     images: MicrographSet
     tasks: Sequence[MicrographTask]
     too_small: Mapping[int, MicrographCounts]
+    warnings: Sequence[str]
     is_smaller: bool
     draw: Draw | None
     devices: Devices
@@ -289,8 +298,10 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
         counts = [self.too_small.get(index) or searched[index] for index in range(len(self.images.stacks))]
         n_blocks = sum(count.kept for count in counts)
         if n_blocks < self.options.min_blocks:
+            found = f"only {counted(n_blocks, 'block')}" if n_blocks else "no blocks"
+            needed = f", {self.options.min_blocks} are needed" if self.options.min_blocks > 1 else ""
             error = TooFewBlocks(
-                f"{n_blocks} blocks of noise found, {self.options.min_blocks} are needed. {explain(counts)}",
+                f"found {found} of noise{needed}. {explain(counts)}",
                 path=self.images.source,
                 remedy=remedy(self.options, tasks, output_dir),
             )
@@ -303,6 +314,7 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
             table=output_dir / TABLE_NAME,
             record=output_dir / RECORD_NAME,
             counts=counts,
+            warnings=self.warnings,
             n_blocks=n_blocks,
             window_px=window_px,
             is_smaller=self.is_smaller,
@@ -339,6 +351,7 @@ class NoisePlan(Plan[SearchWork, NoiseSummary]):
             "blocks": summary.n_blocks,
             "window_px": summary.window_px,
             "what_became_of_the_windows": summary.explanation,
+            "warnings": list(summary.warnings),
             "resumed_micrographs": summary.n_resumed,
             "seconds": round(summary.seconds, 2),
             "micrographs": [asdict(count) for count in summary.counts],

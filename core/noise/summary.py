@@ -21,6 +21,8 @@ class NoiseSummary:
         `noise.mrcs`, `noise.star` and `cryohush.json`.
     counts
         Of each micrograph, in their order.
+    warnings
+        What may be wrong with the micrographs.
     n_blocks, window_px
         Of the stack.
     is_smaller
@@ -39,6 +41,7 @@ class NoiseSummary:
     table: Path
     record: Path
     counts: list[MicrographCounts]
+    warnings: Sequence[str]
     n_blocks: int
     window_px: int
     is_smaller: bool

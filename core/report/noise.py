@@ -52,7 +52,7 @@ def report_noise(summary: NoiseSummary, command: str, warnings: Sequence[str] = 
     )
     paper = Paper(f"{counted(summary.n_blocks, 'block')} of noise")
     paper.note(verdict, "good")
-    for warning in warnings:
+    for warning in dict.fromkeys((*summary.warnings, *warnings)):
         paper.note(warning, "bad")
     paper.note(LOOK)
     _add_overlays(paper, summary.overlays)

@@ -339,12 +339,25 @@ def last_row(table: str) -> str:
 
 
 def test_no_block_says_what_excluded_how_many(table: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"0 blocks .* 722 windows .*touch particles.*exceed --max-streak"):
+    with pytest.raises(InputError, match=r"no blocks .* 722 windows .*touch particles.*exceed --max-streak"):
         run_extract_noise(table, tmp_path / "out", options(max_streak=0.1))
-    with pytest.raises(InputError, match=r"0 blocks .* 722 are not alike.*best similarity is 0\.\d\d"):
+    with pytest.raises(InputError, match=r"no blocks .* 722 are not alike.*best similarity is 0\.\d\d"):
         run_extract_noise(table, tmp_path / "other", options(method="similarity", similarity_threshold=0.999))
     with pytest.raises(InputError, match=r"1000 are needed"):
         run_extract_noise(table, tmp_path / "many", options(min_blocks=1000))
+
+
+def test_the_other_contrast_is_warned_of(table: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    right = run_extract_noise(table, tmp_path / "right", options(), JobContext(log=lines.append))
+    assert not right.warnings
+    wrong = run_extract_noise(
+        table, tmp_path / "wrong", options(protein="white"), JobContext(log=lines.append)
+    )
+    (said,) = wrong.warnings
+    assert said.startswith("protein looks dark, but is taken for white: what stands out of the ice")
+    assert [line for line in lines if "protein" in line] == [f"warning: {said}"]
+    assert json.loads(wrong.record.read_text())["warnings"] == [said]
 
 
 def test_carbon_and_its_rim_are_no_noise(tmp_path: Path) -> None:
@@ -424,12 +437,12 @@ def test_between_crowded_particles_the_largest_window_that_fits_is_taken(
     summary = run_extract_noise(crowded, tmp_path / "out", default, JobContext(log=lines.append))
     assert 64 <= summary.window_px < 1280 // 8
     assert summary.n_blocks >= 2
-    assert any(line.startswith("warning: 0 blocks") and "Trying smaller windows" in line for line in lines)
+    assert any(line.startswith("warning: found no blocks") and "Trying smaller" in line for line in lines)
     assert f"smaller than usual, {summary.window_px} px" in summary.explanation
     assert read_stack(summary.stack).shape == (summary.n_blocks, summary.window_px, summary.window_px)
     # what is larger by two steps is nowhere free, or hardly
     larger = options(window_px=summary.window_px * 8 // 7 * 8 // 7, stride_px=None, min_blocks=2)
-    with pytest.raises(InputError, match="blocks of noise found"):
+    with pytest.raises(InputError, match=r"found .* blocks? of noise, 2 are needed\."):
         run_extract_noise(crowded, tmp_path / "larger", larger)
     # the same as if the user had said so
     told = options(window_px=summary.window_px, stride_px=None)
@@ -465,7 +478,7 @@ def test_a_stop_between_two_windows_is_resumed(crowded: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("given", [{"window_px": 160}, {"window_angstrom": 240.0}])
 def test_a_window_that_was_asked_for_is_obeyed(given: dict[str, Any], crowded: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="0 blocks of noise found"):
+    with pytest.raises(InputError, match="found no blocks of noise"):
         run_extract_noise(
             crowded, tmp_path / "out", options(**{"window_px": None, "stride_px": None, **given})
         )
@@ -474,7 +487,7 @@ def test_a_window_that_was_asked_for_is_obeyed(given: dict[str, Any], crowded: P
 def test_where_nothing_fits_the_search_ends_at_the_smallest_window(crowded: Path, tmp_path: Path) -> None:
     default = options(window_px=None, stride_px=None, max_streak=0.1)
     lines: list[str] = []
-    with pytest.raises(InputError, match="0 blocks of noise found"):
+    with pytest.raises(InputError, match="found no blocks of noise"):
         run_extract_noise(crowded, tmp_path / "out", default, JobContext(log=lines.append))
     tried = [int(line.split()[-2]) for line in lines if "Trying smaller windows" in line]
     assert tried == sorted(set(tried), reverse=True)
