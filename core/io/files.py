@@ -225,16 +225,26 @@ def file_state(path: Path) -> str:
     return f"{path.absolute()}\0{status.st_size} {status.st_mtime_ns}"
 
 
-def state_of(paths: Iterable[Path]) -> str:
-    """Return a digest of the states of files: of a table its text, of others their `file_state`.
+def states_of(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the state of each file: of a table its text, of others their `file_state`.
 
     Hosts write a job's tables anew whenever it goes on.
+
+    Raises
+    ------
+    InputError
+        If one is gone.
     """
-    digest = hashlib.sha256()
-    for path in paths:
-        state = sha256_of(path, salt=f"{path.absolute()}") if path.suffix in _TABLES else file_state(path)
-        digest.update(f"{state}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    return {
+        path: sha256_of(path, salt=str(path.absolute())) if path.suffix in _TABLES else file_state(path)
+        for path in paths
+    }
+
+
+def digest_of(states: Mapping[Path, str]) -> str:
+    """Return one digest of the states of files; see `states_of`."""
+    text = "".join(f"{state}\n" for state in states.values())
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def sha256_of(*paths: Path, salt: str = "") -> str:

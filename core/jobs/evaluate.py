@@ -22,7 +22,7 @@ from ..evaluation.sections import against_clean, against_twin, sample_section
 from ..evaluation.tasks import Found, clustering, half_maps, pose_accuracy
 from ..inference.devices import LocalDevices
 from ..inference.plan import source_files
-from ..io.files import state_of
+from ..io.files import digest_of, states_of
 from ..io.journal import RANGES_FOLDER, Undertaking
 from ..job_context import QUIET, JobContext
 from ..models.precision import threads_kept
@@ -258,7 +258,7 @@ def _inputs(config: EvaluateConfig, sources: Sources | None) -> list[Path]:
 
 def _undertaking(config: EvaluateConfig, inputs: Sequence[Path]) -> Undertaking:
     options = config.model_dump(mode="json", exclude={"device", "threads"})
-    fingerprint = {"version": __version__, "inputs": state_of(inputs), **options}
+    fingerprint = {"version": __version__, "inputs": digest_of(states_of(inputs)), **options}
     files = (JSON_NAME, HTML_NAME, TABLE_NAME, PDF_NAME)
     return Undertaking("evaluate", fingerprint, {}, files, [RANGES_FOLDER])
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from ..errors import OutputError
-from ..io.files import make_folder, part_path, refuse_input, writing_failed
+from ..errors import InputError, OutputError
+from ..io.files import make_folder, part_path, refuse_input, states_of, writing_failed
 from ..io.journal import JOURNAL_NAME, RECORD_NAME, Journal, Undertaking
 
 Earlier = Literal["refuse", "resume", "replace", "anew"]
@@ -174,6 +174,24 @@ class JobFolder:
             refuse_input(self.path / name, self._inputs)
         self._refuse_strangers(names)
         self.journal.add_files(names)
+
+    def refuse_changed(self, states: Mapping[Path, str], result: str) -> None:
+        """Remove a result when a file that it was made of is not what it was; see `states_of`.
+
+        Raises
+        ------
+        InputError
+            Names the first.
+        """
+        for path, state in states.items():
+            if not path.exists() or states_of([path])[path] != state:
+                self.remove(result)
+                raise InputError(
+                    f"the file was changed while it was in use, so {result} would be of two inputs and was "
+                    "not kept.",
+                    path=path,
+                    remedy="Begin anew.",
+                )
 
     def check_room(self, bytes_needed: int, remedy: str) -> None:
         """

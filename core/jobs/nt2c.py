@@ -21,7 +21,7 @@ from ..errors import ConfigurationError, StarError
 from ..imaging.ctf import read_ctf_table
 from ..imaging.structure import read_structure
 from ..inference.devices import LocalDevices
-from ..io.files import state_of, write_json, writing
+from ..io.files import digest_of, states_of, write_json, writing
 from ..io.journal import RECORD_NAME, Undertaking
 from ..io.micrographs import MicrographSet
 from ..job_context import QUIET, JobContext
@@ -89,7 +89,8 @@ class Nt2cPlan(Plan["Chain", Path]):
         self.config, self.context = config, context
         self.inputs = inputs_of(config)
         self._settings = {"version": __version__, "config": config.model_dump(mode="json")}
-        fingerprint = {**self._settings, "inputs": state_of(self.inputs)}
+        self._states = states_of(self.inputs)
+        fingerprint = {**self._settings, "inputs": digest_of(self._states)}
         files = [_CTF_NAME, RECORD_NAME, PDF_NAME]
         self.undertaking = Undertaking("train", fingerprint, dict.fromkeys(_STAGES, ""), files, _FOLDERS)
 
@@ -100,6 +101,7 @@ class Nt2cPlan(Plan["Chain", Path]):
     def finish(self, folder: JobFolder, work: Chain | None) -> Path:
         """See `Plan`."""
         if work is not None:
+            folder.refuse_changed(self._states, _FINE)
             record = {"version": __version__, "command": self.context.command, **self._settings}
             write_json(folder.path / RECORD_NAME, record)
             folder.journal.complete([_FINE, RECORD_NAME])

@@ -14,13 +14,13 @@ from ..config.nt2c import Nt2cConfig
 from ..config.segmentation import SegmentationConfig
 from ..config.training import TrainingConfig
 from ..inference.devices import LocalDevices
-from ..io.files import sha256_of, state_of, write_json
+from ..io.files import digest_of, sha256_of, states_of, write_json
 from ..io.journal import RECORD_NAME, Undertaking
 from ..job_context import QUIET, JobContext
 from ..models.weights import WEIGHTS_NAME
 from ..report import PDF_NAME
 from ..training.frame_halves import FOLDER as HALVES_FOLDER
-from ..training.run import inputs_of, with_network
+from ..training.run import bytes_of, inputs_of, with_network
 from ..training.run import train as run_loop
 from ..training.segmentation import train_segmentation
 from .folder import Earlier, JobFolder
@@ -65,14 +65,24 @@ class TrainJob(Job[Path]):
 class TrainPlan(Plan["Loop", Path]):
     """A training in one loop; see `Plan`."""
 
+    smaller = "train a smaller network, or with fewer projections"
+
     def __init__(self, config: TrainingConfig | SegmentationConfig, context: JobContext) -> None:
         if isinstance(config, TrainingConfig):
             config = with_network(config)
         self.config, self.context, self._clock = config, context, (time.time(), time.monotonic())
         self.inputs = inputs_of(config)
-        fingerprint = {"config": config.model_dump(mode="json"), "inputs": state_of(self.inputs)}
+        self._states = states_of(self.inputs)
+        fingerprint = {"config": config.model_dump(mode="json"), "inputs": digest_of(self._states)}
         files = (WEIGHTS_NAME, RECORD_NAME, PDF_NAME, *FILES)
         self.undertaking = Undertaking("train", fingerprint, {}, files, [EVENTS_FOLDER, HALVES_FOLDER])
+
+    def bytes_left(self, folder: JobFolder) -> int:
+        """See `Plan`; not of the micrographs of a segmentation."""
+        if isinstance(self.config, SegmentationConfig):
+            return 0
+        made = [path for name in FILES if (path := folder.path / name).is_file()]
+        return max(0, bytes_of(self.config) - sum(path.stat().st_size for path in made))
 
     def begin(self, folder: JobFolder) -> Loop:
         """See `Plan`."""
@@ -82,6 +92,7 @@ class TrainPlan(Plan["Loop", Path]):
         """See `Plan`."""
         weights, (started, begin) = folder.path / WEIGHTS_NAME, self._clock
         if work is not None:
+            folder.refuse_changed(self._states, WEIGHTS_NAME)
             record = {
                 "version": __version__,
                 "command": self.context.command,

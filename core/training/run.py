@@ -13,7 +13,9 @@ from ..io.particles import ParticleSet
 from ..job_context import QUIET, JobContext
 from ..models.weights import WEIGHTS_NAME, load_model
 from . import adversarial, diffusion, supervised
+from .data import find_structures
 from .frame_halves import read_halves
+from .session import make_network
 
 
 def train(
@@ -39,6 +41,24 @@ def with_network(config: TrainingConfig) -> TrainingConfig:
         return config
     network = load_model(config.initial_weights).card["model"]
     return config.model_copy(update={"network": NetworkConfig(**network)})
+
+
+def bytes_of(config: TrainingConfig) -> int:
+    """Return how many bytes a training writes at least: its projections, and two states, the old and the new.
+
+    A state holds the network, its average and the optimiser's two moments; that of a critic is not counted.
+
+    Raises
+    ------
+    ConfigurationError
+        The network cannot be made, or there are no structures.
+    """
+    parameters, projections = sum(one.numel() for one in make_network(config).parameters()), 0
+    if (data := config.data) is not None:
+        structures = [path for kept in (False, True) for path in find_structures(data, held_out=kept)]
+        n = len(structures) * data.volumes_per_structure * data.projections_per_volume
+        projections = 2 * n * data.box_px**2  # float16
+    return projections + 2 * 4 * 4 * parameters
 
 
 def inputs_of(config: TrainingConfig | SegmentationConfig | Nt2cConfig) -> list[Path]:

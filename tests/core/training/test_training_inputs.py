@@ -16,11 +16,11 @@ import test_segmentation_training
 
 from cryohush.core.config.segmentation import SegmentationConfig
 from cryohush.core.config.training import TrainingConfig
-from cryohush.core.errors import Aborted, OutputError
+from cryohush.core.errors import Aborted, InputError, OutputError
 from cryohush.core.io.journal import RECORD_NAME
 from cryohush.core.job_context import JobContext
 from cryohush.core.jobs.train import train
-from cryohush.core.models.weights import load_model
+from cryohush.core.models.weights import WEIGHTS_NAME, load_model
 from cryohush.core.training.run import inputs_of
 
 Config = TrainingConfig | SegmentationConfig
@@ -80,6 +80,35 @@ def test_it_does_not_go_on_with_other_images(tiny: dict[str, Any], tmp_path: Pat
         train(config, tmp_path / "run", earlier="resume")
     train(config, tmp_path / "run", earlier="anew")
     os.utime(tmp_path / "noisy.mrcs", ns=(1, 1))
+    with pytest.raises(OutputError, match=r"other settings \(inputs\)"):
+        train(config, tmp_path / "run", earlier="resume")
+
+
+def test_images_that_change_while_it_goes_on_leave_no_weights(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = own(tiny, {"noisy": test_pairs.write_set(tmp_path, "noisy", images())})
+
+    def cut_out_again(done: int, total: int) -> None:
+        if done == 1:
+            os.utime(tmp_path / "noisy.mrcs", ns=(0, 0))
+
+    with pytest.raises(
+        InputError, match=r"noisy\.mrcs: the file was changed while it was in use, so weights"
+    ):
+        train(config, tmp_path / "run", JobContext(cut_out_again))
+    assert not (tmp_path / "run" / WEIGHTS_NAME).exists()
+    assert not (tmp_path / "run" / RECORD_NAME).exists()
+    train(config, tmp_path / "run", earlier="replace")
+
+
+def test_a_table_that_is_written_again_is_the_same(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Hosts do so with that of a job which goes on."""
+    config = own(tiny, {"noisy": test_pairs.write_set(tmp_path, "noisy", images())})
+    weights = train(config, tmp_path / "run")
+    os.utime(tmp_path / "noisy.star", ns=(0, 0))
+    lines: list[str] = []
+    assert train(config, tmp_path / "run", JobContext(log=lines.append), earlier="resume") == weights
+    assert "nothing is left to do" in lines[0]
+    (tmp_path / "noisy.star").write_text((tmp_path / "noisy.star").read_text() + "# another\n")
     with pytest.raises(OutputError, match=r"other settings \(inputs\)"):
         train(config, tmp_path / "run", earlier="resume")
 
