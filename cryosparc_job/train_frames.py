@@ -62,11 +62,17 @@ def training_on_frames(project: Project, values: Mapping[str, Any], box_px: int 
 
     def prepare(place: Place, datasets: Mapping[str, Any]) -> Prepared:
         exposures, particles = datasets["exposures"], datasets.get("particles")
+        names = _names(exposures, SLOT)
+        if "" in names:
+            raise HostError(
+                f"row {names.index('') + 1} of the micrographs has no sums of frames ({SLOT}/path is empty). "
+                "Leave it out, or run Patch Motion Correction again with Output denoiser training data."
+            )
         micrographs, rows = _tables(exposures, particles, place.root)
-        names = list(dict.fromkeys(_names(exposures, SLOT)))
         if place.is_shared:
-            for name in names:
-                _check_sums(place.root / name)
+            for name, shape in zip(names, exposures[f"{SLOT}/shape"].tolist(), strict=True):
+                _check_sums(place.root / name, tuple(shape))
+        names = list(dict.fromkeys(names))
         config = with_weights(_read_config(values, box_px), project, place)
 
         def write(folder: Path) -> dict[str, Any]:
@@ -105,12 +111,19 @@ def _names(dataset: Any, slot: str) -> list[str]:
     return [str(name).removeprefix(">") for name in dataset[f"{slot}/path"]]
 
 
-def _check_sums(path: Path) -> None:
+def _check_sums(path: Path, shape: tuple[int, ...]) -> None:
+    """Raise when a file does not hold two images of the `(y, x)` px that the table says."""
     with StackReader(path) as reader:
         if reader.n_images != 2:
             raise InputError(
                 f"expected both sums of frames as the two images of the file, found {reader.n_images}.",
                 path=path,
+            )
+        if (found := reader.shape[1:]) != shape:
+            raise InputError(
+                f"expected {shape[1]} x {shape[0]} px by {SLOT}/shape, found {found[1]} x {found[0]} px.",
+                path=path,
+                remedy="Run the job that has written it again: particles are placed by that size.",
             )
 
 

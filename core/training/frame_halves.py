@@ -32,6 +32,7 @@ from ..io.micrographs import EVEN_LABEL, ODD_LABEL, MicrographSet
 from ..io.mrc import StackReader, StackWriter
 from ..io.star import write_tables
 from ..job_context import QUIET, JobContext
+from ..progress import counted
 
 FOLDER = "frame_halves"
 _LIST = ("rlnMicrographName", "rlnMicrographCoordinates")
@@ -157,7 +158,7 @@ def cut_pairs(config: PairsConfig, folder: Path, *, seed: int, context: JobConte
         optics = [(1, "opticsGroup1", pixel_size or 1.0, box)]
         write_tables(folder / f"{name}.star", [("optics", _OPTICS, optics), ("particles", _LABELS, rows)])
     write_text(folder / _MADE_FROM, key)
-    context.log(f"{n} pairs of boxes of even and odd frames, from {len(micrographs)} micrographs")
+    context.log(f"{n} pairs of boxes of even and odd frames, from {counted(len(micrographs), 'micrograph')}")
     return pairs
 
 

@@ -8,6 +8,7 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -244,6 +245,26 @@ def test_micrographs_without_two_sums_are_refused(
     assert command("train", *words.split()) == 1
     error = capsys.readouterr().err
     assert "Traceback" not in error
+    assert re.search(message, error), error
+    assert not store.external
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("path", b"", r"row 3 of the micrographs has no sums of frames .*Leave it out"),
+        ("shape", (99, 98), r"m2_non_dw_AB\.mrc: expected 98 x 99 px by .*/shape, found 150 x 120 px"),
+    ],
+)
+def test_sums_that_a_row_lacks_or_has_otherwise_are_refused(
+    command: Run, store: Store, capsys: pytest.CaptureFixture[str], field: str, value: Any, message: str
+) -> None:
+    add_half_exposures(store)
+    table = store.load("J43", "micrographs")
+    table[f"micrograph_blob_non_dw_AB/{field}"][2] = value
+    store._write(store.jobs["J43"], "micrographs", table, passed=False)
+    assert command("train", "--micrographs", "J43:micrographs") == 1
+    error = capsys.readouterr().err
     assert re.search(message, error), error
     assert not store.external
 
