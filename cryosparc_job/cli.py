@@ -272,6 +272,16 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _from_anywhere(word: str) -> str:
+    """Return a word that names a file, `train.yaml` or `initial_weights=own.safetensors`, with its folder.
+
+    Whoever goes on in the job, or watches for its clones, is elsewhere.
+    """
+    key, equals, name = word.rpartition("=")
+    path = Path(name)
+    return f"{key}{equals}{path.absolute()}" if path.suffix and path.is_file() else word
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -287,7 +297,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(words)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 2
-    arguments.command_line, arguments.build_parser = shlex.join(["cryosparc_cryohush", *words]), build_parser
+    line = shlex.join(["cryosparc_cryohush", *map(_from_anywhere, words)])
+    arguments.command_line, arguments.build_parser = line, build_parser
     secrets: list[str] = []
     try:
         code: int = arguments.work(arguments, secrets)

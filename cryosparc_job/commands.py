@@ -96,10 +96,20 @@ def _do(arguments: argparse.Namespace, secrets: list[str]) -> int:
 
 
 def _refuse_files(arguments: argparse.Namespace, directory: Path) -> None:
-    """Raise if a card, which others than this user may have written, names a text outside of the project."""
+    """Raise if a card, which others than this user may have written, names a text outside of the project.
+
+    What it names without a folder is in that of the project.
+    """
     value = str(getattr(arguments, "config", None) or "")
-    if "/" in value and not (directory / value).resolve().is_relative_to(directory.resolve()):
-        raise ConfigurationError(f"--config {value}: watch takes files of the project only.")
+    if "/" not in value and not Path(value).suffix:  # a preset, or nothing
+        return
+    path = directory / value
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise ConfigurationError(
+            f"--config {value}: watch takes files of the project only. Put it below {directory}, and name it "
+            "so in the description of the card."
+        )
+    arguments.config = type(arguments.config)(path)
 
 
 def _each(

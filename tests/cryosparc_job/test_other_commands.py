@@ -188,8 +188,11 @@ def test_a_model_learns_from_both_sums_of_the_frames_where_the_particles_are(
 
 
 @pytest.mark.parametrize("by", ["a map", "both sums of frames"])
-def test_a_training_is_gone_on_with(command: Run, store: Store, tmp_path: Path, by: str) -> None:
+def test_a_training_is_gone_on_with_from_anywhere(
+    command: Run, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
     """Its tables are written anew for that."""
+    monkeypatch.chdir(tmp_path)
     if by == "a map":
         add_posed_particles(store)
         words = ["--particles", "J43:particles", "--volume", "J44:volume"]
@@ -197,8 +200,9 @@ def test_a_training_is_gone_on_with(command: Run, store: Store, tmp_path: Path, 
         add_half_exposures(store)
         words = ["--micrographs", "J43:micrographs", "--particles", "J44", "--box-px", "32"]
         words += ["--set", "pairs.validation_share=0.25"]
-    assert command("train", *words, "--config", str(training_file(tmp_path))) == 0
+    assert command("train", *words, "--config", training_file(tmp_path).name) == 0
     (job,) = store.external
+    monkeypatch.chdir(store.directory)
     weights = (store.directory / job.uid / "training/weights.safetensors").read_bytes()
     job.status = "failed"
     assert command("train", "--resume", job.uid, workspace=None) == 0

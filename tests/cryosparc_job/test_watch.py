@@ -197,6 +197,22 @@ def test_a_card_cannot_name_a_text_outside_of_the_project(watch_until: Until, st
     assert "--config /etc/passwd: watch takes files of the project only" in job.texts("error")[-1]
 
 
+def test_a_text_that_a_card_names_is_in_the_project(
+    watch_until: Until, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not where the watcher runs."""
+    (tmp_path / "mine.yaml").write_text("of_the_watcher: 1\n")
+    (store.directory / "mine.yaml").write_text("of_the_project: 1\n")
+    monkeypatch.chdir(tmp_path)
+    line = "cryosparc_cryohush evaluate --project P3 --config mine.yaml"
+    job = store.create("snowflake", "A card", str(Record(line, new_mark())))
+    for name in ("particles", "raw"):
+        store.add_input(job.uid, name, "particle", ["blob"])
+        store.connect(job.uid, name, "J42", "particles")
+    watch_until(done(store, 1))
+    assert "unknown key 'of_the_project'" in job.texts("error")[-1]
+
+
 def test_several_outputs_need_a_name(watch_until: Until, store: Store) -> None:
     outputs = store.jobs["J42"].outputs
     outputs["others"] = outputs["particles"]
