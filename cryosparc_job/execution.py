@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.console import show
-from ..core.errors import ConfigurationError, HostError, OutputError
+from ..core.errors import ConfigurationError, HostError, InputError, OutputError
 from . import worker
 from .command import OPTIONS, Command, Prepared
 from .guard import run_guarded, stop_signals
@@ -186,7 +187,20 @@ def prepare_command(
         for kind in command.inputs
         if kind.name in sources
     }
-    return command.prepare(place, datasets)
+    try:
+        return command.prepare(place, datasets)
+    except InputError as error:
+        raise type(error)(_with_outputs_named(str(error), command, sources)) from error
+
+
+def _with_outputs_named(text: str, command: Command, sources: Mapping[str, Source]) -> str:
+    """Return a text that names outputs, `J42:particles`, instead of tables that were made to check them."""
+
+    def name(found: re.Match[str]) -> str:
+        return str(sources.get(found[1], sources[command.inputs[0].name]))
+
+    made = rf"{re.escape(tempfile.gettempdir())}/cryohush-\w+/(\w+)\.(?:cs|star)(?:, line \d+)?"
+    return re.sub(made, name, text)
 
 
 def open_command(

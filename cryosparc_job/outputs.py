@@ -95,6 +95,8 @@ def write_table(kind: Kind, dataset: Any, path: Path) -> list[str]:
     if len(np.unique(uids)) != len(uids):
         raise HostError(f"{len(uids) - len(np.unique(uids))} uids of the exposures are repeated.")
     names = [name.lstrip(">") for name in dataset[f"{kind.slot}/path"]]
+    if "" in names:
+        raise HostError(f"row {names.index('') + 1} of the exposures names no micrograph. Leave it out.")
     sizes = np.asarray(dataset[f"{kind.slot}/psize_A"], np.float64)
     known, group = np.unique(sizes, return_inverse=True)
     optics = [(number, f"pixelSize{number}", size) for number, size in enumerate(known.tolist(), 1)]

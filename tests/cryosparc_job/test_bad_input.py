@@ -75,8 +75,8 @@ def beyond(table: NDArray[Any]) -> None:
     [
         (repeated, "1 uids are repeated"),
         (mixed_boxes, "128 px wide, the table says 64 px"),
-        (no_stack, "gone.mrc"),
-        (beyond, "image 501 is wanted"),
+        (no_stack, "ERROR: J43:particles: row 6: the stack J42/extract/gone.mrc does not exist"),
+        (beyond, "image 501 is wanted by J43:particles, row 6"),
     ],
 )
 def test_tables_that_make_no_sense(

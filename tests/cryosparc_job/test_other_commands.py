@@ -273,6 +273,28 @@ def test_sums_that_a_row_lacks_or_has_otherwise_are_refused(
     assert not store.external
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (b"", "row 2 of the exposures names no micrograph"),
+        (
+            b"J43/gone.mrc",
+            "ERROR: J43:exposures: the micrograph J43/gone.mrc does not exist (1 of 2 are missing)",
+        ),
+    ],
+)
+def test_a_micrograph_that_is_not_there_is_named_with_its_output(
+    command: Run, store: Store, capsys: pytest.CaptureFixture[str], path: bytes, message: str
+) -> None:
+    add_micrographs(store)
+    table = store.load("J43", "exposures")
+    table["micrograph_blob/path"][1] = path
+    store._write(store.jobs["J43"], "exposures", table, passed=False)
+    assert command("extract-noise", "--micrographs", "J43:exposures") == 1
+    assert message in capsys.readouterr().err
+    assert not store.external
+
+
 def test_only_a_finished_training_has_a_model(
     command: Run, store: Store, capsys: pytest.CaptureFixture[str], copying: None
 ) -> None:
