@@ -321,7 +321,10 @@ def run_plan(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> 
     if any(item.state == "stopped" for item in items):
         raise Aborted("Stopped on request. What is finished is kept: batch resume goes on from there.")
     if failed:
-        raise CryohushError(f"{len(failed)} of {len(items)} sources failed: {', '.join(failed)}")
+        raise CryohushError(
+            f"{len(failed)} of {len(items)} sources failed: {', '.join(failed)}. What is finished is kept: "
+            "once the reasons above are mended, batch retry-failed goes on from there."
+        )
 
 
 def restore_command(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:

@@ -196,4 +196,5 @@ class _Driver:
 
 def _in_words_of_batch(error: CryohushError, item: Item, action: Action) -> str:
     """Return what an error of a source says, where it names what only the source's own command has."""
-    return as_keys(str(error).replace("--resume", f"batch {action}"), type(item.options))
+    text = str(error).replace("--resume", f"batch {action}").replace("--root", "root")
+    return as_keys(text, type(item.options))

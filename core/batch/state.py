@@ -188,7 +188,8 @@ class BatchState:
                     os.fsync(file.fileno())
                 rename_complete(part, path)
             except OSError as error:
-                raise writing_failed(path, error) from error
+                text = str(writing_failed(path, error)).replace("--resume", "batch resume")
+                raise OutputError(text) from error
 
     def close(self) -> None:
         """Let another driver have the batch."""

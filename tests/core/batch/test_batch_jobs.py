@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,7 @@ from particle_files import noise, read_alike, read_stack, write_stack, write_tab
 
 from cryohush.core.batch import driver
 from cryohush.core.batch.sources import Files
-from cryohush.core.batch.state import Item
+from cryohush.core.batch.state import BatchState, Item
 from cryohush.core.cli import main
 from cryohush.core.config.batch import BatchPlan
 from cryohush.core.config.evaluate import EvaluateConfig
@@ -153,7 +155,9 @@ def test_noise_and_figures_of_sound_sources_arrive_though_one_is_broken(
 ) -> None:
     path = write(tmp_path, plan)
     assert main(["batch", path]) == 1
-    assert "1 of 3 sources failed: broken" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "1 of 3 sources failed: broken. What is finished is kept: " in error
+    assert error.endswith("batch retry-failed goes on from there.\n")
     batch = tmp_path / "batch"
     good, broken, quality = json.loads((batch / "batch.json").read_text())["items"]
     assert [item["state"] for item in (good, broken, quality)] == ["done", "failed", "done"]
@@ -210,6 +214,7 @@ def test_noise_and_figures_of_sound_sources_arrive_though_one_is_broken(
         (OutputError("Free some space, then go on with --resume."), "failed", "with batch retry-failed."),
         (Aborted("stopped; --resume goes on"), "stopped", "batch resume goes on"),
         (InputError("Give --window-px, or --window-angstrom."), "failed", "window_px, or window_angstrom."),
+        (InputError("Name it with --root."), "failed", "with root."),
     ],
 )
 def test_what_a_source_says_to_do_a_batch_can_do(
@@ -226,3 +231,15 @@ def test_what_a_source_says_to_do_a_batch_can_do(
     assert item.state == state
     assert item.error is not None
     assert item.error.endswith(said)
+
+
+def test_a_batch_without_room_for_its_own_state_says_how_to_go_on(
+    plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with BatchState.open(Path(plan["output"]), BatchPlan.model_validate(plan)) as state:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OutputError, match=r"batch\.json: the disk is full .* go on with batch resume\."):
+            state.save()
