@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sys
 import time
@@ -141,10 +142,8 @@ def run_guarded(job: ExternalJob, signals: Signals, work: Callable[[], None]) ->
 
 def _sentence(error: Exception, resume: str, then: str) -> str:
     """Return what is wrong and what to do then, unless it says so itself."""
-    text = str(error)
-    if "--resume" in text:
-        return text if resume in text else text.replace("--resume", resume)
-    return f"{text.rstrip('.')}. {then}"
+    text = re.sub(r"--resume(?! J\d)", resume, str(error))
+    return text if resume in text else f"{text.rstrip('.')}. {then}"
 
 
 def _fail(

@@ -18,7 +18,7 @@ _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_IN_WORDS = ("no space left", "quota exceeded", "os error 28", "os error 122")
 # Less room than this beside a file that could not be written, and the disk is taken to be full.
 _PROBED_BYTES = 2**20
-_TABLES = (".star", ".cs")
+TABLES = (".star", ".cs")
 
 
 def writing_failed(path: Path, error: OSError, bytes_needed: int | None = None) -> OutputError:
@@ -236,7 +236,7 @@ def states_of(paths: Iterable[Path]) -> dict[Path, str]:
         If one is gone.
     """
     return {
-        path: sha256_of(path, salt=str(path.absolute())) if path.suffix in _TABLES else file_state(path)
+        path: sha256_of(path, salt=str(path.absolute())) if path.suffix in TABLES else file_state(path)
         for path in paths
     }
 

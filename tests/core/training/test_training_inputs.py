@@ -97,7 +97,13 @@ def test_images_that_change_while_it_goes_on_leave_no_weights(tiny: dict[str, An
         train(config, tmp_path / "run", JobContext(cut_out_again))
     assert not (tmp_path / "run" / WEIGHTS_NAME).exists()
     assert not (tmp_path / "run" / RECORD_NAME).exists()
-    train(config, tmp_path / "run", earlier="replace")
+
+    def grow(done: int, total: int) -> None:
+        with (tmp_path / "noisy.star").open("a") as file:
+            file.write("\n")
+
+    # a table that grows was read before
+    assert train(config, tmp_path / "run", JobContext(grow), earlier="replace").exists()
 
 
 def test_a_table_that_is_written_again_is_the_same(tiny: dict[str, Any], tmp_path: Path) -> None:
