@@ -123,6 +123,7 @@ ROWS = (
     ),
     Row("RELION's LoG, simulated: AP", PICKS, RELION_AP, "!real", micrographs=True),
     Row("RELION's templates, simulated: AP", PICKS, TEMPLATE_AP, "!real", micrographs=True),
+    Row("the same: best F1", PICKS, "RELION template F1", "!real", micrographs=True),
     Row("Topaz's detector, simulated: AP", PICKS, DETECTOR_AP, "!real", micrographs=True),
     Row("Picking blobs, real: AP", PICKS, AP, "real", micrographs=True),
     Row("RELION's LoG, real: AP", PICKS, RELION_AP, "real", micrographs=True),
