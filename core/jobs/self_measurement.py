@@ -140,9 +140,10 @@ def measure_gain_of_micrographs(
     stop_if_asked: Callable[[], None] = unasked,
 ) -> dict[str, Any]:
     """`measure_gain` of squares in the middle of a few micrographs, which are recorrupted as a whole."""
-    pixel_size_angstrom = stacks[0].pixel_size_angstrom
+    sizes = {stack.pixel_size_angstrom for stack in stacks}
+    pixel_size_angstrom = sizes.pop() if len(sizes) == 1 else None
     if pixel_size_angstrom is None:
-        return _not_measured("that needs a pixel size")
+        return _not_measured("that needs a pixel size, the same one for all micrographs")
     if isinstance(model.module, DiffusionDenoiser):
         return _not_measured("that would take as long as the run itself")
     denoiser = MicrographDenoiser(Denoiser(model.module, "cpu", "fp32" if precision == "fp16" else precision))

@@ -140,3 +140,16 @@ def test_small_micrographs_are_not_measured(tmp_path: Path) -> None:
     stacks = plan_stacks(read_images(tmp_path / "a.mrc"))
     found = measure_gain_of_micrographs(stacks, model, DenoiseOptions(), "fp32")
     assert "not measured: that needs a micrograph with noise of at least 384 px a side" in found["verdict"]
+
+
+def test_micrographs_of_two_pixel_sizes_are_not_measured(tmp_path: Path) -> None:
+    """Their Fourier rings are not at the same places, in Å."""
+    rows = []
+    for name, size in (("a.mrc", PIXEL), ("b.mrc", 2 * PIXEL)):
+        write_stack(tmp_path / name, threads_along_x(1, 400).numpy(), size)
+        rows += plan_stacks(read_images(tmp_path / name))
+    model = LoadedModel("test", AlongX(9), "", {}, Path("test.safetensors"))
+    found = measure_gain_of_micrographs(rows, model, DenoiseOptions(), "fp32")
+    assert found["verdict"].endswith(
+        "not measured: that needs a pixel size, the same one for all micrographs."
+    )
