@@ -155,7 +155,7 @@ class Place:
         free = shutil.disk_usage(self.root).free
         if needed > free:
             raise OutputError(
-                f"{self.root}: the disk is too small: {needed} bytes are needed, {free} are free. Free some "
+                f"{self.root}: the disk is too full: {needed} bytes are needed, {free} are free. Free some "
                 "space, or write float16 (half the size)."
             )
 

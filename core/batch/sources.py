@@ -296,7 +296,7 @@ def _full_disks(items: Sequence[Item], sizes: Sequence[JobSize], plan: BatchPlan
         needed[device] += size.bytes
         example[device] = there
     return [
-        f"{example[device]}: the disk is too small: {count} bytes are needed, {free} are free. Free some "
+        f"{example[device]}: the disk is too full: {count} bytes are needed, {free} are free. Free some "
         "space, or write float16 (half the size)."
         for device, count in needed.items()
         if count > (free := shutil.disk_usage(example[device]).free)

@@ -207,12 +207,12 @@ class JobFolder:
         Raises
         ------
         OutputError
-            If the disk is too small.
+            If the disk is too full.
         """
         free = shutil.disk_usage(self.path).free
         if bytes_needed > free:
             raise OutputError(
-                f"{self.path}: the disk is too small: {bytes_needed} bytes are needed, {free} are free. Free "
+                f"{self.path}: the disk is too full: {bytes_needed} bytes are needed, {free} are free. Free "
                 f"some space, choose another directory, or {remedy}."
             )
 

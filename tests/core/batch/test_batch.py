@@ -143,7 +143,7 @@ def test_all_sources_on_a_disk_must_fit_on_it(
     # one of them is 6 x 16 x 16 x 4 = 6144 bytes and its table
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**6, 10**6, 10_000))
     assert main(["batch", write(tmp_path, plan)]) == 1
-    assert "the disk is too small" in capsys.readouterr().err
+    assert "the disk is too full" in capsys.readouterr().err
 
 
 def test_an_unreachable_cluster_is_told(

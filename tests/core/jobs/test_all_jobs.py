@@ -148,7 +148,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_made(
     job, out = make(tmp_path, weights), tmp_path / "out"
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(10**6, 10**6, 10))
     remedy = {denoise: "write float16", train: "train a smaller network"}.get(make, "")
-    with pytest.raises(OutputError, match=rf"too small: [0-9]+ bytes are needed, 10 are free.* or {remedy}"):
+    with pytest.raises(OutputError, match=rf"too full: [0-9]+ bytes are needed, 10 are free.* or {remedy}"):
         job.run(out)
     assert list(out.iterdir()) == []
 

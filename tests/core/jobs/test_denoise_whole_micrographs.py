@@ -247,7 +247,7 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
-    with pytest.raises(OutputError, match="the disk is too small"):
+    with pytest.raises(OutputError, match="the disk is too full"):
         run_denoise("m.star", "out", options(weights))
 
 

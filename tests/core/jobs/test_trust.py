@@ -100,7 +100,7 @@ def test_the_disk_has_to_have_room_for_the_errors_as_well(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2**40, 0, free))
     run_denoise(table, "without", options(weights, error_stacks=False))
-    with pytest.raises(OutputError, match="the disk is too small"):
+    with pytest.raises(OutputError, match="the disk is too full"):
         run_denoise(table, "out", options(weights))
     assert not list(Path("out").iterdir())
 
