@@ -14,7 +14,7 @@ from ..config.denoise import DenoiseOptions
 from ..context.contexts import StackContexts, read_sample
 from ..context.stack_context import fit_context, to_working_grid
 from ..context.stack_map import unasked
-from ..imaging.defects import filled
+from ..imaging.defects import fill_defects, filled, find_defects
 from ..imaging.filters import background_power, floor_of, spectrum_of
 from ..imaging.noise import image_generator
 from ..imaging.normalise import circle_radius_px, normalise, usable
@@ -36,6 +36,8 @@ _BATCH = 16
 _NOISE_RINGS = (0.35, 0.6)
 #: micrographs of a sample, the side of what is denoised of each, and of the squares that count as images
 _MICROGRAPHS, _MIDDLE_PX, _SQUARE_PX = 8, 1536, 384
+#: share of a square that may be without noise
+_MAX_NOISE_FREE = 0.1
 
 
 def measure_gain(
@@ -156,6 +158,14 @@ def measure_gain_of_micrographs(
         image = whole[top : top + _MIDDLE_PX, left : left + _MIDDLE_PX]
         if not image.isfinite().all() or min(image.shape) < _SQUARE_PX:
             continue
+        # both judges would hold hot pixels and masks as if they were signal
+        defects = find_defects(image[None])
+        real = torch.ones(len(_squares(image)), dtype=torch.bool)
+        if defects is not None:
+            image = fill_defects(image[None], defects)[0]
+            real = _squares(defects.noise_free[0]).float().mean((1, 2)) < _MAX_NOISE_FREE
+        if not real.any():
+            continue
         image = image - image.mean()
         spectrum, side = spectrum_of(image)
         floor = torch.tensor([floor_of(spectrum, side // 2)])
@@ -170,16 +180,22 @@ def measure_gain_of_micrographs(
         )
         if problem is None:
             three = first[0], second[0], sign * torch.from_numpy(denoised)
-            parts.append([spectra_of_squares(one, pixel_size_angstrom) for one in three])
+            parts.append([spectra_of_squares(one, pixel_size_angstrom, real) for one in three])
     if not parts:
         return _not_measured(f"that needs a micrograph with noise of at least {_SQUARE_PX} px a side")
     return _judged(parts)
 
 
-def spectra_of_squares(image: Tensor, pixel_size_angstrom: float) -> Spectra:
-    """Spectra of the squares of a micrograph `(y, x)`, for `RingGain`."""
-    squares = image.unfold(0, _SQUARE_PX, _SQUARE_PX).unfold(1, _SQUARE_PX, _SQUARE_PX).flatten(0, 1)
+def spectra_of_squares(image: Tensor, pixel_size_angstrom: float, chosen: Tensor | None = None) -> Spectra:
+    """Spectra of (the `chosen`, bool `(n,)`) squares of a micrograph `(y, x)`, for `RingGain`."""
+    squares = _squares(image)
+    if chosen is not None:
+        squares = squares[chosen]
     return spectra(squares, radius_px=0.45 * _SQUARE_PX, pixel_size_angstrom=pixel_size_angstrom)
+
+
+def _squares(image: Tensor) -> Tensor:
+    return image.unfold(0, _SQUARE_PX, _SQUARE_PX).unfold(1, _SQUARE_PX, _SQUARE_PX).flatten(0, 1)
 
 
 def _judged(parts: Sequence[Sequence[Spectra]]) -> dict[str, Any]:

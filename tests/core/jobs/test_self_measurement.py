@@ -134,6 +134,27 @@ def test_a_micrograph_left_as_it_is_gains_nothing(tmp_path: Path) -> None:
         assert band["gain"] == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.parametrize("defect", ["hot pixels", "mask"])
+def test_defects_of_a_micrograph_are_no_signal_that_is_lost(tmp_path: Path, defect: str) -> None:
+    clean = threads_along_x(2, 1200) + torch.randn(2, 1200, 1200, generator=torch.Generator().manual_seed(5))
+    damaged = clean.clone()
+    if defect == "mask":
+        damaged[:, :300] = 0
+    else:
+        damaged[:, 7::90, 5::90] += 60
+    gains = []
+    for name, images in (("clean", clean), ("damaged", damaged)):
+        (tmp_path / name).mkdir()
+        gains.append(
+            {band["finest_angstrom"]: band for band in gain_of_micrographs(tmp_path / name, images, 9)}
+        )
+    assert len(gains[0]) >= 4
+    assert gains[1].keys() == gains[0].keys()
+    for ring, band in gains[0].items():
+        # as in the first test
+        assert gains[1][ring]["gain"] == pytest.approx(band["gain"], rel=0.1)
+
+
 def test_small_micrographs_are_not_measured(tmp_path: Path) -> None:
     write_stack(tmp_path / "a.mrc", threads_along_x(1, 200).numpy(), PIXEL)
     model = LoadedModel("test", AlongX(9), "", {}, Path("test.safetensors"))
