@@ -28,6 +28,7 @@ from .commands import (
 from .config.preset_list import preset_descriptions
 from .console import (
     USAGE,
+    CommandParser,
     exit_status,
     note,
     prepare_streams,
@@ -47,7 +48,7 @@ def build_parser(prog: str = "cryohush", command: str | None = None) -> argparse
 
     With a `command`, only that one gets its options: reading them takes a tenth of a second.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=prog,
         description="Denoise cryo-EM particles and micrographs. `COMMAND --help` has examples.",
         epilog=USE,
@@ -84,7 +85,7 @@ def _add_manner(parser: argparse.ArgumentParser) -> None:
         "--log-file",
         type=Path,
         metavar="FILE",
-        help="append everything that is said to this file, with the time (default: none)",
+        help="append all messages to this file, with the time (default: none)",
     )
 
 
@@ -124,7 +125,7 @@ def _add_inputs(parser: argparse.ArgumentParser, metavar: str, what: str) -> Non
         "input",
         nargs="+",
         metavar=metavar,
-        help=f"{what}; of several files, folders or patterns each file has a folder of its own in DIR",
+        help=f"{what}; with several files, folders or patterns, each file gets a folder of its own in DIR",
     )
 
 
@@ -334,8 +335,8 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 
 def _add_restore(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Give the rows of a table of denoised images their raw images back: also of a selection, of a "
-        "re-sorted table, or of several joined. All other columns keep their text."
+        "Give the rows of a table of denoised images their raw images back; it may be a selection, "
+        "re-sorted, or joined from several. All other columns keep their text."
     )
     parser.set_defaults(work=restore_command)
     parser.add_argument(

@@ -28,6 +28,8 @@ Options = TypeVar("Options", bound="BaseModel")
 IMAGE_SUFFIXES, MICROGRAPH_SUFFIXES = (".mrc", ".mrcs", ".star", ".cs"), (".mrc", ".star")
 # Without a terminal, progress is a line each time this much more is done.
 PROGRESS_PERCENT = 5
+# So many inputs that failed are named at the end.
+_NAMED = 3
 
 
 def denoise_command(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> None:
@@ -103,7 +105,10 @@ def _for_each(
             failed.append(str(path))
     if failed:
         total = len(found.paths) + len(found.problems)
-        raise CryohushError(f"{len(failed)} of {counted(total, 'input')} failed: {', '.join(failed)}")
+        more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+        raise CryohushError(
+            f"{len(failed)} of {counted(total, 'input')} failed: {', '.join(failed[:_NAMED])}{more}"
+        )
 
 
 @contextlib.contextmanager

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import difflib
 import os
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from .errors import Aborted, CryohushError, OutputError, is_out_of_memory, missing_package, one_line
 
@@ -86,6 +88,23 @@ def speaking(
 def _close(file: TextIO) -> None:
     with contextlib.suppress(OSError):  # what a full disk has not taken
         file.close()
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Names the option that was meant where a command does not know one."""
+
+    def parse_known_args(  # type: ignore[override]  # the overloads of typeshed differ in the namespace only
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """See `argparse.ArgumentParser`; here an unknown word of a command is an error of that command."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown and self._subparsers is None:
+            options = [name for name in self._option_string_actions if name.startswith("--")]
+            wrong = next((word for word in unknown if word.startswith("-")), None)
+            near = difflib.get_close_matches((wrong or "").split("=")[0], options, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
 
 
 def is_quiet() -> bool:
@@ -196,4 +215,4 @@ def _unexpected(error: BaseException) -> str:
     except OSError:
         traceback.print_exception(error)
         return f"unexpected {text}"
-    return f"unexpected {text}. This is a fault of cryohush; {file.name} tells its developers where."
+    return f"unexpected {text}. This is a fault in cryohush; {file.name} tells its developers where."

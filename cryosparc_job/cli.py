@@ -17,7 +17,7 @@ from ..core.config.denoise import DenoiseOptions
 from ..core.config.evaluate import EvaluateConfig
 from ..core.config.extract_noise import ExtractNoiseOptions
 from ..core.config.training import FRAMES_BOX_PX
-from ..core.console import prepare_streams
+from ..core.console import CommandParser, prepare_streams
 from ..core.errors import CryohushError
 from .commands import (
     make_denoise,
@@ -35,7 +35,7 @@ from .commands import (
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser. Options of a run that are not given are absent from its result."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="cryosparc_cryohush",
         description="Run cryohush as an external job of cryoSPARC 4.7 or 5.",
         epilog="Sign in once with: cryosparc_cryohush login --url https://host:39000",

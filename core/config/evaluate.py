@@ -179,7 +179,7 @@ class EvaluateConfig(Section):
         False,
         "take the rows of all files to be in one order where nothing in them shows which are the same image",
     )
-    align_twin: bool = option(False, "take back the drift between raw images and their twins, by micrograph")
+    align_twin: bool = option(False, "correct the drift between raw images and their twins, by micrograph")
     baselines: Annotated[tuple[str, ...], AfterValidator(_baselines)] = option(
         (), f"classical denoisers to compare with, of {', '.join(BASELINES)}", metavar="NAME"
     )

@@ -155,7 +155,7 @@ class ExtractNoiseOptions(Section):
     )
     max_per_micrograph: int | None = option(
         None,
-        "blocks of one micrograph; of more, that many are drawn at random",
+        "at most so many blocks from one micrograph, drawn at random from more",
         metavar="N",
         shown="all",
         ge=1,

@@ -335,7 +335,7 @@ def find_contexts(
             else:
                 looked_at = sum(context.n_images for context in contexts)
                 if with_map is not None and len(rows) >= FEWEST_OF_VIEWS:
-                    log(f"a map of the particles of {name} is looked for, which takes about a minute")
+                    log(f"looking for a map of the particles of {name}, which takes about a minute")
                 context, note = _fit(
                     particles,
                     rows,
@@ -552,7 +552,7 @@ def _from_blocks(
         )
     except ValueError as error:
         return None, f"none: {error}"
-    groups = "CTF not known" if optics is None else f"{len(context.group_optics or ())} groups of CTF"
+    groups = "CTF not known" if optics is None else f"{len(context.group_optics or ())} CTF groups"
     note = (
         f"{len(chosen)} images, {groups}, {100 * float(context.explained.mean()):.0f} % of the particles' "
         "variance explained"

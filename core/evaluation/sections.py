@@ -182,12 +182,12 @@ def verdict_of(
         return None
     found = {name: score(of, groups) for name, of in values.items()}
     cell = {name: _cell(of.mean, of.standard_error) for name, of in found.items()}
-    text = f"Denoised images correlate with the {target} ones to {cell[DENOISED]}"
+    text = f"Correlation with the {target} images: {cell[DENOISED]} for denoised ones"
     if found[DENOISED].mean < -2 * found[DENOISED].standard_error:
         return Verdict(f"{text}: they show the opposite. Is the contrast of both the same?", "bad")
     if RAW not in values:
         return Verdict(f"{text}. Give the raw images as well, to see the gain.", "note")
-    text += f", raw ones to {cell[RAW]}"
+    text += f", {cell[RAW]} for raw ones"
     gain = score(values[DENOISED] - values[RAW], groups)
     if gain.mean < -2 * gain.standard_error:
         return Verdict(f"{text}: denoising lost signal.", "bad")
@@ -197,7 +197,7 @@ def verdict_of(
     best = max(baselines, key=lambda name: found[name].mean)
     over = score(values[DENOISED] - values[best], groups)
     text += (
-        f", and the best of the classical denoisers, {method_name(best)}, to {cell[best]}; from that the "
+        f", {cell[best]} for the best of the classical denoisers, {method_name(best)}, from which the "
         f"denoised ones differ by {_cell(over.mean, over.standard_error, signed=True)}, image by image."
     )
     return Verdict(text, "good" if over.mean > 2 * over.standard_error else "note")

@@ -205,7 +205,7 @@ def denoised_batches(
                 patience = 0.0
                 raise DeviceError(
                     f"a batch has not come back for {feeding.patience_seconds:g} s: a device hangs. What is "
-                    "finished is kept: resume on other devices, or once this one is well again."
+                    "finished is kept: resume on other devices, or once this one works again."
                 ) from error
             del future  # it holds the images, too
             yield pieces, batch, seconds_reading, seconds_denoising

@@ -161,7 +161,7 @@ def _of_pixel_sizes(
         if size == UNSET_ANGSTROM and source.startswith("the header"):
             warnings.append(
                 f"a pixel size of 1 Å, by {source}, is what many programs write where they do not know it. "
-                "Give --pixel-size if it is another."
+                "Give --pixel-size if it is wrong."
             )
         if size is not None and trained_angstrom is not None and size < trained_angstrom[0]:
             warnings.append(

@@ -271,7 +271,7 @@ def plan_stacks(
             )
         if size is not None and not PLAUSIBLE_ANGSTROM[0] <= size <= PLAUSIBLE_ANGSTROM[1]:
             raise MrcError(
-                f"no image of a cryo-EM has pixels of {size:g} Å, as {size_source} says: another unit?",
+                f"no cryo-EM image has pixels of {size:g} Å, as {size_source} says: another unit?",
                 path=source,
                 remedy="Correct the table, or give the right size with --pixel-size.",
             )

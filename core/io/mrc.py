@@ -180,7 +180,7 @@ class StackReader:
                 raise MrcError(
                     f"images {first + 1} to {first + end - begin} cannot be read: {error.strerror or error}.",
                     path=self.path,
-                    remedy="Is the disk or the file server well? Copy the file elsewhere, if it can be.",
+                    remedy="Are the disk and the file server working? Copy the file elsewhere, if you can.",
                 ) from error
             if not complete:
                 self._check_size()

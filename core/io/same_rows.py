@@ -365,7 +365,7 @@ def _by_position(ours: _Identity, theirs: _Identity, compared: Sequence[str], by
         apart = np.abs(places[0] - places[1]).max(axis=1) > _SAME_PLACE_PX
         if apart.any():
             raise _disagreement(ours, theirs, int(apart.argmax()), told)
-        by, rows = f"{_ORDER}, in which their coordinates agree", (every, every)
+        by, rows = f"{_ORDER}; their coordinates agree", (every, every)
     elif ours.uids() is not None and theirs.uids() is not None:
         raise _disagreement(ours, theirs, 0, told)
     elif (rows := _same_numbers(ours, theirs)) is not None:
@@ -413,7 +413,7 @@ def _checked_by_micrograph(
             here, there = (row, counterpart) if names is one else (counterpart, row)
             if partner.setdefault(names[here], others[there]) != others[there]:
                 raise _disagreement(ours, theirs, row, "compared: micrographs, row by row", counterpart)
-    return f"{by}, in which their micrographs agree"
+    return f"{by}; their micrographs agree"
 
 
 def _disagreement(

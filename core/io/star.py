@@ -343,7 +343,7 @@ def _read_header(lines: _Lines) -> Table:
             if not table.line:
                 raise lines.error(
                     f"expected a data_ line, found {_shown(text)}.",
-                    "If it is a row of the table above, remove the blank line that ended the table.",
+                    "Give a STAR file; if this is a row of the table above, remove the blank line before it.",
                 )
             if text.split()[0] == b"loop_":
                 in_loop = True

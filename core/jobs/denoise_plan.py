@@ -186,7 +186,8 @@ class DenoisePlan(Plan[DenoiseWork, Summary]):
         log(f"device {', '.join(devices.names)}, precision {choices.precision} ({reason})")
         if self.are_micrographs:
             tilings = {tiling(self.model, shape): size for shape, size in sizes.items()}
-            log("tiles of " + ", ".join(f"{_box(t.tile)} px and {t.border_px} px around" for t in tilings))
+            text = ", ".join(f"{_box(t.tile)} px with a margin of {t.border_px} px" for t in tilings)
+            log(f"tiles of {text}")
         else:
             text = ", ".join(f"{size} images of {_box(shape)} px" for shape, size in sizes.items())
             log(f"batches of {text}")

@@ -98,7 +98,7 @@ def _restore_star(source: Path, destination: Path, root: Path | None) -> Restore
             f"data_{table.name} has no column _{' or _'.join(_RAW[label])}, which names the raw images.",
             path=source,
             line=table.line,
-            remedy="Give a table that cryohush wrote, or one that was selected of it.",
+            remedy="Give a table that cryohush wrote, or a selection from it.",
         )
     previous = [name for name in table.labels if name.startswith(PREVIOUS)]
     columns = [table.column(name) for name in (label, raw_label, *previous)]

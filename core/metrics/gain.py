@@ -235,8 +235,8 @@ def verdict(gains: Sequence[BandGain]) -> Verdict:
     share = f"{lowest:.0f}" if round(lowest) == round(highest) else f"{lowest:.0f} to {highest:.0f}"
     limits = max(b.coarsest_angstrom for b in better), min(b.finest_angstrom for b in better)
     text = (
-        f"By an estimate from these images alone, denoising adds {share} % of correlation over any low-pass "
-        f"filter between {limits[0]:g} and {limits[1]:g} Å{tail}"
+        f"By an estimate from these images alone, denoising adds {share} % to the correlation over any "
+        f"low-pass filter between {limits[0]:g} and {limits[1]:g} Å{tail}"
     )
     return Verdict(text, "good")
 

@@ -67,11 +67,11 @@ class Filtered:
         )
         if self.correlation < UNLIKE:
             return (
-                f"{kept} The result is like no plain low-pass of the raw images (it correlates to "
+                f"{kept} The result is like no plain low-pass of the raw images (a correlation of "
                 f"{self.correlation:.2f} at best): look at the images before you use them."
             )
         most_like = (
-            f"{kept} The result is most like a plain low-pass at {self.name}, with which it correlates to "
+            f"{kept} The result is most like a plain low-pass at {self.name}, with a correlation of "
             f"{self.correlation:.2f}"
         )
         if self.correlation >= ALIKE:

@@ -82,6 +82,34 @@ def test_no_two_inputs_share_a_folder(folder: Path) -> None:
     assert folder_names(paths[:2]) == names[:2]
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--pixelsize", "1.5"], "--pixelsize 1.5; did you mean --pixel-size?"),
+        (["--keep-abov=8"], None),  # an abbreviation is no mistake
+        (["--keep-abve=8"], "--keep-abve=8; did you mean --keep-above?"),
+        (["--zzz"], "--zzz\n"),
+    ],
+)
+def test_a_mistyped_option_is_told_with_the_one_that_was_meant(
+    words: list[str], problem: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["denoise", "gone.star", "-o", "out", *words]) == (1 if problem is None else 2)
+    errors = capsys.readouterr().err
+    assert ("unrecognized" in errors) == (problem is not None)
+    if problem is not None:
+        assert f"cryohush denoise: error: unrecognized arguments: {problem}" in errors
+
+
+def test_of_many_inputs_that_failed_only_the_first_are_named_again(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"gone{number}/*.star" for number in range(7)]
+    assert main(["denoise", *names, "-o", "out"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"error: 7 of 7 inputs failed: {', '.join(names[:3])} and 4 more"
+
+
 def test_each_input_has_a_folder_and_a_bad_one_stops_none(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,14 +33,14 @@ def compared(**means: float) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("means", "judgement", "says"),
     [
-        ({"denoised": 0.5, "raw": 0.2, "gaussian": 0.4}, "good", "classical denoisers, Gaussian, to"),
+        ({"denoised": 0.5, "raw": 0.2, "gaussian": 0.4}, "good", "classical denoisers, Gaussian, from"),
         # within the errors of both, but not image by image
         ({"denoised": 0.505, "raw": 0.2, "gaussian": 0.5}, "good", "image by image"),
         ({"denoised": 0.5, "raw": 0.2, "gaussian": 0.5}, "note", "image by image"),
         (
             {"denoised": 0.5, "raw": 0.2, "gaussian": 0.6, "mean": 0.3},
             "note",
-            "classical denoisers, Gaussian, to",
+            "classical denoisers, Gaussian, from",
         ),
         ({"denoised": 0.5, "raw": 0.2}, "note", "--baselines gaussian"),
         ({"denoised": 0.1, "raw": 0.2, "gaussian": 0.05}, "bad", "lost signal"),

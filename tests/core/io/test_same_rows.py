@@ -243,7 +243,7 @@ def test_a_row_that_disagrees_is_named_where_micrographs_have_other_names(tmp_pa
     first = write_star(tmp_path, "a", range(N), ON_MICROGRAPHS)
     found = match(first, write_star(tmp_path, "b", range(N), odd))
     assert_paired(found, range(N), range(N))
-    assert found.by == "their order, in which their coordinates agree, in which their micrographs agree"
+    assert found.by == "their order; their coordinates agree; their micrographs agree"
     swapped = [1, 0, *range(2, N)]
     with pytest.raises(InputError, match=r"row 1 m0_ODD\.mrc at"):
         match(first, write_star(tmp_path, "c", swapped, odd))

@@ -92,7 +92,7 @@ def test_the_verdict_says_what_was_found() -> None:
     vague = BandGain(14, 11, 0.02, 1.1, 0.2)
     unknown = BandGain(10, 9, 0.0, float("nan"), float("nan"))
     assert verdict([good, vague, unknown]).text == (
-        "By an estimate from these images alone, denoising adds 10 % of correlation over any low-pass "
+        "By an estimate from these images alone, denoising adds 10 % to the correlation over any low-pass "
         "filter between 28 and 24 Å; nothing finer than 11 Å could be measured."
     )
     loss = verdict([BandGain(28, 24, 0.2, 0.8, 0.02), good])

@@ -77,7 +77,7 @@ def gaussian(images: NDArray[np.float32], half_at: float) -> NDArray[np.float32]
         (lambda raw, smooth: 0.999 * raw, "kept 100 % of the variance"),
         (lambda raw, smooth: 0.01 * raw, "kept 0.01 % of the variance"),
         (lambda raw, smooth: 5 * raw, "have 2500 % of the variance of the raw ones: more, which is odd"),
-        (lambda raw, smooth: -smooth, r"like no plain low-pass .*\(it correlates to -\d\.\d\d at best\)"),
+        (lambda raw, smooth: -smooth, r"like no plain low-pass .*\(a correlation of -\d\.\d\d at best\)"),
         (lambda raw, smooth: smooth, "most like a plain low-pass at "),
     ],
 )
