@@ -20,6 +20,6 @@ COMPANY = (
     "`context` none each is denoised by itself."
 )
 OF_MAP = (
-    "A map of the particle took part: of a domain that some particles lack it puts up to a quarter into "
+    "A map of the particle took part: it puts up to a quarter of a domain that some particles lack into "
     "their images (in simulations)."
 )

@@ -165,7 +165,7 @@ def test_pixels_of_another_unit_are_refused_unless_the_user_says_the_size(
 ) -> None:
     """A grid that is finer by hundreds would fill the memory."""
     write_stack(tmp_path / "p.mrcs", particles(1.0, 4), size)
-    with pytest.raises(MrcError, match=rf"p\.mrcs: no image .* of {size:g} Å.*header.*--pixel-size"):
+    with pytest.raises(MrcError, match=rf"p\.mrcs: no cryo-EM image .* of {size:g} Å.*header.*--pixel-size"):
         look(tmp_path / "p.mrcs")
     images = read_images(tmp_path / "p.mrcs")
     assert plan_stacks(images, pixel_size_angstrom=1.2)[0].pixel_size_angstrom == 1.2
