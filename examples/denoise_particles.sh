@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-echo "Installing into .venv: 1.5 GB for the CPU, 5 GB with CUDA, once; this takes some minutes."
+[ -x .venv/bin/cryohush ] || echo "Installing into .venv: 1.5 GB for the CPU, 5 GB with CUDA; this takes some minutes."
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt .
 
 exec .venv/bin/cryohush denoise examples/data/particles.star --output examples/output/particles --overwrite "$@"

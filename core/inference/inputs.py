@@ -13,7 +13,7 @@ import torch
 
 from ..config.denoise import PARTICLE_SHARE_OF_BOX, DenoiseOptions
 from ..errors import ConfigurationError, InputError
-from ..imaging.contrast import middle_above_background, skewness
+from ..imaging.contrast import middle_above_background, skewness, skewness_of_particles
 from ..imaging.defects import filled
 from ..imaging.normalise import background_mask, default_radius_px
 from ..imaging.rings import noise_ends_at
@@ -205,7 +205,10 @@ def _of_contrast(images: ImageSet, stacks: Sequence[StackPlan]) -> list[str]:
 
 def _of_particles(stacks: Sequence[StackPlan], *, dark: bool) -> list[str]:
     some = [stacks[number] for number in sampled_stacks(stacks).tolist()]
-    found = [middle_above_background(images) for images in samples(stacks)]
+    found, skewed = zip(
+        *((middle_above_background(images), skewness_of_particles(images)) for images in samples(stacks)),
+        strict=True,
+    )
     looked_at = [(*one, stack) for one, stack in zip(found, some, strict=True) if one[1] > 0]
     taken, looks = ("dark", "white") if dark else ("white", "dark")
     height, certainty = _together(looked_at)
@@ -219,7 +222,16 @@ def _of_particles(stacks: Sequence[StackPlan], *, dark: bool) -> list[str]:
     # sets of two contrasts may have been joined
     wrong = [one for one in looked_at if one[0] * (-1 if dark else 1) < 0]
     if _together(wrong)[1] < _CERTAIN:
-        return []
+        third, sure = _together(
+            [(*one, stack) for one, stack in zip(skewed, some, strict=True) if one[1] > 0]
+        )
+        if certainty >= _CERTAIN or sure < _CERTAIN or (third < 0) == dark:
+            return []
+        return [
+            f"protein looks {looks}, but is taken for {taken}: what stands out of the images does so towards "
+            f"the {'bright' if looks == 'white' else 'dark'} side ({sure:.0f} standard errors). A wrong "
+            f"contrast gives wrong images: say --protein {looks} if it is so."
+        ]
     return [
         f"protein looks {looks} in {len(wrong)} of {len(looked_at)} stacks that were looked at, such as "
         f"{wrong[0][2].source}, but is taken for {taken} in all. A wrong contrast gives wrong images: "

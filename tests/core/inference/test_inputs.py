@@ -485,6 +485,22 @@ def test_masks_and_outlying_pixels_do_not_decide_what_is_dark(
         assert warned == ((height > 0) == (protein == "dark"))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_hollow_particles_show_their_contrast_too(tmp_path: Path, sign: int) -> None:
+    """Shells as of apoferritin: behind a CTF their middle is no brighter than what is around them."""
+    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
+    radius = np.hypot(y, x) / SIDE
+    shell = np.exp(-(((radius - 0.2) / 0.05) ** 2)) - 0.4 * np.exp(-(((radius - 0.36) / 0.06) ** 2))
+    middle = radius < 0.19
+    shell[middle] -= shell[middle].mean() - shell[radius > 0.38].mean()
+    images = particles(0.0, 200) + np.float32(sign) * shell.astype(np.float32)
+    write_stack(tmp_path / "p.mrcs", images)
+    right, wrong = ("white", "dark")[::sign]
+    assert not look(tmp_path / "p.mrcs", right).warnings
+    (warning,) = look(tmp_path / "p.mrcs", wrong).warnings
+    assert f"protein looks {right}, but is taken for {wrong}: what stands out of the images" in warning
+
+
 def test_brightness_that_rises_across_particles_has_no_contrast(tmp_path: Path) -> None:
     images = particles(0.0) + np.arange(SIDE, dtype=np.float32) / 4
     write_stack(tmp_path / "p.mrcs", images)
