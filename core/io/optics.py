@@ -28,8 +28,7 @@ _ROW_OPTICS = (
     "rlnAmplitudeContrast",
     "rlnMagnification",
     "rlnDetectorPixelSize",
-    "rlnImagePixelSize",
-    "rlnPixelSize",
+    *PARTICLE_PIXEL_SIZES,
 )
 LARGEST_INDEX = 2**31 - 1
 

@@ -44,6 +44,16 @@ def test_a_table_of_relion_3_0_has_its_optics_in_the_rows(project: Path) -> None
     assert f"x.mrc 35714.285 5.0 {NAMES[0]}\n" in Path("new.star").read_text()
 
 
+@pytest.mark.parametrize(
+    "label", ["rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize", "rlnPixelSize"]
+)
+def test_rows_without_optics_groups_may_have_a_pixel_size(project: Path, label: str) -> None:
+    text = f"\ndata_micrographs\n\nloop_\n_rlnMicrographName #1\n_{label} #2\n"
+    (project / "m.star").write_text(f"{text}{NAMES[0]} 1.4\n{NAMES[1]} 1.0\n\n")
+    micrographs = MicrographSet.read("m.star")
+    assert [micrographs.pixel_size_angstrom(number) for number in (0, 1)] == [1.4, 1.0]
+
+
 def test_only_the_names_change_and_the_raw_ones_are_kept(project: Path) -> None:
     text = table_of(NAMES)
     (project / "m.star").write_text(text)
