@@ -190,7 +190,7 @@ def test_a_folder_that_was_swapped_for_a_link_is_not_emptied_through_it(done: Pa
         assert {path.name for path in elsewhere.iterdir()} == {"1", "2.part"}
 
 
-def test_a_folder_that_cannot_be_made_or_is_too_small_is_told(
+def test_a_folder_that_cannot_be_made_or_has_no_room_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -200,6 +200,6 @@ def test_a_folder_that_cannot_be_made_or_is_too_small_is_told(
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10, 6, 4))
     with JobFolder(tmp_path / "out", JOB) as folder:
         folder.check_room(4, "do less")
-        with pytest.raises(OutputError, match=r"too small: 5 bytes are needed, 4 are free.* or do less\."):
+        with pytest.raises(OutputError, match=r"too full: 5 bytes are needed, 4 are free.* or do less\."):
             folder.check_room(5, "do less")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [JOURNAL_NAME]
